@@ -1,0 +1,61 @@
+# scikit-learn's handwritten digits, written by tools/prepare_digits.py in the format of MNIST:
+# 1,437 images to train on, 360 to test on. One of five seeded folds of the former, 287 images,
+# is held out and left to the search.
+data_preprocessor = dict(num_classes=10, mean=[78.0], std=[96.0])
+
+train_pipeline = [
+    # Shift by up to one pixel.
+    dict(
+        type='RandomApply', prob=0.4, transforms=[dict(type='RandomCrop', crop_size=8, padding=1)]
+    ),
+    dict(type='PackInputs'),
+]
+test_pipeline = [dict(type='PackInputs')]
+folds = dict(type='KFoldDataset', fold=0, num_splits=5, seed=0)
+
+train_dataloader = dict(
+    batch_size=64,
+    num_workers=0,
+    drop_last=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='RepeatDataset',
+        times=5,  # an "epoch" is five passes
+        dataset=dict(
+            **folds,
+            test_mode=False,
+            dataset=dict(
+                type='MNIST', data_root='data/digits', split='train', pipeline=train_pipeline
+            ),
+        ),
+    ),
+)
+# What the search scores subnets on.
+heldout_dataloader = dict(
+    batch_size=512,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        **folds,
+        test_mode=True,
+        dataset=dict(
+            type='MNIST', data_root='data/digits', split='train', pipeline=test_pipeline
+        ),
+    ),
+)
+val_dataloader = heldout_dataloader
+val_evaluator = dict(type='Accuracy')
+test_dataloader = dict(
+    batch_size=512,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        # MNIST reads the test files only with test_mode=True, whatever split says.
+        type='MNIST',
+        data_root='data/digits',
+        split='test',
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+test_evaluator = dict(type='Accuracy')

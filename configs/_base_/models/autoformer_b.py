@@ -1,0 +1,24 @@
+# AutoFormer-B: the choices, and the supernet they are slices of.
+space = dict(
+    embed_dim=[528, 576, 624],
+    depth=[14, 15, 16],
+    num_heads=[9, 10],
+    mlp_ratio=[3.0, 3.5, 4.0],
+)
+model = dict(
+    type='tas_lora.SupernetClassifier',
+    backbone=dict(
+        type='tas_lora.ElasticViT',
+        arch=dict(embed_dim=640, num_heads=[10] * 16, mlp_ratio=[4.0] * 16),
+        drop_path_rate=0.1,
+    ),
+    head=dict(
+        type='tas_lora.ElasticClsHead',
+        num_classes=1000,
+        in_channels=640,
+        loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
+    ),
+    train_cfg=dict(
+        augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]
+    ),
+)

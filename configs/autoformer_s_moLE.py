@@ -1,0 +1,23 @@
+"""TAS-LoRA on AutoFormer-S, stage 2: experts and router on the frozen supernet.
+
+tools/dist_train.sh configs/autoformer_s_moLE.py 8
+
+GPUs: 8, batch 8 x 128. Searched subnet, 22.9M parameters, 5.0G FLOPs: top-1 81.9 +-0.1
+(published); not run here. From an official file: tools/convert_autoformer.py, then
+--cfg-options load_from=FILE.
+"""
+
+_base_ = [
+    '_base_/models/autoformer_s.py',
+    '_base_/datasets/imagenet_autoformer.py',
+    '_base_/schedules/mole_50e.py',
+    '_base_/default_runtime.py',
+]
+model = dict(
+    backbone=dict(mole=dict(num_experts=27, rank=8)),
+    router=dict(type='tas_lora.LSTMRouterHead', space={{_base_.space}}, beta=3.0),
+)
+load_from = 'work_dirs/autoformer_s_supernet/epoch_500.pth'
+train_cfg = dict(space={{_base_.space}})
+val_cfg = dict(space={{_base_.space}})
+test_cfg = dict(space={{_base_.space}})

@@ -1,0 +1,24 @@
+"""TAS-LoRA on AutoFormer-T, stage 2: experts and router on the frozen supernet.
+
+tools/dist_train.sh configs/autoformer_t_moLE.py 4
+
+GPUs: 4, batch 4 x 256. Searched subnet, 5.9M parameters, 1.3G FLOPs: top-1 75.7 +-0.1
+(published); not run here. From an official file: tools/convert_autoformer.py, then
+--cfg-options load_from=FILE.
+"""
+
+_base_ = [
+    '_base_/models/autoformer_t.py',
+    '_base_/datasets/imagenet_autoformer.py',
+    '_base_/schedules/mole_50e.py',
+    '_base_/default_runtime.py',
+]
+model = dict(
+    backbone=dict(mole=dict(num_experts=12, rank=8)),
+    router=dict(type='tas_lora.LSTMRouterHead', space={{_base_.space}}, beta=3.0),
+)
+load_from = 'work_dirs/autoformer_t_supernet/epoch_500.pth'
+train_dataloader = dict(batch_size=256)
+train_cfg = dict(space={{_base_.space}})
+val_cfg = dict(space={{_base_.space}})
+test_cfg = dict(space={{_base_.space}})

@@ -1,0 +1,32 @@
+"""Installation; settings of tools are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+setup(
+    name='tas-lora',
+    version='0.1.0',
+    description='Vision-transformer architecture search with mixture-of-LoRA experts',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.10',
+    packages=find_packages(include=['tas_lora', 'tas_lora.*']),
+    install_requires=[
+        'torch>=2.5',
+        'torchvision',
+        'mmengine>=0.10.5',
+        'mmpretrain>=1.2.0',
+        'mmcv-lite>=2.0.0,<2.4.0',  # the range MMPretrain accepts
+        'numpy',
+        'rich',
+        'safetensors',
+    ],
+    extras_require={
+        'demo': ['scikit-learn'],
+        'dev': ['hypothesis', 'pre-commit', 'pytest', 'ruff', 'scikit-learn'],
+    },
+)

@@ -1,0 +1,19 @@
+"""TAS-LoRA: vision-transformer architecture search with mixture-of-LoRA experts."""
+
+from .apis import load_supernet
+from .errors import UserError
+from .models import export_subnet
+from .search import count_flops, count_params
+from .structures import SearchSpace, Subnet
+
+__version__ = '0.1.0'
+
+__all__ = [
+    'SearchSpace',
+    'Subnet',
+    'UserError',
+    'count_flops',
+    'count_params',
+    'export_subnet',
+    'load_supernet',
+]

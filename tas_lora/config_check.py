@@ -1,0 +1,103 @@
+"""What can be wrong with a config, found before anything is built."""
+
+import difflib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS, HOOKS, LOOPS, METRICS, MODELS, TRANSFORMS, Registry
+from mmengine.runner import Runner
+
+from .errors import UserError
+
+_REGISTRIES = dict(
+    model=MODELS,
+    train_cfg=LOOPS,
+    val_cfg=LOOPS,
+    test_cfg=LOOPS,
+    default_hooks=HOOKS,
+    custom_hooks=HOOKS,
+    train_dataloader=DATASETS,
+    val_dataloader=DATASETS,
+    test_dataloader=DATASETS,
+    val_evaluator=METRICS,
+    test_evaluator=METRICS,
+)
+# Keys that MMEngine takes out before it calls a constructor.
+_CONSUMED = {'type', '_scope_', 'priority'}
+
+
+def check_options(cfg: Config, options: dict | None) -> None:
+    """Refuse ``--cfg-options`` whose first part names nothing in the config or the runner."""
+    known = [*cfg.keys(), *inspect.signature(Runner.__init__).parameters]
+    for key in options or {}:
+        first = key.split('.')[0]
+        if first not in known:
+            raise UserError(f'--cfg-options {key}: the config has no {first!r}{_hint(first, known)}')
+
+
+def check_arguments(cfg: Config) -> None:
+    """Refuse arguments that the components named by ``type`` do not take."""
+    for field, registry in _REGISTRIES.items():
+        for path, node in _typed(cfg.get(field), field):
+            inside = TRANSFORMS if 'pipeline' in path else registry
+            _check_node(path, node, inside)
+
+
+def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
+    """Refuse data folders that do not exist, before a dataset class tries to download one."""
+    for loader in loaders:
+        for path, node in _dicts(cfg.get(loader), loader):
+            root = node.get('data_root')
+            if isinstance(root, str) and not Path(root).exists():
+                raise UserError(
+                    f'{path}.data_root: the folder {root!r} does not exist; put the data there '
+                    f'(see README, "Data") or point to it by --cfg-options {path}.data_root=DIR'
+                )
+
+
+def _check_node(path: str, node: dict, registry: Registry) -> None:
+    component = registry.get(f'{node["type"]}') or registry.get(f'mmpretrain.{node["type"]}')
+    accepted = _accepted_arguments(component) if inspect.isclass(component) else None
+    if accepted is None:
+        return
+    for key in node:
+        if key not in accepted and key not in _CONSUMED:
+            raise UserError(
+                f'{path}.{key}: {node["type"]} takes no such argument{_hint(key, accepted)}; '
+                f'it takes {", ".join(sorted(accepted))}'
+            )
+
+
+def _accepted_arguments(component: type) -> set[str] | None:
+    """Names a class takes, following ``**kwargs`` up its bases; None if anything goes."""
+    accepted = set()
+    for cls in component.__mro__:
+        if '__init__' not in vars(cls) or cls is object:
+            continue
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        accepted |= {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {'self'}
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            return accepted
+    return None
+
+
+def _typed(node, path: str) -> Iterator[tuple[str, dict]]:
+    return ((p, d) for p, d in _dicts(node, path) if isinstance(d.get('type'), str))
+
+
+def _dicts(node, path: str) -> Iterator[tuple[str, dict]]:
+    """All dicts below ``node`` with their dotted paths, outermost first."""
+    if isinstance(node, dict):
+        yield path, node
+        for key, value in node.items():
+            yield from _dicts(value, f'{path}.{key}')
+    elif isinstance(node, (list, tuple)):
+        for i, value in enumerate(node):
+            yield from _dicts(value, f'{path}.{i}')
+
+
+def _hint(name: str, known) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f' (did you mean {close[0]!r}?)' if close else ''

@@ -1,0 +1,15 @@
+from .hooks import MoLEHook, MoLEStatsHook
+from .optim import AutocastOptimWrapper, JointOptimWrapper, MoLEOptimWrapperConstructor
+from .runner import EvolutionarySearchLoop, SubnetSamplingTrainLoop, SubnetTestLoop, SubnetValLoop
+
+__all__ = [
+    'AutocastOptimWrapper',
+    'EvolutionarySearchLoop',
+    'JointOptimWrapper',
+    'MoLEHook',
+    'MoLEOptimWrapperConstructor',
+    'MoLEStatsHook',
+    'SubnetSamplingTrainLoop',
+    'SubnetTestLoop',
+    'SubnetValLoop',
+]

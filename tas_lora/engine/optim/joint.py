@@ -1,0 +1,87 @@
+"""Two optimizers behind one backward: experts and router."""
+
+from contextlib import contextmanager
+
+import torch
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
+from mmengine.registry import OPTIMIZERS
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ...models.layers import expert_parameters
+from ...registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+
+
+@OPTIM_WRAPPERS.register_module()
+class JointOptimWrapper(OptimWrapperDict):
+    """Steps several optimizers on the gradients of one loss.
+
+    MMEngine leaves ``update_params`` of an ``OptimWrapperDict`` to the model; defined here, the
+    stock ``train_step`` of models and of their DDP wrapper works. Precision and gradient
+    accumulation are those of the first wrapper.
+    """
+
+    @property
+    def _first(self):
+        return next(iter(self.optim_wrappers.values()))
+
+    def update_params(self, loss: Tensor, step_kwargs=None, zero_kwargs=None) -> None:
+        """Backward once, then step and clear every optimizer."""
+        self._first.backward(self._first.scale_loss(loss))
+        if self._first.should_update():
+            for wrapper in self.optim_wrappers.values():
+                wrapper.step(**(step_kwargs or {}))
+                wrapper.zero_grad(**(zero_kwargs or {}))
+
+    @contextmanager
+    def optim_context(self, model: nn.Module):
+        """Forward context: autocast and, while accumulating, no gradient synchronisation."""
+        with self._first.optim_context(model):
+            yield
+
+    def initialize_count_status(self, model, init_counts: int, max_counts: int) -> None:
+        """Hand the iteration count to the wrapper that decides on accumulation."""
+        self._first.initialize_count_status(model, init_counts, max_counts)
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class MoLEOptimWrapperConstructor:
+    """Builds a :class:`JointOptimWrapper` from ``dict(experts=..., router=...)``.
+
+    Args:
+        optim_wrapper_cfg: For each of 'experts' and 'router' a config of an ``OptimWrapper``.
+            A ``type`` beside the two is the type of both.
+        paramwise_cfg: Not used; here to be built as MMEngine builds constructors.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
+        self.configs = dict(optim_wrapper_cfg)
+        self.type = self.configs.pop('type', 'OptimWrapper')
+        if set(self.configs) != {'experts', 'router'}:
+            raise UserError(
+                "optim_wrapper takes 'experts' and 'router' beside constructor and type, "
+                f'got {sorted(self.configs)}'
+            )
+
+    def __call__(self, model: nn.Module) -> JointOptimWrapper:
+        """Wrap the experts and the router of ``model``."""
+        model = model.module if is_model_wrapper(model) else model
+        if model.router is None:
+            raise UserError('this optim_wrapper trains experts and a router; the model has none')
+        parameters = dict(
+            experts=list(expert_parameters(model)), router=list(model.router.parameters())
+        )
+        return JointOptimWrapper(
+            **{name: self._build(name, parameters[name]) for name in ('experts', 'router')}
+        )
+
+    def _build(self, name: str, parameters: list[nn.Parameter]):
+        config = dict(self.configs[name])
+        optimizer = dict(config.pop('optimizer'), params=parameters)
+        config.setdefault('type', self.type)
+        config['optimizer'] = OPTIMIZERS.build(optimizer)
+        if not isinstance(config['optimizer'], torch.optim.Optimizer):
+            raise UserError(f'optim_wrapper.{name}.optimizer is no optimizer: {optimizer["type"]}')
+        return ROOT_OPTIM_WRAPPERS.build(config)

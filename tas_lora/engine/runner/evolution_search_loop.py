@@ -1,0 +1,178 @@
+"""Evolutionary search as a validation loop."""
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from mmengine.dist import is_main_process
+from mmengine.runner import ValLoop
+
+from ...errors import UserError
+from ...registry import LOOPS
+from ...search import Evolution, count_flops, count_params
+from ...structures import SearchSpace, Subnet
+from ..hooks.mole_hook import supernet_of
+from .subnet_val_loop import evaluate_subnet
+
+COUNTERS = dict(params=count_params, flops=count_flops)
+
+
+@LOOPS.register_module()
+class EvolutionarySearchLoop(ValLoop):
+    """Finds the subnet with the lowest score within limits (TAS-LoRA, Algorithm 2).
+
+    It is the ``val_cfg`` of a search config and started by ``runner.val()``. The validation data
+    must be images that no training stage has seen, and not the test set. Two files are written
+    to the work directory: ``search_history.jsonl``, a line per subnet as it is scored, and
+    ``best_subnet.json``.
+
+    Args:
+        runner: The runner.
+        dataloader: As in ``ValLoop``: the held-out images.
+        evaluator: As there; must yield ``score``.
+        space: The search space, or its dict.
+        constraints: Limits, ``{'params': (low, high), 'flops': (low, high)}``, inclusive; None
+            leaves a side open.
+        score: Name of the metric to minimise.
+        log_interval: Subnets between two log lines.
+        evolution: Arguments of :class:`~tas_lora.search.Evolution`: ``population``,
+            ``generations``, ``parents``, ``mutations``, ``crossovers``, ``gene_prob``,
+            ``shape_prob``, ``seed``.
+        **kwargs: As in ``ValLoop``.
+
+    Raises:
+        UserError: If the space does not fit the supernet, or no subnet was found in the limits.
+    """
+
+    # Random subnets tried before limits count as out of reach.
+    PROBES = 10_000
+
+    def __init__(
+        self,
+        runner,
+        dataloader,
+        evaluator,
+        space: dict,
+        constraints: dict | None = None,
+        score: str = 'cross_entropy',
+        log_interval: int = 10,
+        evolution: dict | None = None,
+        **kwargs,
+    ):
+        super().__init__(runner, dataloader, evaluator, **kwargs)
+        self.space = space if isinstance(space, SearchSpace) else SearchSpace(**space)
+        self.model = supernet_of(runner)
+        self.space.largest().check_fits(self.model.backbone.arch, 'the largest subnet of the space')
+        self.limits = _parse_limits(constraints or {})
+        self.score = score
+        self.log_interval = log_interval
+        spec = self.model.image_spec
+        self.counters = {name: partial(count, **spec) for name, count in COUNTERS.items()}
+        self.evolution = Evolution(self.space, self.is_feasible, **(evolution or {}))
+
+    def is_feasible(self, subnet: Subnet) -> bool:
+        """Whether ``subnet`` is within all limits."""
+        return all(
+            low <= self.counters[name](subnet) <= high for name, (low, high) in self.limits.items()
+        )
+
+    def run(self) -> dict:
+        """Search; returns the score and the costs of the best subnet."""
+        self._check_limits()
+        history = Path(self.runner.work_dir) / 'search_history.jsonl'
+        if is_main_process():
+            history.write_text('')
+        self.runner.call_hook('before_val')
+        self.runner.call_hook('before_val_epoch')
+        self.started, self.done = time.monotonic(), 0
+        while subnets := self.evolution.ask():
+            self.evolution.tell({s: self._evaluate(s, history) for s in subnets})
+            self._log_generation()
+        metrics = self._finish()
+        self.runner.call_hook('after_val_epoch', metrics=metrics)
+        self.runner.call_hook('after_val')
+        return metrics
+
+    def _evaluate(self, subnet: Subnet, history: Path) -> float:
+        metrics = evaluate_subnet(self, subnet)
+        if self.score not in metrics:
+            raise UserError(
+                f'val_cfg.score is {self.score!r}, but val_evaluator gives {sorted(metrics)}'
+            )
+        self.done += 1
+        if is_main_process():
+            line = dict(generation=self.evolution.generation, **self._record(subnet, metrics))
+            with history.open('a') as file:
+                file.write(json.dumps(line) + '\n')
+        if self.done % self.log_interval == 0:
+            self._log_progress(subnet, metrics[self.score])
+        return float(metrics[self.score])
+
+    def _record(self, subnet: Subnet, metrics: dict) -> dict:
+        costs = {name: count(subnet) for name, count in self.counters.items()}
+        scores = {name: float(value) for name, value in metrics.items()}
+        return dict(subnet=subnet.to_dict(), **costs, **scores)
+
+    def _finish(self) -> dict:
+        best = self.evolution.best(1)[0]
+        record = self._record(best, {self.score: self.evolution.scores[best]})
+        target = Path(self.runner.work_dir) / 'best_subnet.json'
+        if is_main_process():
+            target.write_text(json.dumps(record, indent=2) + '\n')
+        self.runner.logger.info(f'Best of {self.done} subnets, written to {target}: {best}')
+        return {name: value for name, value in record.items() if name != 'subnet'}
+
+    def _check_limits(self) -> None:
+        """Refuse limits that random subnets never meet, naming what the space offers."""
+        ends = (self.space.smallest(), self.space.largest())
+        rng = np.random.default_rng(self.evolution.seed)
+        if any(map(self.is_feasible, ends)) or any(
+            self.is_feasible(self.space.sample(rng)) for _ in range(self.PROBES)
+        ):
+            return
+        offers = '; '.join(
+            f'{name} asked for {low:,.0f} to {high:,.0f}, the space has '
+            + ' to '.join(f'{self.counters[name](end):,.0f}' for end in ends)
+            for name, (low, high) in self.limits.items()
+        )
+        raise UserError(
+            f'no subnet within the limits among {self.PROBES:,} random ones: {offers}; '
+            'change val_cfg.constraints'
+        )
+
+    def _log_progress(self, subnet: Subnet, score: float) -> None:
+        total = self.evolution.population * self.evolution.generations
+        spent = time.monotonic() - self.started
+        left = spent / self.done * (total - self.done)
+        self.runner.logger.info(
+            f'Search [{self.done}/{total}]  {self.score}: {score:.4f}  '
+            f'params: {self.counters["params"](subnet):,}  '
+            f'{spent / self.done:.2f} s/subnet  eta: {left:.0f} s'
+        )
+
+    def _log_generation(self) -> None:
+        best = self.evolution.best(1)[0]
+        self.runner.logger.info(
+            f'Generation {self.evolution.generation}/{self.evolution.generations}  '
+            f'best {self.score}: {self.evolution.scores[best]:.4f}  '
+            f'params: {self.counters["params"](best):,}'
+        )
+
+
+def _parse_limits(constraints: dict) -> dict[str, tuple[float, float]]:
+    limits = {}
+    for name, limit in constraints.items():
+        if name not in COUNTERS:
+            raise UserError(f'constraints.{name} is unknown; choose from {sorted(COUNTERS)}')
+        try:
+            low, high = limit
+            low = 0.0 if low is None else float(low)
+            high = float('inf') if high is None else float(high)
+        except (TypeError, ValueError):
+            raise UserError(f'constraints.{name} must be (low, high), got {limit!r}') from None
+        if low > high:
+            raise UserError(f'constraints.{name}: low {low:,.0f} is above high {high:,.0f}')
+        limits[name] = (low, high)
+    return limits

@@ -1,0 +1,3 @@
+from .elastic_vit import ElasticViT
+
+__all__ = ['ElasticViT']

@@ -1,0 +1,221 @@
+"""The weight-entangled vision transformer of AutoFormer, top to bottom."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ...registry import MODELS
+from ...structures import Subnet
+from ..layers import (
+    ElasticAttention,
+    ElasticLayerNorm,
+    ElasticLinear,
+    ElasticPatchEmbed,
+    MoLELinear,
+    relative_index,
+)
+
+
+class ElasticBlock(nn.Module):
+    """Pre-norm transformer block; it stores no architecture.
+
+    Args:
+        embed_dim: Full width C.
+        num_heads: Full number of heads H.
+        hidden_dim: Full MLP width.
+        head_dim: Width D of a head.
+        max_relative_position: Offset R at which relative positions are clipped.
+        drop_path_rate: Stochastic depth, the same rate for both branches.
+        linear: Makes the linear layers, as ``linear(in_features, out_features, parts=1)``.
+        init_std: Standard deviation of the initial position tables.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        hidden_dim: int,
+        head_dim: int,
+        max_relative_position: int,
+        drop_path_rate: float,
+        linear: Callable[..., ElasticLinear],
+        init_std: float,
+    ):
+        super().__init__()
+        self.attn_norm = ElasticLayerNorm(embed_dim)
+        self.attn = ElasticAttention(
+            embed_dim, num_heads, head_dim, max_relative_position, linear, init_std
+        )
+        self.ffn_norm = ElasticLayerNorm(embed_dim)
+        self.fc1 = linear(embed_dim, hidden_dim)
+        self.fc2 = linear(hidden_dim, embed_dim)
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
+
+    def forward(
+        self, x: Tensor, num_heads: int, hidden_dim: int, rel_index: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Map (B, N, C) to (B, N, C)."""
+        x = x + self.drop_path(self.attn(self.attn_norm(x), num_heads, rel_index))
+        hidden = F.gelu(self.fc1(self.ffn_norm(x), hidden_dim))
+        return x + self.drop_path(self.fc2(hidden, x.shape[-1]))
+
+    def sliced_linears(
+        self, embed_dim: int, num_heads: int, hidden_dim: int
+    ) -> Iterator[tuple[ElasticLinear, int, int]]:
+        """Each linear layer with the (output, input) widths a subnet uses of it.
+
+        In the order of the router's layer kinds: qkv, proj, fc1, fc2.
+        """
+        inner = num_heads * self.attn.head_dim
+        yield self.attn.qkv, inner, embed_dim
+        yield self.attn.proj, embed_dim, inner
+        yield self.fc1, hidden_dim, embed_dim
+        yield self.fc2, embed_dim, hidden_dim
+
+
+@MODELS.register_module()
+class ElasticViT(BaseModule):
+    """Supernet of vision transformers: every subnet inside ``arch`` is a slice of its weights.
+
+    Args:
+        arch: The supernet's own size, a :class:`~tas_lora.Subnet` or its dict. A fixed network
+            is an ``ElasticViT`` whose ``arch`` is that network.
+        img_size: Side of the square input in pixels.
+        patch_size: Side of a patch in pixels.
+        in_channels: Image channels.
+        head_dim: Width of one attention head; the same in all subnets.
+        max_relative_position: Offset at which 2-D relative positions are clipped.
+        out_type: What :meth:`forward` pools: 'avg_featmap', the mean over patches (AutoFormer),
+            or 'cls_token'.
+        drop_path_rate: Stochastic depth of the last block, linear over the supernet's depth; a
+            shallower subnet keeps the first rates.
+        mole: ``dict(num_experts=K, rank=R)`` gives each linear layer of each block K LoRA
+            experts; None leaves them out.
+        init_std: Standard deviation of the initial weights; biases start at 0.
+        init_cfg: MMEngine's initialisation config.
+
+    Raises:
+        UserError: If an argument is out of range, or on an image of another size.
+    """
+
+    def __init__(
+        self,
+        arch: Subnet | dict,
+        img_size: int = 224,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        head_dim: int = 64,
+        max_relative_position: int = 14,
+        out_type: str = 'avg_featmap',
+        drop_path_rate: float = 0.0,
+        mole: dict | None = None,
+        init_std: float = 0.02,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(init_cfg)
+        self.arch = arch if isinstance(arch, Subnet) else Subnet.from_dict(arch)
+        if out_type not in ('avg_featmap', 'cls_token'):
+            raise UserError(f"out_type must be 'avg_featmap' or 'cls_token', got {out_type!r}")
+        if img_size % patch_size:
+            raise UserError(f'img_size {img_size} is no multiple of patch_size {patch_size}')
+        self.img_size, self.patch_size, self.in_channels = img_size, patch_size, in_channels
+        self.head_dim, self.max_relative_position = head_dim, max_relative_position
+        self.out_type = out_type
+
+        width, grid = self.arch.embed_dim, img_size // patch_size
+        self.patch_embed = ElasticPatchEmbed(in_channels, width, patch_size)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, grid**2 + 1, width))
+        nn.init.trunc_normal_(self.cls_token, std=init_std)
+        nn.init.trunc_normal_(self.pos_embed, std=init_std)
+        linear = _linear_factory(mole, init_std)
+        rates = torch.linspace(0, drop_path_rate, self.arch.depth).tolist()
+        self.blocks = nn.ModuleList(
+            ElasticBlock(width, heads, hidden, head_dim, max_relative_position, rate, linear, init_std)
+            for heads, hidden, rate in zip(
+                self.arch.num_heads, self.arch.hidden_dims, rates, strict=True
+            )
+        )
+        self.norm = ElasticLayerNorm(width)
+        rows, columns = relative_index(grid, max_relative_position)
+        self.register_buffer('rel_rows', rows, persistent=False)
+        self.register_buffer('rel_columns', columns, persistent=False)
+
+    def forward(self, images: Tensor, subnet: Subnet | None = None) -> tuple[Tensor]:
+        """Features of ``subnet`` (the whole ``arch`` if None).
+
+        Args:
+            images: (B, in_channels, img_size, img_size).
+            subnet: The slice to run; it must fit inside ``arch``.
+
+        Returns:
+            One pooled feature (B, C), in a tuple as MMPretrain's heads expect.
+        """
+        subnet = subnet or self.arch
+        self._check_images(images)
+        x = self.patch_embed(images, subnet.embed_dim)  # (B, patches, C)
+        cls_token = self.cls_token[..., : subnet.embed_dim].expand(len(x), -1, -1)
+        x = torch.cat([cls_token, x], dim=1) + self.pos_embed[..., : subnet.embed_dim]
+        rel_index = (self.rel_rows, self.rel_columns)
+        for block, (_, num_heads, hidden_dim) in self.active_blocks(subnet):
+            x = block(x, num_heads, hidden_dim, rel_index)
+        x = self.norm(x)
+        return (x[:, 0] if self.out_type == 'cls_token' else x[:, 1:].mean(dim=1),)
+
+    def active_blocks(self, subnet: Subnet) -> Iterator[tuple[ElasticBlock, tuple[int, int, int]]]:
+        """The blocks ``subnet`` runs, each with (embed_dim, num_heads, hidden_dim)."""
+        widths = zip(subnet.num_heads, subnet.hidden_dims, strict=True)
+        for block, (num_heads, hidden_dim) in zip(self.blocks, widths, strict=False):
+            yield block, (subnet.embed_dim, num_heads, hidden_dim)
+
+    def merge_experts(self, subnet: Subnet, gates: Tensor) -> None:
+        """Merge the experts of the active layers; ``gates`` is (L, 4, K)."""
+        for (block, widths), block_gates in zip(self.active_blocks(subnet), gates, strict=True):
+            layers = block.sliced_linears(*widths)
+            for (layer, out_features, in_features), gate in zip(layers, block_gates, strict=True):
+                layer.merge(gate, out_features, in_features)
+
+    def unmerge_experts(self) -> None:
+        """Drop all merged weights; the bare supernet is left."""
+        for layer in self.mole_layers():
+            layer.unmerge()
+
+    def mole_layers(self) -> Iterator[MoLELinear]:
+        """The layers that hold experts; none without ``mole``."""
+        return (layer for layer in self.modules() if isinstance(layer, MoLELinear))
+
+    @property
+    def image_spec(self) -> dict:
+        """Keyword arguments for ``count_params`` and ``count_flops``, classes excepted."""
+        return dict(
+            img_size=self.img_size,
+            patch_size=self.patch_size,
+            in_channels=self.in_channels,
+            max_relative_position=self.max_relative_position,
+            head_dim=self.head_dim,
+        )
+
+    def _check_images(self, images: Tensor) -> None:
+        expected = (self.in_channels, self.img_size, self.img_size)
+        if images.shape[1:] != expected:
+            raise UserError(
+                f'the backbone takes images of shape {expected}, got {tuple(images.shape[1:])}; '
+                'change img_size and in_channels of the backbone, or the data pipeline'
+            )
+
+
+def _linear_factory(mole: dict | None, init_std: float) -> Callable[..., ElasticLinear]:
+    if mole is None:
+        return partial(ElasticLinear, init_std=init_std)
+    if set(mole) != {'num_experts', 'rank'}:
+        raise UserError(f"mole takes 'num_experts' and 'rank', got {sorted(mole)}")
+    for field, value in mole.items():
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f'mole.{field} must be a positive integer, got {value!r}')
+    return partial(MoLELinear, init_std=init_std, **mole)

@@ -1,0 +1,176 @@
+"""Checkpoints: safe reading, the official AutoFormer format, and what disagrees with a model."""
+
+import argparse
+import functools
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer, print_log
+from torch import Tensor
+
+from ..errors import UserError
+
+# Official AutoFormer names (right of the dots: ours). There, `_k` and `_v` behind rel_pos_embed
+# mean key and value, `_v` and `_h` behind embeddings_table vertical and horizontal.
+_OFFICIAL_NAMES = (
+    (r'^patch_embed_super\.proj\.', 'backbone.patch_embed.'),
+    (r'^(blocks\.\d+\.attn)\.rel_pos_embed_([kv])\.embeddings_table_v$', r'\1.rel_pos_\2.vertical'),
+    (r'^(blocks\.\d+\.attn)\.rel_pos_embed_([kv])\.embeddings_table_h$', r'\1.rel_pos_\2.horizontal'),
+    (r'^(blocks\.\d+)\.attn_layer_norm\.', r'\1.attn_norm.'),
+    (r'^(blocks\.\d+)\.ffn_layer_norm\.', r'\1.ffn_norm.'),
+    (r'^head\.', 'head.fc.'),
+    (r'^(?=blocks\.|norm\.|pos_embed$|cls_token$)', 'backbone.'),
+)
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Weights of one of our checkpoints or of an official AutoFormer file, names as stored.
+
+    Nothing but tensors, numbers and MMEngine's log buffers is unpickled (``weights_only``).
+
+    Raises:
+        UserError: If there is no such file, or it is no checkpoint, or it holds other objects.
+    """
+    if not Path(path).is_file():
+        raise UserError(f'checkpoint {path} does not exist; check the path')
+    allowed = [*resume_globals(), argparse.Namespace]  # Namespace: AutoFormer's own arguments
+    try:
+        with torch.serialization.safe_globals(allowed):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f'{path} is no readable checkpoint, or not a safe one: {reason}') from error
+    for key in ('state_dict', 'model'):
+        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(key), Mapping):
+            checkpoint = checkpoint[key]
+    if not isinstance(checkpoint, Mapping) or not _all_tensors(checkpoint):
+        raise UserError(f'{path} holds no weights: expected a state dict of tensors')
+    return dict(checkpoint)
+
+
+def is_autoformer(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of the official AutoFormer code."""
+    return 'patch_embed_super.proj.weight' in state_dict
+
+
+def from_autoformer(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Official AutoFormer weights under our names.
+
+    The one change of layout: ``qkv.weight`` (3 Q, C) interleaves query, key and value rows,
+    ours is (3, Q, C), so that a slice is contiguous per part. Biases stay as they are.
+    """
+    converted = {}
+    for name, value in state_dict.items():
+        for pattern, replacement in _OFFICIAL_NAMES:
+            name = re.sub(pattern, replacement, name)
+        if name.endswith('qkv.weight'):
+            value = value.unflatten(0, (-1, 3)).transpose(0, 1).contiguous()
+        converted[name] = value
+    return converted
+
+
+def adapt_state_dict(state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor]) -> None:
+    """Make ``state_dict`` loadable into a model, in place, or say why it cannot be.
+
+    Official AutoFormer weights are renamed. Weights of a bare supernet get the experts and the
+    router of ``model_state``, which leave the supernet as it is until they are trained.
+
+    Raises:
+        UserError: If the weights are of another architecture.
+    """
+    if is_autoformer(state_dict):
+        converted = from_autoformer(state_dict)
+        state_dict.clear()
+        state_dict.update(converted)
+    _check_same_architecture(describe(state_dict), describe(model_state))
+    experts = {k: v for k, v in model_state.items() if _is_expert_or_router(k)}
+    if experts and not any(map(_is_expert_or_router, state_dict)):
+        state_dict.update(experts)
+        print_log('The checkpoint is a bare supernet: experts and router start fresh.', 'current')
+
+
+def describe(state_dict: Mapping[str, Tensor]) -> dict:
+    """The sizes that a state dict of a supernet shows, by the names of the config fields."""
+    if 'backbone.pos_embed' not in state_dict:
+        keys = ', '.join(list(state_dict)[:3])
+        raise UserError(f'these are no weights of an ElasticViT or AutoFormer (keys: {keys}, ...)')
+    shape = {name.removeprefix('backbone.'): tuple(v.shape) for name, v in state_dict.items()}
+    depth = len({name.split('.')[1] for name in shape if name.startswith('blocks.')})
+    table = shape['blocks.0.attn.rel_pos_k.vertical']
+    patch = shape['patch_embed.weight']
+    sizes = dict(
+        embed_dim=shape['pos_embed'][2],
+        depth=depth,
+        num_heads=[shape[f'blocks.{i}.attn.qkv.weight'][1] // table[1] for i in range(depth)],
+        mlp_width=[shape[f'blocks.{i}.fc1.weight'][0] for i in range(depth)],
+        head_dim=table[1],
+        max_relative_position=table[0] // 2 - 1,
+        patch_size=patch[2],
+        in_channels=patch[1],
+        tokens=shape['pos_embed'][1],
+    )
+    if 'head.fc.weight' in shape:
+        sizes['num_classes'] = shape['head.fc.weight'][0]
+    if 'blocks.0.attn.qkv.lora_a' in shape:
+        num_experts, rank, _ = shape['blocks.0.attn.qkv.lora_a']
+        sizes.update(num_experts=num_experts, rank=rank)
+    return sizes
+
+
+def resume_globals() -> list[type | tuple[Callable, str]]:
+    """What MMEngine's checkpoints hold besides tensors, for ``torch.serialization``.
+
+    MMEngine pickles the methods of ``HistoryBuffer`` through ``getattr``. The real one would let
+    a crafted file run anything, so the name is given to a function that knows four methods.
+    """
+    dtypes = {type(np.dtype(code)) for code in ('f8', 'f4', 'i8', 'i4', 'u4', '?')}
+    # Functions of NumPy as pickle names them, wherever this version keeps them.
+    reconstruct = np.empty(0).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
+    return [
+        HistoryBuffer,
+        np.ndarray,
+        np.dtype,
+        *dtypes,
+        reconstruct,
+        scalar,
+        (_history_buffer_method, 'builtins.getattr'),
+    ]
+
+
+def _history_buffer_method(owner: type, name: str) -> Callable:
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+        raise UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed in a checkpoint')
+    return functools.partial(getattr(HistoryBuffer, name))
+
+
+def _check_same_architecture(file: dict, model: dict) -> None:
+    if 'num_experts' in file and 'num_experts' not in model:
+        raise UserError(
+            'the checkpoint holds experts, the config none; use the config it was trained with'
+        )
+    differences = [
+        f'{field} {_short(file[field])} in the checkpoint, {_short(model[field])} in the config'
+        for field in file
+        if field in model and file[field] != model[field]
+    ]
+    if differences:
+        raise UserError('checkpoint and config are not of one size: ' + '; '.join(differences))
+
+
+def _short(value) -> str:
+    if isinstance(value, list) and len(set(value)) == 1:
+        return f'{value[0]} x {len(value)}'
+    return str(value)
+
+
+def _is_expert_or_router(name: str) -> bool:
+    return name.startswith('router.') or name.endswith(('.lora_a', '.lora_b'))
+
+
+def _all_tensors(mapping: Mapping) -> bool:
+    return bool(mapping) and all(isinstance(v, Tensor) for v in mapping.values())

@@ -1,0 +1,113 @@
+"""A subnet cut out of its supernet: sliced, merged, and written as an ordinary network."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..search.complexity import count_flops, count_params
+from ..structures import Subnet
+from .classifiers.supernet_classifier import SupernetClassifier
+from .plain_vit import FORMAT
+
+
+def standalone_state_dict(model: SupernetClassifier, subnet: Subnet) -> dict[str, Tensor]:
+    """Weights of ``subnet`` alone, experts merged, by the names of ``PlainViT``."""
+    model.set_subnet(subnet)
+    width, backbone = subnet.embed_dim, model.backbone
+    state = {
+        'patch_embed.weight': backbone.patch_embed.weight[:width],
+        'patch_embed.bias': backbone.patch_embed.bias[:width],
+        'cls_token': backbone.cls_token[..., :width],
+        'pos_embed': backbone.pos_embed[..., :width],
+        'norm.weight': backbone.norm.weight[:width],
+        'norm.bias': backbone.norm.bias[:width],
+        'head.weight': model.head.fc.weight[:, :width],
+        'head.bias': model.head.fc.bias,
+    }
+    with torch.no_grad():
+        model.merge_experts()
+        for i, (block, widths) in enumerate(backbone.active_blocks(subnet)):
+            state |= {f'blocks.{i}.{k}': v for k, v in _block_state(block, widths).items()}
+        model.unmerge_experts()
+    return {name: value.detach().cpu().float().clone() for name, value in state.items()}
+
+
+def export_subnet(model: SupernetClassifier, subnet: Subnet | dict, out_dir: str | Path) -> Path:
+    """Write ``subnet`` as ``weights.safetensors`` and ``architecture.json``.
+
+    The pair needs nothing of the supernet: ``tas_lora.models.plain_vit.load_plain_vit`` reads it
+    into plain torch layers.
+
+    Args:
+        model: A loaded supernet, with or without experts.
+        subnet: The subnet to cut out, or its dict.
+        out_dir: Folder to write to; made if missing.
+
+    Returns:
+        ``out_dir``.
+
+    Raises:
+        UserError: If ``subnet`` does not fit the supernet or belongs to no group of experts.
+    """
+    subnet = subnet if isinstance(subnet, Subnet) else Subnet.from_dict(subnet)
+    state = standalone_state_dict(model, subnet)
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    save_file(state, out_dir / 'weights.safetensors')
+    text = json.dumps(_description(model, subnet), indent=2)
+    (out_dir / 'architecture.json').write_text(text + '\n')
+    return out_dir
+
+
+def _block_state(block, widths: tuple[int, int, int]) -> dict[str, Tensor]:
+    embed_dim = widths[0]
+    state = {
+        'attn_norm.weight': block.attn_norm.weight[:embed_dim],
+        'attn_norm.bias': block.attn_norm.bias[:embed_dim],
+        'ffn_norm.weight': block.ffn_norm.weight[:embed_dim],
+        'ffn_norm.bias': block.ffn_norm.bias[:embed_dim],
+        'attn.key_rows': block.attn.rel_pos_k.vertical,
+        'attn.key_columns': block.attn.rel_pos_k.horizontal,
+        'attn.value_rows': block.attn.rel_pos_v.vertical,
+        'attn.value_columns': block.attn.rel_pos_v.horizontal,
+    }
+    names = ('attn.qkv', 'attn.proj', 'fc1', 'fc2')
+    for name, (layer, out_features, in_features) in zip(
+        names, block.sliced_linears(*widths), strict=True
+    ):
+        state[f'{name}.weight'] = layer.sliced_weight(out_features, in_features)
+        state[f'{name}.bias'] = layer.bias[: layer.parts * out_features]
+    return state
+
+
+def _description(model: SupernetClassifier, subnet: Subnet) -> dict:
+    """Content of ``architecture.json``: how to build the network and how to feed it."""
+    spec = model.image_spec
+    network = dict(
+        embed_dim=subnet.embed_dim,
+        num_heads=list(subnet.num_heads),
+        hidden_dims=list(subnet.hidden_dims),
+        **spec,
+        pooling=model.backbone.out_type,
+    )
+    return dict(
+        format=FORMAT,
+        network=network,
+        subnet=subnet.to_dict(),
+        preprocess=_preprocess(model.data_preprocessor),
+        params=count_params(subnet, **spec),
+        flops=count_flops(subnet, **spec),
+    )
+
+
+def _preprocess(data_preprocessor) -> dict:
+    """Mean and deviation per channel, in 0..255 units, and the order of channels."""
+    mean, std = (getattr(data_preprocessor, name, None) for name in ('mean', 'std'))  # may lack
+    return dict(
+        mean=None if mean is None else mean.flatten().tolist(),
+        std=None if std is None else std.flatten().tolist(),
+        channel_order='RGB' if data_preprocessor.to_rgb else 'as loaded',
+    )

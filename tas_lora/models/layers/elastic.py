@@ -1,0 +1,88 @@
+"""Layers whose weights are used as prefix slices (weight entanglement, AutoFormer).
+
+An elastic layer reads its input width from its input; only an output width is passed. Called
+at full size it is the ordinary layer.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def slice_weight(weight: Tensor, out_features: int, in_features: int) -> Tensor:
+    """The slice of ``weight`` for a subnet, as a matrix.
+
+    Args:
+        weight: (O, I), or (P, O, I) for P parts side by side (query, key, value).
+        out_features: Rows o kept of each part.
+        in_features: Columns i kept.
+
+    Returns:
+        (o, i), a view; or (P o, i).
+    """
+    return weight[..., :out_features, :in_features].flatten(0, -2)
+
+
+class ElasticLinear(nn.Module):
+    """Linear layer of which a subnet uses the first rows and columns.
+
+    With ``parts`` P > 1 it holds P maps of the same input, each sliced alike, whose outputs are
+    concatenated. The bias then follows AutoFormer: one vector, of which the first P o entries
+    are used in order, so that which entry belongs to which channel depends on o.
+
+    Args:
+        in_features: Full input width I.
+        out_features: Full output width O of a part.
+        parts: Number of parts P.
+        init_std: Standard deviation of the initial weights.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, parts: int = 1, init_std: float = 0.02
+    ):
+        super().__init__()
+        self.in_features, self.out_features, self.parts = in_features, out_features, parts
+        shape = (out_features, in_features) if parts == 1 else (parts, out_features, in_features)
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.zeros(parts * out_features))
+        nn.init.trunc_normal_(self.weight, std=init_std)
+
+    def forward(self, x: Tensor, out_features: int | None = None) -> Tensor:
+        """Map (..., i) to (..., P o), where o is ``out_features`` or the full O."""
+        out_features = out_features or self.out_features
+        weight = self.sliced_weight(out_features, x.shape[-1])
+        return F.linear(x, weight, self.bias[: self.parts * out_features])
+
+    def sliced_weight(self, out_features: int, in_features: int) -> Tensor:
+        """The weight in use at these widths, (P o, i)."""
+        return slice_weight(self.weight, out_features, in_features)
+
+    def extra_repr(self) -> str:
+        parts = f', parts={self.parts}' if self.parts > 1 else ''
+        return f'in_features={self.in_features}, out_features={self.out_features}{parts}'
+
+
+class ElasticLayerNorm(nn.LayerNorm):
+    """LayerNorm over the live channels only, (..., c) -> (..., c); eps 1e-5 as AutoFormer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = x.shape[-1]
+        return F.layer_norm(x, (width,), self.weight[:width], self.bias[:width], self.eps)
+
+
+class ElasticPatchEmbed(nn.Conv2d):
+    """Image to patch tokens, sliced on output channels.
+
+    Args:
+        in_channels: Image channels.
+        embed_dim: Full width C.
+        patch_size: Side of a patch in pixels.
+    """
+
+    def __init__(self, in_channels: int, embed_dim: int, patch_size: int):
+        super().__init__(in_channels, embed_dim, patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor, embed_dim: int) -> Tensor:
+        """Map (B, channels, side, side) to (B, patches, embed_dim), row by row."""
+        x = F.conv2d(images, self.weight[:embed_dim], self.bias[:embed_dim], self.stride)
+        return x.flatten(2).transpose(1, 2)

@@ -1,0 +1,105 @@
+"""Mixture of LoRA experts (TAS-LoRA): the maths as pure functions, a thin layer around them."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .elastic import ElasticLinear, slice_weight
+
+
+def merge_experts(weight: Tensor, lora_a: Tensor, lora_b: Tensor, gates: Tensor) -> Tensor:
+    """W' = W + sum_k p_k U_k D_k / r (TAS-LoRA, Algorithm 1) as one matrix product.
+
+    Args:
+        weight: W, (O, I).
+        lora_a: Down projections D, (K, R, I).
+        lora_b: Up projections U, (K, O, R).
+        gates: Mixture weights p, (K,).
+
+    Returns:
+        (O, I), differentiable in all four.
+    """
+    rank = lora_a.shape[1]
+    down = (lora_a * (gates / rank)[:, None, None]).flatten(0, 1)  # (K R, I)
+    up = lora_b.transpose(0, 1).flatten(1)  # (O, K R)
+    return torch.addmm(weight, up, down)
+
+
+def mole_linear(
+    x: Tensor, weight: Tensor, bias: Tensor, lora_a: Tensor, lora_b: Tensor, gates: Tensor
+) -> Tensor:
+    """The same layer left unmerged: W x + b + sum_k p_k U_k (D_k x) / r.
+
+    The reference that :func:`merge_experts` is tested against; slower, as it runs once per
+    expert. Shapes as there; ``x`` is (..., I), the result (..., O).
+    """
+    y = F.linear(x, weight, bias)
+    for down, up, gate in zip(lora_a, lora_b, gates, strict=True):
+        y = y + gate * F.linear(F.linear(x, down), up) / lora_a.shape[1]
+    return y
+
+
+class MoLELinear(ElasticLinear):
+    """Elastic linear layer with K low-rank experts, sliced as its weight is.
+
+    :meth:`merge` puts the merged weight in place until :meth:`unmerge`; in between the layer
+    costs what a plain one costs. Without a merge it is the bare supernet's layer. The merged
+    weight is a plain attribute: never a parameter or buffer, never in a state dict.
+
+    Experts start as LoRA does: D uniform in +-1/sqrt(I), U zero.
+
+    Args:
+        in_features: Full input width I.
+        out_features: Full output width O of a part.
+        parts: Number of parts P.
+        init_std: Standard deviation of the initial weights.
+        num_experts: Number of experts K.
+        rank: Rank R of each expert.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        parts: int = 1,
+        init_std: float = 0.02,
+        *,
+        num_experts: int,
+        rank: int,
+    ):
+        super().__init__(in_features, out_features, parts, init_std)
+        bound = in_features**-0.5
+        self.lora_a = nn.Parameter(
+            torch.empty(num_experts, rank, in_features).uniform_(-bound, bound)
+        )
+        self.lora_b = nn.Parameter(torch.zeros(num_experts, *self.weight.shape[:-1], rank))
+        self.merged: Tensor | None = None
+
+    def merge(self, gates: Tensor, out_features: int, in_features: int) -> None:
+        """Hold W' for these widths; ``gates`` is (K,)."""
+        weight = slice_weight(self.weight, out_features, in_features)
+        lora_a = self.lora_a[..., :in_features]
+        lora_b = self.lora_b[..., :out_features, :].flatten(1, -2)  # (K, P o, R)
+        self.merged = merge_experts(weight, lora_a, lora_b, gates)
+
+    def unmerge(self) -> None:
+        """Drop W', and with it its graph."""
+        self.merged = None
+
+    def sliced_weight(self, out_features: int, in_features: int) -> Tensor:
+        if self.merged is None:
+            return super().sliced_weight(out_features, in_features)
+        return self.merged
+
+    def extra_repr(self) -> str:
+        num_experts, rank, _ = self.lora_a.shape
+        return f'{super().extra_repr()}, num_experts={num_experts}, rank={rank}'
+
+
+def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """All LoRA factors of ``model``."""
+    for layer in model.modules():
+        if isinstance(layer, MoLELinear):
+            yield from (layer.lora_a, layer.lora_b)

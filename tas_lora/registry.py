@@ -1,0 +1,25 @@
+"""Registries of this toolkit: children of MMEngine's, with the scope ``tas_lora``.
+
+A config names our parts as ``type='tas_lora.X'``. MMEngine then imports this module and, through
+``locations``, the packages below, so that no ``custom_imports`` is needed.
+"""
+
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
+from mmengine.registry import METRICS as MMENGINE_METRICS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+from mmengine.registry import Registry
+
+
+def _child(parent: Registry, location: str) -> Registry:
+    return Registry(parent.name, parent=parent, scope='tas_lora', locations=[location])
+
+
+MODELS = _child(MMENGINE_MODELS, 'tas_lora.models')
+HOOKS = _child(MMENGINE_HOOKS, 'tas_lora.engine')
+LOOPS = _child(MMENGINE_LOOPS, 'tas_lora.engine')
+OPTIM_WRAPPERS = _child(MMENGINE_OPTIM_WRAPPERS, 'tas_lora.engine')
+OPTIM_WRAPPER_CONSTRUCTORS = _child(MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS, 'tas_lora.engine')
+METRICS = _child(MMENGINE_METRICS, 'tas_lora.evaluation')

@@ -1,0 +1,78 @@
+"""Parameters and FLOPs of a subnet by arithmetic alone: no model, no torch.
+
+Both follow the counters of the official AutoFormer code, so that limits and tables agree with
+published ones; the model itself has exactly :func:`count_params` parameters in use.
+"""
+
+from ..structures import Subnet
+
+
+def count_params(
+    subnet: Subnet,
+    *,
+    img_size: int = 224,
+    patch_size: int = 16,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    max_relative_position: int = 14,
+    head_dim: int = 64,
+) -> int:
+    """Parameters of ``subnet``, classifier, class token and positions included.
+
+    Args:
+        subnet: The architecture.
+        img_size: Side of the square input, in pixels.
+        patch_size: Side of a patch, in pixels.
+        in_channels: Image channels.
+        num_classes: Outputs of the classifier.
+        max_relative_position: Offset R at which relative positions are clipped.
+        head_dim: Width of one attention head (64 in AutoFormer).
+    """
+    width, patches = subnet.embed_dim, (img_size // patch_size) ** 2
+    relative_tables = 4 * (2 * max_relative_position + 2) * head_dim
+
+    def block(heads: int, hidden: int) -> int:
+        inner = heads * head_dim
+        qkv = 3 * inner * width + 3 * inner
+        proj = inner * width + width
+        mlp = width * hidden + hidden + hidden * width + width
+        return qkv + relative_tables + proj + 4 * width + mlp
+
+    blocks = sum(map(block, subnet.num_heads, subnet.hidden_dims))
+    patch_embed = width * in_channels * patch_size**2 + width
+    head = width * num_classes + num_classes
+    positions = width * (patches + 2)
+    return patch_embed + blocks + 2 * width + head + positions
+
+
+def count_flops(
+    subnet: Subnet,
+    *,
+    img_size: int = 224,
+    patch_size: int = 16,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    max_relative_position: int = 14,
+    head_dim: int = 64,
+) -> float:
+    """Multiply-accumulates of one image in AutoFormer's convention; arguments as above.
+
+    The convention has quirks, kept because published figures have them: blocks are counted with
+    ``patches + 2`` tokens, the classifier ``patches + 1`` times, and the relative terms use R in
+    place of the head width.
+    """
+    width, patches = subnet.embed_dim, (img_size // patch_size) ** 2
+    tokens, reach = patches + 2, max_relative_position
+
+    def block(heads: int, hidden: int) -> float:
+        inner = heads * head_dim
+        norms = 2 * tokens * width
+        linears = tokens * (4 * inner * width + 2 * width * hidden)
+        attention = 2 * tokens * tokens * inner
+        relative = 2 * reach * tokens * tokens + tokens * tokens / 2 + tokens * inner / 2
+        return norms + linears + attention + relative
+
+    patch_embed = width + patches * width * in_channels * patch_size**2
+    positions = (patches + 1) * width / 2
+    head = (patches + 1) * num_classes * width
+    return patch_embed + positions + sum(map(block, subnet.num_heads, subnet.hidden_dims)) + head

@@ -1,0 +1,119 @@
+"""Evolution over subnets as ask and tell: no model, no runner, no clock."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import numpy as np
+
+from ..structures import SearchSpace, Subnet
+
+
+class Evolution:
+    """AutoFormer's evolutionary search (TAS-LoRA, Algorithm 2); lower scores are better.
+
+    Usage::
+
+        while subnets := evolution.ask():
+            evolution.tell({subnet: score(subnet) for subnet in subnets})
+
+    Every subnet asked for is new and feasible. Parents are the best ever seen; the last
+    children are ranked too (the official code evaluates them and forgets them). Generation g
+    draws from ``default_rng((seed, g))``, so the state is the scores alone.
+
+    Args:
+        space: Where to search.
+        is_feasible: Whether a subnet meets the constraints; must be cheap.
+        population: Subnets in a generation.
+        generations: Generations after which :meth:`ask` returns nothing.
+        parents: How many of the best have children.
+        mutations: Children by mutation in a generation.
+        crossovers: Children by crossover in a generation.
+        gene_prob: Probability that mutation redraws a block's heads or MLP ratio.
+        shape_prob: Probability that mutation redraws the depth, and the width.
+        seed: Seed of all draws.
+    """
+
+    # Random draws that may fail in a row before the space is taken to hold no further subnet.
+    PATIENCE = 5000
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        is_feasible: Callable[[Subnet], bool],
+        population: int = 50,
+        generations: int = 20,
+        parents: int = 10,
+        mutations: int = 25,
+        crossovers: int = 25,
+        gene_prob: float = 0.2,
+        shape_prob: float = 0.4,
+        seed: int = 0,
+    ):
+        self.space = space
+        self.is_feasible = is_feasible
+        self.population = population
+        self.generations = generations
+        self.parents = parents
+        self.mutations = mutations
+        self.crossovers = crossovers
+        self.gene_prob = gene_prob
+        self.shape_prob = shape_prob
+        self.seed = seed
+        self.generation = 0
+        self.scores: dict[Subnet, float] = {}
+
+    def ask(self) -> list[Subnet]:
+        """The next generation; empty when the search is over or the space exhausted."""
+        if self.generation >= self.generations:
+            return []
+        rng = np.random.default_rng((self.seed, self.generation))
+        chosen: dict[Subnet, None] = {}  # a set that keeps its order
+        if self.scores:
+            elite = self.best(self.parents)
+            # AutoFormer gives up after ten draws per child wanted.
+            self._take(self._mutants(elite, rng), self.mutations, 10 * self.mutations, chosen)
+            self._take(self._crosses(elite, rng), self.crossovers, 10 * self.crossovers, chosen)
+        randoms, before = self._randoms(rng), -1
+        while before < len(chosen) < self.population:
+            before = len(chosen)
+            self._take(randoms, 1, self.PATIENCE, chosen)
+        return list(chosen)
+
+    def tell(self, scores: dict[Subnet, float]) -> None:
+        """Record the scores of a generation; NaN ranks behind everything."""
+        self.scores.update(scores)
+        self.generation += 1
+
+    def best(self, count: int) -> list[Subnet]:
+        """The ``count`` best subnets so far, older first among equals."""
+
+        def rank(subnet: Subnet) -> float:
+            score = self.scores[subnet]
+            return score if score == score else float('inf')
+
+        return sorted(self.scores, key=rank)[:count]
+
+    def _take(self, draws: Iterator[Subnet], wanted: int, limit: int, chosen: dict) -> None:
+        """Add up to ``wanted`` new feasible subnets from at most ``limit`` draws."""
+        goal = len(chosen) + wanted
+        for subnet in islice(draws, limit):
+            known = subnet in self.scores or subnet in chosen
+            if not known and self.is_feasible(subnet):
+                chosen[subnet] = None
+                if len(chosen) == goal:
+                    return
+
+    def _mutants(self, elite: list[Subnet], rng: np.random.Generator) -> Iterator[Subnet]:
+        while True:
+            parent = elite[rng.integers(len(elite))]
+            yield self.space.mutate(parent, rng, self.gene_prob, self.shape_prob)
+
+    def _crosses(self, elite: list[Subnet], rng: np.random.Generator) -> Iterator[Subnet]:
+        while True:
+            a, b = (elite[i] for i in rng.integers(len(elite), size=2))
+            if a.depth == b.depth:
+                yield self.space.crossover(a, b, rng)
+
+    def _randoms(self, rng: np.random.Generator) -> Iterator[Subnet]:
+        while True:
+            yield self.space.sample(rng)

@@ -1,0 +1,123 @@
+"""The choices a subnet is made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from ..errors import UserError
+from .subnet import Subnet
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSpace:
+    """All subnets with one width, one depth, and heads and MLP ratio free in each block.
+
+    Draws follow AutoFormer: ``embed_dim`` and ``depth`` once per subnet, ``mlp_ratio`` and
+    ``num_heads`` once per block, each uniform over its choices. Randomness comes in as a
+    generator, so a draw is a function of its seed.
+
+    Args:
+        embed_dim: Choices of the width.
+        depth: Choices of the number of blocks.
+        num_heads: Choices of a block's attention heads.
+        mlp_ratio: Choices of a block's MLP ratio.
+
+    Raises:
+        UserError: If a field has no choice, a repeated one, or one that is no positive number.
+    """
+
+    embed_dim: tuple[int, ...]
+    depth: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    mlp_ratio: tuple[float, ...]
+
+    def __post_init__(self):
+        for field in fields(self):
+            choices = _choices(getattr(self, field.name), field.name)
+            object.__setattr__(self, field.name, choices)
+        self.largest()  # Subnet checks what a number must be
+
+    def sample(self, rng: np.random.Generator) -> Subnet:
+        """A uniform subnet: depth, then MLP ratios, then heads, then width."""
+        depth = _pick(self.depth, rng)
+        mlp_ratio = [_pick(self.mlp_ratio, rng) for _ in range(depth)]
+        num_heads = [_pick(self.num_heads, rng) for _ in range(depth)]
+        return Subnet(_pick(self.embed_dim, rng), num_heads, mlp_ratio)
+
+    def mutate(
+        self, subnet: Subnet, rng: np.random.Generator, gene_prob: float, shape_prob: float
+    ) -> Subnet:
+        """Redraw depth and width with ``shape_prob``, each block's genes with ``gene_prob``.
+
+        New blocks are drawn uniformly; a redraw may return the old value (AutoFormer).
+        """
+        depth = _pick(self.depth, rng) if rng.random() < shape_prob else subnet.depth
+
+        def redraw(genes, choices):
+            genes = [*genes[:depth], *(_pick(choices, rng) for _ in range(depth - len(genes)))]
+            return [_pick(choices, rng) if rng.random() < gene_prob else g for g in genes]
+
+        mlp_ratio = redraw(subnet.mlp_ratio, self.mlp_ratio)
+        num_heads = redraw(subnet.num_heads, self.num_heads)
+        width = _pick(self.embed_dim, rng) if rng.random() < shape_prob else subnet.embed_dim
+        return Subnet(width, num_heads, mlp_ratio)
+
+    def crossover(self, a: Subnet, b: Subnet, rng: np.random.Generator) -> Subnet:
+        """Each gene from one of two parents of equal depth, at even odds."""
+        if a.depth != b.depth:
+            raise ValueError(f'parents differ in depth: {a.depth} and {b.depth}')
+
+        def mix(genes_a, genes_b):
+            return [_pick(pair, rng) for pair in zip(genes_a, genes_b, strict=True)]
+
+        mlp_ratio = mix(a.mlp_ratio, b.mlp_ratio)
+        num_heads = mix(a.num_heads, b.num_heads)
+        return Subnet(_pick((a.embed_dim, b.embed_dim), rng), num_heads, mlp_ratio)
+
+    def smallest(self) -> Subnet:
+        """The subnet with the least of everything."""
+        return self._extreme(min)
+
+    def largest(self) -> Subnet:
+        """The subnet with the most of everything."""
+        return self._extreme(max)
+
+    @property
+    def size(self) -> int:
+        """Number of distinct subnets."""
+        per_block = len(self.num_heads) * len(self.mlp_ratio)
+        return len(self.embed_dim) * sum(per_block**depth for depth in self.depth)
+
+    def __contains__(self, subnet: Subnet) -> bool:
+        return (
+            subnet.embed_dim in self.embed_dim
+            and subnet.depth in self.depth
+            and set(subnet.num_heads) <= set(self.num_heads)
+            and set(subnet.mlp_ratio) <= set(self.mlp_ratio)
+        )
+
+    def _extreme(self, choose) -> Subnet:
+        depth = choose(self.depth)
+        return Subnet(
+            choose(self.embed_dim),
+            (choose(self.num_heads),) * depth,
+            (choose(self.mlp_ratio),) * depth,
+        )
+
+
+def _pick(choices: Sequence, rng: np.random.Generator):
+    return choices[rng.integers(len(choices))]
+
+
+def _choices(values, field: str) -> tuple:
+    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+        raise UserError(f'space.{field} must be a list of choices, got {values!r}')
+    allowed = (int, float) if field == 'mlp_ratio' else (int,)
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, allowed) or not 0 < value < 1e9:
+            kind = 'numbers' if float in allowed else 'integers'
+            raise UserError(f'space.{field} must hold positive {kind}, got {value!r}')
+    if len(set(values)) < len(values):
+        raise UserError(f'space.{field} repeats a choice: {list(values)}')
+    return tuple(values)

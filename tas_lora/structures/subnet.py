@@ -1,0 +1,119 @@
+"""One architecture, as a value."""
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Subnet:
+    """A vision transformer of the supernet's family, written down.
+
+    The same value describes a sampled subnet, the supernet's own size and an exported network.
+    It is hashable: a cache key, a set member, a line of the search history.
+
+    Args:
+        embed_dim: Width C of all blocks.
+        num_heads: Attention heads of each block; its length is the depth.
+        mlp_ratio: MLP width of each block over ``embed_dim``, as many as ``num_heads``.
+
+    Raises:
+        UserError: If a field has the wrong type, length or sign.
+    """
+
+    embed_dim: int
+    num_heads: tuple[int, ...]
+    mlp_ratio: tuple[float, ...]
+
+    def __post_init__(self):
+        set_field = object.__setattr__  # the way dataclasses leave open to frozen ones
+        set_field(self, 'embed_dim', _positive(self.embed_dim, 'embed_dim', operator.index))
+        set_field(self, 'num_heads', _sequence(self.num_heads, 'num_heads', operator.index))
+        set_field(self, 'mlp_ratio', _sequence(self.mlp_ratio, 'mlp_ratio', _ratio))
+        if len(self.num_heads) != len(self.mlp_ratio):
+            raise UserError(
+                f'num_heads has {len(self.num_heads)} blocks and mlp_ratio {len(self.mlp_ratio)}; '
+                'give both once per block'
+            )
+        if min(self.hidden_dims) < 1:
+            raise UserError(
+                f'mlp_ratio {min(self.mlp_ratio)} leaves no MLP channel at embed_dim '
+                f'{self.embed_dim}; raise one of them'
+            )
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks L."""
+        return len(self.num_heads)
+
+    @property
+    def hidden_dims(self) -> tuple[int, ...]:
+        """MLP width of each block, ``int(embed_dim * mlp_ratio)`` (truncated, as AutoFormer)."""
+        return tuple(int(self.embed_dim * ratio) for ratio in self.mlp_ratio)
+
+    def to_dict(self) -> dict:
+        """Plain lists and numbers, ready for JSON and configs."""
+        return dict(
+            embed_dim=self.embed_dim,
+            num_heads=list(self.num_heads),
+            mlp_ratio=list(self.mlp_ratio),
+        )
+
+    @classmethod
+    def from_dict(cls, fields: Mapping) -> 'Subnet':
+        """Inverse of :meth:`to_dict`; unknown and missing fields are refused."""
+        if not isinstance(fields, Mapping):
+            raise UserError(f'a subnet is a dict with {_FIELDS}, got {fields!r}')
+        if set(fields) != set(_FIELDS):
+            raise UserError(f'a subnet has exactly the fields {_FIELDS}, got {sorted(fields)}')
+        return cls(**fields)
+
+    def check_fits(self, supernet: 'Subnet', what: str = 'subnet') -> None:
+        """Raise :class:`UserError` unless this subnet is a slice of ``supernet``."""
+        if self.embed_dim > supernet.embed_dim:
+            _refuse(what, 'embed_dim', self.embed_dim, supernet.embed_dim)
+        if self.depth > supernet.depth:
+            _refuse(what, 'depth', self.depth, supernet.depth)
+        for i, (heads, limit) in enumerate(zip(self.num_heads, supernet.num_heads, strict=False)):
+            if heads > limit:
+                _refuse(what, f'num_heads[{i}]', heads, limit)
+        for i, (hidden, limit) in enumerate(
+            zip(self.hidden_dims, supernet.hidden_dims, strict=False)
+        ):
+            if hidden > limit:
+                _refuse(what, f'mlp_ratio[{i}]', f'{self.mlp_ratio[i]:g} ({hidden} wide)', limit)
+
+
+_FIELDS = tuple(Subnet.__dataclass_fields__)
+
+
+def _refuse(what: str, field: str, value, limit) -> None:
+    raise UserError(
+        f'{what} does not fit: {field} is {value}, the supernet has {limit}; '
+        'choose a smaller one or a larger supernet (arch)'
+    )
+
+
+def _ratio(value) -> float:
+    if isinstance(value, str):
+        raise TypeError
+    return float(value)
+
+
+def _positive(value, field: str, convert):
+    try:
+        number = convert(value)
+    except (TypeError, ValueError):
+        number = 0
+    if isinstance(value, bool) or not 0 < number < float('inf'):
+        kind = 'integer' if convert is operator.index else 'number'
+        raise UserError(f'{field} must be a positive {kind}, got {value!r}')
+    return number
+
+
+def _sequence(values, field: str, convert) -> tuple:
+    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+        raise UserError(f'{field} must be a list with one entry per block, got {values!r}')
+    return tuple(_positive(v, f'{field}[{i}]', convert) for i, v in enumerate(values))

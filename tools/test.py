@@ -1,0 +1,39 @@
+"""Test subnets of a checkpoint."""
+
+import json
+from pathlib import Path
+
+from tas_lora import apis, cli
+
+
+def parse_args():
+    """Command line, as MMPretrain's test tool, and the subnets."""
+    parser = cli.config_parser(__doc__)
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--subnet',
+        nargs='+',
+        help="'smallest', 'largest', or JSON files as the search writes; "
+        "default: test_cfg.subnets of the config",
+    )
+    parser.add_argument('--out', help='write the metrics to this JSON file')
+    cli.add_launcher(parser)
+    return parser.parse_args()
+
+
+def main():
+    """Parse, test, write the metrics."""
+    args = parse_args()
+    cfg = cli.config_from(args)
+    names = args.subnet or []
+    subnets = {
+        Path(name).stem: name if name in ('smallest', 'largest') else apis.read_subnet(name)
+        for name in names
+    }
+    metrics = apis.test(cfg, args.checkpoint, subnets)
+    if args.out:
+        Path(args.out).write_text(json.dumps(metrics, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,41 @@
+"""Train a supernet (stage 1), or its experts and router (stage 2)."""
+
+from tas_lora import apis, cli
+
+
+def parse_args():
+    """Command line, as MMPretrain's train tool."""
+    parser = cli.config_parser(__doc__)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='go on from a checkpoint, the latest in the work directory if none is named',
+    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision, bfloat16')
+    parser.add_argument('--no-validate', action='store_true', help='train without validation')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale learning rates by the batch size'
+    )
+    cli.add_launcher(parser)
+    return parser.parse_args()
+
+
+def main():
+    """Parse, adjust the config, train."""
+    args = parse_args()
+    cfg = cli.config_from(args)
+    if args.amp:
+        cfg.optim_wrapper.type = 'tas_lora.AutocastOptimWrapper'
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.auto_scale_lr:
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    apis.train(cfg)
+
+
+if __name__ == '__main__':
+    cli.run(main)
