@@ -26,9 +26,7 @@ param_scheduler = dict(
         dict(type='LinearLR', start_factor=0.02, begin=0, end=2, convert_to_iter_based=True),
         dict(type='CosineAnnealingLR', T_max=10, begin=2, end=12, convert_to_iter_based=True),
     ],
-    router=[
-        dict(type='CosineAnnealingLR', T_max=10, begin=2, end=12, convert_to_iter_based=True)
-    ],
+    router=[dict(type='CosineAnnealingLR', T_max=10, begin=2, end=12, convert_to_iter_based=True)],
 )
 custom_hooks = [
     dict(type='tas_lora.MoLEHook', router_warmup_epochs=2),

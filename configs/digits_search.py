@@ -11,7 +11,7 @@ val_cfg = dict(
     _delete_=True,
     type='tas_lora.EvolutionarySearchLoop',
     space={{_base_.space}},
-    constraints=dict(params=(None, 35e3)),
+    constraints=dict(params=(None, 40e3)),
     log_interval=50,
     evolution=dict(population=20, generations=10, parents=5, mutations=10, crossovers=10, seed=0),
 )

@@ -1,5 +1,10 @@
 """TAS-LoRA: vision-transformer architecture search with mixture-of-LoRA experts."""
 
+import warnings
+
+# mmcv-lite says on import that it lacks CUDA operators; none is needed here.
+warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
+
 from .apis import load_supernet
 from .errors import UserError
 from .models import export_subnet

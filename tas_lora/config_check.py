@@ -34,7 +34,9 @@ def check_options(cfg: Config, options: dict | None) -> None:
     for key in options or {}:
         first = key.split('.')[0]
         if first not in known:
-            raise UserError(f'--cfg-options {key}: the config has no {first!r}{_hint(first, known)}')
+            raise UserError(
+                f'--cfg-options {key}: the config has no {first!r}{_hint(first, known)}'
+            )
 
 
 def check_arguments(cfg: Config) -> None:

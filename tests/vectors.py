@@ -104,9 +104,7 @@ def model_config(entry: dict) -> dict:
                 max_relative_position=net['max_relative_position'],
                 out_type='avg_featmap' if net['gp'] else 'cls_token',
             ),
-            head=dict(
-                type='tas_lora.ElasticClsHead', num_classes=10, in_channels=net['embed_dim']
-            ),
+            head=dict(type='tas_lora.ElasticClsHead', num_classes=10, in_channels=net['embed_dim']),
         )
     )
 

@@ -14,7 +14,7 @@ def parse_args():
         '--subnet',
         nargs='+',
         help="'smallest', 'largest', or JSON files as the search writes; "
-        "default: test_cfg.subnets of the config",
+        'default: test_cfg.subnets of the config',
     )
     parser.add_argument('--out', help='write the metrics to this JSON file')
     cli.add_launcher(parser)

@@ -17,6 +17,8 @@ class CrossEntropy(BaseMetric):
         prefix: As in ``BaseMetric``.
     """
 
+    default_prefix = ''
+
     def process(self, data_batch, data_samples) -> None:
         """Collect the loss of each image of a batch."""
         for sample in data_samples:

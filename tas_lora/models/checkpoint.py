@@ -1,7 +1,6 @@
 """Checkpoints: safe reading, the official AutoFormer format, and what disagrees with a model."""
 
 import argparse
-import functools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +18,10 @@ from ..errors import UserError
 _OFFICIAL_NAMES = (
     (r'^patch_embed_super\.proj\.', 'backbone.patch_embed.'),
     (r'^(blocks\.\d+\.attn)\.rel_pos_embed_([kv])\.embeddings_table_v$', r'\1.rel_pos_\2.vertical'),
-    (r'^(blocks\.\d+\.attn)\.rel_pos_embed_([kv])\.embeddings_table_h$', r'\1.rel_pos_\2.horizontal'),
+    (
+        r'^(blocks\.\d+\.attn)\.rel_pos_embed_([kv])\.embeddings_table_h$',
+        r'\1.rel_pos_\2.horizontal',
+    ),
     (r'^(blocks\.\d+)\.attn_layer_norm\.', r'\1.attn_norm.'),
     (r'^(blocks\.\d+)\.ffn_layer_norm\.', r'\1.ffn_norm.'),
     (r'^head\.', 'head.fc.'),
@@ -145,7 +147,7 @@ def resume_globals() -> list[type | tuple[Callable, str]]:
 def _history_buffer_method(owner: type, name: str) -> Callable:
     if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
         raise UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed in a checkpoint')
-    return functools.partial(getattr(HistoryBuffer, name))
+    return getattr(HistoryBuffer, name)
 
 
 def _check_same_architecture(file: dict, model: dict) -> None:

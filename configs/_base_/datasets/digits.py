@@ -38,9 +38,7 @@ heldout_dataloader = dict(
     dataset=dict(
         **folds,
         test_mode=True,
-        dataset=dict(
-            type='MNIST', data_root='data/digits', split='train', pipeline=test_pipeline
-        ),
+        dataset=dict(type='MNIST', data_root='data/digits', split='train', pipeline=test_pipeline),
     ),
 )
 val_dataloader = heldout_dataloader

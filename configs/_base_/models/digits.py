@@ -1,7 +1,7 @@
 # A space of 8x8 images that two CPU cores train in a minute: 16 patches, heads 16 wide.
 space = dict(
     embed_dim=[24, 32, 40],
-    depth=[2, 3],
+    depth=[2, 3, 4],
     num_heads=[2, 3],
     mlp_ratio=[2.0, 4.0],
 )
@@ -9,7 +9,7 @@ model = dict(
     type='tas_lora.SupernetClassifier',
     backbone=dict(
         type='tas_lora.ElasticViT',
-        arch=dict(embed_dim=40, num_heads=[3] * 3, mlp_ratio=[4.0] * 3),
+        arch=dict(embed_dim=40, num_heads=[3] * 4, mlp_ratio=[4.0] * 4),
         img_size=8,
         patch_size=2,
         in_channels=1,

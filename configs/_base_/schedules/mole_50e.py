@@ -24,9 +24,7 @@ custom_hooks = [
 ]
 
 train_cfg = dict(type='tas_lora.SubnetSamplingTrainLoop', max_epochs=50, val_interval=5, seed=0)
-val_cfg = dict(
-    type='tas_lora.SubnetValLoop', subnets=dict(smallest='smallest', largest='largest')
-)
+val_cfg = dict(type='tas_lora.SubnetValLoop', subnets=dict(smallest='smallest', largest='largest'))
 test_cfg = dict(
     type='tas_lora.SubnetTestLoop', subnets=dict(smallest='smallest', largest='largest')
 )

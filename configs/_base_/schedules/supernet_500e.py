@@ -16,9 +16,7 @@ param_scheduler = [
 auto_scale_lr = dict(base_batch_size=1024, enable=False)
 
 train_cfg = dict(type='tas_lora.SubnetSamplingTrainLoop', max_epochs=500, val_interval=10, seed=0)
-val_cfg = dict(
-    type='tas_lora.SubnetValLoop', subnets=dict(smallest='smallest', largest='largest')
-)
+val_cfg = dict(type='tas_lora.SubnetValLoop', subnets=dict(smallest='smallest', largest='largest'))
 test_cfg = dict(
     type='tas_lora.SubnetTestLoop', subnets=dict(smallest='smallest', largest='largest')
 )

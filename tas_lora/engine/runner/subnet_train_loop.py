@@ -27,9 +27,7 @@ class SubnetSamplingTrainLoop(EpochBasedTrainLoop):
         UserError: If the space has subnets that do not fit inside the supernet.
     """
 
-    def __init__(
-        self, runner, dataloader, max_epochs: int, space: dict, seed: int = 0, **kwargs
-    ):
+    def __init__(self, runner, dataloader, max_epochs: int, space: dict, seed: int = 0, **kwargs):
         super().__init__(runner, dataloader, max_epochs, **kwargs)
         self.space = space if isinstance(space, SearchSpace) else SearchSpace(**space)
         self.seed = seed

@@ -20,7 +20,7 @@ def resolve_subnets(subnets: dict, space: dict | SearchSpace | None) -> dict[str
             return Subnet.from_dict(value)
         if value not in ('smallest', 'largest') or space is None:
             raise UserError(
-                f"subnets.{name} is {value!r}; give the dict of a subnet, or with a space "
+                f'subnets.{name} is {value!r}; give the dict of a subnet, or with a space '
                 "'smallest' or 'largest'"
             )
         return getattr(space, value)()

@@ -137,7 +137,9 @@ class ElasticViT(BaseModule):
         linear = _linear_factory(mole, init_std)
         rates = torch.linspace(0, drop_path_rate, self.arch.depth).tolist()
         self.blocks = nn.ModuleList(
-            ElasticBlock(width, heads, hidden, head_dim, max_relative_position, rate, linear, init_std)
+            ElasticBlock(
+                width, heads, hidden, head_dim, max_relative_position, rate, linear, init_std
+            )
             for heads, hidden, rate in zip(
                 self.arch.num_heads, self.arch.hidden_dims, rates, strict=True
             )

@@ -33,9 +33,7 @@ def relative_index(grid: int, max_offset: int) -> tuple[Tensor, Tensor]:
     return index(patch // grid), index(patch % grid)
 
 
-def relative_attention(
-    q: Tensor, k: Tensor, v: Tensor, rel_k: Tensor, rel_v: Tensor
-) -> Tensor:
+def relative_attention(q: Tensor, k: Tensor, v: Tensor, rel_k: Tensor, rel_v: Tensor) -> Tensor:
     """softmax(s (q_i . k_j + q_i . RK_ij)) applied to v_j + RV_ij, with s = D**-0.5.
 
     Args:

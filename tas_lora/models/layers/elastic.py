@@ -37,9 +37,7 @@ class ElasticLinear(nn.Module):
         init_std: Standard deviation of the initial weights.
     """
 
-    def __init__(
-        self, in_features: int, out_features: int, parts: int = 1, init_std: float = 0.02
-    ):
+    def __init__(self, in_features: int, out_features: int, parts: int = 1, init_std: float = 0.02):
         super().__init__()
         self.in_features, self.out_features, self.parts = in_features, out_features, parts
         shape = (out_features, in_features) if parts == 1 else (parts, out_features, in_features)

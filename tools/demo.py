@@ -1,0 +1,152 @@
+"""The whole path on real images: supernet, experts, search, export, in minutes on two cores.
+
+Runs the tools a user would type, shows their commands and progress, and exits with 0 only if
+every step held. Full logs are in work_dirs/demo.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+LOGS = Path('work_dirs/demo')
+SUPERNET = 'work_dirs/digits_supernet/epoch_30.pth'
+EXPERTS = 'work_dirs/digits_moLE/epoch_12.pth'
+FOUND = 'work_dirs/digits_search/best_subnet.json'
+EXPORT = 'work_dirs/digits_export'
+GOAL = 95.0  # test top-1 of the found subnet, in percent
+
+STEPS = [
+    ('Write the digits in the format of MNIST', 'tools/prepare_digits.py'),
+    ('Stage 1: train the supernet', 'tools/train.py configs/digits_supernet.py'),
+    (
+        'Stage 2: freeze it, train experts and router',
+        f'tools/train.py configs/digits_moLE.py --cfg-options load_from={SUPERNET}',
+    ),
+    (
+        'Stage 3: search under a parameter limit, on held-out images',
+        f'tools/search.py configs/digits_search.py {EXPERTS}',
+    ),
+    (
+        'Export the found subnet, read it back, compare logits',
+        f'tools/export.py configs/digits_moLE.py {EXPERTS} --subnet {FOUND} --out {EXPORT}',
+    ),
+    (
+        'Test without experts',
+        f'tools/test.py configs/digits_supernet.py {SUPERNET} '
+        f'--subnet smallest largest {FOUND} --out {LOGS}/bare.json',
+    ),
+    (
+        'Test with experts',
+        f'tools/test.py configs/digits_moLE.py {EXPERTS} '
+        f'--subnet smallest largest {FOUND} --out {LOGS}/experts.json',
+    ),
+]
+# Of what the tools print, the lines that show progress.
+PROGRESS = re.compile(
+    r'INFO - ((Epoch\((train|val|test)\)|Experts after|Generation|Best of|The checkpoint is).*)'
+)
+console = Console(highlight=False)
+
+
+def run_step(number: int, title: str, command: str) -> None:
+    """Run one tool, show its progress, keep its whole output; stop the demo if it fails."""
+    console.print(f'\n[bold][{number}/{len(STEPS)}] {title}[/bold]\n$ python {command}')
+    started = time.monotonic()
+    log = LOGS / f'{number}.log'
+    with log.open('w') as file:
+        process = subprocess.Popen(
+            [sys.executable, '-u', *command.split()],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for line in process.stdout:
+            file.write(line)
+            show(line)
+    if process.wait() != 0:
+        tail = log.read_text().splitlines()[-15:]
+        console.print('\n'.join(tail), markup=False)
+        sys.exit(f'Step {number} failed; its whole output is in {log}')
+    console.print(f'  done in {time.monotonic() - started:.0f} s', style='dim')
+
+
+def show(line: str) -> None:
+    """Print a line of a tool if it is progress or the tool's own report."""
+    progress = PROGRESS.search(line)
+    if progress or line.startswith(('data/', 'Exported')):
+        text = progress.group(1) if progress else line.rstrip()
+        console.print('  ' + text, markup=False, soft_wrap=True)
+
+
+def measure_export() -> float:
+    """Top-1 of the exported files on the test images, by plain torch."""
+    import torch
+    from mmpretrain.datasets import MNIST
+
+    from tas_lora.models.plain_vit import load_plain_vit
+
+    model, description = load_plain_vit(EXPORT)
+    data = MNIST('data/digits', split='test', test_mode=True)
+    images = torch.stack([torch.from_numpy(d['img'].copy()) for d in data])[:, None].float()
+    labels = torch.tensor([int(d['gt_label']) for d in data])
+    mean, std = (torch.tensor(description['preprocess'][k]) for k in ('mean', 'std'))
+    with torch.no_grad():
+        predicted = model((images - mean) / std).argmax(1)
+    return float((predicted == labels).float().mean() * 100)
+
+
+def report() -> float:
+    """Print the table; returns the top-1 of the found subnet with experts."""
+    from tas_lora import apis, count_flops, count_params
+
+    model = apis.load_supernet('configs/digits_moLE.py')
+    space = model.router.space
+    found = apis.read_subnet(FOUND)
+    subnets = dict(smallest=space.smallest(), largest=space.largest(), best_subnet=found)
+    top1 = {k: json.loads((LOGS / f'{k}.json').read_text()) for k in ('bare', 'experts')}
+    table = Table(title='Test top-1 (%) on 360 digits that no step has seen')
+    for column in ('subnet', 'params', 'FLOPs', 'bare supernet', 'with experts'):
+        table.add_column(column, justify='left' if column == 'subnet' else 'right')
+    for name, subnet in subnets.items():
+        scores = [f'{top1[k][f"{name}/accuracy/top1"]:.2f}' for k in ('bare', 'experts')]
+        label = 'found' if subnet is found else name
+        costs = [count(subnet, **model.image_spec) for count in (count_params, count_flops)]
+        table.add_row(label, *(f'{cost:,.0f}' for cost in costs), *scores)
+    console.print()
+    console.print(table)
+    return top1['experts']['best_subnet/accuracy/top1']
+
+
+def main():
+    """Run all steps and report."""
+    if Path.cwd() != ROOT:
+        sys.exit(f'run this from {ROOT}')
+    LOGS.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    for number, (title, command) in enumerate(STEPS, 1):
+        run_step(number, title, command)
+    found = report()
+    exported = measure_export()
+    console.print(
+        f'At this size experts need not win; the table says what was measured.\n'
+        f'The exported files alone, in plain torch: {exported:.2f} %\n\n'
+        f'supernet  {SUPERNET}\nexperts   {EXPERTS}\nsubnet    {FOUND}\n'
+        f'export    {EXPORT}/weights.safetensors, {EXPORT}/architecture.json\n'
+        f'history   {Path(FOUND).parent}/search_history.jsonl\nlogs      {LOGS}/\n\n'
+        f'{time.monotonic() - started:.0f} s in all'
+    )
+    if found < GOAL:
+        sys.exit(f'The found subnet has {found:.2f} % on the test set, expected {GOAL} %')
+    if abs(exported - found) > 1e-3:
+        sys.exit(f'The export has {exported:.2f} % on the test set, the supernet {found:.2f} %')
+
+
+if __name__ == '__main__':
+    main()
