@@ -72,9 +72,15 @@ def read_subnet(path: str | Path) -> Subnet:
     return Subnet.from_dict(record)
 
 
+def check_training(cfg: Config) -> None:
+    """Raise :class:`UserError` where data or checkpoint of a training are missing."""
+    check_data(cfg, ('train_dataloader', 'val_dataloader'))
+    _check_checkpoint(cfg)
+
+
 def train(cfg: Config) -> None:
     """Train as ``cfg`` says."""
-    check_data(cfg, ('train_dataloader', 'val_dataloader'))
+    check_training(cfg)
     _build_runner(cfg).train()
 
 
@@ -85,7 +91,7 @@ def search(cfg: Config, checkpoint: str | Path) -> dict:
     return _build_runner(cfg).val()
 
 
-def test(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -> dict:
+def evaluate(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -> dict:
     """Test the weights of ``checkpoint``; returns the metrics.
 
     Args:
@@ -96,7 +102,6 @@ def test(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -> di
     check_data(cfg, ('test_dataloader',))
     cfg.load_from = str(checkpoint)
     if subnets:
-        # `_delete_` does not work on attributes, so the old names go by replacement.
         cfg.test_cfg.subnets = {
             name: s.to_dict() if isinstance(s, Subnet) else s for name, s in subnets.items()
         }
@@ -104,8 +109,7 @@ def test(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -> di
 
 
 def _build_runner(cfg: Config) -> Runner:
-    if cfg.get('load_from') and '://' not in cfg.load_from:
-        _check_checkpoint(cfg.load_from)
+    _check_checkpoint(cfg)
     if cfg.get('launcher', 'none') == 'pytorch' and not torch.cuda.is_available():
         _use_gloo(cfg)
     # MMEngine loads with torch's weights_only default, which refuses its own log buffers.
@@ -113,8 +117,9 @@ def _build_runner(cfg: Config) -> Runner:
     return Runner.from_cfg(cfg)
 
 
-def _check_checkpoint(path: str) -> None:
-    if not Path(path).is_file():
+def _check_checkpoint(cfg: Config) -> None:
+    path = cfg.get('load_from')
+    if path and '://' not in path and not Path(path).is_file():
         raise UserError(
             f'checkpoint {path} does not exist; train the stage before, or give another by '
             '--cfg-options load_from=FILE'

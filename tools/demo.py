@@ -5,6 +5,7 @@ every step held. Full logs are in work_dirs/demo.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,8 @@ LOGS = Path('work_dirs/demo')
 SUPERNET = 'work_dirs/digits_supernet/epoch_30.pth'
 EXPERTS = 'work_dirs/digits_moLE/epoch_12.pth'
 FOUND = 'work_dirs/digits_search/best_subnet.json'
+HISTORY = 'work_dirs/digits_search/search_history.jsonl'
+PLOT = 'work_dirs/digits_search/search.png'
 EXPORT = 'work_dirs/digits_export'
 GOAL = 95.0  # test top-1 of the found subnet, in percent
 
@@ -32,6 +35,10 @@ STEPS = [
     (
         'Stage 3: search under a parameter limit, on held-out images',
         f'tools/search.py configs/digits_search.py {EXPERTS}',
+    ),
+    (
+        'Draw the search',
+        f'tools/analysis/plot_search.py {HISTORY} {PLOT}',
     ),
     (
         'Export the found subnet, read it back, compare logits',
@@ -80,7 +87,7 @@ def run_step(number: int, title: str, command: str) -> None:
 def show(line: str) -> None:
     """Print a line of a tool if it is progress or the tool's own report."""
     progress = PROGRESS.search(line)
-    if progress or line.startswith(('data/', 'Exported')):
+    if progress or line.startswith(('data/', 'Exported', PLOT)):
         text = progress.group(1) if progress else line.rstrip()
         console.print('  ' + text, markup=False, soft_wrap=True)
 
@@ -126,8 +133,7 @@ def report() -> float:
 
 def main():
     """Run all steps and report."""
-    if Path.cwd() != ROOT:
-        sys.exit(f'run this from {ROOT}')
+    os.chdir(ROOT)
     LOGS.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     for number, (title, command) in enumerate(STEPS, 1):
@@ -139,7 +145,7 @@ def main():
         f'The exported files alone, in plain torch: {exported:.2f} %\n\n'
         f'supernet  {SUPERNET}\nexperts   {EXPERTS}\nsubnet    {FOUND}\n'
         f'export    {EXPORT}/weights.safetensors, {EXPORT}/architecture.json\n'
-        f'history   {Path(FOUND).parent}/search_history.jsonl\nlogs      {LOGS}/\n\n'
+        f'history   {HISTORY}\nplot      {PLOT}\nlogs      {LOGS}/\n\n'
         f'{time.monotonic() - started:.0f} s in all'
     )
     if found < GOAL:

@@ -30,7 +30,7 @@ def main():
         Path(name).stem: name if name in ('smallest', 'largest') else apis.read_subnet(name)
         for name in names
     }
-    metrics = apis.test(cfg, args.checkpoint, subnets)
+    metrics = apis.evaluate(cfg, args.checkpoint, subnets)
     if args.out:
         Path(args.out).write_text(json.dumps(metrics, indent=2) + '\n')
 

@@ -17,6 +17,9 @@ def parse_args():
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale learning rates by the batch size'
     )
+    parser.add_argument(
+        '--check-only', action='store_true', help='check config, data and checkpoint, then exit'
+    )
     cli.add_launcher(parser)
     return parser.parse_args()
 
@@ -34,7 +37,10 @@ def main():
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    apis.train(cfg)
+    if args.check_only:
+        apis.check_training(cfg)
+    else:
+        apis.train(cfg)
 
 
 if __name__ == '__main__':

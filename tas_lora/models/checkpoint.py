@@ -43,8 +43,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals(allowed):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # arbitrary bytes make the unpickler raise nearly anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f'{path} is no readable checkpoint, or not a safe one: {reason}') from error
     for key in ('state_dict', 'model'):
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(key), Mapping):

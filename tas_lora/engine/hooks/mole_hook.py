@@ -18,7 +18,8 @@ def supernet_of(runner) -> SupernetClassifier:
     model = model.module if hasattr(model, 'module') else model  # DDP and its kin
     if not isinstance(model, SupernetClassifier):
         raise UserError(
-            f"the model is a {type(model).__name__}; this config needs 'tas_lora.SupernetClassifier'"
+            f'the model is a {type(model).__name__}; '
+            "this config needs type='tas_lora.SupernetClassifier'"
         )
     return model
 

@@ -22,6 +22,7 @@ class AutocastOptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model):
+        """Forward context: autocast, and no gradient synchronisation while accumulating."""
         device = get_device()
         with super().optim_context(model), torch.autocast(device, dtype=torch.bfloat16):
             yield

@@ -92,8 +92,8 @@ def evaluate_subnets(loop: SubnetValLoop | SubnetTestLoop) -> dict:
 
 def evaluate_subnet(loop: ValLoop | TestLoop, subnet: Subnet) -> dict:
     """Metrics of one subnet over the dataloader of ``loop``; the same on all ranks."""
-    loop.model.set_subnet(subnet)
     loop.runner.model.eval()
+    loop.model.set_subnet(subnet)
     for idx, data_batch in enumerate(loop.dataloader):
         loop.run_iter(idx, data_batch)
     return loop.evaluator.evaluate(len(loop.dataloader.dataset))

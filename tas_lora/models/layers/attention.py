@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .elastic import ElasticLinear
@@ -46,6 +47,17 @@ def relative_attention(q: Tensor, k: Tensor, v: Tensor, rel_k: Tensor, rel_v: Te
     logits = q @ k.transpose(-2, -1) + torch.einsum('bhid,ijd->bhij', q, rel_k)
     attention = (logits * q.shape[-1] ** -0.5).softmax(dim=-1)
     return attention @ v + torch.einsum('bhij,ijd->bhid', attention, rel_v)
+
+
+def without_key_gradient(bias: Tensor, width: int) -> Tensor:
+    """The first 3 x ``width`` entries of a qkv bias, the key part cut from the graph.
+
+    A key bias shifts all logits of a query alike, which the softmax ignores: its gradient is
+    zero but for rounding. AdamW would scale that noise up to full steps, and into entries that
+    subnets with another head count use as query or value biases.
+    """
+    query, key, value = bias[: 3 * width].view(3, width)
+    return torch.cat([query, key.detach(), value])
 
 
 class RelativePosition2D(nn.Module):
@@ -100,7 +112,9 @@ class ElasticAttention(nn.Module):
     def forward(self, x: Tensor, num_heads: int, rel_index: tuple[Tensor, Tensor]) -> Tensor:
         """Map (B, N, C) to (B, N, C) with the first ``num_heads`` heads."""
         B, N, C = x.shape
-        qkv = self.qkv(x, num_heads * self.head_dim)  # (B, N, 3 H D)
+        inner = num_heads * self.head_dim
+        bias = without_key_gradient(self.qkv.bias, inner)
+        qkv = F.linear(x, self.qkv.sliced_weight(inner, C), bias)  # (B, N, 3 H D)
         q, k, v = qkv.view(B, N, 3, num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         y = relative_attention(q, k, v, self.rel_pos_k(rel_index), self.rel_pos_v(rel_index))
         return self.proj(y.transpose(1, 2).flatten(2), C)

@@ -56,6 +56,7 @@ class ElasticLinear(nn.Module):
         return slice_weight(self.weight, out_features, in_features)
 
     def extra_repr(self) -> str:
+        """Sizes, for ``print(model)``."""
         parts = f', parts={self.parts}' if self.parts > 1 else ''
         return f'in_features={self.in_features}, out_features={self.out_features}{parts}'
 
@@ -64,6 +65,7 @@ class ElasticLayerNorm(nn.LayerNorm):
     """LayerNorm over the live channels only, (..., c) -> (..., c); eps 1e-5 as AutoFormer."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (..., c) to itself."""
         width = x.shape[-1]
         return F.layer_norm(x, (width,), self.weight[:width], self.bias[:width], self.eps)
 

@@ -89,11 +89,13 @@ class MoLELinear(ElasticLinear):
         self.merged = None
 
     def sliced_weight(self, out_features: int, in_features: int) -> Tensor:
+        """The merged weight if there is one, else the supernet's, (P o, i)."""
         if self.merged is None:
             return super().sliced_weight(out_features, in_features)
         return self.merged
 
     def extra_repr(self) -> str:
+        """Sizes, for ``print(model)``."""
         num_experts, rank, _ = self.lora_a.shape
         return f'{super().extra_repr()}, num_experts={num_experts}, rank={rank}'
 

@@ -1,0 +1,64 @@
+"""Fixtures: the digits on disk, their configs on a small scale, and the tools in process."""
+
+import runpy
+import sys
+from itertools import count
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from tas_lora.apis import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+_names = count()
+
+
+def call_tool(name: str, *arguments) -> int:
+    """Run a tool in this process; returns its exit code."""
+    argv, sys.argv = sys.argv, [name, *map(str, arguments)]
+    try:
+        runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
+    except SystemExit as stop:
+        return stop.code or 0
+    finally:
+        sys.argv = argv
+    return 0
+
+
+def set_data_root(node, root) -> None:
+    """Point every dataset below ``node`` to ``root``."""
+    if isinstance(node, dict):
+        if 'data_root' in node:
+            node['data_root'] = str(root)
+        for value in node.values():
+            set_data_root(value, root)
+
+
+@pytest.fixture(scope='session')
+def digits_root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp('data') / 'digits'
+    assert call_tool('prepare_digits.py', '--out', root) == 0
+    return root
+
+
+@pytest.fixture
+def digits_config(digits_root, tmp_path):
+    """Makes small configs of the digits: ``digits_config('moLE', images=32, ...options)``."""
+
+    def make(stage: str, images: int = 160, options: dict | None = None) -> Config:
+        cfg = load_config(ROOT / 'configs' / f'digits_{stage}.py', options)
+        set_data_root(cfg._cfg_dict, digits_root)
+        cfg.experiment_name = f'test-{next(_names)}'  # names MMEngine's global log buffers
+        cfg.work_dir = str(tmp_path / stage)
+        cfg.load_from = None
+        if cfg.train_dataloader is not None:
+            train = cfg.train_dataloader.dataset
+            train.times = 1
+            train.dataset.dataset.indices = images * 5 // 4  # a fifth is held out
+            train.dataset.dataset.pipeline = [dict(type='PackInputs')]
+            cfg.train_dataloader.batch_size = 16
+            cfg.train_cfg.max_epochs = 2
+        return cfg
+
+    return make

@@ -1,0 +1,170 @@
+"""Mistakes on the command line: one clear line, exit code 2, no traceback."""
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT, call_tool
+
+from tas_lora import Subnet, load_supernet
+
+CONFIGS = ROOT / 'configs'
+SUPERNET, MOLE, SEARCH = (CONFIGS / f'digits_{s}.py' for s in ('supernet', 'moLE', 'search'))
+
+
+@pytest.fixture
+def fails(capsys, tmp_path, monkeypatch):
+    """Runs a tool that must fail as a user's mistake; returns its one line."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*command) -> str:
+        assert call_tool(*command) == 2
+        captured = capsys.readouterr()
+        lines = [line for line in captured.err.splitlines() if 'error' in line.lower()]
+        assert len(lines) == 1, captured.err
+        assert 'Traceback' not in captured.err + captured.out
+        assert lines[0].startswith('error: ')
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture
+def experts(tmp_path):
+    """A checkpoint of the digits' model with experts."""
+    path = tmp_path / 'experts.pth'
+    torch.save(dict(state_dict=load_supernet(MOLE).state_dict()), path)
+    return path
+
+
+def write_subnet(folder, subnet: Subnet):
+    path = folder / 'subnet.json'
+    path.write_text(json.dumps(subnet.to_dict()))
+    return path
+
+
+def at(root, *loaders) -> list:
+    """Options that point dataloaders of the digits to ``root``."""
+    inner = dict(train='dataset.dataset.dataset', val='dataset.dataset', test='dataset')
+    return [f'{name}_dataloader.{inner[name]}.data_root={root}' for name in loaders]
+
+
+def test_missing_config(fails):
+    assert 'config nowhere.py does not exist' in fails('train.py', 'nowhere.py')
+
+
+def test_broken_config(fails, tmp_path):
+    (tmp_path / 'broken.py').write_text('model = dict(\n')
+    assert 'was never closed' in fails('train.py', tmp_path / 'broken.py')
+
+
+def test_missing_data_folder(fails):
+    line = fails('train.py', SUPERNET)
+    assert "train_dataloader.dataset.dataset.dataset.data_root: the folder 'data/digits'" in line
+    assert '--cfg-options' in line
+
+
+def test_unknown_option_with_the_nearest_name(fails):
+    line = fails('train.py', SUPERNET, '--cfg-options', 'modle.backbone.patch_size=4')
+    assert "has no 'modle' (did you mean 'model'?)" in line
+
+
+@pytest.mark.parametrize(
+    ('option', 'expected'),
+    [
+        ('model.backbone.pach_size=4', "ElasticViT takes no such argument (did you mean 'patch_"),
+        ('train_cfg.sede=1', "SubnetSamplingTrainLoop takes no such argument (did you mean 'seed'"),
+        ('model.head.clases=3', 'ElasticClsHead takes no such argument'),
+        ('default_hooks.logger.intervall=3', "LoggerHook takes no such argument (did you mean 'in"),
+    ],
+)
+def test_unknown_argument_with_its_path(fails, option, expected):
+    line = fails('train.py', SUPERNET, '--cfg-options', option)
+    assert expected in line
+    assert option.split('=')[0] in line
+
+
+def test_unknown_type(fails, digits_root):
+    options = at(digits_root, 'train', 'val')
+    line = fails('train.py', SUPERNET, '--cfg-options', 'model.type=tas_lora.Supernt', *options)
+    assert 'tas_lora.Supernt is not in the' in line
+
+
+def test_missing_checkpoint_of_the_stage_before(fails, digits_root):
+    line = fails('train.py', MOLE, '--cfg-options', *at(digits_root, 'train', 'val'))
+    assert 'digits_supernet/epoch_30.pth does not exist; train the stage before' in line
+
+
+def test_experts_of_another_number(fails, digits_root):
+    options = ['model.backbone.mole.num_experts=5', *at(digits_root, 'train', 'val')]
+    line = fails('train.py', MOLE, '--cfg-options', 'load_from=None', *options)
+    assert 'num_experts is 5, but router.space has 12 groups' in line
+
+
+def test_more_heads_than_the_supernet(fails, digits_root):
+    options = ['train_cfg.space.num_heads=[2,8]', *at(digits_root, 'train', 'val')]
+    line = fails('train.py', SUPERNET, '--cfg-options', *options)
+    assert 'num_heads[0] is 8, the supernet has 3' in line
+
+
+def test_checkpoint_of_another_architecture(fails, digits_root, tmp_path):
+    options = ['--cfg-options', *at(digits_root, 'test')]
+    small = load_supernet(SUPERNET).state_dict()
+    small = {k: v for k, v in small.items() if '.blocks.3.' not in k}
+    torch.save(dict(state_dict=small), tmp_path / 'small.pth')
+    line = fails('test.py', SUPERNET, tmp_path / 'small.pth', *options)
+    assert 'depth 3 in the checkpoint, 4 in the config' in line
+
+
+def test_subnet_outside_the_supernet(fails, digits_root, tmp_path, experts):
+    wide = write_subnet(tmp_path, Subnet(48, (2, 2), (2.0, 2.0)))
+    options = ['--subnet', wide, '--cfg-options', *at(digits_root, 'test')]
+    assert 'embed_dim is 48, the supernet has 40' in fails('test.py', MOLE, experts, *options)
+    line = fails('export.py', MOLE, experts, '--subnet', wide, '--out', tmp_path / 'out')
+    assert 'embed_dim is 48, the supernet has 40' in line
+
+
+def test_subnet_of_no_group_names_the_choices(fails, tmp_path, experts):
+    odd = write_subnet(tmp_path, Subnet(24, (2, 2), (3.0, 2.0)))
+    line = fails('export.py', MOLE, experts, '--subnet', odd, '--out', tmp_path / 'out')
+    assert 'belongs to no group' in line
+    assert 'mlp_ratio [2.0, 4.0]' in line
+
+
+def test_subnet_file_that_is_none(fails, tmp_path, experts):
+    (tmp_path / 'bad.json').write_text('{"embed_dim": 24}')
+    arguments = (MOLE, experts, '--out', tmp_path / 'out', '--subnet')
+    assert 'exactly the fields' in fails('export.py', *arguments, tmp_path / 'bad.json')
+    assert 'cannot be read' in fails('export.py', *arguments, tmp_path / 'missing.json')
+    (tmp_path / 'bad.json').write_text('{')
+    assert 'is no JSON' in fails('export.py', *arguments, tmp_path / 'bad.json')
+
+
+def test_limits_that_no_subnet_meets(fails, digits_root, experts):
+    options = ['val_cfg.constraints.params=(0,100)', *at(digits_root, 'val')]
+    line = fails('search.py', SEARCH, experts, '--cfg-options', *options)
+    assert 'asked for 0 to 100, the space has 13,202 to 87,554' in line
+
+
+def test_converting_a_file_that_is_not_official(fails, experts, tmp_path):
+    line = fails('convert_autoformer.py', experts, tmp_path / 'out.pth')
+    assert 'is no official AutoFormer checkpoint' in line
+
+
+def test_dist_train_says_a_mistake_once(tmp_path):
+    import os
+    import subprocess
+    import sys
+
+    command = [ROOT / 'tools' / 'dist_train.sh', SUPERNET, '2']
+    done = subprocess.run(
+        command,
+        env=os.environ | dict(PYTHON=sys.executable),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count('error: ') == 1
+    assert 'Traceback' not in done.stderr

@@ -1,0 +1,185 @@
+"""The evolution: what it finds, what it never does."""
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import SPACE, every, repeatable, spaces
+
+from tas_lora import SearchSpace, Subnet, count_params
+from tas_lora.search import Evolution
+
+# About 2 million subnets; one of them scores 0.
+LARGE = SearchSpace((16, 24, 32), (4, 5, 6), (1, 2, 3), (1.0, 2.0, 3.0))
+OPTIMUM = Subnet(24, [3, 1, 2, 3, 1], [2.0, 3.0, 1.0, 1.0, 2.0])
+SMALL = dict(population=12, generations=4, parents=4, mutations=5, crossovers=5)
+NAN, INF = float('nan'), float('inf')
+
+few = settings(repeatable, max_examples=15)  # a small space is drawn from until it is exhausted
+
+
+def anything(subnet):
+    return True
+
+
+def distance(subnet: Subnet) -> int:
+    """Genes in which a subnet differs from the optimum."""
+    genes = zip(
+        subnet.num_heads + subnet.mlp_ratio, OPTIMUM.num_heads + OPTIMUM.mlp_ratio, strict=False
+    )
+    shape = 3 * (subnet.depth != OPTIMUM.depth) + (subnet.embed_dim != OPTIMUM.embed_dim)
+    return shape + sum(a != b for a, b in genes)
+
+
+def run(evolution: Evolution, score=count_params) -> list[list[Subnet]]:
+    """The generations of a whole search."""
+    generations = []
+    while subnets := evolution.ask():
+        generations.append(subnets)
+        evolution.tell({subnet: score(subnet) for subnet in subnets})
+    return generations
+
+
+def flat(generations):
+    return [subnet for generation in generations for subnet in generation]
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_optimum_of_a_separable_score_is_found(seed):
+    evolution = Evolution(LARGE, anything, seed=seed)
+    run(evolution, distance)
+    assert evolution.best(1) == [OPTIMUM]
+
+
+def test_selection_beats_random_draws():
+    evolved, random = (
+        Evolution(LARGE, anything, generations=10, mutations=n, crossovers=n) for n in (25, 0)
+    )
+    for evolution in (evolved, random):
+        run(evolution, distance)
+    assert distance(evolved.best(1)[0]) < distance(random.best(1)[0])
+
+
+@given(spaces(depths=(1, 2)), st.floats(0, 1), st.floats(0, 1))
+@few
+def test_limits_always_hold(space, low, high):
+    counts = sorted(map(count_params, every(space)))
+    lower, upper = (counts[int(share * (len(counts) - 1))] for share in sorted((low, high)))
+
+    def is_feasible(subnet):
+        return lower <= count_params(subnet) <= upper
+
+    asked = flat(run(Evolution(space, is_feasible, **SMALL | dict(generations=2))))
+    assert asked
+    assert all(subnet in space and is_feasible(subnet) for subnet in asked)
+
+
+def test_limits_that_nothing_meets_end_the_search_at_once():
+    start = time.perf_counter()
+    assert run(Evolution(LARGE, lambda subnet: False)) == []
+    assert time.perf_counter() - start < 5
+
+
+@given(spaces(), st.integers(0, 1000))
+@few
+def test_no_subnet_is_asked_for_twice(space, seed):
+    asked = flat(run(Evolution(space, anything, **SMALL | dict(generations=2), seed=seed)))
+    assert len(asked) == len(set(asked))
+
+
+def test_same_seed_same_sequence():
+    runs = [run(Evolution(LARGE, anything, **SMALL, seed=seed)) for seed in (3, 3, 4)]
+    assert runs[0] == runs[1]
+    assert all(a != b for a, b in zip(runs[0], runs[2], strict=True))
+
+
+def test_asking_again_gives_the_same_generation():
+    evolution = Evolution(LARGE, anything, **SMALL)
+    assert evolution.ask() == evolution.ask()
+
+
+def test_scores_and_generation_are_the_whole_state():
+    first, second = (Evolution(LARGE, anything, **SMALL) for _ in range(2))
+    for _ in range(2):
+        first.tell({subnet: distance(subnet) for subnet in first.ask()})
+    second.scores, second.generation = dict(first.scores), 2
+    assert run(first, distance) == run(second, distance)
+
+
+def test_exhausted_space_ends_the_search_after_every_subnet():
+    start = time.perf_counter()
+    generations = run(Evolution(SPACE, anything, generations=1000))
+    assert time.perf_counter() - start < 5
+    assert len(generations) < 10
+    assert sorted(flat(generations), key=repr) == sorted(every(SPACE), key=repr)
+
+
+def test_every_generation_has_the_population_and_there_are_no_more():
+    generations = run(Evolution(LARGE, anything, **SMALL))
+    assert [len(generation) for generation in generations] == [12] * 4
+
+
+@pytest.mark.parametrize('bad', [NAN, INF])
+def test_scores_that_are_not_finite_rank_last(bad):
+    evolution = Evolution(LARGE, anything, **SMALL)
+    subnets = evolution.ask()
+    scores = [bad, 2.0, bad, 1.0, bad, 3.0]
+    evolution.tell(dict(zip(subnets, scores, strict=False)))
+    assert evolution.best(3) == [subnets[3], subnets[1], subnets[5]]
+    assert set(evolution.best(6)[3:]) == {subnets[0], subnets[2], subnets[4]}
+
+
+def test_equal_scores_rank_by_age():
+    evolution = Evolution(LARGE, anything, **SMALL)
+    generations = run(evolution, lambda subnet: 0)
+    assert evolution.best(48) == flat(generations)
+
+
+def test_last_generation_is_ranked():
+    evolution = Evolution(LARGE, anything, **SMALL)
+    age = iter(range(1000))
+    generations = run(evolution, lambda subnet: -next(age))  # the later the better
+    assert evolution.best(12) == generations[-1][::-1]
+
+
+def parents_used(monkeypatch) -> list[Subnet]:
+    """A list that fills with the parents of all mutants."""
+    used, mutate = [], SearchSpace.mutate
+
+    def spy(space, subnet, *args):
+        used.append(subnet)
+        return mutate(space, subnet, *args)
+
+    monkeypatch.setattr(SearchSpace, 'mutate', spy)
+    return used
+
+
+def test_parents_are_the_best_of_all_generations(monkeypatch):
+    used = parents_used(monkeypatch)
+    evolution = Evolution(LARGE, anything, **SMALL)
+    age = iter(range(1000))
+    first, *_ = run(evolution, lambda subnet: next(age))  # the earlier the better
+    assert set(used) == set(first[:4])
+
+
+def test_subnets_without_a_finite_score_are_no_parents(monkeypatch):
+    used = parents_used(monkeypatch)
+    run(
+        Evolution(LARGE, anything, **SMALL),
+        lambda subnet: distance(subnet) if subnet.embed_dim == 24 else NAN,
+    )
+    assert used
+    assert {parent.embed_dim for parent in used} == {24}
+
+
+def test_children_fill_the_generation_before_random_draws():
+    evolution = Evolution(LARGE, anything, **SMALL | dict(shape_prob=0.0))
+    first = evolution.ask()
+    evolution.tell({subnet: INF if subnet.embed_dim != 24 else 1.0 for subnet in first})
+    parents = evolution.best(4)
+    assert {parent.embed_dim for parent in parents} == {24}
+    depths = {parent.depth for parent in parents}
+    children = evolution.ask()[:10]
+    assert {child.embed_dim for child in children} == {24}
+    assert {child.depth for child in children} <= depths

@@ -1,0 +1,206 @@
+"""Both training stages through MMEngine's runner."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.runner import Runner
+
+from tas_lora import SearchSpace, apis
+from tas_lora.engine.hooks.mole_stats_hook import delta_ratio
+from tas_lora.models.checkpoint import read_state_dict
+
+
+def record_subnets(runner) -> list:
+    """Subnets of the training iterations to come."""
+    drawn, set_subnet = [], runner.model.set_subnet
+
+    def spy(subnet):
+        if runner.model.training:
+            drawn.append(subnet)
+        set_subnet(subnet)
+
+    runner.model.set_subnet = spy
+    return drawn
+
+
+def state(runner) -> dict:
+    return {k: v.clone() for k, v in runner.model.state_dict().items()}
+
+
+def is_expert(name: str) -> bool:
+    return 'lora_' in name
+
+
+def test_subnets_are_a_function_of_seed_and_iteration(digits_config):
+    cfg = digits_config('supernet', images=64)
+    runner = Runner.from_cfg(cfg)
+    drawn = record_subnets(runner)
+    runner.train()
+    space = SearchSpace(**cfg.space)
+    expected = [space.sample(np.random.default_rng((0, i))) for i in range(runner.iter)]
+    assert drawn == expected
+    assert len(set(drawn)) > 2
+
+
+def test_stage_two_moves_experts_alone_then_the_router_too(digits_config):
+    cfg = digits_config('moLE', options={'custom_hooks.0.router_warmup_epochs': 1})
+    runner = Runner.from_cfg(cfg)
+    before = state(runner)
+    runner.train()
+    warmed = read_state_dict(f'{cfg.work_dir}/epoch_1.pth')
+    after = read_state_dict(f'{cfg.work_dir}/epoch_2.pth')
+    for name, start in before.items():
+        moved = [not torch.equal(start, later[name]) for later in (warmed, after)]
+        if is_expert(name):
+            assert moved[1], name
+        elif name.startswith('router.'):
+            assert not moved[0], name
+        else:
+            assert moved == [False, False], name
+    assert any(n.startswith('router.') and not torch.equal(before[n], after[n]) for n in before)
+
+
+@pytest.mark.parametrize('stage', ['supernet', 'moLE'])
+def test_resumed_training_equals_an_undisturbed_one(digits_config, stage):
+    whole = digits_config(stage, images=64)
+    Runner.from_cfg(whole).train()
+    expected = read_state_dict(f'{whole.work_dir}/epoch_2.pth')
+
+    resumed = digits_config(stage, images=64)
+    resumed.load_from, resumed.resume = f'{whole.work_dir}/epoch_1.pth', True
+    resumed.work_dir += '_resumed'
+    apis.train(resumed)
+    found = read_state_dict(f'{resumed.work_dir}/epoch_2.pth')
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_statistics_of_experts_are_logged(digits_config):
+    cfg = digits_config('moLE', options={'custom_hooks.0.router_warmup_epochs': 0})
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    scalars = runner.message_hub.log_scalars
+    assert scalars['train/delta_w'].data[0][0] == 0
+    assert scalars['train/delta_w'].current() > 0
+    assert 0 < scalars['train/gate_shift'].current() < 2
+    assert 0 <= scalars['train/top_gate_kept'].current() <= 1
+
+
+def reference_ratio(model, subnet, rank: int) -> float:
+    """|dW| / |W| from the definition, expert by expert."""
+    change = size = 0.0
+    gates = model.router(subnet)
+    for block, block_gates in zip(model.backbone.blocks[: subnet.depth], gates, strict=True):
+        width, inner, hidden = subnet.embed_dim, 16 * subnet.num_heads[0], subnet.hidden_dims[0]
+        qkv = block.attn.qkv
+        kinds = [
+            (qkv.weight[part], qkv.lora_a, qkv.lora_b[:, part], inner, width, 0)
+            for part in range(3)
+        ]
+        for j, (layer, out, inp) in enumerate(
+            [
+                (block.attn.proj, width, inner),
+                (block.fc1, hidden, width),
+                (block.fc2, width, hidden),
+            ],
+            start=1,
+        ):
+            kinds.append((layer.weight, layer.lora_a, layer.lora_b, out, inp, j))
+        for weight, down, up, out, inp, j in kinds:
+            experts = zip(block_gates[j], up, down, strict=True)
+            delta = sum(p * u[:out] @ d[:, :inp] / rank for p, u, d in experts)
+            change += delta.square().sum()
+            size += weight[:out, :inp].square().sum()
+    return float((change / size).sqrt())
+
+
+def test_delta_ratio_against_the_formula(digits_config):
+    model = Runner.from_cfg(digits_config('moLE')).model
+    for layer in model.backbone.mole_layers():
+        torch.nn.init.normal_(layer.lora_b, std=0.1)
+    model.set_subnet(model.router.space.smallest())
+    with torch.no_grad():
+        expected = reference_ratio(model, model.subnet, rank=4)
+    assert expected > 0.01
+    assert delta_ratio(model) == pytest.approx(expected, rel=1e-5)
+
+
+def test_merges_once_per_iteration_and_evaluated_subnet(digits_config):
+    cfg = digits_config('moLE', images=32, options={'train_cfg.val_interval': 2})
+    cfg.custom_hooks = cfg.custom_hooks[:1]  # the statistics merge, too
+    cfg.val_dataloader.batch_size = 64  # five batches a subnet
+    runner = Runner.from_cfg(cfg)
+    merges, merge = [], runner.model.merge_experts
+
+    def spy(*args):
+        merges.append(runner.model.training)
+        merge(*args)
+
+    runner.model.merge_experts = spy
+    runner.train()
+    assert merges.count(True) == runner.iter
+    assert merges.count(False) == 2
+    assert not runner.model.is_merged
+
+
+def test_validation_restores_the_subnet_and_serves_save_best(digits_config):
+    cfg = digits_config('moLE', images=32, options={'train_cfg.val_interval': 1})
+    cfg.default_hooks.checkpoint.save_best = 'largest/accuracy/top1'
+    runner = Runner.from_cfg(cfg)
+    drawn = record_subnets(runner)
+    runner.train()
+    assert runner.model.subnet == drawn[-1]
+    assert list(Path(cfg.work_dir).glob('best_largest*'))
+
+
+def test_mixed_precision_keeps_weights_and_merge_in_float32(digits_config):
+    cfg = digits_config('moLE', images=32, options={'train_cfg.val_interval': 5})
+    cfg.optim_wrapper.type = 'tas_lora.AutocastOptimWrapper'
+    runner = Runner.from_cfg(cfg)
+    dtypes, forward = set(), runner.model.backbone.forward
+
+    def spy(*args):
+        dtypes.update(
+            layer.merged.dtype
+            for layer in runner.model.backbone.blocks[0].modules()
+            if getattr(layer, 'merged', None) is not None
+        )
+        features = forward(*args)
+        dtypes.add(features[0].dtype)
+        return features
+
+    runner.model.backbone.forward = spy
+    runner.train()
+    assert torch.float32 in dtypes
+    assert all(p.dtype == torch.float32 for p in runner.model.parameters())
+    assert np.isfinite(runner.message_hub.get_scalar('train/loss').current())
+
+
+def test_accumulation_steps_both_optimizers_together(digits_config):
+    cfg = digits_config('moLE', images=128, options={'custom_hooks.0.router_warmup_epochs': 0})
+    for name in ('experts', 'router'):
+        cfg.optim_wrapper[name].accumulative_counts = 4
+    runner = Runner.from_cfg(cfg)
+    states, step = [], runner.call_hook
+
+    def spy(hook, **kwargs):
+        step(hook, **kwargs)
+        if hook == 'after_train_iter':
+            states.append(
+                {
+                    n: p.detach().clone()
+                    for n, p in runner.model.named_parameters()
+                    if p.requires_grad
+                }
+            )
+
+    runner.call_hook = spy
+    runner.train()
+    moved = [
+        {n.split('.')[0] for n in a if not torch.equal(a[n], b[n])}
+        for a, b in zip(states, states[1:], strict=False)
+    ]
+    assert [bool(m) for m in moved] == [i % 4 == 2 for i in range(len(moved))]
+    assert moved[2] == {'backbone'}  # with U = 0 the router's first gradient is zero
+    assert moved[6] == {'backbone', 'router'}

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Train on several GPUs, or on several CPU processes where there is no GPU.
+#
+#   tools/dist_train.sh CONFIG GPUS [options of tools/train.py]
+#
+# On several machines, run it on each with NNODES, NODE_RANK, MASTER_ADDR and PORT set.
+set -euo pipefail
+if [ $# -lt 2 ]; then
+    echo "usage: tools/dist_train.sh CONFIG GPUS [options of tools/train.py]" >&2
+    exit 2
+fi
+CONFIG=$1
+GPUS=$2
+TOOLS=$(dirname "$0")
+PYTHON=${PYTHON:-python}
+
+# A mistake in the config is said once, here, rather than by every process.
+"$PYTHON" "$TOOLS/train.py" "$CONFIG" "${@:3}" --check-only || exit
+
+exec "$PYTHON" -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" \
+    --node-rank="${NODE_RANK:-0}" \
+    --master-addr="${MASTER_ADDR:-127.0.0.1}" \
+    --master-port="${PORT:-29500}" \
+    --nproc-per-node="$GPUS" \
+    "$TOOLS/train.py" "$CONFIG" --launcher pytorch "${@:3}"
