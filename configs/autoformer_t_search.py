@@ -23,7 +23,7 @@ val_cfg = dict(
         seed=0,
     ),
 )
-val_dataloader = {{_base_.heldout_dataloader}}
+val_dataloader = dict(_delete_=True, **_base_.heldout_dataloader)
 val_evaluator = [dict(type='tas_lora.CrossEntropy'), dict(type='Accuracy')]
 train_dataloader = None
 train_cfg = None

@@ -15,7 +15,7 @@ val_cfg = dict(
     log_interval=50,
     evolution=dict(population=20, generations=10, parents=5, mutations=10, crossovers=10, seed=0),
 )
-val_dataloader = {{_base_.heldout_dataloader}}
+val_dataloader = dict(_delete_=True, **_base_.heldout_dataloader)
 val_evaluator = [dict(type='tas_lora.CrossEntropy'), dict(type='Accuracy')]
 train_dataloader = None
 train_cfg = None

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import Runner
 
 from .config_check import check_arguments, check_data, check_options
+from .engine import SupernetRunner
 from .errors import UserError
 from .models import SupernetClassifier
-from .models.checkpoint import read_state_dict, resume_globals
+from .models.checkpoint import read_state_dict
 from .structures import Subnet
 
 
@@ -108,13 +108,11 @@ def evaluate(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -
     return _build_runner(cfg).test()
 
 
-def _build_runner(cfg: Config) -> Runner:
+def _build_runner(cfg: Config) -> SupernetRunner:
     _check_checkpoint(cfg)
     if cfg.get('launcher', 'none') == 'pytorch' and not torch.cuda.is_available():
         _use_gloo(cfg)
-    # MMEngine loads with torch's weights_only default, which refuses its own log buffers.
-    torch.serialization.add_safe_globals(resume_globals())
-    return Runner.from_cfg(cfg)
+    return SupernetRunner.from_cfg(cfg)
 
 
 def _check_checkpoint(cfg: Config) -> None:

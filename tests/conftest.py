@@ -6,10 +6,13 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from tas_lora.apis import load_config
 
+# Small tensors: threads cost more than they give, the more so beside other jobs.
+torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 _names = count()
 

@@ -53,6 +53,12 @@ def test_missing_config(fails):
     assert 'config nowhere.py does not exist' in fails('train.py', 'nowhere.py')
 
 
+def test_config_for_another_tool(fails, experts):
+    assert 'trains nothing' in fails('train.py', SEARCH)
+    assert 'is no search config' in fails('search.py', MOLE, experts)
+    assert 'base_batch_size' in fails('train.py', SUPERNET, '--auto-scale-lr')
+
+
 def test_broken_config(fails, tmp_path):
     (tmp_path / 'broken.py').write_text('model = dict(\n')
     assert 'was never closed' in fails('train.py', tmp_path / 'broken.py')

@@ -259,12 +259,22 @@ def test_mutation_of_shape_alone_keeps_the_genes_of_the_blocks_that_stay(space, 
     assert mutant.mlp_ratio[:kept] == subnet.mlp_ratio[:kept]
 
 
-def test_mutation_redraws_as_often_as_asked():
+def test_mutation_redraws_genes_as_often_as_asked():
     space = SearchSpace((8,), (10,), tuple(range(1, 101)), (1.0,))
     generator, subnet = rng(), space.smallest()
     mutants = [space.mutate(subnet, generator, 0.2, 0.4) for _ in range(1000)]
     changed = sum(heads != 1 for mutant in mutants for heads in mutant.num_heads)
     assert abs(changed - 0.2 * 0.99 * 10_000) < 135  # one in a thousand is further off
+
+
+def test_mutation_redraws_depth_and_width_as_often_as_asked():
+    generator, subnet = rng(), SPACE.smallest()
+    mutants = [SPACE.mutate(subnet, generator, 0.2, 0.4) for _ in range(10_000)]
+    for changed in (
+        sum(mutant.depth != subnet.depth for mutant in mutants),
+        sum(mutant.embed_dim != subnet.embed_dim for mutant in mutants),
+    ):
+        assert abs(changed - 0.4 / 2 * 10_000) < 135  # a redraw returns the old value half the time
 
 
 def genes(subnet):
@@ -287,9 +297,13 @@ def test_children_take_each_gene_from_a_parent(space, seed):
 def test_children_take_half_of_each_parent():
     a, b = Subnet(16, [1] * 10, [1.0] * 10), Subnet(24, [2] * 10, [2.0] * 10)
     generator = rng()
-    children = [SPACE.crossover(a, b, generator) for _ in range(500)]
-    from_a = sum(child.num_heads.count(1) + child.mlp_ratio.count(1.0) for child in children)
-    assert abs(from_a - 5000) < 165
+    children = [SPACE.crossover(a, b, generator) for _ in range(10_000)]
+    for from_a in (
+        sum(child.embed_dim == 16 for child in children),
+        sum(child.num_heads.count(1) for child in children) / 10,
+        sum(child.mlp_ratio.count(1.0) for child in children) / 10,
+    ):
+        assert abs(from_a - 5000) < 165  # one in a thousand is further off
 
 
 def test_parents_of_different_depth_are_refused():

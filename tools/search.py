@@ -1,6 +1,6 @@
 """Search the best subnet within limits (stage 3)."""
 
-from tas_lora import apis, cli
+from tas_lora import UserError, apis, cli
 
 
 def parse_args():
@@ -14,7 +14,10 @@ def parse_args():
 def main():
     """Parse and search."""
     args = parse_args()
-    apis.search(cli.config_from(args), args.checkpoint)
+    cfg = cli.config_from(args)
+    if 'Search' not in str(cfg.val_cfg and cfg.val_cfg.get('type')):
+        raise UserError(f'{args.config} is no search config: its val_cfg is no search loop')
+    apis.search(cfg, args.checkpoint)
 
 
 if __name__ == '__main__':

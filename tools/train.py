@@ -1,6 +1,6 @@
 """Train a supernet (stage 1), or its experts and router (stage 2)."""
 
-from tas_lora import apis, cli
+from tas_lora import UserError, apis, cli
 
 
 def parse_args():
@@ -28,11 +28,18 @@ def main():
     """Parse, adjust the config, train."""
     args = parse_args()
     cfg = cli.config_from(args)
+    if cfg.get('train_cfg') is None:
+        raise UserError(
+            f'{args.config} trains nothing: it has no train_cfg; search configs are '
+            'for tools/search.py'
+        )
     if args.amp:
         cfg.optim_wrapper.type = 'tas_lora.AutocastOptimWrapper'
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.auto_scale_lr:
+        if 'auto_scale_lr' not in cfg:
+            raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
         cfg.resume = True

@@ -7,8 +7,6 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
 )
-# Merges experts, also in validation and test; idle without experts.
-custom_hooks = [dict(type='tas_lora.MoLEHook')]
 
 env_cfg = dict(
     cudnn_benchmark=False,

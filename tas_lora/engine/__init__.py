@@ -1,6 +1,12 @@
 from .hooks import MoLEHook, MoLEStatsHook
 from .optim import AutocastOptimWrapper, JointOptimWrapper, MoLEOptimWrapperConstructor
-from .runner import EvolutionarySearchLoop, SubnetSamplingTrainLoop, SubnetTestLoop, SubnetValLoop
+from .runner import (
+    EvolutionarySearchLoop,
+    SubnetSamplingTrainLoop,
+    SubnetTestLoop,
+    SubnetValLoop,
+    SupernetRunner,
+)
 
 __all__ = [
     'AutocastOptimWrapper',
@@ -12,4 +18,5 @@ __all__ = [
     'SubnetSamplingTrainLoop',
     'SubnetTestLoop',
     'SubnetValLoop',
+    'SupernetRunner',
 ]

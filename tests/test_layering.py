@@ -1,0 +1,127 @@
+"""Imports inside the package go one way, and nothing hides in module state."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / 'tas_lora').rglob('*.py'))
+
+# A module may import from its own layer and those before it. A package counts where it stands
+# itself, so that `from ..models import X` is an import of all that `models` exports.
+LAYERS = (
+    ('tas_lora.registry', 'tas_lora.errors'),
+    ('tas_lora.structures',),
+    ('tas_lora.search',),
+    ('tas_lora.models.layers',),
+    (
+        'tas_lora.models.backbones',
+        'tas_lora.models.heads',
+        'tas_lora.models.plain_vit',
+        'tas_lora.models.checkpoint',
+    ),
+    ('tas_lora.models.classifiers',),
+    ('tas_lora.models.export', 'tas_lora.models'),
+    ('tas_lora.engine', 'tas_lora.evaluation'),
+    ('tas_lora.config_check', 'tas_lora.apis', 'tas_lora.cli', 'tas_lora'),
+)
+ORDER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
+FRAMEWORKS = {'torch', 'torchvision', 'mmengine', 'mmcv', 'mmpretrain'}
+
+
+def imports(source: str, package: str) -> Iterator[str]:
+    """Full names of the modules that ``source``, a module inside ``package``, imports from."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split('.')[: len(package.split('.')) + 1 - node.level]
+            parts = (above if node.level else []) + ([node.module] if node.module else [])
+            yield '.'.join(parts)
+
+
+def module_name(path: Path) -> str:
+    return '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__')
+
+
+def imports_of(path: Path) -> list[str]:
+    package = '.'.join(path.relative_to(ROOT).parent.parts)
+    return list(imports(path.read_text(), package))
+
+
+def imports_into(path: Path, packages: set[str]) -> list[str]:
+    """Imports from any of some top-level packages, as text."""
+    found = [name for name in imports_of(path) if name.split('.')[0] in packages]
+    return [f'{module_name(path)} imports {name}' for name in found]
+
+
+def layer_of(module: str) -> int:
+    """Layer of a module: its own entry, or that of the package it is in.
+
+    In ``tas_lora`` and ``tas_lora.models`` every part needs an entry of its own.
+    """
+    parent = module
+    while parent not in ORDER:
+        parent = parent.rpartition('.')[0]
+        assert parent not in ('', 'tas_lora', 'tas_lora.models'), f'{module} is in no layer'
+    return ORDER[parent]
+
+
+@pytest.mark.parametrize(
+    ('source', 'expected'),
+    [
+        ('import torch.nn as nn', ['torch.nn']),
+        ('from torch import nn', ['torch']),
+        ('from . import elastic', ['tas_lora.models.layers']),
+        ('from .elastic import slice_weight', ['tas_lora.models.layers.elastic']),
+        ('from ...engine import hooks', ['tas_lora.engine']),
+        ('def f():\n    from tas_lora import apis', ['tas_lora']),
+    ],
+)
+def test_imports_are_read(source, expected):
+    assert list(imports(source, 'tas_lora.models.layers')) == expected
+
+
+def test_imports_go_down():
+    up = []
+    for path in FILES:
+        if path.name != '__init__.py':
+            own = layer_of(module_name(path))
+            ours = [name for name in imports_of(path) if name.split('.')[0] == 'tas_lora']
+            up += [f'{module_name(path)} imports {name}' for name in ours if layer_of(name) > own]
+    assert up == []
+
+
+def test_packages_only_export():
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+    for path in (ROOT / 'tas_lora').rglob('__init__.py'):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        assert not any(isinstance(node, definitions) for node in nodes), path
+
+
+@pytest.mark.parametrize('folder', ['structures', 'search'])
+def test_values_and_search_need_no_framework(folder):
+    for path in (ROOT / 'tas_lora' / folder).rglob('*.py'):
+        assert imports_into(path, FRAMEWORKS) == []
+
+
+def test_exported_network_needs_nothing_of_ours():
+    assert imports_into(ROOT / 'tas_lora' / 'models' / 'plain_vit.py', {'tas_lora'}) == []
+
+
+def test_the_package_needs_nothing_around_it():
+    around = {'projects', 'tools', 'tests', 'configs'}
+    assert [line for path in FILES for line in imports_into(path, around)] == []
+
+
+def test_no_hidden_state():
+    found = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            text = ast.unparse(node) if isinstance(node, (ast.Name, ast.Attribute)) else ''
+            frozen = text == 'object.__setattr__'  # how dataclasses set fields
+            if isinstance(node, ast.Global) or ('setattr' in text.split('.')[-1] and not frozen):
+                found.append(f'{module_name(path)}, line {node.lineno}')
+    assert found == []
