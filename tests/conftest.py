@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 
 from tas_lora.apis import load_config
 
@@ -36,6 +37,13 @@ def set_data_root(node, root) -> None:
             node['data_root'] = str(root)
         for value in node.values():
             set_data_root(value, root)
+
+
+@pytest.fixture(autouse=True)
+def fresh_loggers():
+    """MMEngine keeps loggers by name and second; a reused one would write to a closed capture."""
+    yield
+    MMLogger._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')
