@@ -241,6 +241,17 @@ def test_a_subnet_ignores_what_lies_outside_its_slice(out_type):
     assert torch.equal(vit(images(), NARROW)[0], before)
 
 
+def test_pooling_averages_the_patches_or_takes_the_class_token():
+    for out_type, pool in (
+        ('avg_featmap', lambda tokens: tokens[:, 1:].mean(dim=1)),
+        ('cls_token', lambda tokens: tokens[:, 0]),
+    ):
+        vit, normed = small_vit(out_type=out_type), []
+        vit.norm.register_forward_hook(lambda _, x, tokens, normed=normed: normed.append(tokens))
+        (features,) = vit(images(), NARROW)
+        assert torch.equal(features, pool(normed[0]))
+
+
 def test_backbone_without_a_subnet_runs_whole():
     vit = small_vit()
     (features,) = vit(images())

@@ -5,9 +5,9 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import SPACE, every, repeatable, spaces
+from tiny import SPACE, autoformer, every, repeatable, spaces
 
-from tas_lora import SearchSpace, Subnet, count_params
+from tas_lora import SearchSpace, Subnet, UserError, count_params
 from tas_lora.search import Evolution
 
 # About 2 million subnets; one of them scores 0.
@@ -99,6 +99,12 @@ def test_asking_again_gives_the_same_generation():
     assert evolution.ask() == evolution.ask()
 
 
+def test_each_generation_has_draws_of_its_own():
+    first, second = (Evolution(LARGE, anything, **SMALL) for _ in range(2))
+    second.generation = 1
+    assert first.ask() != second.ask()
+
+
 def test_scores_and_generation_are_the_whole_state():
     first, second = (Evolution(LARGE, anything, **SMALL) for _ in range(2))
     for _ in range(2):
@@ -183,3 +189,38 @@ def test_children_fill_the_generation_before_random_draws():
     children = evolution.ask()[:10]
     assert {child.embed_dim for child in children} == {24}
     assert {child.depth for child in children} <= depths
+
+
+def test_limits_that_only_the_smallest_meets_are_met():
+    space, _ = autoformer('t')
+    limit = count_params(space.smallest())
+    evolution = Evolution(space, lambda subnet: count_params(subnet) <= limit, generations=2)
+    assert evolution.ask() == [space.smallest()]
+
+
+def test_narrow_limits_are_filled_from_what_meets_them():
+    space, _ = autoformer('t')
+    evolution = Evolution(space, lambda subnet: count_params(subnet) <= 5.5e6)
+    first = evolution.ask()
+    assert len(set(first)) == 50
+    assert max(map(count_params, first)) <= 5.5e6
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'message'),
+    [
+        (dict(parents=0), 'evolution.parents must be a positive integer, got 0'),
+        (dict(population=5), '25 mutations and 25 crossovers exceed the population of 5'),
+        (dict(generations=1.5), 'evolution.generations must be a positive integer'),
+    ],
+)
+def test_sizes_that_make_no_sense(sizes, message):
+    with pytest.raises(UserError, match=message):
+        Evolution(SPACE, lambda subnet: True, **sizes)
+
+
+def test_nan_ranks_behind_infinity():
+    evolution = Evolution(SPACE, lambda subnet: True)
+    first, second, third = evolution.ask()[:3]
+    evolution.tell({first: float('nan'), second: float('inf'), third: 1.0})
+    assert evolution.best(3) == [third, second, first]

@@ -259,3 +259,20 @@ def test_supernet_is_frozen_and_experts_and_router_train(model):
 def test_supernet_trains_without_experts_or_when_asked():
     for model in (tiny_model(mole=False), tiny_model(freeze_supernet=False)):
         assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_loading_weights_drops_the_merge():
+    model = tiny_model()
+    before = model(images())
+    other = {name: value + 0.1 for name, value in model.state_dict().items()}
+    model.merge_experts()
+    model.load_state_dict(other)
+    assert not model.is_merged
+    assert not torch.equal(model(images()), before)
+
+
+def test_merge_inside_autocast_is_float32():
+    model = tiny_model()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        model.merge_experts()
+    assert model.backbone.blocks[0].fc1.merged.dtype == torch.float32

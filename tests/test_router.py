@@ -235,3 +235,8 @@ def test_classifier_refuses_a_block_outside_all_groups_and_keeps_its_subnet():
     with pytest.raises(UserError, match='belongs to no group'):
         model.set_subnet(Subnet(16, [1], [1.5]))
     assert model.subnet == before
+
+
+def test_repeated_attribute_is_refused():
+    with pytest.raises(UserError, match='each once'):
+        LSTMRouterHead(SPACE_DICT, attributes=('num_heads', 'num_heads'))

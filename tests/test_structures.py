@@ -84,7 +84,7 @@ def test_bad_ratio_is_refused(value):
 @pytest.mark.parametrize('field', ['num_heads', 'mlp_ratio'])
 @pytest.mark.parametrize('value', [2, '12', [], (), None, {1: 2}, {1, 2}])
 def test_what_is_no_list_is_refused(field, value):
-    message = f'{field} must be a list with one entry per block, got {value!r}'
+    message = f'{field} must be a list of numbers, got {value!r}'
     with pytest.raises(UserError, match=f'^{re.escape(message)}$'):
         Subnet(**FIELDS | {field: value})
 
@@ -107,7 +107,7 @@ def test_missing_field_is_refused(missing):
 
 
 def test_unknown_field_is_refused():
-    with pytest.raises(UserError, match=r"got \['depth', 'embed_dim'"):
+    with pytest.raises(UserError, match=r"got \['embed_dim', .*'depth'\]"):
         Subnet.from_dict(FIELDS | dict(depth=2))
 
 
@@ -157,7 +157,7 @@ def test_lists_become_tuples_and_equal_spaces_hash_alike():
 @pytest.mark.parametrize('field', SPACE_DICT)
 @pytest.mark.parametrize('value', [[], '12', 2, None, {1, 2}])
 def test_space_without_a_list_of_choices_is_refused(field, value):
-    message = f'space.{field} must be a list of choices, got {value!r}'
+    message = f'space.{field} must be a list of numbers, got {value!r}'
     with pytest.raises(UserError, match=f'^{re.escape(message)}$'):
         SearchSpace(**SPACE_DICT | {field: value})
 
@@ -165,21 +165,23 @@ def test_space_without_a_list_of_choices_is_refused(field, value):
 @pytest.mark.parametrize('field', SPACE_DICT)
 @pytest.mark.parametrize('value', [0, -1, '1', True, None, NAN, INF, [1], 10**400])
 def test_bad_choice_is_refused(field, value):
-    kind = 'numbers' if field == 'mlp_ratio' else 'integers'
-    message = f'space.{field} must hold positive {kind}, got {value!r}'
+    kind = 'number' if field == 'mlp_ratio' else 'integer'
+    message = f'space.{field}[1] must be a positive {kind}, got {value!r}'
     with pytest.raises(UserError, match=f'^{re.escape(message)}$'):
         SearchSpace(**SPACE_DICT | {field: [1, value]})
 
 
 @pytest.mark.parametrize('field', ['embed_dim', 'depth', 'num_heads'])
 def test_fraction_is_refused_where_integers_count(field):
-    with pytest.raises(UserError, match=rf'space\.{field} must hold positive integers, got 2\.0'):
+    message = rf'space\.{field}\[1\] must be a positive integer, got 2\.0'
+    with pytest.raises(UserError, match=message):
         SearchSpace(**SPACE_DICT | {field: [1, 2.0]})
 
 
 @pytest.mark.parametrize('field', SPACE_DICT)
 def test_repeated_choice_is_refused(field):
-    with pytest.raises(UserError, match=rf'space\.{field} repeats a choice: \[2, 3, 2\]'):
+    message = rf'space\.{field} repeats a choice: \[2(\.0)?, 3(\.0)?, 2(\.0)?\]'
+    with pytest.raises(UserError, match=message):
         SearchSpace(**SPACE_DICT | {field: [2, 3, 2]})
 
 
@@ -319,3 +321,40 @@ def test_smallest_and_largest_have_least_and_most_parameters(space):
     assert space.largest() in space
     assert count_params(space.smallest()) == min(counts)
     assert count_params(space.largest()) == max(counts)
+
+
+@pytest.mark.parametrize(
+    'fields',
+    [
+        dict(mlp_ratio=[1e308, 1.0]),
+        dict(mlp_ratio=[10**400, 1.0]),
+        dict(embed_dim=10**400),
+        dict(mlp_ratio=[np.True_, 1.0]),
+        dict(mlp_ratio=[b'1', 1.0]),
+        dict(num_heads=b'12'),
+    ],
+)
+def test_odd_values_are_refused_by_our_own_error(fields):
+    with pytest.raises(UserError, match=next(iter(fields))):
+        Subnet(**dict(embed_dim=16, num_heads=[1, 1], mlp_ratio=[1.0, 1.0]) | fields)
+
+
+def test_keys_of_mixed_types_are_refused():
+    with pytest.raises(UserError, match='exactly the fields'):
+        Subnet.from_dict({1: 2, 'a': 3})
+
+
+def test_space_takes_numpy_numbers():
+    space = SearchSpace([np.int64(16)], [np.int32(2)], [np.int8(1)], [np.float32(0.5)])
+    assert space == SearchSpace([16], [2], [1], [0.5])
+
+
+def test_space_whose_smallest_mlp_is_empty_is_refused():
+    with pytest.raises(UserError, match='no MLP channel'):
+        SearchSpace([1, 16], [1], [1], [0.5, 2.0])
+
+
+@pytest.mark.parametrize('fields', [dict(width=[1]), {}, [1, 2], None])
+def test_space_of_other_fields_is_refused(fields):
+    with pytest.raises(UserError, match='a search space is a dict of exactly'):
+        SearchSpace.coerce(fields)

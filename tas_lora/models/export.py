@@ -52,7 +52,7 @@ def export_subnet(model: SupernetClassifier, subnet: Subnet | dict, out_dir: str
     Raises:
         UserError: If ``subnet`` does not fit the supernet or belongs to no group of experts.
     """
-    subnet = subnet if isinstance(subnet, Subnet) else Subnet.from_dict(subnet)
+    subnet = Subnet.coerce(subnet)
     state = standalone_state_dict(model, subnet)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)

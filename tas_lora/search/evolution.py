@@ -5,7 +5,9 @@ from itertools import islice
 
 import numpy as np
 
+from ..errors import UserError
 from ..structures import SearchSpace, Subnet
+from ..structures.subnet import positive
 
 
 class Evolution:
@@ -31,9 +33,12 @@ class Evolution:
         gene_prob: Probability that mutation redraws a block's heads or MLP ratio.
         shape_prob: Probability that mutation redraws the depth, and the width.
         seed: Seed of all draws.
+
+    Raises:
+        UserError: If a size is no positive integer, or the children exceed the population.
     """
 
-    # Random draws that may fail in a row before the space is taken to hold no further subnet.
+    # Draws that may fail in a row before the space is taken to hold no further subnet.
     PATIENCE = 5000
 
     def __init__(
@@ -49,11 +54,16 @@ class Evolution:
         shape_prob: float = 0.4,
         seed: int = 0,
     ):
+        if mutations + crossovers > population:
+            raise UserError(
+                f'{mutations} mutations and {crossovers} crossovers exceed the population of '
+                f'{population}; lower them or raise population'
+            )
         self.space = space
         self.is_feasible = is_feasible
-        self.population = population
-        self.generations = generations
-        self.parents = parents
+        self.population = positive(population, 'evolution.population', int)
+        self.generations = positive(generations, 'evolution.generations', int)
+        self.parents = positive(parents, 'evolution.parents', int)
         self.mutations = mutations
         self.crossovers = crossovers
         self.gene_prob = gene_prob
@@ -73,11 +83,13 @@ class Evolution:
             # AutoFormer gives up after ten draws per child wanted.
             self._take(self._mutants(elite, rng), self.mutations, 10 * self.mutations, chosen)
             self._take(self._crosses(elite, rng), self.crossovers, 10 * self.crossovers, chosen)
-        randoms, before = self._randoms(rng), -1
-        while before < len(chosen) < self.population:
-            before = len(chosen)
-            self._take(randoms, 1, self.PATIENCE, chosen)
-        return list(chosen)
+        self._fill(self._randoms(rng), chosen)
+        if len(chosen) < self.population:  # narrow limits: go on from what is known to meet them
+            self._take(iter((self.space.smallest(), self.space.largest())), 2, 2, chosen)
+            known = [*self.best(self.parents), *chosen]
+            if known:
+                self._fill(self._mutants(known, rng), chosen)
+        return list(chosen)[: self.population]
 
     def tell(self, scores: dict[Subnet, float]) -> None:
         """Record the scores of a generation; NaN ranks behind everything."""
@@ -87,9 +99,9 @@ class Evolution:
     def best(self, count: int) -> list[Subnet]:
         """The ``count`` best subnets so far, older first among equals."""
 
-        def rank(subnet: Subnet) -> float:
+        def rank(subnet: Subnet) -> tuple[bool, float]:
             score = self.scores[subnet]
-            return score if score == score else float('inf')
+            return score != score, score
 
         return sorted(self.scores, key=rank)[:count]
 
@@ -102,6 +114,13 @@ class Evolution:
                 chosen[subnet] = None
                 if len(chosen) == goal:
                     return
+
+    def _fill(self, draws: Iterator[Subnet], chosen: dict) -> None:
+        """Fill the population until ``PATIENCE`` draws in a row bring nothing."""
+        before = -1
+        while before < len(chosen) < self.population:
+            before = len(chosen)
+            self._take(draws, 1, self.PATIENCE, chosen)
 
     def _mutants(self, elite: list[Subnet], rng: np.random.Generator) -> Iterator[Subnet]:
         while True:

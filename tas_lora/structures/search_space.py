@@ -1,12 +1,12 @@
 """The choices a subnet is made of."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import UserError
-from .subnet import Subnet
+from .subnet import Subnet, positives
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +33,25 @@ class SearchSpace:
     mlp_ratio: tuple[float, ...]
 
     def __post_init__(self):
-        for field in fields(self):
-            choices = _choices(getattr(self, field.name), field.name)
-            object.__setattr__(self, field.name, choices)
-        self.largest()  # Subnet checks what a number must be
+        for name in _FIELDS:
+            kind = float if name == 'mlp_ratio' else int
+            choices = positives(getattr(self, name), f'space.{name}', kind)
+            if len(set(choices)) < len(choices):
+                raise UserError(f'space.{name} repeats a choice: {list(choices)}')
+            object.__setattr__(self, name, choices)
+        self.smallest()  # refused if its MLP has no channel
+
+    @classmethod
+    def coerce(cls, value: 'SearchSpace | Mapping') -> 'SearchSpace':
+        """``value`` itself if it is a search space, else one from its dict."""
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping) or set(value) != set(_FIELDS):
+            raise UserError(f'a search space is a dict of exactly {_FIELDS}, got {value!r}')
+        return cls(**value)
 
     def sample(self, rng: np.random.Generator) -> Subnet:
-        """A uniform subnet: depth, then MLP ratios, then heads, then width."""
+        """Uniform choices: depth, then MLP ratios, then heads, then width."""
         depth = _pick(self.depth, rng)
         mlp_ratio = [_pick(self.mlp_ratio, rng) for _ in range(depth)]
         num_heads = [_pick(self.num_heads, rng) for _ in range(depth)]
@@ -106,18 +118,8 @@ class SearchSpace:
         )
 
 
+_FIELDS = tuple(SearchSpace.__dataclass_fields__)
+
+
 def _pick(choices: Sequence, rng: np.random.Generator):
     return choices[rng.integers(len(choices))]
-
-
-def _choices(values, field: str) -> tuple:
-    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-        raise UserError(f'space.{field} must be a list of choices, got {values!r}')
-    allowed = (int, float) if field == 'mlp_ratio' else (int,)
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, allowed) or not 0 < value < 1e9:
-            kind = 'numbers' if float in allowed else 'integers'
-            raise UserError(f'space.{field} must hold positive {kind}, got {value!r}')
-    if len(set(values)) < len(values):
-        raise UserError(f'space.{field} repeats a choice: {list(values)}')
-    return tuple(values)

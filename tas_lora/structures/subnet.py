@@ -1,8 +1,8 @@
 """One architecture, as a value."""
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from ..errors import UserError
 
@@ -29,9 +29,9 @@ class Subnet:
 
     def __post_init__(self):
         set_field = object.__setattr__  # the way dataclasses leave open to frozen ones
-        set_field(self, 'embed_dim', _positive(self.embed_dim, 'embed_dim', operator.index))
-        set_field(self, 'num_heads', _sequence(self.num_heads, 'num_heads', operator.index))
-        set_field(self, 'mlp_ratio', _sequence(self.mlp_ratio, 'mlp_ratio', _ratio))
+        set_field(self, 'embed_dim', positive(self.embed_dim, 'embed_dim', int))
+        set_field(self, 'num_heads', positives(self.num_heads, 'num_heads', int))
+        set_field(self, 'mlp_ratio', positives(self.mlp_ratio, 'mlp_ratio', float))
         if len(self.num_heads) != len(self.mlp_ratio):
             raise UserError(
                 f'num_heads has {len(self.num_heads)} blocks and mlp_ratio {len(self.mlp_ratio)}; '
@@ -67,8 +67,13 @@ class Subnet:
         if not isinstance(fields, Mapping):
             raise UserError(f'a subnet is a dict with {_FIELDS}, got {fields!r}')
         if set(fields) != set(_FIELDS):
-            raise UserError(f'a subnet has exactly the fields {_FIELDS}, got {sorted(fields)}')
+            raise UserError(f'a subnet has exactly the fields {_FIELDS}, got {list(fields)}')
         return cls(**fields)
+
+    @classmethod
+    def coerce(cls, value: 'Subnet | Mapping') -> 'Subnet':
+        """``value`` itself if it is a subnet, else :meth:`from_dict` of it."""
+        return value if isinstance(value, cls) else cls.from_dict(value)
 
     def check_fits(self, supernet: 'Subnet', what: str = 'subnet') -> None:
         """Raise :class:`UserError` unless this subnet is a slice of ``supernet``."""
@@ -96,24 +101,21 @@ def _refuse(what: str, field: str, value, limit) -> None:
     )
 
 
-def _ratio(value) -> float:
-    if isinstance(value, str):
-        raise TypeError
-    return float(value)
+def positive(value, field: str, kind: type) -> int | float:
+    """``value`` as ``kind``, int or float; NumPy's numbers are taken, booleans are not.
+
+    Raises:
+        UserError: Unless it is a number of that kind between 0 and a billion.
+    """
+    accepted = Integral if kind is int else Real
+    if isinstance(value, bool) or not isinstance(value, accepted) or not 0 < value < 1e9:
+        name = 'integer' if kind is int else 'number'
+        raise UserError(f'{field} must be a positive {name}, got {value!r}')
+    return kind(value)
 
 
-def _positive(value, field: str, convert):
-    try:
-        number = convert(value)
-    except (TypeError, ValueError):
-        number = 0
-    if isinstance(value, bool) or not 0 < number < float('inf'):
-        kind = 'integer' if convert is operator.index else 'number'
-        raise UserError(f'{field} must be a positive {kind}, got {value!r}')
-    return number
-
-
-def _sequence(values, field: str, convert) -> tuple:
-    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-        raise UserError(f'{field} must be a list with one entry per block, got {values!r}')
-    return tuple(_positive(v, f'{field}[{i}]', convert) for i, v in enumerate(values))
+def positives(values, field: str, kind: type) -> tuple:
+    """A tuple of :func:`positive` numbers, from a list with at least one."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence) or not values:
+        raise UserError(f'{field} must be a list of numbers, got {values!r}')
+    return tuple(positive(value, f'{field}[{i}]', kind) for i, value in enumerate(values))

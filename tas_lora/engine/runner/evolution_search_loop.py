@@ -5,7 +5,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from mmengine.dist import is_main_process
 from mmengine.runner import ValLoop
 
@@ -46,9 +45,6 @@ class EvolutionarySearchLoop(ValLoop):
         UserError: If the space does not fit the supernet, or no subnet was found in the limits.
     """
 
-    # Random subnets tried before limits count as out of reach.
-    PROBES = 10_000
-
     def __init__(
         self,
         runner,
@@ -62,7 +58,7 @@ class EvolutionarySearchLoop(ValLoop):
         **kwargs,
     ):
         super().__init__(runner, dataloader, evaluator, **kwargs)
-        self.space = space if isinstance(space, SearchSpace) else SearchSpace(**space)
+        self.space = SearchSpace.coerce(space)
         self.model = supernet_of(runner)
         self.space.largest().check_fits(self.model.backbone.arch, 'the largest subnet of the space')
         self.limits = _parse_limits(constraints or {})
@@ -80,7 +76,8 @@ class EvolutionarySearchLoop(ValLoop):
 
     def run(self) -> dict:
         """Search; returns the score and the costs of the best subnet."""
-        self._check_limits()
+        if not self.evolution.ask():
+            raise UserError(self._out_of_reach())
         history = Path(self.runner.work_dir) / 'search_history.jsonl'
         if is_main_process():
             history.write_text('')
@@ -124,21 +121,15 @@ class EvolutionarySearchLoop(ValLoop):
         self.runner.logger.info(f'Best of {self.done} subnets, written to {target}: {best}')
         return {name: value for name, value in record.items() if name != 'subnet'}
 
-    def _check_limits(self) -> None:
-        """Refuse limits that random subnets never meet, naming what the space offers."""
+    def _out_of_reach(self) -> str:
         ends = (self.space.smallest(), self.space.largest())
-        rng = np.random.default_rng(self.evolution.seed)
-        if any(map(self.is_feasible, ends)) or any(
-            self.is_feasible(self.space.sample(rng)) for _ in range(self.PROBES)
-        ):
-            return
         offers = '; '.join(
             f'{name} asked for {low:,.0f} to {high:,.0f}, the space has '
             + ' to '.join(f'{self.counters[name](end):,.0f}' for end in ends)
             for name, (low, high) in self.limits.items()
         )
-        raise UserError(
-            f'no subnet within the limits among {self.PROBES:,} random ones: {offers}; '
+        return (
+            f'no subnet within the limits among {Evolution.PATIENCE:,} random ones: {offers}; '
             'change val_cfg.constraints'
         )
 

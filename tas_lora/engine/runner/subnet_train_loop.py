@@ -29,7 +29,7 @@ class SubnetSamplingTrainLoop(EpochBasedTrainLoop):
 
     def __init__(self, runner, dataloader, max_epochs: int, space: dict, seed: int = 0, **kwargs):
         super().__init__(runner, dataloader, max_epochs, **kwargs)
-        self.space = space if isinstance(space, SearchSpace) else SearchSpace(**space)
+        self.space = SearchSpace.coerce(space)
         self.seed = seed
         self.model = supernet_of(runner)
         self.space.largest().check_fits(self.model.backbone.arch, 'the largest subnet of the space')

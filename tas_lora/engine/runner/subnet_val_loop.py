@@ -10,14 +10,11 @@ from ..hooks.mole_hook import supernet_of
 
 def resolve_subnets(subnets: dict, space: dict | SearchSpace | None) -> dict[str, Subnet]:
     """Subnets by name; a value is a subnet, its dict, or 'smallest' or 'largest' of ``space``."""
-    if space is not None and not isinstance(space, SearchSpace):
-        space = SearchSpace(**space)
+    space = space and SearchSpace.coerce(space)
 
     def resolve(name: str, value) -> Subnet:
-        if isinstance(value, Subnet):
-            return value
         if not isinstance(value, str):
-            return Subnet.from_dict(value)
+            return Subnet.coerce(value)
         if value not in ('smallest', 'largest') or space is None:
             raise UserError(
                 f'subnets.{name} is {value!r}; give the dict of a subnet, or with a space '

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...registry import MODELS
 from ...structures import Subnet
+from ...structures.subnet import positive
 from ..layers import (
     ElasticAttention,
     ElasticLayerNorm,
@@ -119,13 +120,23 @@ class ElasticViT(BaseModule):
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg)
-        self.arch = arch if isinstance(arch, Subnet) else Subnet.from_dict(arch)
+        self.arch = Subnet.coerce(arch)
         if out_type not in ('avg_featmap', 'cls_token'):
             raise UserError(f"out_type must be 'avg_featmap' or 'cls_token', got {out_type!r}")
+        sizes = dict(
+            img_size=img_size,
+            patch_size=patch_size,
+            in_channels=in_channels,
+            head_dim=head_dim,
+            max_relative_position=max_relative_position,
+        )
+        for field, size in sizes.items():
+            positive(size, field, int)
+        if not 0 <= drop_path_rate < 1:
+            raise UserError(f'drop_path_rate must be from 0 to below 1, got {drop_path_rate!r}')
         if img_size % patch_size:
             raise UserError(f'img_size {img_size} is no multiple of patch_size {patch_size}')
-        self.img_size, self.patch_size, self.in_channels = img_size, patch_size, in_channels
-        self.head_dim, self.max_relative_position = head_dim, max_relative_position
+        self.image_spec = sizes  # what count_params and count_flops take, classes excepted
         self.out_type = out_type
 
         width, grid = self.arch.embed_dim, img_size // patch_size
@@ -192,19 +203,9 @@ class ElasticViT(BaseModule):
         """The layers that hold experts; none without ``mole``."""
         return (layer for layer in self.modules() if isinstance(layer, MoLELinear))
 
-    @property
-    def image_spec(self) -> dict:
-        """Keyword arguments for ``count_params`` and ``count_flops``, classes excepted."""
-        return dict(
-            img_size=self.img_size,
-            patch_size=self.patch_size,
-            in_channels=self.in_channels,
-            max_relative_position=self.max_relative_position,
-            head_dim=self.head_dim,
-        )
-
     def _check_images(self, images: Tensor) -> None:
-        expected = (self.in_channels, self.img_size, self.img_size)
+        side = self.image_spec['img_size']
+        expected = (self.image_spec['in_channels'], side, side)
         if images.shape[1:] != expected:
             raise UserError(
                 f'the backbone takes images of shape {expected}, got {tuple(images.shape[1:])}; '
@@ -218,6 +219,5 @@ def _linear_factory(mole: dict | None, init_std: float) -> Callable[..., Elastic
     if set(mole) != {'num_experts', 'rank'}:
         raise UserError(f"mole takes 'num_experts' and 'rank', got {sorted(mole)}")
     for field, value in mole.items():
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f'mole.{field} must be a positive integer, got {value!r}')
+        positive(value, f'mole.{field}', int)
     return partial(MoLELinear, init_std=init_std, **mole)

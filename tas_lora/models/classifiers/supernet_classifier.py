@@ -61,7 +61,7 @@ class SupernetClassifier(ImageClassifier):
             UserError: If it does not fit inside the supernet, or, with experts, if one of its
                 blocks belongs to no group.
         """
-        subnet = subnet if isinstance(subnet, Subnet) else Subnet.from_dict(subnet)
+        subnet = Subnet.coerce(subnet)
         subnet.check_fits(self.backbone.arch)
         if self.router is not None:
             self.router.group_of_blocks(subnet)
@@ -78,9 +78,10 @@ class SupernetClassifier(ImageClassifier):
         """
         if self.router is None:
             return
-        with nullcontext() if train_router else torch.no_grad():
-            gates = self.router(self.subnet)
-        self.backbone.merge_experts(self.subnet, gates)
+        with torch.autocast(self.router.head_bias.device.type, enabled=False):  # in float32
+            with nullcontext() if train_router else torch.no_grad():
+                gates = self.router(self.subnet)
+            self.backbone.merge_experts(self.subnet, gates)
 
     def unmerge_experts(self) -> None:
         """Drop the merged weights and their graph."""
@@ -142,5 +143,6 @@ class SupernetClassifier(ImageClassifier):
             parameter.requires_grad_(True)
 
     def _adapt_state_dict(self, state_dict, prefix, *_) -> None:
+        self.unmerge_experts()
         if not prefix:  # as a part of a larger model, its names are not ours to judge
             adapt_state_dict(state_dict, self.state_dict())

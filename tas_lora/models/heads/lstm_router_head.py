@@ -72,11 +72,12 @@ class LSTMRouterHead(BaseModule):
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg)
-        self.space = space if isinstance(space, SearchSpace) else SearchSpace(**space)
+        self.space = SearchSpace.coerce(space)
         known = BLOCK_ATTRIBUTES + SUBNET_ATTRIBUTES
-        if not attributes or not set(attributes) <= set(known):
-            raise UserError(f'attributes must be some of {known}, got {attributes!r}')
         self.attributes = tuple(attributes)
+        distinct = [name for name in known if name in self.attributes]
+        if not distinct or sorted(distinct) != sorted(map(str, self.attributes)):
+            raise UserError(f'attributes must be some of {known}, each once, got {attributes!r}')
         choices = {name: getattr(self.space, name) for name in self.attributes}
         self.groups = {values: g for g, values in enumerate(product(*choices.values()))}
         self.num_blocks = max(self.space.depth)
