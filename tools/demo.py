@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 from rich.console import Console
@@ -64,7 +65,8 @@ console = Console(highlight=False)
 
 def run_step(number: int, title: str, command: str) -> None:
     """Run one tool, show its progress, keep its whole output; stop the demo if it fails."""
-    console.print(f'\n[bold][{number}/{len(STEPS)}] {title}[/bold]\n$ python {command}')
+    console.print(f'\n[bold]\\[{number}/{len(STEPS)}] {title}[/bold]')
+    console.print(f'$ python {command}', markup=False, soft_wrap=True)
     started = time.monotonic()
     log = LOGS / f'{number}.log'
     with log.open('w') as file:
@@ -99,6 +101,7 @@ def measure_export() -> float:
 
     from tas_lora.models.plain_vit import load_plain_vit
 
+    warnings.filterwarnings('ignore', message='The given NumPy array is not writable')  # MNIST's
     model, description = load_plain_vit(EXPORT)
     data = MNIST('data/digits', split='test', test_mode=True)
     images = torch.stack([torch.from_numpy(d['img'].copy()) for d in data])[:, None].float()
@@ -146,7 +149,8 @@ def main():
         f'supernet  {SUPERNET}\nexperts   {EXPERTS}\nsubnet    {FOUND}\n'
         f'export    {EXPORT}/weights.safetensors, {EXPORT}/architecture.json\n'
         f'history   {HISTORY}\nplot      {PLOT}\nlogs      {LOGS}/\n\n'
-        f'{time.monotonic() - started:.0f} s in all'
+        f'{time.monotonic() - started:.0f} s in all',
+        soft_wrap=True,
     )
     if found < GOAL:
         sys.exit(f'The found subnet has {found:.2f} % on the test set, expected {GOAL} %')
