@@ -5,27 +5,14 @@ python tools/search.py configs/autoformer_s_search.py work_dirs/autoformer_s_moL
 GPUs: 1. Best subnet up to 22.9M parameters: top-1 81.9 +-0.1 (published); not run here.
 """
 
-_base_ = './autoformer_s_moLE.py'
-
-val_cfg = dict(
-    _delete_=True,
-    type='tas_lora.EvolutionarySearchLoop',
-    space={{_base_.space}},
-    constraints=dict(params=(None, 22.9e6)),
-    evolution=dict(
-        population=50,
-        generations=20,
-        parents=10,
-        mutations=25,
-        crossovers=25,
-        gene_prob=0.2,
-        shape_prob=0.4,
-        seed=0,
-    ),
-)
+_base_ = [
+    '_base_/models/autoformer_s_moLE.py',
+    '_base_/datasets/imagenet_autoformer.py',
+    '_base_/schedules/search_evolution.py',
+    '_base_/default_runtime.py',
+]
+val_cfg = dict(space={{_base_.space}}, constraints=dict(params=(None, 22.9e6)))
 val_dataloader = dict(_delete_=True, **_base_.heldout_dataloader)
 val_evaluator = [dict(type='tas_lora.CrossEntropy'), dict(type='Accuracy')]
+test_cfg = dict(space={{_base_.space}})
 train_dataloader = None
-train_cfg = None
-optim_wrapper = None
-param_scheduler = None

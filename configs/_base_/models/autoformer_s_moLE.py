@@ -1,0 +1,7 @@
+# AutoFormer-S with experts: one per combination of heads, MLP ratio and width.
+_base_ = './autoformer_s.py'
+
+model = dict(
+    backbone=dict(mole=dict(num_experts=27, rank=8)),
+    router=dict(type='tas_lora.LSTMRouterHead', space={{_base_.space}}, beta=3.0),
+)
