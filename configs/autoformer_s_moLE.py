@@ -13,19 +13,6 @@ _base_ = [
     '_base_/schedules/mole_50e.py',
     '_base_/default_runtime.py',
 ]
-load_from=FILE.
-"""
-
-_base_ = [
-    '_base_/models/autoformer_s_moLE.py',
-    '_base_/datasets/imagenet_autoformer.py',
-    '_base_/schedules/mole_50e.py',
-    '_base_/default_runtime.py',
-]
-model = dict(
-    backbone=dict(mole=dict(num_experts=27, rank=8)),
-    router=dict(type='tas_lora.LSTMRouterHead', space={{_base_.space}}, beta=3.0),
-)
 load_from = 'work_dirs/autoformer_s_supernet/epoch_500.pth'
 train_cfg = dict(space={{_base_.space}})
 val_cfg = dict(space={{_base_.space}})
