@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
@@ -146,7 +147,7 @@ class ElasticViT(BaseModule):
         nn.init.trunc_normal_(self.cls_token, std=init_std)
         nn.init.trunc_normal_(self.pos_embed, std=init_std)
         linear = _linear_factory(mole, init_std)
-        rates = torch.linspace(0, drop_path_rate, self.arch.depth).tolist()
+        rates = np.linspace(0, drop_path_rate, self.arch.depth).tolist()
         self.blocks = nn.ModuleList(
             ElasticBlock(
                 width, heads, hidden, head_dim, max_relative_position, rate, linear, init_std
