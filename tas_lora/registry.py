@@ -11,6 +11,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
+from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import Registry
 
 
@@ -19,6 +20,7 @@ def _child(parent: Registry, location: str) -> Registry:
 
 
 MODELS = _child(MMENGINE_MODELS, 'tas_lora.models')
+TASK_UTILS = _child(MMENGINE_TASK_UTILS, 'tas_lora.models')
 HOOKS = _child(MMENGINE_HOOKS, 'tas_lora.engine')
 LOOPS = _child(MMENGINE_LOOPS, 'tas_lora.engine')
 RUNNERS = _child(MMENGINE_RUNNERS, 'tas_lora.engine')

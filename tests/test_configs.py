@@ -23,7 +23,11 @@ from tas_lora.engine import MoLEHook
 from tas_lora.models.heads import group_wise_bias
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = {path.stem: path for path in sorted((ROOT / 'configs').glob('*.py'))}
+CONFIGS = {
+    path.stem: path
+    for path in sorted((ROOT / 'configs').rglob('*.py'))
+    if '_base_' not in path.parts
+}
 
 # AutoFormer (ICCV 2021): space and supernet. TAS-LoRA (CVPR 2026): experts, largest number of
 # parameters of a subnet, GPUs that train the experts.
@@ -152,7 +156,7 @@ def test_header_says_what_where_and_how(name):
     text = header(name)
     assert re.search(r'^GPUs: \d', text, re.MULTILINE)
     assert 'op-1' in text
-    command = re.search(rf'^(python )?(tools/\S+) configs/{name}\.py', text, re.MULTILINE)
+    command = re.search(rf'^(python )?(tools/\S+) configs/(?:\w+/)?{name}\.py', text, re.MULTILINE)
     assert (ROOT / command.group(2)).is_file()
 
 

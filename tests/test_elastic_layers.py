@@ -156,7 +156,10 @@ def test_relative_attention_is_the_sum_over_pairs(batch, heads, tokens, width):
 
 @pytest.mark.parametrize('heads', [1, 2, 3])
 def test_attention_uses_the_first_heads_and_channels(heads):
-    layer = randomize(ElasticAttention(12, 3, 4, max_relative_position=2)).double()
+    def linear(kind, *sizes, parts=1):
+        return ElasticLinear(*sizes, parts)
+
+    layer = randomize(ElasticAttention(12, 3, 4, 2, linear)).double()
     x, index, inner = torch.randn(2, 5, 9).double(), relative_index(2, 2), 4 * heads
     rel_k, rel_v = layer.rel_pos_k(index), layer.rel_pos_v(index)
     query, key, value = (
@@ -279,7 +282,10 @@ def test_unknown_pooling_is_refused():
 @pytest.mark.parametrize(
     ('mole', 'message'),
     [
-        (dict(num_experts=4), r"mole takes 'num_experts' and 'rank', got \['num_experts'\]"),
+        (
+            dict(num_experts=4),
+            r"mole takes 'num_experts', 'rank' and 'layers', got \['num_experts'\]",
+        ),
         (dict(num_experts=4, rank=0), 'mole.rank must be a positive integer, got 0'),
         (dict(num_experts=4.0, rank=1), 'mole.num_experts must be a positive integer, got 4.0'),
     ],

@@ -71,7 +71,7 @@ def test_beta_is_the_logit_of_the_own_expert():
 def test_router_has_the_size_that_published_figures_imply(name, millions):
     space, _ = autoformer(name)
     router, K, blocks = LSTMRouterHead(space), EXPERTS[name], max(space.depth)
-    assert router.lstm.input_size == 256
+    assert router.encoder.input_size == 256
     heads = router.head_weight.numel() + router.head_bias.numel()
     assert heads == K * 4 * blocks * (128 + 1) * K
     total = sum(parameter.numel() for parameter in router.parameters())
@@ -91,18 +91,18 @@ def test_router_has_the_size_that_published_figures_imply(name, millions):
 def test_attributes_decide_the_groups(attributes, experts, inputs):
     router = LSTMRouterHead(autoformer('t')[0], attributes)
     assert router.num_experts == experts
-    assert router.lstm.input_size == inputs
+    assert router.encoder.input_size == inputs
     for subnet in samples(router.space, 2):
-        own = torch.tensor(router.group_of_blocks(subnet))
+        own = torch.tensor(router.head_of_blocks(subnet))
         assert torch.equal(router(subnet).argmax(dim=-1), own[:, None].expand(-1, 4))
 
 
 def test_blocks_share_a_group_when_they_agree_in_the_attributes():
     router = tiny_router(attributes=('num_heads', 'embed_dim'))
-    first, second, third = router.group_of_blocks(TINY)
+    first, second, third = router.head_of_blocks(TINY)
     assert first == third != second
-    assert router.group_of_blocks(Subnet(16, [1, 1], [2.0, 1.0])) == [first, first]
-    assert first not in router.group_of_blocks(Subnet(24, [1, 2], [1.0, 1.0]))
+    assert router.head_of_blocks(Subnet(16, [1, 1], [2.0, 1.0])) == [first, first]
+    assert first not in router.head_of_blocks(Subnet(24, [1, 2], [1.0, 1.0]))
 
 
 # What it computes
@@ -125,7 +125,7 @@ def test_gates_are_the_heads_applied_to_the_lstm():
         torch.cat([heads.weight[h] + ratio.weight[r], width.weight[0]])
         for h, r in ((0, 0), (1, 1), (0, 0))  # the choices of TINY
     ]
-    hidden, _ = router.lstm(torch.stack(steps))
+    hidden, _ = router.encoder(torch.stack(steps))
     for block, group in enumerate((0, 6, 0)):
         for layer in range(4):
             weight, bias = (t[group, block, layer] for t in (router.head_weight, router.head_bias))
@@ -160,7 +160,7 @@ def test_width_changes_the_gates():
 def test_only_heads_of_the_groups_present_learn():
     router = trained_router()
     router(TINY)[..., 0].square().sum().backward()
-    used = set(zip(router.group_of_blocks(TINY), range(TINY.depth), strict=True))
+    used = set(zip(router.head_of_blocks(TINY), range(TINY.depth), strict=True))
     assert len({group for group, _ in used}) == 2
     for grad in (router.head_weight.grad, router.head_bias.grad):
         learned = {tuple(index) for index in grad.flatten(2).any(dim=-1).nonzero().tolist()}

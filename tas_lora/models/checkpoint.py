@@ -117,9 +117,10 @@ def describe(state_dict: Mapping[str, Tensor]) -> dict:
     )
     if 'head.fc.weight' in shape:
         sizes['num_classes'] = shape['head.fc.weight'][0]
-    if 'blocks.0.attn.qkv.lora_a' in shape:
-        num_experts, rank, _ = shape['blocks.0.attn.qkv.lora_a']
-        sizes.update(num_experts=num_experts, rank=rank)
+    experts = {k.split('.')[-2]: s for k, s in shape.items() if k.endswith('.lora_a')}
+    if experts:
+        num_experts, rank, _ = next(iter(experts.values()))
+        sizes.update(num_experts=num_experts, rank=rank, layers=sorted(experts))
     return sizes
 
 

@@ -1,7 +1,6 @@
 """The weight-entangled vision transformer of AutoFormer, top to bottom."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import numpy as np
 import torch
@@ -23,6 +22,8 @@ from ..layers import (
     relative_index,
 )
 
+LAYER_KINDS = ('qkv', 'proj', 'fc1', 'fc2')
+
 
 class ElasticBlock(nn.Module):
     """Pre-norm transformer block; it stores no architecture.
@@ -34,7 +35,8 @@ class ElasticBlock(nn.Module):
         head_dim: Width D of a head.
         max_relative_position: Offset R at which relative positions are clipped.
         drop_path_rate: Stochastic depth, the same rate for both branches.
-        linear: Makes the linear layers, as ``linear(in_features, out_features, parts=1)``.
+        linear: Makes the linear layers, as ``linear(kind, in_features, out_features, parts=1)``
+            with kind one of ``LAYER_KINDS``.
         init_std: Standard deviation of the initial position tables.
     """
 
@@ -55,8 +57,8 @@ class ElasticBlock(nn.Module):
             embed_dim, num_heads, head_dim, max_relative_position, linear, init_std
         )
         self.ffn_norm = ElasticLayerNorm(embed_dim)
-        self.fc1 = linear(embed_dim, hidden_dim)
-        self.fc2 = linear(hidden_dim, embed_dim)
+        self.fc1 = linear('fc1', embed_dim, hidden_dim)
+        self.fc2 = linear('fc2', hidden_dim, embed_dim)
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
 
     def forward(
@@ -72,7 +74,7 @@ class ElasticBlock(nn.Module):
     ) -> Iterator[tuple[ElasticLinear, int, int]]:
         """Each linear layer with the (output, input) widths a subnet uses of it.
 
-        In the order of the router's layer kinds: qkv, proj, fc1, fc2.
+        In the order of ``LAYER_KINDS``, which is the router's.
         """
         inner = num_heads * self.attn.head_dim
         yield self.attn.qkv, inner, embed_dim
@@ -98,7 +100,8 @@ class ElasticViT(BaseModule):
         drop_path_rate: Stochastic depth of the last block, linear over the supernet's depth; a
             shallower subnet keeps the first rates.
         mole: ``dict(num_experts=K, rank=R)`` gives each linear layer of each block K LoRA
-            experts; None leaves them out.
+            experts; with ``layers=('qkv', 'fc1')`` only the kinds named, out of 'qkv', 'proj',
+            'fc1', 'fc2'. None leaves experts out.
         init_std: Standard deviation of the initial weights; biases start at 0.
         init_cfg: MMEngine's initialisation config.
 
@@ -193,7 +196,8 @@ class ElasticViT(BaseModule):
         for (block, widths), block_gates in zip(self.active_blocks(subnet), gates, strict=True):
             layers = block.sliced_linears(*widths)
             for (layer, out_features, in_features), gate in zip(layers, block_gates, strict=True):
-                layer.merge(gate, out_features, in_features)
+                if isinstance(layer, MoLELinear):
+                    layer.merge(gate, out_features, in_features)
 
     def unmerge_experts(self) -> None:
         """Drop all merged weights; the bare supernet is left."""
@@ -215,10 +219,19 @@ class ElasticViT(BaseModule):
 
 
 def _linear_factory(mole: dict | None, init_std: float) -> Callable[..., ElasticLinear]:
-    if mole is None:
-        return partial(ElasticLinear, init_std=init_std)
-    if set(mole) != {'num_experts', 'rank'}:
-        raise UserError(f"mole takes 'num_experts' and 'rank', got {sorted(mole)}")
+    """``linear(kind, ...)`` that makes a layer with experts where ``mole`` wants them."""
+    mole = dict(layers=()) if mole is None else dict(mole)
+    layers = mole.pop('layers', LAYER_KINDS)
+    if isinstance(layers, str) or not set(layers) <= set(LAYER_KINDS):
+        raise UserError(f'mole.layers must be some of {LAYER_KINDS}, got {layers!r}')
+    if layers and set(mole) != {'num_experts', 'rank'}:
+        raise UserError(f"mole takes 'num_experts', 'rank' and 'layers', got {sorted(mole)}")
     for field, value in mole.items():
         positive(value, f'mole.{field}', int)
-    return partial(MoLELinear, init_std=init_std, **mole)
+
+    def linear(kind: str, *sizes: int, parts: int = 1) -> ElasticLinear:
+        if kind in layers:
+            return MoLELinear(*sizes, parts, init_std, **mole)
+        return ElasticLinear(*sizes, parts, init_std)
+
+    return linear

@@ -64,7 +64,7 @@ class SupernetClassifier(ImageClassifier):
         subnet = Subnet.coerce(subnet)
         subnet.check_fits(self.backbone.arch)
         if self.router is not None:
-            self.router.group_of_blocks(subnet)
+            self.router.check(subnet)
         self.unmerge_experts()
         self._subnet = subnet
 
@@ -78,7 +78,7 @@ class SupernetClassifier(ImageClassifier):
         """
         if self.router is None:
             return
-        with torch.autocast(self.router.head_bias.device.type, enabled=False):  # in float32
+        with torch.autocast(self.backbone.pos_embed.device.type, enabled=False):  # in float32
             with nullcontext() if train_router else torch.no_grad():
                 gates = self.router(self.subnet)
             self.backbone.merge_experts(self.subnet, gates)

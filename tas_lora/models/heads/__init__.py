@@ -1,4 +1,21 @@
 from .elastic_cls_head import ElasticClsHead
-from .lstm_router_head import LSTMRouterHead, group_wise_bias
+from .grouping import ArchitectureGroups, ParamCountGroups, RandomGroups
+from .router_head import (
+    GRURouterHead,
+    LSTMRouterHead,
+    MLPRouterHead,
+    SingleExpertHead,
+    group_wise_bias,
+)
 
-__all__ = ['ElasticClsHead', 'LSTMRouterHead', 'group_wise_bias']
+__all__ = [
+    'ArchitectureGroups',
+    'ElasticClsHead',
+    'GRURouterHead',
+    'LSTMRouterHead',
+    'MLPRouterHead',
+    'ParamCountGroups',
+    'RandomGroups',
+    'SingleExpertHead',
+    'group_wise_bias',
+]

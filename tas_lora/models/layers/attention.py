@@ -89,7 +89,8 @@ class ElasticAttention(nn.Module):
         num_heads: Full number of heads H.
         head_dim: Width D of a head.
         max_relative_position: Offset R at which relative positions are clipped.
-        linear: Makes the linear layers, as ``linear(in_features, out_features, parts=1)``.
+        linear: Makes the linear layers, as ``linear(kind, in_features, out_features, parts=1)``
+            with kind 'qkv' or 'proj'.
         init_std: Standard deviation of the initial position tables.
     """
 
@@ -99,13 +100,13 @@ class ElasticAttention(nn.Module):
         num_heads: int,
         head_dim: int,
         max_relative_position: int,
-        linear: Callable[..., ElasticLinear] = ElasticLinear,
+        linear: Callable[..., ElasticLinear],
         init_std: float = 0.02,
     ):
         super().__init__()
         self.head_dim = head_dim
-        self.qkv = linear(embed_dim, num_heads * head_dim, parts=3)
-        self.proj = linear(num_heads * head_dim, embed_dim)
+        self.qkv = linear('qkv', embed_dim, num_heads * head_dim, parts=3)
+        self.proj = linear('proj', num_heads * head_dim, embed_dim)
         self.rel_pos_k = RelativePosition2D(head_dim, max_relative_position, init_std)
         self.rel_pos_v = RelativePosition2D(head_dim, max_relative_position, init_std)
 

@@ -1,0 +1,12 @@
+"""TAS-LoRA-T whose router reads and groups by heads and width.
+
+tools/dist_train.sh configs/ablations/t_attributes_heads_embed.py 4
+
+GPUs: 4, batch 4 x 256. Searched subnet in the T space: top-1 75.5 (published); not run here.
+"""
+
+_base_ = '../autoformer_t_moLE.py'
+
+model = dict(
+    backbone=dict(mole=dict(num_experts=6)), router=dict(attributes=['num_heads', 'embed_dim'])
+)

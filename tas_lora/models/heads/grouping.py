@@ -1,0 +1,164 @@
+"""Groups of blocks: which router head a block goes through, and which expert it starts with."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+import numpy as np
+
+from ...errors import UserError
+from ...registry import TASK_UTILS
+from ...search.complexity import count_params
+from ...structures import SearchSpace, Subnet
+from ...structures.subnet import positive
+
+BLOCK_ATTRIBUTES = ('num_heads', 'mlp_ratio')
+SUBNET_ATTRIBUTES = ('embed_dim', 'depth')
+ATTRIBUTES = BLOCK_ATTRIBUTES + SUBNET_ATTRIBUTES
+
+
+def block_attributes(subnet: Subnet, block: int, attributes: Sequence[str]) -> tuple:
+    """Values of ``attributes`` at one block, e.g. (num_heads, mlp_ratio, embed_dim)."""
+    values = dict(
+        num_heads=subnet.num_heads[block],
+        mlp_ratio=subnet.mlp_ratio[block],
+        embed_dim=subnet.embed_dim,
+        depth=subnet.depth,
+    )
+    return tuple(values[attribute] for attribute in attributes)
+
+
+def check_attributes(attributes: Sequence[str]) -> tuple[str, ...]:
+    """``attributes`` as a tuple; refused unless they exist and none repeats."""
+    distinct = [name for name in ATTRIBUTES if name in tuple(attributes)]
+    if not distinct or sorted(distinct) != sorted(map(str, attributes)):
+        raise UserError(f'attributes must be some of {ATTRIBUTES}, each once, got {attributes!r}')
+    return tuple(attributes)
+
+
+@TASK_UTILS.register_module()
+class ArchitectureGroups:
+    """Blocks that agree in ``attributes`` share a group (TAS-LoRA's grouping).
+
+    Args:
+        space: The search space, or its dict.
+        attributes: Out of 'num_heads', 'mlp_ratio', 'embed_dim', 'depth'.
+        clusters: Choices of an attribute to be taken as one, e.g.
+            ``dict(embed_dim=[[192, 216], [240]])``, so that K falls: an answer to a limitation
+            the paper names. Every choice must be in one cluster.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace | dict,
+        attributes: Sequence[str] = ('num_heads', 'mlp_ratio', 'embed_dim'),
+        clusters: Mapping[str, Sequence[Sequence]] | None = None,
+    ):
+        self.space = SearchSpace.coerce(space)
+        self.attributes = check_attributes(attributes)
+        clusters = dict(clusters or {})
+        self._check_clusters(clusters)
+        # For each attribute the cluster of each choice; on its own unless clustered.
+        self._cluster = [
+            {
+                choice: i
+                for i, members in enumerate(clusters.get(name, [[c] for c in choices]))
+                for choice in members
+            }
+            for name, choices in ((n, getattr(self.space, n)) for n in self.attributes)
+        ]
+        sizes = [len(set(clusters.values())) for clusters in self._cluster]
+        self._group = {key: g for g, key in enumerate(product(*map(range, sizes)))}
+
+    def __len__(self) -> int:
+        return len(self._group)
+
+    def __call__(self, subnet: Subnet) -> list[int]:
+        """Group of every block.
+
+        Raises:
+            UserError: If a block belongs to no group.
+        """
+        return [self._group_of(subnet, block) for block in range(subnet.depth)]
+
+    def _group_of(self, subnet: Subnet, block: int) -> int:
+        values = block_attributes(subnet, block, self.attributes)
+        if any(v not in cluster for v, cluster in zip(values, self._cluster, strict=True)):
+            has = ', '.join(f'{n} {v:g}' for n, v in zip(self.attributes, values, strict=True))
+            choices = ', '.join(f'{n} {list(getattr(self.space, n))}' for n in self.attributes)
+            raise UserError(
+                f'block {block} of the subnet ({has}) belongs to no group of experts; '
+                f'choose from {choices}'
+            )
+        return self._group[tuple(c[v] for c, v in zip(self._cluster, values, strict=True))]
+
+    def _check_clusters(self, clusters: dict) -> None:
+        for name, members in clusters.items():
+            if name not in self.attributes:
+                raise UserError(
+                    f'clusters.{name}: not grouped by; attributes are {self.attributes}'
+                )
+            clustered, choices = [c for m in members for c in m], getattr(self.space, name)
+            if sorted(clustered) != sorted(choices):
+                raise UserError(
+                    f'clusters.{name} must hold every choice once: {list(choices)}, got {clustered}'
+                )
+
+
+@TASK_UTILS.register_module()
+class RandomGroups:
+    """Every block of every subnet falls in a seeded random group (the paper's control).
+
+    The group is a function of seed, subnet and position, so it is the same at each visit, on
+    each rank and machine.
+
+    Args:
+        space: Not used; all groupings are built alike.
+        num_groups: Number of groups K.
+        seed: Seed of the assignment.
+    """
+
+    def __init__(self, space: SearchSpace | dict, num_groups: int, seed: int = 0):
+        self.num_groups = positive(num_groups, 'num_groups', int)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.num_groups
+
+    def __call__(self, subnet: Subnet) -> list[int]:
+        """Group of every block."""
+        key = zlib.crc32(repr(subnet).encode())
+        rng = np.random.default_rng((self.seed, key))
+        return rng.integers(self.num_groups, size=subnet.depth).tolist()
+
+
+@TASK_UTILS.register_module()
+class ParamCountGroups:
+    """Subnets of similar size share a group, in all their blocks (the paper's control).
+
+    The bounds are quantiles over uniformly drawn subnets, so that each group is visited equally
+    often. How the paper draws them is not published.
+
+    Args:
+        space: The search space, or its dict.
+        num_groups: Number of groups K.
+        samples: Subnets drawn for the quantiles.
+        seed: Seed of the draws.
+    """
+
+    def __init__(
+        self, space: SearchSpace | dict, num_groups: int, samples: int = 4096, seed: int = 0
+    ):
+        self.num_groups = positive(num_groups, 'num_groups', int)
+        rng, space = np.random.default_rng(seed), SearchSpace.coerce(space)
+        counts = [count_params(space.sample(rng)) for _ in range(samples)]
+        inner = np.linspace(0, 1, self.num_groups + 1)[1:-1]
+        self.bounds = np.quantile(counts, inner)
+
+    def __len__(self) -> int:
+        return self.num_groups
+
+    def __call__(self, subnet: Subnet) -> list[int]:
+        """Group of every block, the same for all."""
+        group = int(np.searchsorted(self.bounds, count_params(subnet), side='right'))
+        return [group] * subnet.depth

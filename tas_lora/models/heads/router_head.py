@@ -1,0 +1,241 @@
+"""The router of TAS-LoRA: reads an architecture, answers with mixture weights."""
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ...registry import MODELS, TASK_UTILS
+from ...structures import SearchSpace, Subnet
+from ...structures.subnet import positive
+from .grouping import (
+    BLOCK_ATTRIBUTES,
+    SUBNET_ATTRIBUTES,
+    block_attributes,
+    check_attributes,
+)
+
+LAYERS_PER_BLOCK = 4  # qkv, proj, fc1, fc2
+
+
+def group_wise_bias(num_experts: int, num_blocks: int, beta: float) -> Tensor:
+    """Initial biases c' of the router heads, one head a group (group-wise initialisation).
+
+    Zero, but ``beta`` at the expert assigned to the group: expert g to group g. With zero
+    weights the softmax is then e^beta / (e^beta + K - 1) on that expert.
+
+    Returns:
+        (groups, blocks, layers, K), with as many groups as experts.
+    """
+    bias = beta * torch.eye(num_experts)
+    return bias[:, None, None, :].repeat(1, num_blocks, LAYERS_PER_BLOCK, 1)
+
+
+class RouterHead(BaseModule):
+    """From the blocks of a subnet to mixture weights; how blocks are encoded is left open.
+
+    Each block's attributes and the subnet's are embedded, a learned vector per choice; those of
+    one level are summed, the two levels concatenated. The encoder turns the sequence into one
+    hidden state a block, which goes through a linear head per (position, layer kind) and a
+    softmax. Sizes follow from the published parameter counts: the paper does not print them.
+
+    Args:
+        space: The search space, or its dict.
+        attributes: What the router reads and, by default, groups by, out of 'num_heads',
+            'mlp_ratio', 'embed_dim', 'depth'.
+        init: 'group_wise': each group of blocks has a head of its own, which starts at the
+            group's own expert, so that K is the number of groups. 'random': one head for all.
+        grouping: Config of the groups, by default ``tas_lora.ArchitectureGroups`` of the
+            attributes.
+        num_experts: K; needed nowhere, and checked against the groups if given, but free with
+            ``init='random'``.
+        hidden_size: Width d of the hidden state and of each embedding.
+        beta: Initial logit of the expert assigned to a group.
+        init_cfg: MMEngine's initialisation config.
+
+    Raises:
+        UserError: On an attribute or ``init`` that does not exist, or a K that is not the
+            number of groups.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace | dict,
+        attributes: Sequence[str] = ('num_heads', 'mlp_ratio', 'embed_dim'),
+        init: str = 'group_wise',
+        grouping: dict | None = None,
+        num_experts: int | None = None,
+        hidden_size: int = 128,
+        beta: float = 3.0,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(init_cfg)
+        self.space = SearchSpace.coerce(space)
+        self.attributes = check_attributes(attributes)
+        self.num_blocks = max(self.space.depth)
+        self.groups = self._build_groups(grouping)
+        self.num_experts = self._count_experts(init, num_experts)
+
+        choices = {name: getattr(self.space, name) for name in self.attributes}
+        self.embeddings = nn.ModuleDict(
+            {name: nn.Embedding(len(values), hidden_size) for name, values in choices.items()}
+        )
+        self.encoder = self.build_encoder(len(self._levels()) * hidden_size, hidden_size)
+        self._build_heads(init, hidden_size, beta)
+
+    def build_encoder(self, in_features: int, hidden_size: int) -> nn.Module:
+        """The module that :meth:`encode` runs; variants differ in these two."""
+        raise NotImplementedError
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Map (L, in_features), one row a block, to hidden states (L, d)."""
+        raise NotImplementedError
+
+    def forward(self, subnet: Subnet) -> Tensor:
+        """Mixture weights of every layer of ``subnet``.
+
+        Returns:
+            (L, 4, K), each last axis on the simplex; layers in the order qkv, proj, fc1, fc2.
+
+        Raises:
+            UserError: If a block is outside the space's choices, or belongs to no group.
+        """
+        head, block = self.head_of_blocks(subnet), torch.arange(subnet.depth)
+        hidden = self.encode(self._embed(subnet))  # (L, d)
+        logits = torch.einsum('ld,ljdk->ljk', hidden, self.head_weight[head, block])
+        return (logits + self.head_bias[head, block]).softmax(dim=-1)
+
+    def head_of_blocks(self, subnet: Subnet) -> list[int]:
+        """Index of the head that every block goes through."""
+        self.check(subnet)
+        if len(self.head_weight) == 1:
+            return [0] * subnet.depth
+        return self.groups(subnet)
+
+    def check(self, subnet: Subnet) -> None:
+        """Raise :class:`UserError` unless the router can read and group ``subnet``."""
+        if subnet.depth > self.num_blocks:
+            raise UserError(
+                f'the subnet has {subnet.depth} blocks, the router {self.num_blocks} positions; '
+                f'choose a depth of {self.space.depth}'
+            )
+        self.readable(subnet)
+        self.groups(subnet)
+
+    def _build_groups(self, grouping: dict | None):
+        grouping = dict(grouping or dict(type='tas_lora.ArchitectureGroups'))
+        grouping.setdefault('space', self.space)
+        self.readable = TASK_UTILS.build(
+            dict(type='tas_lora.ArchitectureGroups', space=self.space, attributes=self.attributes)
+        )
+        if grouping['type'].endswith('ArchitectureGroups'):
+            grouping.setdefault('attributes', self.attributes)
+        else:
+            grouping.setdefault('num_groups', len(self.readable))
+        return TASK_UTILS.build(grouping)
+
+    def _count_experts(self, init: str, num_experts: int | None) -> int:
+        if init not in ('group_wise', 'random'):
+            raise UserError(f"router.init must be 'group_wise' or 'random', got {init!r}")
+        if num_experts is None:
+            return len(self.groups)
+        positive(num_experts, 'router.num_experts', int)
+        if init == 'group_wise' and num_experts != len(self.groups):
+            raise UserError(
+                f'router.num_experts is {num_experts}, but there are {len(self.groups)} groups; '
+                "with init='group_wise' they are as many"
+            )
+        return num_experts
+
+    def _build_heads(self, init: str, hidden_size: int, beta: float) -> None:
+        K, heads = self.num_experts, self.num_experts if init == 'group_wise' else 1
+        shape = (heads, self.num_blocks, LAYERS_PER_BLOCK, hidden_size, K)
+        self.head_weight = nn.Parameter(torch.zeros(shape))
+        if init == 'group_wise':
+            self.head_bias = nn.Parameter(group_wise_bias(K, self.num_blocks, beta))
+        else:  # as nn.Linear
+            self.head_bias = nn.Parameter(torch.zeros(shape[:-2] + shape[-1:]))
+            for parameter in (self.head_weight, self.head_bias):
+                nn.init.uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5)
+
+    def _levels(self) -> list[list[str]]:
+        """The attributes of each level, block and subnet, levels without any left out."""
+        levels = (BLOCK_ATTRIBUTES, SUBNET_ATTRIBUTES)
+        return [used for level in levels if (used := [n for n in self.attributes if n in level])]
+
+    def _embed(self, subnet: Subnet) -> Tensor:
+        """Input of the encoder, one row a block: (L, levels x d)."""
+        blocks = [block_attributes(subnet, b, self.attributes) for b in range(subnet.depth)]
+        embedded = {}
+        for name, values in zip(self.attributes, zip(*blocks, strict=True), strict=True):
+            choices = getattr(self.space, name)
+            index = torch.tensor([choices.index(v) for v in values], device=self.head_bias.device)
+            embedded[name] = self.embeddings[name](index)
+        return torch.cat([sum(embedded[n] for n in level) for level in self._levels()], dim=-1)
+
+
+@MODELS.register_module()
+class LSTMRouterHead(RouterHead):
+    """The paper's router: one LSTM layer over the blocks. Arguments as :class:`RouterHead`."""
+
+    def build_encoder(self, in_features: int, hidden_size: int) -> nn.Module:
+        """One LSTM layer."""
+        return nn.LSTM(in_features, hidden_size)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Hidden states of the sequence of blocks."""
+        return self.encoder(x)[0]
+
+
+@MODELS.register_module()
+class GRURouterHead(LSTMRouterHead):
+    """A GRU in place of the LSTM. Arguments as :class:`RouterHead`."""
+
+    def build_encoder(self, in_features: int, hidden_size: int) -> nn.Module:
+        """One GRU layer."""
+        return nn.GRU(in_features, hidden_size)
+
+
+@MODELS.register_module()
+class MLPRouterHead(RouterHead):
+    """Each block on its own through two linear layers: a router that does not see its neighbours.
+
+    Arguments as :class:`RouterHead`. The paper does not print its MLP's sizes.
+    """
+
+    def build_encoder(self, in_features: int, hidden_size: int) -> nn.Module:
+        """Two linear layers with a ReLU between."""
+        return nn.Sequential(
+            nn.Linear(in_features, hidden_size), nn.ReLU(), nn.Linear(hidden_size, hidden_size)
+        )
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Hidden state of each block from that block alone."""
+        return self.encoder(x)
+
+
+@MODELS.register_module()
+class SingleExpertHead(BaseModule):
+    """No routing: one LoRA shared by all subnets (K = 1, the paper's ablation).
+
+    Args:
+        space: The search space, or its dict.
+        init_cfg: MMEngine's initialisation config.
+    """
+
+    num_experts = 1
+    attributes = ()
+
+    def __init__(self, space: SearchSpace | dict, init_cfg: dict | None = None):
+        super().__init__(init_cfg)
+        self.space = SearchSpace.coerce(space)
+        self.register_buffer('gate', torch.ones(()), persistent=False)
+
+    def check(self, subnet: Subnet) -> None:
+        """Accept any subnet."""
+
+    def forward(self, subnet: Subnet) -> Tensor:
+        """Ones, (L, 4, 1)."""
+        return self.gate.expand(subnet.depth, LAYERS_PER_BLOCK, 1)
