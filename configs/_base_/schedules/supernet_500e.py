@@ -1,8 +1,5 @@
 # AutoFormer's schedule: AdamW, learning rate 5e-4 x batch / 512, cosine to 1e-5, 20 epochs of
 # warm-up from 1e-6, no weight decay on biases, norms, class token and positions.
-# Deviation: the official cosine counts its 500 epochs from epoch 0, so that it starts slightly
-# below 1e-3 behind the warm-up, and epochs 0 and 1 both run at 1e-6; here the cosine spans the
-# 480 epochs left and epoch 0 alone runs at 1e-6.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
@@ -12,10 +9,7 @@ optim_wrapper = dict(
         custom_keys={'.cls_token': dict(decay_mult=0.0), '.pos_embed': dict(decay_mult=0.0)},
     ),
 )
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-3, begin=0, end=20),
-    dict(type='CosineAnnealingLR', T_max=480, eta_min=1e-5, begin=20, end=500),
-]
+param_scheduler = dict(type='tas_lora.AutoFormerLR', epochs=500, warmup_epochs=20)
 auto_scale_lr = dict(base_batch_size=1024, enable=False)
 
 train_cfg = dict(type='tas_lora.SubnetSamplingTrainLoop', max_epochs=500, val_interval=10, seed=0)

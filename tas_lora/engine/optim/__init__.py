@@ -1,4 +1,10 @@
 from .autocast import AutocastOptimWrapper
+from .autoformer_lr import AutoFormerLR
 from .joint import JointOptimWrapper, MoLEOptimWrapperConstructor
 
-__all__ = ['AutocastOptimWrapper', 'JointOptimWrapper', 'MoLEOptimWrapperConstructor']
+__all__ = [
+    'AutoFormerLR',
+    'AutocastOptimWrapper',
+    'JointOptimWrapper',
+    'MoLEOptimWrapperConstructor',
+]
