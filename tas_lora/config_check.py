@@ -61,7 +61,7 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
 
 def _check_node(path: str, node: dict, registry: Registry) -> None:
     component = registry.get(f'{node["type"]}') or registry.get(f'mmpretrain.{node["type"]}')
-    accepted = _accepted_arguments(component) if inspect.isclass(component) else None
+    accepted = _accepted_arguments(component)
     if accepted is None:
         return
     for key in node:
@@ -72,8 +72,12 @@ def _check_node(path: str, node: dict, registry: Registry) -> None:
             )
 
 
-def _accepted_arguments(component: type) -> set[str] | None:
+def _accepted_arguments(component) -> set[str] | None:
     """Names a class takes, following ``**kwargs`` up its bases; None if anything goes."""
+    if inspect.isfunction(component):
+        return set(inspect.signature(component).parameters)
+    if not inspect.isclass(component):
+        return None
     accepted = set()
     for cls in component.__mro__:
         if '__init__' not in vars(cls) or cls is object:

@@ -4,6 +4,7 @@ A config names our parts as ``type='tas_lora.X'``. MMEngine then imports this mo
 ``locations``, the packages below, so that no ``custom_imports`` is needed.
 """
 
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import METRICS as MMENGINE_METRICS
@@ -28,4 +29,5 @@ PARAM_SCHEDULERS = _child(MMENGINE_PARAM_SCHEDULERS, 'tas_lora.engine')
 RUNNERS = _child(MMENGINE_RUNNERS, 'tas_lora.engine')
 OPTIM_WRAPPERS = _child(MMENGINE_OPTIM_WRAPPERS, 'tas_lora.engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS, 'tas_lora.engine')
+DATASETS = _child(MMENGINE_DATASETS, 'tas_lora.datasets')
 METRICS = _child(MMENGINE_METRICS, 'tas_lora.evaluation')

@@ -1,8 +1,8 @@
 # ImageNet with AutoFormer's augmentation (RandAugment rand-m9-mstd0.5-inc1, random erasing 0.25,
 # three repeats of each image). Mixup and CutMix are in the model's train_cfg.
 #
-# The first of 128 seeded folds of the training set, 10,009 images, is held out of all training
-# and left to the search.
+# 10,000 images of the training set, drawn with a fixed seed, are held out of all training and
+# left to the search. For the 100,000 of the official code: split = dict(..., images='autoformer').
 data_preprocessor = dict(
     num_classes=1000,
     mean=[123.675, 116.28, 103.53],
@@ -42,7 +42,7 @@ test_pipeline = [
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs'),
 ]
-folds = dict(type='KFoldDataset', fold=0, num_splits=128, seed=0)
+split = dict(type='tas_lora.HeldOutSplit', size=10_000, seed=0)
 
 train_dataloader = dict(
     batch_size=128,
@@ -51,8 +51,8 @@ train_dataloader = dict(
     drop_last=True,
     sampler=dict(type='RepeatAugSampler', shuffle=True),
     dataset=dict(
-        **folds,
-        test_mode=False,
+        **split,
+        part='train',
         dataset=dict(
             type='ImageNet', data_root='data/imagenet', split='train', pipeline=train_pipeline
         ),
@@ -65,8 +65,8 @@ heldout_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        **folds,
-        test_mode=True,
+        **split,
+        part='heldout',
         dataset=dict(
             type='ImageNet', data_root='data/imagenet', split='train', pipeline=test_pipeline
         ),

@@ -1,0 +1,3 @@
+from .held_out import held_out_split
+
+__all__ = ['held_out_split']

@@ -1,0 +1,84 @@
+"""The split between what is trained on and what the search is scored on."""
+
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from mmpretrain.registry import DATASETS as MMPRETRAIN_DATASETS
+
+from ..errors import UserError
+from ..registry import DATASETS
+from ..structures.subnet import positive
+
+
+@DATASETS.register_module(name='HeldOutSplit')
+def held_out_split(dataset: dict, part: str, size: int = 10_000, seed: int = 0, images=None):
+    """One of the two parts of a training set: the rest to train on, or the held-out images.
+
+    Both parts follow from the same arguments, so they are disjoint and together complete.
+
+    Args:
+        dataset: Config of the whole training set.
+        part: 'train' or 'heldout'.
+        size: Number of held-out images, drawn at random.
+        seed: Seed of the draw.
+        images: 'autoformer' for the list of the official code in place of a draw: 100 images of
+            each class folder (the official code trains on them, too; here they are held out).
+
+    Returns:
+        A dataset of the class that ``dataset`` names.
+
+    Raises:
+        UserError: If ``part`` or ``images`` does not exist, or the data set is too small.
+    """
+    if part not in ('train', 'heldout'):
+        raise UserError(f"part must be 'train' or 'heldout', got {part!r}")
+    if images not in (None, 'autoformer'):
+        raise UserError(f"images must be None or 'autoformer', got {images!r}")
+    whole = MMPRETRAIN_DATASETS.build(dataset)
+    if images == 'autoformer':
+        held_out = official_subset(_paths(whole))
+    else:
+        held_out = random_subset(len(whole), size, seed)
+    chosen = held_out if part == 'heldout' else _others(len(whole), held_out)
+    return whole.get_subset(chosen)
+
+
+def random_subset(length: int, size: int, seed: int) -> list[int]:
+    """``size`` distinct indices below ``length``, ascending."""
+    positive(size, 'size', int)
+    if size >= length:
+        raise UserError(f'{size} images to hold out of a training set of {length}; lower size')
+    drawn = np.random.default_rng(seed).choice(length, size, replace=False)
+    return sorted(drawn.tolist())
+
+
+def official_subset(paths: list[Path], per_class: int = 100) -> list[int]:
+    """Indices of the images that AutoFormer's script picks, from the paths of all.
+
+    Python's generator seeded with 0, classes in sorted order, and of each the sorted files.
+    """
+    classes: dict[str, dict[str, int]] = {}
+    for i, path in enumerate(paths):
+        classes.setdefault(path.parent.name, {})[path.name] = i
+    random, chosen = Random(0), []
+    for name in sorted(classes):
+        files = classes[name]
+        if len(files) <= per_class:
+            raise UserError(f'class {name} has {len(files)} images, {per_class} are to be held out')
+        chosen += [files[file] for file in random.sample(sorted(files), per_class)]
+    return sorted(chosen)
+
+
+def _paths(dataset) -> list[Path]:
+    infos = map(dataset.get_data_info, range(len(dataset)))
+    paths = [info.get('img_path') for info in infos]
+    if None in paths:
+        raise UserError("images='autoformer' needs a dataset of files in class folders")
+    return list(map(Path, paths))
+
+
+def _others(length: int, excluded: list[int]) -> list[int]:
+    mask = np.ones(length, dtype=bool)
+    mask[excluded] = False
+    return np.flatnonzero(mask).tolist()

@@ -1,0 +1,81 @@
+"""The split between training and search, on folders as ImageNet has them."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tas_lora import UserError
+from tas_lora.datasets import held_out_split
+from tas_lora.datasets.held_out import official_subset, random_subset
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> Path:
+    """Three classes of 110 images."""
+    root = tmp_path_factory.mktemp('imagenet')
+    image = Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8))
+    for name in ('n2', 'n1', 'n3'):
+        (root / name).mkdir()
+        for i in range(110):
+            image.save(root / name / f'{i}.JPEG')
+    return root
+
+
+def paths(folder: Path, **arguments) -> set[str]:
+    config = dict(type='CustomDataset', data_root=str(folder), pipeline=[])
+    dataset = held_out_split(config, **arguments)
+    return {dataset.get_data_info(i)['img_path'] for i in range(len(dataset))}
+
+
+@pytest.mark.parametrize('images', [None, 'autoformer'])
+def test_parts_are_disjoint_and_complete(folder, images):
+    heldout, train = (
+        paths(folder, part=part, size=30, images=images) for part in ('heldout', 'train')
+    )
+    assert len(heldout) == (30 if images is None else 300)
+    assert not heldout & train
+    assert heldout | train == {str(path) for path in folder.glob('*/*')}
+
+
+def test_the_draw_follows_the_seed(folder):
+    first, again, other = (paths(folder, part='heldout', size=30, seed=s) for s in (0, 0, 1))
+    assert first == again != other
+
+
+def test_official_list_as_the_official_script_draws_it(folder):
+    """The script, in its own words: seed once, sorted classes, a sample of each sorted list."""
+    random.seed(0)
+    expected = set()
+    for name in sorted(path.name for path in folder.iterdir()):
+        files = sorted(path.name for path in (folder / name).iterdir())
+        expected |= {str(folder / name / file) for file in random.sample(files, 100)}
+    assert paths(folder, part='heldout', images='autoformer') == expected
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(part='test'), "part must be 'train' or 'heldout', got 'test'"),
+        (dict(part='train', images='all'), "images must be None or 'autoformer', got 'all'"),
+        (dict(part='train'), '10000 images to hold out of a training set of 330'),
+        (dict(part='train', size=-1), 'size must be a positive integer, got -1'),
+    ],
+)
+def test_splits_that_make_no_sense(folder, arguments, message):
+    with pytest.raises(UserError, match=message):
+        paths(folder, **arguments)
+
+
+def test_a_class_too_small_for_the_official_list():
+    with pytest.raises(UserError, match='class a has 2 images, 100 are to be held out'):
+        official_subset([Path('a/1.JPEG'), Path('a/2.JPEG')])
+
+
+def test_size_of_imagenet():
+    drawn = random_subset(1_281_167, 10_000, seed=0)
+    assert len(set(drawn)) == 10_000
+    assert drawn == sorted(drawn)
+    assert 0 <= drawn[0] < drawn[-1] < 1_281_167
