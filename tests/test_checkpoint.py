@@ -12,6 +12,7 @@ from mmengine.logging import HistoryBuffer
 from vectors import VECTORS, images, model_config, official_weights, subnet
 
 from tas_lora import UserError, load_supernet
+from tas_lora.engine import SupernetRunner
 from tas_lora.models.checkpoint import read_state_dict
 
 ENTRY = VECTORS['gp_rel3_clipped']
@@ -57,6 +58,18 @@ def test_converted_file_gives_the_recorded_logits(official, tmp_path, capsys):
 def test_bare_state_dict_is_read_too(tmp_path):
     torch.save(official_weights(ENTRY), tmp_path / 'bare.pth')
     logits(load_supernet(model_config(ENTRY), tmp_path / 'bare.pth'))
+
+
+def test_runner_loads_official_files(official, tmp_path):
+    config = model_config(ENTRY)['model']
+    runner = SupernetRunner(
+        model=config,
+        work_dir=str(tmp_path),
+        experiment_name='official',
+        default_scope='mmpretrain',
+    )
+    runner.load_checkpoint(str(official))
+    logits(runner.model.eval())
 
 
 def test_bare_supernet_fits_a_model_with_fresh_experts(official):

@@ -93,6 +93,7 @@ def adapt_state_dict(state_dict: dict[str, Tensor], model_state: Mapping[str, Te
     if experts and not any(map(_is_expert_or_router, state_dict)):
         state_dict.update(experts)
         print_log('The checkpoint is a bare supernet: experts and router start fresh.', 'current')
+    _check_same_tensors(state_dict, model_state)
 
 
 def describe(state_dict: Mapping[str, Tensor]) -> dict:
@@ -163,6 +164,21 @@ def _check_same_architecture(file: dict, model: dict) -> None:
     ]
     if differences:
         raise UserError('checkpoint and config are not of one size: ' + '; '.join(differences))
+
+
+def _check_same_tensors(file: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
+    """What is left to differ when the sizes agree: another router, head or option."""
+    shapes = [
+        {name: tuple(value.shape) for name, value in state.items()} for state in (file, model)
+    ]
+    odd = sorted(name for name, _ in shapes[0].items() ^ shapes[1].items())
+    if odd:
+        first = odd[0]
+        found, wanted = (shape.get(first, 'missing') for shape in shapes)
+        raise UserError(
+            f'checkpoint and config differ in {len(set(odd))} tensors, the first {first}: '
+            f'{found} in the checkpoint, {wanted} in the config; is the router the same?'
+        )
 
 
 def _short(value) -> str:
