@@ -3,8 +3,7 @@
 tools/dist_train.sh configs/autoformer_t_moLE.py 4
 
 GPUs: 4, batch 4 x 256. Searched subnet, 5.9M parameters, 1.3G FLOPs: top-1 75.7 +-0.1
-(published); not run here. From an official file: tools/convert_autoformer.py, then
---cfg-options load_from=FILE.
+(published); not run here. An official AutoFormer file serves as load_from, too.
 """
 
 _base_ = [
