@@ -16,7 +16,7 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['tas_lora', 'tas_lora.*']),
     install_requires=[
-        'torch>=2.5',
+        'torch>=2.6',  # weights_only with an allow-list of renamed functions
         'torchvision',
         'mmengine>=0.10.5',
         'mmpretrain>=1.2.0',

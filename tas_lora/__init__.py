@@ -5,7 +5,7 @@ import warnings
 # mmcv-lite says on import that it lacks CUDA operators; none is needed here.
 warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
 
-from .apis import load_supernet
+from .apis import load_supernet, read_subnet
 from .errors import UserError
 from .models import export_subnet
 from .search import count_flops, count_params
@@ -21,4 +21,5 @@ __all__ = [
     'count_params',
     'export_subnet',
     'load_supernet',
+    'read_subnet',
 ]

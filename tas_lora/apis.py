@@ -7,9 +7,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from .config_check import check_arguments, check_data, check_options
+from .config_check import check_arguments, check_data, check_names, check_options
 from .engine import SupernetRunner
-from .errors import UserError
+from .errors import UserError, blame
 from .models import SupernetClassifier
 from .models.checkpoint import read_state_dict
 from .structures import Subnet
@@ -18,10 +18,16 @@ from .structures import Subnet
 def load_config(path: str | Path, options: dict | None = None) -> Config:
     """Read a config, apply ``--cfg-options``, and refuse arguments that nothing takes."""
     if not Path(path).is_file():
-        raise UserError(f'config {path} does not exist; configs are in configs/')
-    cfg = Config.fromfile(path)
+        what = 'is no file' if Path(path).exists() else 'does not exist'
+        raise UserError(f'config {path} {what}; configs are in configs/')
+    with blame(f'config {path} cannot be read'):
+        cfg = Config.fromfile(path)
+    if 'model' not in cfg:
+        raise UserError(f'config {path} has no model; files in _base_ are parts of configs')
     check_options(cfg, options)
-    cfg.merge_from_dict(options or {})
+    with blame('--cfg-options do not fit the config'):
+        cfg.merge_from_dict(options or {})
+    check_names(cfg)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     check_arguments(cfg)
     return cfg
@@ -53,42 +59,63 @@ def load_supernet(
     model_config = dict(config['model'])
     if config.get('data_preprocessor') is not None:
         model_config.setdefault('data_preprocessor', config['data_preprocessor'])
-    model = MODELS.build(model_config)
+    with blame('the model cannot be built'):
+        model = MODELS.build(model_config)
     if checkpoint is not None:
         model.load_state_dict(read_state_dict(checkpoint))
     return model.to(device).eval()
 
 
 def read_subnet(path: str | Path) -> Subnet:
-    """A subnet from JSON: its dict, or a record with the field ``subnet``."""
+    """A subnet from JSON: its dict, or a record with a ``subnet`` as the search writes."""
     try:
         record = json.loads(Path(path).read_text())
     except OSError as error:
-        raise UserError(f'subnet file {path} cannot be read: {error.strerror}') from error
+        raise UserError(
+            f'subnet file {path} cannot be read: {error.strerror}; a search writes such files '
+            '(best_subnet.json)'
+        ) from error
     except ValueError as error:
         raise UserError(f'subnet file {path} is no JSON: {error}') from error
-    if isinstance(record, dict) and 'subnet' in record:
-        record = record['subnet']
-    return Subnet.from_dict(record)
+    return Subnet.coerce(record)
+
+
+def prepare_training(cfg: Config) -> SupernetRunner:
+    """A runner with all built that a training needs.
+
+    Raises:
+        UserError: Where config, data or checkpoint will not do.
+    """
+    check_data(cfg, ('train_dataloader', 'val_dataloader'))
+    _check_checkpoint(
+        cfg.get('load_from'),
+        'train the stage before, or give another by --cfg-options load_from=FILE',
+    )
+    runner = _build_runner(cfg)
+    runner.prepare('train', 'val')
+    return runner
 
 
 def check_training(cfg: Config) -> None:
-    """Raise :class:`UserError` where data or checkpoint of a training are missing."""
-    check_data(cfg, ('train_dataloader', 'val_dataloader'))
-    _check_checkpoint(cfg)
+    """Build all that a training needs, and read its checkpoint, but do not train."""
+    runner = prepare_training(cfg)
+    if cfg.get('load_from') and not cfg.get('resume'):
+        runner.load_checkpoint(cfg.load_from)
 
 
 def train(cfg: Config) -> None:
     """Train as ``cfg`` says."""
-    check_training(cfg)
-    _build_runner(cfg).train()
+    prepare_training(cfg).train()
 
 
 def search(cfg: Config, checkpoint: str | Path) -> dict:
     """Search with the weights of ``checkpoint``; returns score and costs of the best subnet."""
     check_data(cfg, ('val_dataloader',))
+    _check_checkpoint(checkpoint, 'check the path')
     cfg.load_from = str(checkpoint)
-    return _build_runner(cfg).val()
+    runner = _build_runner(cfg)
+    runner.prepare('val')
+    return runner.val()
 
 
 def evaluate(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -> dict:
@@ -99,29 +126,31 @@ def evaluate(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -
         checkpoint: The weights.
         subnets: Subnets to test by name, in place of those of ``cfg.test_cfg``.
     """
+    if cfg.get('test_cfg') is None:
+        raise UserError('this config tests nothing: it has no test_cfg')
     check_data(cfg, ('test_dataloader',))
+    _check_checkpoint(checkpoint, 'check the path')
     cfg.load_from = str(checkpoint)
     if subnets:
         cfg.test_cfg.subnets = {
             name: s.to_dict() if isinstance(s, Subnet) else s for name, s in subnets.items()
         }
-    return _build_runner(cfg).test()
+    runner = _build_runner(cfg)
+    runner.prepare('test')
+    return runner.test()
 
 
 def _build_runner(cfg: Config) -> SupernetRunner:
-    _check_checkpoint(cfg)
     if cfg.get('launcher', 'none') == 'pytorch' and not torch.cuda.is_available():
         _use_gloo(cfg)
-    return SupernetRunner.from_cfg(cfg)
+    with blame('the model or the runner cannot be built'):
+        return SupernetRunner.from_cfg(cfg)
 
 
-def _check_checkpoint(cfg: Config) -> None:
-    path = cfg.get('load_from')
-    if path and '://' not in path and not Path(path).is_file():
-        raise UserError(
-            f'checkpoint {path} does not exist; train the stage before, or give another by '
-            '--cfg-options load_from=FILE'
-        )
+def _check_checkpoint(path: str | Path | None, advice: str) -> None:
+    if path and '://' not in str(path) and not Path(str(path)).is_file():
+        what = 'is no file' if Path(str(path)).exists() else 'does not exist'
+        raise UserError(f'checkpoint {path} {what}; {advice}')
 
 
 def _use_gloo(cfg: Config) -> None:

@@ -39,6 +39,19 @@ def check_options(cfg: Config, options: dict | None) -> None:
             )
 
 
+def check_names(cfg: Config) -> None:
+    """Refuse top-level names that look like a misspelt argument of the runner.
+
+    Other names are the config's own variables.
+    """
+    known = inspect.signature(Runner.__init__).parameters
+    for name in cfg:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.88)
+            if close and close[0] not in cfg:
+                raise UserError(f'the config sets {name!r}; did you mean {close[0]!r}?')
+
+
 def check_arguments(cfg: Config) -> None:
     """Refuse arguments that the components named by ``type`` do not take."""
     for field, registry in _REGISTRIES.items():
@@ -52,9 +65,9 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
     for loader in loaders:
         for path, node in _dicts(cfg.get(loader), loader):
             root = node.get('data_root')
-            if isinstance(root, str) and not Path(root).exists():
+            if isinstance(root, str) and not Path(root).is_dir():
                 raise UserError(
-                    f'{path}.data_root: the folder {root!r} does not exist; put the data there '
+                    f'{path}.data_root: there is no folder {root!r}; put the data there '
                     f'(see README, "Data") or point to it by --cfg-options {path}.data_root=DIR'
                 )
 

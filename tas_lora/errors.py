@@ -1,9 +1,31 @@
 """The one exception raised for mistakes of the person who calls, not of the program."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """A mistake in a config, a file or an argument.
 
     The message is one line: what was wrong, what was expected, what to do. The tools print it
-    without a traceback and exit with code 2.
+    without a traceback and exit with code 2; with TAS_LORA_DEBUG=1 they show the traceback.
     """
+
+
+@contextmanager
+def blame(what: str) -> Iterator[None]:
+    """Turn any error of a step that only reads what the user gave into a :class:`UserError`.
+
+    Args:
+        what: The step, as the start of the message: 'train_dataloader cannot be built'.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if os.environ.get('TAS_LORA_DEBUG'):
+            raise
+        reason = ' '.join(str(error).split()) or 'no reason given'
+        raise UserError(f'{what}: {type(error).__name__}: {reason[:600]}') from error

@@ -12,7 +12,6 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import PARAM_SCHEDULERS as MMENGINE_PARAM_SCHEDULERS
-from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import Registry
 
@@ -26,7 +25,6 @@ TASK_UTILS = _child(MMENGINE_TASK_UTILS, 'tas_lora.models')
 HOOKS = _child(MMENGINE_HOOKS, 'tas_lora.engine')
 LOOPS = _child(MMENGINE_LOOPS, 'tas_lora.engine')
 PARAM_SCHEDULERS = _child(MMENGINE_PARAM_SCHEDULERS, 'tas_lora.engine')
-RUNNERS = _child(MMENGINE_RUNNERS, 'tas_lora.engine')
 OPTIM_WRAPPERS = _child(MMENGINE_OPTIM_WRAPPERS, 'tas_lora.engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS, 'tas_lora.engine')
 DATASETS = _child(MMENGINE_DATASETS, 'tas_lora.datasets')

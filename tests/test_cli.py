@@ -1,6 +1,10 @@
 """Mistakes on the command line: one clear line, exit code 2, no traceback."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -66,7 +70,10 @@ def test_broken_config(fails, tmp_path):
 
 def test_missing_data_folder(fails):
     line = fails('train.py', SUPERNET)
-    assert "train_dataloader.dataset.dataset.dataset.data_root: the folder 'data/digits'" in line
+    assert (
+        "train_dataloader.dataset.dataset.dataset.data_root: there is no folder 'data/digits'"
+        in line
+    )
     assert '--cfg-options' in line
 
 
@@ -157,20 +164,130 @@ def test_converting_a_file_that_is_not_official(fails, experts, tmp_path):
     assert 'is no official AutoFormer checkpoint' in line
 
 
-def test_dist_train_says_a_mistake_once(tmp_path):
-    import os
-    import subprocess
-    import sys
-
-    command = [ROOT / 'tools' / 'dist_train.sh', SUPERNET, '2']
-    done = subprocess.run(
-        command,
+def dist_train(folder, *arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [ROOT / 'tools' / 'dist_train.sh', *arguments],
         env=os.environ | dict(PYTHON=sys.executable),
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize('gpus', ['2', 'two'])
+def test_dist_train_says_a_mistake_once(tmp_path, gpus):
+    done = dist_train(tmp_path, SUPERNET, gpus)
     assert done.returncode == 2
     assert done.stderr.count('error: ') == 1
     assert 'Traceback' not in done.stderr
+
+
+def test_misspelt_section_of_a_config(fails, tmp_path):
+    config = tmp_path / 'mine.py'
+    config.write_text(f'_base_ = {str(SUPERNET)!r}\ntrain_cgf = dict(max_epochs=1)\n')
+    assert 'train_cgf' not in fails('train.py', config)  # train_cfg is set: a variable like any
+    config.write_text('model = dict()\noptim_wraper = dict()\n')
+    assert "sets 'optim_wraper'; did you mean 'optim_wrapper'" in fails('train.py', config)
+
+
+@pytest.mark.parametrize(
+    'option',
+    [
+        'optim_wrapper.optimizer.lrr=1',
+        'optim_wrapper.optimizer.type=Adamm',
+        'optim_wrapper.optimizer.lr=-1',
+        'optim_wrapper.optimizer.lr=abc',
+        'param_scheduler.0.foo=1',
+        'param_scheduler.7.begin=1',
+        'train_dataloader.batchsize=3',
+        'train_dataloader.batch_size=0',
+        'train_dataloader.sampler.shufle=True',
+        'data_preprocessor.meen=3',
+        'randomness.sed=3',
+        'train_cfg.max_epochs=abc',
+        'train_cfg.max_epochs=-1',
+        'train_cfg.seed=-1',
+        'model.backbone.patch_size.x=3',
+        'model.backbone.drop_path_rate=2',
+        'model.backbone.init_std=abc',
+        'model.backbone.mole=3',
+        'model.head.in_channels=20',
+        'val_cfg.subnets=3',
+        'log_level=FOO',
+        'load_from=5',
+    ],
+)
+def test_any_mistake_in_a_config_is_one_line(fails, digits_root, option):
+    fails('train.py', SUPERNET, '--cfg-options', *at(digits_root, 'train', 'val'), option)
+
+
+@pytest.mark.parametrize(
+    'option',
+    [
+        'populaton=3',
+        'mutations=-5',
+        'crossovers=abc',
+        'gene_prob=7',
+        'seed=abc',
+    ],
+)
+def test_any_mistake_in_a_search_is_one_line(fails, digits_root, experts, option):
+    options = ['--cfg-options', *at(digits_root, 'val'), f'val_cfg.evolution.{option}']
+    assert option.split('=')[0] in fails('search.py', SEARCH, experts, *options)
+
+
+def test_data_folder_without_data_is_not_downloaded_into(fails, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    options = ['--cfg-options', *at(tmp_path / 'empty', 'train', 'val')]
+    assert 'Cannot find MNIST dataset' in fails('train.py', SUPERNET, '--check-only', *options)
+
+
+def test_torn_data_file(fails, digits_root, tmp_path):
+    shutil.copytree(digits_root, tmp_path / 'torn')
+    images = tmp_path / 'torn' / 'train-images-idx3-ubyte'
+    images.write_bytes(images.read_bytes()[:1000])
+    options = ['--cfg-options', *at(tmp_path / 'torn', 'train', 'val')]
+    assert 'train_dataloader cannot be built' in fails('train.py', SUPERNET, *options)
+
+
+def test_weights_of_another_kind(fails, digits_root, tmp_path):
+    vit = {'backbone.pos_embed': torch.zeros(1, 5, 8), 'backbone.cls_token': torch.zeros(1, 1, 8)}
+    torch.save(dict(state_dict=vit), tmp_path / 'vit.pth')
+    options = ['--cfg-options', *at(digits_root, 'test')]
+    assert 'no weights of an ElasticViT' in fails(
+        'test.py', SUPERNET, tmp_path / 'vit.pth', *options
+    )
+    assert 'is no file; check the path' in fails('test.py', SUPERNET, tmp_path, *options)
+
+
+def test_resuming_from_the_wrong_file(fails, digits_root, tmp_path, experts):
+    options = ['--cfg-options', *at(digits_root, 'train', 'val')]
+    (tmp_path / 'text.md').write_text('# hello')
+    line = fails('train.py', SUPERNET, '--resume', tmp_path / 'text.md', *options)
+    assert 'text.md; it must be a checkpoint of this config' in line
+    line = fails('train.py', MOLE, '--resume', experts, *options)  # weights, but no optimizer
+    assert 'experts.pth; it must be a checkpoint of this config' in line
+    assert 'holds experts' in fails('train.py', SUPERNET, '--resume', experts, *options)
+
+
+def test_outputs_that_cannot_be_written(fails, digits_root, tmp_path, experts):
+    options = ['--cfg-options', *at(digits_root, 'test')]
+    assert 'cannot be written' in fails('test.py', MOLE, experts, '--out', tmp_path, *options)
+    assert 'cannot be written' in fails('convert_autoformer.py', experts, '/nowhere/x.pth')
+    small = write_subnet(tmp_path, Subnet(24, (2, 2), (2.0, 2.0)))
+    fails('export.py', MOLE, experts, '--subnet', small, '--out', experts)
+
+
+def test_two_subnets_of_one_name(fails, digits_root, tmp_path, experts):
+    names = []
+    for folder in ('a', 'b'):
+        (tmp_path / folder).mkdir()
+        names.append(write_subnet(tmp_path / folder, Subnet(24, (2, 2), (2.0, 2.0))))
+    assert 'have the same name' in fails('test.py', MOLE, experts, '--subnet', *names)
+
+
+def test_a_part_of_a_config(fails, experts):
+    base = CONFIGS / '_base_' / 'default_runtime.py'
+    assert 'has no model' in fails('search.py', base, experts)
+    assert 'is no file' in fails('train.py', CONFIGS)

@@ -100,3 +100,19 @@ def test_cross_entropy_of_a_score_of_zero_is_finite():
     metric = CrossEntropy()
     metric.process(None, [dict(gt_label=torch.tensor([1]), pred_score=torch.tensor([1.0, 0.0]))])
     assert 80 < metric.evaluate(1)['cross_entropy'] < 100
+
+
+def test_accuracy_is_maximised(digits_config):
+    options = {**SMALL, 'val_cfg.score': 'accuracy/top1', 'val_cfg.rule': 'greater'}
+    cfg = digits_config('search', options=options)
+    history = search(cfg)
+    best = json.loads((Path(cfg.work_dir) / 'best_subnet.json').read_text())
+    assert best['accuracy/top1'] == max(line['accuracy/top1'] for line in history)
+    assert len({line['accuracy/top1'] for line in history}) > 1
+
+
+def test_weights_that_give_nan_find_nothing(digits_config):
+    runner = Runner.from_cfg(digits_config('search', options=SMALL))
+    torch.nn.init.constant_(runner.model.head.fc.bias, float('nan'))
+    with pytest.raises(UserError, match='no subnet has a finite cross_entropy'):
+        runner.val()

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, call_tool
 from mmengine.runner import Runner
 
 from tas_lora import SearchSpace, apis
@@ -158,21 +159,17 @@ def test_mixed_precision_keeps_weights_and_merge_in_float32(digits_config):
     cfg = digits_config('moLE', images=32, options={'train_cfg.val_interval': 5})
     cfg.optim_wrapper.type = 'tas_lora.AutocastOptimWrapper'
     runner = Runner.from_cfg(cfg)
-    dtypes, forward = set(), runner.model.backbone.forward
+    merged, features = set(), set()
 
-    def spy(*args):
-        dtypes.update(
-            layer.merged.dtype
-            for layer in runner.model.backbone.blocks[0].modules()
-            if getattr(layer, 'merged', None) is not None
-        )
-        features = forward(*args)
-        dtypes.add(features[0].dtype)
-        return features
+    def spy(layer, inputs, output):
+        if runner.model.training:
+            merged.add(layer.merged.dtype)
+            features.add(output.dtype)
 
-    runner.model.backbone.forward = spy
+    runner.model.backbone.blocks[0].fc1.register_forward_hook(spy)
     runner.train()
-    assert torch.float32 in dtypes
+    assert merged == {torch.float32}
+    assert features == {torch.bfloat16}
     assert all(p.dtype == torch.float32 for p in runner.model.parameters())
     assert np.isfinite(runner.message_hub.get_scalar('train/loss').current())
 
@@ -204,3 +201,75 @@ def test_accumulation_steps_both_optimizers_together(digits_config):
     assert [bool(m) for m in moved] == [i % 4 == 2 for i in range(len(moved))]
     assert moved[2] == {'backbone'}  # with U = 0 the router's first gradient is zero
     assert moved[6] == {'backbone', 'router'}
+
+
+def run_tool(digits_root, tmp_path, *arguments) -> str:
+    """Train stage 2 of the digits for an epoch by the tool; returns its log."""
+    work_dir = tmp_path / 'work'
+    options = [
+        f'train_dataloader.dataset.dataset.dataset.data_root={digits_root}',
+        f'val_dataloader.dataset.dataset.data_root={digits_root}',
+        'train_dataloader.dataset.times=1',
+        'train_cfg.max_epochs=1',
+    ]
+    config = ROOT / 'configs' / 'digits_moLE.py'
+    arguments = ('--work-dir', work_dir, *arguments, '--cfg-options', *options)
+    assert call_tool('train.py', config, *arguments, f'load_from={tmp_path / "start.pth"}') == 0
+    return max(work_dir.rglob('*.log'), key=lambda path: path.stat().st_mtime).read_text()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A bare supernet for stage 2 to start from."""
+    model = apis.load_supernet(ROOT / 'configs' / 'digits_supernet.py')
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'start.pth')
+
+
+@pytest.mark.usefixtures('start')
+def test_resume_with_nothing_to_resume_starts_from_load_from(digits_root, tmp_path):
+    assert 'Load checkpoint from' in run_tool(digits_root, tmp_path, '--resume')
+    assert 'resumed epoch: 1' in run_tool(digits_root, tmp_path, '--resume')
+
+
+@pytest.mark.usefixtures('start')
+def test_options_of_the_tool(digits_root, tmp_path):
+    log = run_tool(digits_root, tmp_path, '--amp', '--no-validate')
+    assert "type='tas_lora.AutocastOptimWrapper'" in log
+    assert 'Epoch(val)' not in log
+
+
+def test_average_weights_are_the_ones_validated(digits_config):
+    """EMA swaps weights before a validation; the merge must see them."""
+    cfg = digits_config('moLE', images=32, options={'train_cfg.val_interval': 2})
+    cfg.custom_hooks = [*cfg.custom_hooks[:1], dict(type='EMAHook', momentum=0.1)]
+    runner = Runner.from_cfg(cfg)
+    for layer in runner.model.backbone.mole_layers():
+        torch.nn.init.normal_(layer.lora_b, std=0.1)
+    seen, merge = [], runner.model.merge_experts
+
+    def spy(*args):
+        if not runner.model.training:
+            seen.append(runner.model.backbone.blocks[0].fc1.lora_b.detach().clone())
+        merge(*args)
+
+    runner.model.merge_experts = spy
+    runner.train()
+    ema = next(hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook').ema_model.module
+    trained = runner.model.backbone.blocks[0].fc1.lora_b
+    assert torch.equal(seen[-1], ema.backbone.blocks[0].fc1.lora_b)
+    assert not torch.equal(seen[-1], trained)
+
+
+def test_no_merge_outlives_an_iteration(digits_config):
+    runner = Runner.from_cfg(digits_config('moLE', images=32))
+    merged, call_hook = [], runner.call_hook
+
+    def spy(hook, **kwargs):
+        call_hook(hook, **kwargs)
+        if hook in ('after_train_iter', 'after_val_epoch'):
+            merged.append(runner.model.is_merged)
+
+    runner.call_hook = spy
+    runner.train()
+    assert merged
+    assert not any(merged)

@@ -19,6 +19,7 @@ def parse_args():
 def main():
     """Parse, convert, say what was found."""
     args = parse_args()
+    cli.check_output(args.dst)
     official = read_state_dict(args.src)
     if not is_autoformer(official):
         raise UserError(f'{args.src} is no official AutoFormer checkpoint')

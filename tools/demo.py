@@ -4,6 +4,7 @@ Runs the tools a user would type, shows their commands and progress, and exits w
 every step held. Full logs are in work_dirs/demo.
 """
 
+import argparse
 import json
 import os
 import re
@@ -75,6 +76,8 @@ def run_step(number: int, title: str, command: str) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # On tensors this small a second thread gains nothing, and loses much beside other jobs.
+            env=os.environ | dict(OMP_NUM_THREADS='1'),
         )
         for line in process.stdout:
             file.write(line)
@@ -136,6 +139,7 @@ def report() -> float:
 
 def main():
     """Run all steps and report."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     os.chdir(ROOT)
     LOGS.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()

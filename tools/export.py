@@ -12,7 +12,7 @@ TOLERANCE = 1e-4
 
 def parse_args():
     """Command line."""
-    parser = cli.config_parser(__doc__)
+    parser = cli.config_parser(__doc__, work_dir=False)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--subnet', required=True, help='JSON file as the search writes')
     parser.add_argument('--out', required=True, help='folder to write to')

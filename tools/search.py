@@ -15,7 +15,7 @@ def main():
     """Parse and search."""
     args = parse_args()
     cfg = cli.config_from(args)
-    if 'Search' not in str(cfg.val_cfg and cfg.val_cfg.get('type')):
+    if not str((cfg.get('val_cfg') or {}).get('type')).endswith('SearchLoop'):
         raise UserError(f'{args.config} is no search config: its val_cfg is no search loop')
     apis.search(cfg, args.checkpoint)
 

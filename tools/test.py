@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from tas_lora import apis, cli
+from mmengine.dist import is_main_process
+
+from tas_lora import UserError, apis, cli
 
 
 def parse_args():
@@ -26,12 +28,16 @@ def main():
     args = parse_args()
     cfg = cli.config_from(args)
     names = args.subnet or []
+    if len({Path(name).stem for name in names}) < len(names):
+        raise UserError(f'--subnet: two of {names} have the same name; rename a file')
+    if args.out:
+        cli.check_output(args.out)
     subnets = {
         Path(name).stem: name if name in ('smallest', 'largest') else apis.read_subnet(name)
         for name in names
     }
     metrics = apis.evaluate(cfg, args.checkpoint, subnets)
-    if args.out:
+    if args.out and is_main_process():
         Path(args.out).write_text(json.dumps(metrics, indent=2) + '\n')
 
 

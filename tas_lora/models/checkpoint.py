@@ -28,6 +28,8 @@ _OFFICIAL_NAMES = (
     (r'^(?=blocks\.|norm\.|pos_embed$|cls_token$)', 'backbone.'),
 )
 
+_TABLE = 'backbone.blocks.0.attn.rel_pos_k.vertical'
+
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Weights of one of our checkpoints or of an official AutoFormer file, names as stored.
@@ -44,14 +46,23 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(allowed):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # arbitrary bytes make the unpickler raise nearly anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f'{path} is no readable checkpoint, or not a safe one: {reason}') from error
+        raise UserError(f'{path} is no readable checkpoint: {_reason(error)}') from error
     for key in ('state_dict', 'model'):
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(key), Mapping):
             checkpoint = checkpoint[key]
     if not isinstance(checkpoint, Mapping) or not _all_tensors(checkpoint):
         raise UserError(f'{path} holds no weights: expected a state dict of tensors')
     return dict(checkpoint)
+
+
+def _reason(error: Exception) -> str:
+    """Why a file could not be read, without torch's advice to trust it."""
+    forbidden = re.search(r'GLOBAL (\S+)', str(error))
+    if forbidden:
+        return f'it holds {forbidden.group(1)}, which is no weight; such files can run code'
+    if 'weights_only' in str(error):
+        return 'it holds more than weights; such files can run code'
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def is_autoformer(state_dict: Mapping[str, Tensor]) -> bool:
@@ -98,12 +109,16 @@ def adapt_state_dict(state_dict: dict[str, Tensor], model_state: Mapping[str, Te
 
 def describe(state_dict: Mapping[str, Tensor]) -> dict:
     """The sizes that a state dict of a supernet shows, by the names of the config fields."""
-    if 'backbone.pos_embed' not in state_dict:
+    needed = {'backbone.pos_embed', 'backbone.patch_embed.weight', _TABLE}
+    if not needed <= set(state_dict):
         keys = ', '.join(list(state_dict)[:3])
-        raise UserError(f'these are no weights of an ElasticViT or AutoFormer (keys: {keys}, ...)')
+        raise UserError(
+            'these are no weights of an ElasticViT, or of an AutoFormer with relative positions '
+            f'(keys: {keys}, ...)'
+        )
     shape = {name.removeprefix('backbone.'): tuple(v.shape) for name, v in state_dict.items()}
     depth = len({name.split('.')[1] for name in shape if name.startswith('blocks.')})
-    table = shape['blocks.0.attn.rel_pos_k.vertical']
+    table = shape[_TABLE.removeprefix('backbone.')]
     patch = shape['patch_embed.weight']
     sizes = dict(
         embed_dim=shape['pos_embed'][2],
@@ -177,7 +192,7 @@ def _check_same_tensors(file: Mapping[str, Tensor], model: Mapping[str, Tensor])
         found, wanted = (shape.get(first, 'missing') for shape in shapes)
         raise UserError(
             f'checkpoint and config differ in {len(set(odd))} tensors, the first {first}: '
-            f'{found} in the checkpoint, {wanted} in the config; is the router the same?'
+            f'{found} in the checkpoint, {wanted} in the config'
         )
 
 

@@ -15,6 +15,7 @@ from .plain_vit import FORMAT
 
 def standalone_state_dict(model: SupernetClassifier, subnet: Subnet) -> dict[str, Tensor]:
     """Weights of ``subnet`` alone, experts merged, by the names of ``PlainViT``."""
+    active = model.subnet
     model.set_subnet(subnet)
     width, backbone = subnet.embed_dim, model.backbone
     state = {
@@ -31,7 +32,7 @@ def standalone_state_dict(model: SupernetClassifier, subnet: Subnet) -> dict[str
         model.merge_experts()
         for i, (block, widths) in enumerate(backbone.active_blocks(subnet)):
             state |= {f'blocks.{i}.{k}': v for k, v in _block_state(block, widths).items()}
-        model.unmerge_experts()
+    model.set_subnet(active)  # drops the merge, too
     return {name: value.detach().cpu().float().clone() for name, value in state.items()}
 
 
@@ -56,7 +57,9 @@ def export_subnet(model: SupernetClassifier, subnet: Subnet | dict, out_dir: str
     state = standalone_state_dict(model, subnet)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    save_file(state, out_dir / 'weights.safetensors')
+    weights = out_dir / 'weights.safetensors'
+    save_file(state, weights)
+    weights.chmod(0o644)  # safetensors leaves it to its owner alone
     text = json.dumps(_description(model, subnet), indent=2)
     (out_dir / 'architecture.json').write_text(text + '\n')
     return out_dir

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from itertools import islice
+from numbers import Real
 
 import numpy as np
 
 from ..errors import UserError
 from ..structures import SearchSpace, Subnet
-from ..structures.subnet import positive
+from ..structures.subnet import natural, positive
 
 
 class Evolution:
@@ -54,21 +55,21 @@ class Evolution:
         shape_prob: float = 0.4,
         seed: int = 0,
     ):
-        if mutations + crossovers > population:
-            raise UserError(
-                f'{mutations} mutations and {crossovers} crossovers exceed the population of '
-                f'{population}; lower them or raise population'
-            )
         self.space = space
         self.is_feasible = is_feasible
         self.population = positive(population, 'evolution.population', int)
         self.generations = positive(generations, 'evolution.generations', int)
         self.parents = positive(parents, 'evolution.parents', int)
-        self.mutations = mutations
-        self.crossovers = crossovers
-        self.gene_prob = gene_prob
-        self.shape_prob = shape_prob
-        self.seed = seed
+        self.mutations = natural(mutations, 'evolution.mutations')
+        self.crossovers = natural(crossovers, 'evolution.crossovers')
+        self.gene_prob = _probability(gene_prob, 'evolution.gene_prob')
+        self.shape_prob = _probability(shape_prob, 'evolution.shape_prob')
+        self.seed = natural(seed, 'evolution.seed')
+        if self.mutations + self.crossovers > self.population:
+            raise UserError(
+                f'{mutations} mutations and {crossovers} crossovers exceed the population of '
+                f'{population}; lower them or raise population'
+            )
         self.generation = 0
         self.scores: dict[Subnet, float] = {}
 
@@ -136,3 +137,9 @@ class Evolution:
     def _randoms(self, rng: np.random.Generator) -> Iterator[Subnet]:
         while True:
             yield self.space.sample(rng)
+
+
+def _probability(value, field: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+        raise UserError(f'{field} must be a number from 0 to 1, got {value!r}')
+    return float(value)

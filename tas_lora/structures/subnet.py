@@ -72,8 +72,12 @@ class Subnet:
 
     @classmethod
     def coerce(cls, value: 'Subnet | Mapping') -> 'Subnet':
-        """``value`` itself if it is a subnet, else :meth:`from_dict` of it."""
-        return value if isinstance(value, cls) else cls.from_dict(value)
+        """``value`` itself if it is a subnet; else from its dict, or a record with a ``subnet``."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, Mapping) and 'subnet' in value:
+            value = value['subnet']
+        return cls.from_dict(value)
 
     def check_fits(self, supernet: 'Subnet', what: str = 'subnet') -> None:
         """Raise :class:`UserError` unless this subnet is a slice of ``supernet``."""
@@ -112,6 +116,13 @@ def positive(value, field: str, kind: type) -> int | float:
         name = 'integer' if kind is int else 'number'
         raise UserError(f'{field} must be a positive {name}, got {value!r}')
     return kind(value)
+
+
+def natural(value, field: str) -> int:
+    """``value`` as an integer from 0 up, such as a seed; raises :class:`UserError`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
+        raise UserError(f'{field} must be an integer from 0 up, got {value!r}')
+    return int(value)
 
 
 def positives(values, field: str, kind: type) -> tuple:

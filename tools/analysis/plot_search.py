@@ -24,7 +24,9 @@ def main():
     parser.add_argument('history', help='search_history.jsonl of a search')
     parser.add_argument('out', help='image to write, e.g. search.png')
     parser.add_argument('--score', default='cross_entropy', help='metric to draw')
+    parser.add_argument('--rule', choices=['less', 'greater'], default='less', help='what is best')
     args = parser.parse_args()
+    cli.check_output(args.out)
     history = read_history(args.history)
     if args.score not in history[0]:
         raise UserError(f'the history has no {args.score!r}, but {sorted(history[0])}')
@@ -35,7 +37,8 @@ def main():
     from matplotlib import pyplot as plt
 
     column = {key: [line[key] for line in history] for key in ('params', 'generation', args.score)}
-    best = min(history, key=lambda line: line[args.score])
+    choose = min if args.rule == 'less' else max
+    best = choose(history, key=lambda line: line[args.score])
     figure, axes = plt.subplots(figsize=(7, 4), layout='constrained')
     points = axes.scatter(
         column['params'], column[args.score], c=[g + 1 for g in column['generation']], s=18

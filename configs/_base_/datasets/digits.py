@@ -25,7 +25,11 @@ train_dataloader = dict(
             **folds,
             test_mode=False,
             dataset=dict(
-                type='MNIST', data_root='data/digits', split='train', pipeline=train_pipeline
+                type='MNIST',
+                data_root='data/digits',
+                split='train',
+                download=False,
+                pipeline=train_pipeline,
             ),
         ),
     ),
@@ -38,7 +42,13 @@ heldout_dataloader = dict(
     dataset=dict(
         **folds,
         test_mode=True,
-        dataset=dict(type='MNIST', data_root='data/digits', split='train', pipeline=test_pipeline),
+        dataset=dict(
+            type='MNIST',
+            data_root='data/digits',
+            split='train',
+            download=False,
+            pipeline=test_pipeline,
+        ),
     ),
 )
 val_dataloader = heldout_dataloader
@@ -52,6 +62,7 @@ test_dataloader = dict(
         type='MNIST',
         data_root='data/digits',
         split='test',
+        download=False,
         test_mode=True,
         pipeline=test_pipeline,
     ),

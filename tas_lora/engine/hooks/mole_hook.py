@@ -2,10 +2,12 @@
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 
 from ...errors import UserError
 from ...models import SupernetClassifier
 from ...registry import HOOKS
+from ...structures.subnet import natural
 
 
 def supernet_of(runner) -> SupernetClassifier:
@@ -14,8 +16,7 @@ def supernet_of(runner) -> SupernetClassifier:
     Raises:
         UserError: If the model is of another type.
     """
-    model = runner.model
-    model = model.module if hasattr(model, 'module') else model  # DDP and its kin
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     if not isinstance(model, SupernetClassifier):
         raise UserError(
             f'the model is a {type(model).__name__}; '
@@ -40,7 +41,7 @@ class MoLEHook(Hook):
     priority = 'LOW'  # after hooks that sample subnets or swap weights
 
     def __init__(self, router_warmup_epochs: int = 0):
-        self.router_warmup_epochs = router_warmup_epochs
+        self.router_warmup_epochs = natural(router_warmup_epochs, 'router_warmup_epochs')
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         train_router = runner.epoch >= self.router_warmup_epochs

@@ -8,6 +8,7 @@ from torch import Tensor
 from ...models import SupernetClassifier
 from ...registry import HOOKS
 from ...structures import Subnet
+from ...structures.subnet import natural
 from .mole_hook import supernet_of
 
 _INITIAL_GATES = 'mole_initial_gates'
@@ -44,8 +45,8 @@ class MoLEStatsHook(Hook):
     """
 
     def __init__(self, probes: int = 8, seed: int = 0):
-        self.probes = probes
-        self.seed = seed
+        self.probes = natural(probes, 'probes')
+        self.seed = natural(seed, 'seed')
 
     def before_train(self, runner):
         # Kept in the message hub, hence in checkpoints: a resumed run compares with the start.

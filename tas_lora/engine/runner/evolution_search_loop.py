@@ -3,6 +3,7 @@
 import json
 import time
 from functools import partial
+from math import isfinite
 from pathlib import Path
 
 from mmengine.dist import is_main_process
@@ -12,6 +13,7 @@ from ...errors import UserError
 from ...registry import LOOPS
 from ...search import Evolution, count_flops, count_params
 from ...structures import SearchSpace, Subnet
+from ...structures.subnet import positive
 from ..hooks.mole_hook import supernet_of
 from .subnet_val_loop import evaluate_subnet
 
@@ -20,7 +22,7 @@ COUNTERS = dict(params=count_params, flops=count_flops)
 
 @LOOPS.register_module()
 class EvolutionarySearchLoop(ValLoop):
-    """Finds the subnet with the lowest score within limits (TAS-LoRA, Algorithm 2).
+    """Finds the subnet with the best score within limits (TAS-LoRA, Algorithm 2).
 
     It is the ``val_cfg`` of a search config and started by ``runner.val()``. The validation data
     must be images that no training stage has seen, and not the test set. Two files are written
@@ -34,7 +36,8 @@ class EvolutionarySearchLoop(ValLoop):
         space: The search space, or its dict.
         constraints: Limits, ``{'params': (low, high), 'flops': (low, high)}``, inclusive; None
             leaves a side open.
-        score: Name of the metric to minimise.
+        score: Name of the metric subnets are ranked by.
+        rule: 'less' if a lower score is better, 'greater' for metrics like accuracy.
         log_interval: Subnets between two log lines.
         evolution: Arguments of :class:`~tas_lora.search.Evolution`: ``population``,
             ``generations``, ``parents``, ``mutations``, ``crossovers``, ``gene_prob``,
@@ -53,6 +56,7 @@ class EvolutionarySearchLoop(ValLoop):
         space: dict,
         constraints: dict | None = None,
         score: str = 'cross_entropy',
+        rule: str = 'less',
         log_interval: int = 10,
         evolution: dict | None = None,
         **kwargs,
@@ -62,8 +66,10 @@ class EvolutionarySearchLoop(ValLoop):
         self.model = supernet_of(runner)
         self.space.largest().check_fits(self.model.backbone.arch, 'the largest subnet of the space')
         self.limits = _parse_limits(constraints or {})
-        self.score = score
-        self.log_interval = log_interval
+        if rule not in ('less', 'greater'):
+            raise UserError(f"val_cfg.rule must be 'less' or 'greater', got {rule!r}")
+        self.score, self.rule = score, rule
+        self.log_interval = positive(log_interval, 'val_cfg.log_interval', int)
         spec = self.model.image_spec
         self.counters = {name: partial(count, **spec) for name, count in COUNTERS.items()}
         self.evolution = Evolution(self.space, self.is_feasible, **(evolution or {}))
@@ -87,6 +93,8 @@ class EvolutionarySearchLoop(ValLoop):
         while subnets := self.evolution.ask():
             self.evolution.tell({s: self._evaluate(s, history) for s in subnets})
             self._log_generation()
+        if self.evolution.generation < self.evolution.generations:
+            self.runner.logger.info('No further subnet within the limits was found.')
         metrics = self._finish()
         self.runner.call_hook('after_val_epoch', metrics=metrics)
         self.runner.call_hook('after_val')
@@ -105,7 +113,14 @@ class EvolutionarySearchLoop(ValLoop):
                 file.write(json.dumps(line) + '\n')
         if self.done % self.log_interval == 0:
             self._log_progress(subnet, metrics[self.score])
-        return float(metrics[self.score])
+        return self._signed(float(metrics[self.score]))
+
+    def _signed(self, score: float) -> float:
+        """Evolution minimises: a score to maximise changes its sign, on the way in and out."""
+        return score if self.rule == 'less' else -score
+
+    def _score_of(self, subnet: Subnet) -> float:
+        return self._signed(self.evolution.scores[subnet])
 
     def _record(self, subnet: Subnet, metrics: dict) -> dict:
         costs = {name: count(subnet) for name, count in self.counters.items()}
@@ -114,7 +129,9 @@ class EvolutionarySearchLoop(ValLoop):
 
     def _finish(self) -> dict:
         best = self.evolution.best(1)[0]
-        record = self._record(best, {self.score: self.evolution.scores[best]})
+        if not isfinite(self._score_of(best)):
+            raise UserError(f'no subnet has a finite {self.score}; the weights are of no use')
+        record = self._record(best, {self.score: self._score_of(best)})
         target = Path(self.runner.work_dir) / 'best_subnet.json'
         if is_main_process():
             target.write_text(json.dumps(record, indent=2) + '\n')
@@ -147,7 +164,7 @@ class EvolutionarySearchLoop(ValLoop):
         best = self.evolution.best(1)[0]
         self.runner.logger.info(
             f'Generation {self.evolution.generation}/{self.evolution.generations}  '
-            f'best {self.score}: {self.evolution.scores[best]:.4f}  '
+            f'best {self.score}: {self._score_of(best):.4f}  '
             f'params: {self.counters["params"](best):,}'
         )
 

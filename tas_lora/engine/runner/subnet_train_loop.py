@@ -5,6 +5,7 @@ from mmengine.runner import EpochBasedTrainLoop
 
 from ...registry import LOOPS
 from ...structures import SearchSpace, Subnet
+from ...structures.subnet import natural, positive
 from ..hooks.mole_hook import supernet_of
 
 
@@ -30,7 +31,8 @@ class SubnetSamplingTrainLoop(EpochBasedTrainLoop):
     def __init__(self, runner, dataloader, max_epochs: int, space: dict, seed: int = 0, **kwargs):
         super().__init__(runner, dataloader, max_epochs, **kwargs)
         self.space = SearchSpace.coerce(space)
-        self.seed = seed
+        self.seed = natural(seed, 'train_cfg.seed')
+        positive(self.max_epochs, 'train_cfg.max_epochs', int)
         self.model = supernet_of(runner)
         self.space.largest().check_fits(self.model.backbone.arch, 'the largest subnet of the space')
 

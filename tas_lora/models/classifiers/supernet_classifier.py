@@ -47,6 +47,7 @@ class SupernetClassifier(ImageClassifier):
             self._freeze_supernet()
         self._subnet = self.backbone.arch if self.router is None else self.router.space.largest()
         self._subnet.check_fits(self.backbone.arch, 'the largest subnet of router.space')
+        self._check_head()
         self._register_load_state_dict_pre_hook(self._adapt_state_dict)
 
     @property
@@ -122,6 +123,11 @@ class SupernetClassifier(ImageClassifier):
             yield
         finally:
             self.unmerge_experts()
+
+    def _check_head(self) -> None:
+        width, channels = self.backbone.arch.embed_dim, getattr(self.head, 'in_channels', None)
+        if channels is not None and channels != width:  # a head need not have the attribute
+            raise UserError(f'head.in_channels is {channels}, the backbone is {width} wide')
 
     def _check_router(self) -> None:
         layer = next(self.backbone.mole_layers(), None)

@@ -49,8 +49,7 @@ class RouterHead(BaseModule):
             group's own expert, so that K is the number of groups. 'random': one head for all.
         grouping: Config of the groups, by default ``tas_lora.ArchitectureGroups`` of the
             attributes.
-        num_experts: K; needed nowhere, and checked against the groups if given, but free with
-            ``init='random'``.
+        num_experts: K, by default the number of groups; another one needs ``init='random'``.
         hidden_size: Width d of the hidden state and of each embedding.
         beta: Initial logit of the expert assigned to a group.
         init_cfg: MMEngine's initialisation config.
@@ -121,20 +120,21 @@ class RouterHead(BaseModule):
                 f'the subnet has {subnet.depth} blocks, the router {self.num_blocks} positions; '
                 f'choose a depth of {self.space.depth}'
             )
-        self.readable(subnet)
+        self._readable_groups(subnet)  # refuses what has no embedding
         self.groups(subnet)
 
     def _build_groups(self, grouping: dict | None):
         grouping = dict(grouping or dict(type='tas_lora.ArchitectureGroups'))
         grouping.setdefault('space', self.space)
-        self.readable = TASK_UTILS.build(
+        self._readable_groups = TASK_UTILS.build(
             dict(type='tas_lora.ArchitectureGroups', space=self.space, attributes=self.attributes)
         )
-        if grouping['type'].endswith('ArchitectureGroups'):
-            grouping.setdefault('attributes', self.attributes)
-        else:
-            grouping.setdefault('num_groups', len(self.readable))
-        return TASK_UTILS.build(grouping)
+        default = (
+            dict(attributes=self.attributes)
+            if grouping['type'] == 'tas_lora.ArchitectureGroups'
+            else dict(num_groups=len(self._readable_groups))
+        )
+        return TASK_UTILS.build(grouping, default_args=default)
 
     def _count_experts(self, init: str, num_experts: int | None) -> int:
         if init not in ('group_wise', 'random'):
