@@ -49,6 +49,7 @@ def main():
             cfg.resume, cfg.load_from = True, found
     if args.check_only:
         apis.check_training(cfg)
+        print(f'{args.config}: model, data and checkpoint are in place')
     else:
         apis.train(cfg)
 
