@@ -1,14 +1,17 @@
 """Two gloo processes against one process with the same global batch."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
 from mmengine.runner import Runner
 
+from tas_lora import apis
 from tas_lora.models.checkpoint import read_state_dict
 
 
@@ -67,3 +70,27 @@ def test_two_processes_equal_one(digits_config, tmp_path, stage):
     assert moved == ({'backbone', 'router'} if stage == 'moLE' else {'backbone', 'head'})
     for name, value in expected.items():
         assert (found[name] - value).abs().max() <= 1e-5, name
+
+
+def history(work_dir) -> list[dict]:
+    lines = (Path(work_dir) / 'search_history.jsonl').read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_search_is_the_same_on_two_ranks(digits_config, tmp_path):
+    options = {'val_cfg.evolution': dict(population=6, generations=2, mutations=2, crossovers=2)}
+    alone, pair = (digits_config('search', options=options) for _ in range(2))
+    weights = tmp_path / 'start.pth'
+    torch.save(dict(state_dict=apis.load_supernet(alone).state_dict()), weights)
+    apis.search(alone, weights)
+
+    pair.work_dir = str(tmp_path / 'pair')
+    pair.dump(tmp_path / 'pair.py')
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+    command += [ROOT / 'tools' / 'search.py', tmp_path / 'pair.py', weights, '--launcher=pytorch']
+    subprocess.run(command, check=True, capture_output=True)
+
+    one, two = history(alone.work_dir), history(pair.work_dir)
+    assert [line['subnet'] for line in one] == [line['subnet'] for line in two]
+    scores = [[line['cross_entropy'] for line in lines] for lines in (one, two)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)

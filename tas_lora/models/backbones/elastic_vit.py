@@ -19,10 +19,9 @@ from ..layers import (
     ElasticLinear,
     ElasticPatchEmbed,
     MoLELinear,
+    linear_factory,
     relative_index,
 )
-
-LAYER_KINDS = ('qkv', 'proj', 'fc1', 'fc2')
 
 
 class ElasticBlock(nn.Module):
@@ -127,20 +126,16 @@ class ElasticViT(BaseModule):
         self.arch = Subnet.coerce(arch)
         if out_type not in ('avg_featmap', 'cls_token'):
             raise UserError(f"out_type must be 'avg_featmap' or 'cls_token', got {out_type!r}")
-        sizes = dict(
+        if not 0 <= drop_path_rate < 1:
+            raise UserError(f'drop_path_rate must be from 0 to below 1, got {drop_path_rate!r}')
+        # What count_params and count_flops take, classes excepted.
+        self.image_spec = _checked_sizes(
             img_size=img_size,
             patch_size=patch_size,
             in_channels=in_channels,
             head_dim=head_dim,
             max_relative_position=max_relative_position,
         )
-        for field, size in sizes.items():
-            positive(size, field, int)
-        if not 0 <= drop_path_rate < 1:
-            raise UserError(f'drop_path_rate must be from 0 to below 1, got {drop_path_rate!r}')
-        if img_size % patch_size:
-            raise UserError(f'img_size {img_size} is no multiple of patch_size {patch_size}')
-        self.image_spec = sizes  # what count_params and count_flops take, classes excepted
         self.out_type = out_type
 
         width, grid = self.arch.embed_dim, img_size // patch_size
@@ -149,16 +144,7 @@ class ElasticViT(BaseModule):
         self.pos_embed = nn.Parameter(torch.empty(1, grid**2 + 1, width))
         nn.init.trunc_normal_(self.cls_token, std=init_std)
         nn.init.trunc_normal_(self.pos_embed, std=init_std)
-        linear = _linear_factory(mole, init_std)
-        rates = np.linspace(0, drop_path_rate, self.arch.depth).tolist()
-        self.blocks = nn.ModuleList(
-            ElasticBlock(
-                width, heads, hidden, head_dim, max_relative_position, rate, linear, init_std
-            )
-            for heads, hidden, rate in zip(
-                self.arch.num_heads, self.arch.hidden_dims, rates, strict=True
-            )
-        )
+        self.blocks = self._build_blocks(drop_path_rate, mole, init_std)
         self.norm = ElasticLayerNorm(width)
         rows, columns = relative_index(grid, max_relative_position)
         self.register_buffer('rel_rows', rows, persistent=False)
@@ -208,6 +194,27 @@ class ElasticViT(BaseModule):
         """The layers that hold experts; none without ``mole``."""
         return (layer for layer in self.modules() if isinstance(layer, MoLELinear))
 
+    def _build_blocks(
+        self, drop_path_rate: float, mole: dict | None, init_std: float
+    ) -> nn.ModuleList:
+        arch, spec = self.arch, self.image_spec
+        rates = np.linspace(0, drop_path_rate, arch.depth).tolist()
+        return nn.ModuleList(
+            ElasticBlock(
+                arch.embed_dim,
+                num_heads,
+                hidden_dim,
+                spec['head_dim'],
+                spec['max_relative_position'],
+                rate,
+                linear_factory(mole, init_std),
+                init_std,
+            )
+            for num_heads, hidden_dim, rate in zip(
+                arch.num_heads, arch.hidden_dims, rates, strict=True
+            )
+        )
+
     def _check_images(self, images: Tensor) -> None:
         side = self.image_spec['img_size']
         expected = (self.image_spec['in_channels'], side, side)
@@ -218,20 +225,11 @@ class ElasticViT(BaseModule):
             )
 
 
-def _linear_factory(mole: dict | None, init_std: float) -> Callable[..., ElasticLinear]:
-    """``linear(kind, ...)`` that makes a layer with experts where ``mole`` wants them."""
-    mole = dict(layers=()) if mole is None else dict(mole)
-    layers = mole.pop('layers', LAYER_KINDS)
-    if isinstance(layers, str) or not set(layers) <= set(LAYER_KINDS):
-        raise UserError(f'mole.layers must be some of {LAYER_KINDS}, got {layers!r}')
-    if layers and set(mole) != {'num_experts', 'rank'}:
-        raise UserError(f"mole takes 'num_experts', 'rank' and 'layers', got {sorted(mole)}")
-    for field, value in mole.items():
-        positive(value, f'mole.{field}', int)
-
-    def linear(kind: str, *sizes: int, parts: int = 1) -> ElasticLinear:
-        if kind in layers:
-            return MoLELinear(*sizes, parts, init_std, **mole)
-        return ElasticLinear(*sizes, parts, init_std)
-
-    return linear
+def _checked_sizes(**sizes: int) -> dict[str, int]:
+    for field, size in sizes.items():
+        positive(size, field, int)
+    if sizes['img_size'] % sizes['patch_size']:
+        raise UserError(
+            f'img_size {sizes["img_size"]} is no multiple of patch_size {sizes["patch_size"]}'
+        )
+    return sizes

@@ -10,6 +10,7 @@ from ...errors import UserError
 from ...registry import MODELS, TASK_UTILS
 from ...structures import SearchSpace, Subnet
 from ...structures.subnet import positive
+from ..layers import LAYER_KINDS
 from .grouping import (
     BLOCK_ATTRIBUTES,
     SUBNET_ATTRIBUTES,
@@ -17,7 +18,7 @@ from .grouping import (
     check_attributes,
 )
 
-LAYERS_PER_BLOCK = 4  # qkv, proj, fc1, fc2
+LAYERS_PER_BLOCK = len(LAYER_KINDS)
 
 
 def group_wise_bias(num_experts: int, num_blocks: int, beta: float) -> Tensor:

@@ -1,12 +1,16 @@
 """Mixture of LoRA experts (TAS-LoRA): the maths as pure functions, a thin layer around them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...errors import UserError
+from ...structures.subnet import positive
 from .elastic import ElasticLinear, slice_weight
+
+LAYER_KINDS = ('qkv', 'proj', 'fc1', 'fc2')  # of a block, in the order of the router's rows
 
 
 def merge_experts(weight: Tensor, lora_a: Tensor, lora_b: Tensor, gates: Tensor) -> Tensor:
@@ -105,3 +109,22 @@ def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     for layer in model.modules():
         if isinstance(layer, MoLELinear):
             yield from (layer.lora_a, layer.lora_b)
+
+
+def linear_factory(mole: dict | None, init_std: float) -> Callable[..., ElasticLinear]:
+    """``linear(kind, ...)`` that makes a layer with experts where ``mole`` wants them."""
+    mole = dict(layers=()) if mole is None else dict(mole)
+    layers = mole.pop('layers', LAYER_KINDS)
+    if isinstance(layers, str) or not set(layers) <= set(LAYER_KINDS):
+        raise UserError(f'mole.layers must be some of {LAYER_KINDS}, got {layers!r}')
+    if layers and set(mole) != {'num_experts', 'rank'}:
+        raise UserError(f"mole takes 'num_experts', 'rank' and 'layers', got {sorted(mole)}")
+    for field, value in mole.items():
+        positive(value, f'mole.{field}', int)
+
+    def linear(kind: str, *sizes: int, parts: int = 1) -> ElasticLinear:
+        if kind in layers:
+            return MoLELinear(*sizes, parts, init_std, **mole)
+        return ElasticLinear(*sizes, parts, init_std)
+
+    return linear
