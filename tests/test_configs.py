@@ -91,7 +91,7 @@ def redirect(node, data: Path) -> None:
         if 'data_root' in node:
             node['data_root'] = str(data / Path(node['data_root']).name)
         if node.get('type') == 'tas_lora.HeldOutSplit':
-            node['size'] = 100
+            node['size'] = min(node['size'], 20)
         if 'num_workers' in node:
             node.update(num_workers=0, persistent_workers=False)
     if isinstance(node, (dict, list, tuple)):

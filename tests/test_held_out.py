@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.dataset import BaseDataset
+from mmpretrain.datasets import KFoldDataset
 from PIL import Image
 
 from tas_lora import UserError
 from tas_lora.datasets import held_out_split
-from tas_lora.datasets.held_out import official_subset, random_subset
+from tas_lora.datasets.held_out import official_subset, random_split
 
 
 @pytest.fixture(scope='module')
@@ -75,7 +77,21 @@ def test_a_class_too_small_for_the_official_list():
 
 
 def test_size_of_imagenet():
-    drawn = random_subset(1_281_167, 10_000, seed=0)
-    assert len(set(drawn)) == 10_000
-    assert drawn == sorted(drawn)
-    assert 0 <= drawn[0] < drawn[-1] < 1_281_167
+    heldout, train = random_split(1_281_167, 10_000, seed=0)
+    assert len(heldout) == 10_000
+    assert sorted(heldout + train) == list(range(1_281_167))
+
+
+def test_the_draw_is_that_of_a_fold(folder):
+    config = dict(type='CustomDataset', data_root=str(folder), pipeline=[])
+    for part, test_mode in (('heldout', True), ('train', False)):
+        fold = KFoldDataset(config, num_splits=5, seed=3, test_mode=test_mode)
+        ours = held_out_split(config, part=part, size=66, seed=3)
+        assert [fold.get_data_info(i)['img_path'] for i in range(len(fold))] == [
+            ours.get_data_info(i)['img_path'] for i in range(len(ours))
+        ]
+
+
+def test_no_copied_dataset_is_remembered(folder):
+    paths(folder, part='train', size=30)
+    assert not any(map(len, BaseDataset._copy_without_annotation.__defaults__))

@@ -4,6 +4,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+from mmengine.dataset import BaseDataset
 from mmpretrain.registry import DATASETS as MMPRETRAIN_DATASETS
 
 from ..errors import UserError
@@ -38,19 +39,23 @@ def held_out_split(dataset: dict, part: str, size: int = 10_000, seed: int = 0, 
     whole = MMPRETRAIN_DATASETS.build(dataset)
     if images == 'autoformer':
         held_out = official_subset(_paths(whole))
+        train = np.setdiff1d(np.arange(len(whole)), held_out).tolist()
     else:
-        held_out = random_subset(len(whole), size, seed)
-    chosen = held_out if part == 'heldout' else _others(len(whole), held_out)
-    return whole.get_subset(chosen)
+        held_out, train = random_split(len(whole), size, seed)
+    return _subset(whole, held_out if part == 'heldout' else train)
 
 
-def random_subset(length: int, size: int, seed: int) -> list[int]:
-    """``size`` distinct indices below ``length``, ascending."""
+def random_split(length: int, size: int, seed: int) -> tuple[list[int], list[int]]:
+    """Indices below ``length`` shuffled, the first ``size`` and the rest.
+
+    The same as fold 0 of MMPretrain's ``KFoldDataset``, which cannot be told a size.
+    """
     positive(size, 'size', int)
     if size >= length:
         raise UserError(f'{size} images to hold out of a training set of {length}; lower size')
-    drawn = np.random.default_rng(seed).choice(length, size, replace=False)
-    return sorted(drawn.tolist())
+    indices = list(range(length))
+    np.random.default_rng(seed).shuffle(indices)
+    return indices[:size], indices[size:]
 
 
 def official_subset(paths: list[Path], per_class: int = 100) -> list[int]:
@@ -78,7 +83,15 @@ def _paths(dataset) -> list[Path]:
     return list(map(Path, paths))
 
 
-def _others(length: int, excluded: list[int]) -> list[int]:
-    mask = np.ones(length, dtype=bool)
-    mask[excluded] = False
-    return np.flatnonzero(mask).tolist()
+def _subset(dataset: BaseDataset, indices: list[int]) -> BaseDataset:
+    """``get_subset`` without a trap in it.
+
+    MMEngine notes copied datasets by address in a default argument that all calls share. Once
+    the whole is freed, another object may get its address, and the next copy of that object
+    would be the old dataset. So the note is thrown away.
+    """
+    subset = dataset.get_subset(indices)
+    for default in BaseDataset._copy_without_annotation.__defaults__ or ():
+        if isinstance(default, dict):
+            default.clear()
+    return subset

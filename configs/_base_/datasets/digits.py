@@ -1,6 +1,6 @@
 # scikit-learn's handwritten digits, written by tools/prepare_digits.py in the format of MNIST:
-# 1,437 images to train on, 360 to test on. One of five seeded folds of the former, 287 images,
-# is held out and left to the search.
+# 1,437 images to train on, 360 to test on. 287 of the former, drawn with a fixed seed, are held out
+# and left to the search.
 data_preprocessor = dict(num_classes=10, mean=[78.0], std=[96.0])
 
 train_pipeline = [
@@ -11,7 +11,7 @@ train_pipeline = [
     dict(type='PackInputs'),
 ]
 test_pipeline = [dict(type='PackInputs')]
-folds = dict(type='KFoldDataset', fold=0, num_splits=5, seed=0)
+split = dict(type='tas_lora.HeldOutSplit', size=287, seed=0)
 
 train_dataloader = dict(
     batch_size=64,
@@ -22,8 +22,8 @@ train_dataloader = dict(
         type='RepeatDataset',
         times=5,  # an "epoch" is five passes
         dataset=dict(
-            **folds,
-            test_mode=False,
+            **split,
+            part='train',
             dataset=dict(
                 type='MNIST',
                 data_root='data/digits',
@@ -40,8 +40,8 @@ heldout_dataloader = dict(
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        **folds,
-        test_mode=True,
+        **split,
+        part='heldout',
         dataset=dict(
             type='MNIST',
             data_root='data/digits',
