@@ -1,6 +1,5 @@
 """From a config to a running job: thin functions behind the tools."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -67,17 +66,8 @@ def load_supernet(
 
 
 def read_subnet(path: str | Path) -> Subnet:
-    """A subnet from JSON: its dict, or a record with a ``subnet`` as the search writes."""
-    try:
-        record = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise UserError(
-            f'subnet file {path} cannot be read: {error.strerror}; a search writes such files '
-            '(best_subnet.json)'
-        ) from error
-    except ValueError as error:
-        raise UserError(f'subnet file {path} is no JSON: {error}') from error
-    return Subnet.coerce(record)
+    """A subnet from JSON: its dict, or a record with a ``subnet`` as search and export write."""
+    return Subnet.coerce(Path(path))
 
 
 def prepare_training(cfg: Config) -> SupernetRunner:

@@ -1,8 +1,10 @@
 """One architecture, as a value."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from pathlib import Path
 
 from ..errors import UserError
 
@@ -71,10 +73,15 @@ class Subnet:
         return cls(**fields)
 
     @classmethod
-    def coerce(cls, value: 'Subnet | Mapping') -> 'Subnet':
-        """``value`` itself if it is a subnet; else from its dict, or a record with a ``subnet``."""
+    def coerce(cls, value: 'Subnet | Mapping | str | Path') -> 'Subnet':
+        """``value`` itself if it is a subnet; else from its dict or JSON file.
+
+        A record with a ``subnet``, as search and export write, will do for the dict.
+        """
         if isinstance(value, cls):
             return value
+        if isinstance(value, (str, Path)):
+            value = _read_json(value)
         if isinstance(value, Mapping) and 'subnet' in value:
             value = value['subnet']
         return cls.from_dict(value)
@@ -96,6 +103,18 @@ class Subnet:
 
 
 _FIELDS = tuple(Subnet.__dataclass_fields__)
+
+
+def _read_json(path: str | Path):
+    try:
+        return json.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(
+            f'subnet file {path} cannot be read: {error.strerror}; a search writes such files '
+            '(best_subnet.json)'
+        ) from error
+    except ValueError as error:
+        raise UserError(f'subnet file {path} is no JSON: {error}') from error
 
 
 def _refuse(what: str, field: str, value, limit) -> None:

@@ -15,7 +15,6 @@ model = dict(
     head=dict(
         type='tas_lora.ElasticClsHead',
         num_classes=1000,
-        in_channels=256,
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
     ),
     train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),

@@ -17,5 +17,5 @@ model = dict(
         max_relative_position=3,
         init_std=0.1,  # AutoFormer's 0.02 is too small at these widths
     ),
-    head=dict(type='tas_lora.ElasticClsHead', num_classes=10, in_channels=40, init_std=0.1),
+    head=dict(type='tas_lora.ElasticClsHead', num_classes=10, init_std=0.1),
 )

@@ -87,8 +87,8 @@ class ElasticViT(BaseModule):
     """Supernet of vision transformers: every subnet inside ``arch`` is a slice of its weights.
 
     Args:
-        arch: The supernet's own size, a :class:`~tas_lora.Subnet` or its dict. A fixed network
-            is an ``ElasticViT`` whose ``arch`` is that network.
+        arch: The supernet's own size, a :class:`~tas_lora.Subnet`, its dict or its JSON file.
+            A fixed network is an ``ElasticViT`` whose ``arch`` is that network.
         img_size: Side of the square input in pixels.
         patch_size: Side of a patch in pixels.
         in_channels: Image channels.
@@ -110,7 +110,7 @@ class ElasticViT(BaseModule):
 
     def __init__(
         self,
-        arch: Subnet | dict,
+        arch: Subnet | dict | str,
         img_size: int = 224,
         patch_size: int = 16,
         in_channels: int = 3,

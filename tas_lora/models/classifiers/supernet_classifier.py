@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from mmpretrain.models.classifiers import ImageClassifier
+from torch import nn
 
 from ...errors import UserError
 from ...registry import MODELS
@@ -23,7 +24,8 @@ class SupernetClassifier(ImageClassifier):
 
     Args:
         backbone: Config of the ``tas_lora.ElasticViT``.
-        head: Config of the head, usually ``tas_lora.ElasticClsHead``.
+        head: Config of the head, usually ``tas_lora.ElasticClsHead``, which gets its
+            ``in_channels`` from the backbone.
         router: Config of the router of the experts, needed when the backbone has ``mole``.
         freeze_supernet: With a router, train the experts and the router alone (TAS-LoRA).
         **kwargs: As in ``ImageClassifier``: ``data_preprocessor``, ``train_cfg``, ...
@@ -40,14 +42,14 @@ class SupernetClassifier(ImageClassifier):
         freeze_supernet: bool = True,
         **kwargs,
     ):
-        super().__init__(backbone, head=head, **kwargs)
+        super().__init__(backbone, **kwargs)
+        self.head = self._build_head(head)
         self.router = MODELS.build(router) if router is not None else None
         self._check_router()
         if self.router is not None and freeze_supernet:
             self._freeze_supernet()
         self._subnet = self.backbone.arch if self.router is None else self.router.space.largest()
         self._subnet.check_fits(self.backbone.arch, 'the largest subnet of router.space')
-        self._check_head()
         self._register_load_state_dict_pre_hook(self._adapt_state_dict)
 
     @property
@@ -124,10 +126,15 @@ class SupernetClassifier(ImageClassifier):
         finally:
             self.unmerge_experts()
 
-    def _check_head(self) -> None:
-        width, channels = self.backbone.arch.embed_dim, getattr(self.head, 'in_channels', None)
-        if channels is not None and channels != width:  # a head need not have the attribute
+    def _build_head(self, head: dict | nn.Module | None) -> nn.Module | None:
+        width = self.backbone.arch.embed_dim
+        if isinstance(head, dict):
+            default = dict(in_channels=width) if head['type'] == 'tas_lora.ElasticClsHead' else {}
+            head = MODELS.build(default | head)
+        channels = getattr(head, 'in_channels', width)  # a head need not have the attribute
+        if channels != width:
             raise UserError(f'head.in_channels is {channels}, the backbone is {width} wide')
+        return head
 
     def _check_router(self) -> None:
         layer = next(self.backbone.mole_layers(), None)
