@@ -7,7 +7,10 @@ GPUs: 0, about a minute and a half on two CPU cores. Top-1 measured: README.
 
 _base_ = ['_base_/models/digits.py', '_base_/datasets/digits.py', '_base_/default_runtime.py']
 
-optim_wrapper = dict(optimizer=dict(type='AdamW', lr=4e-3, weight_decay=0.05))
+optim_wrapper = dict(
+    type='tas_lora.SupernetOptimWrapper',
+    optimizer=dict(type='AdamW', lr=4e-3, weight_decay=0.05),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, begin=0, end=2, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', T_max=28, begin=2, end=30, convert_to_iter_based=True),

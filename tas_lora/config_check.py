@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS, HOOKS, LOOPS, METRICS, MODELS, TRANSFORMS, Registry
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    LOOPS,
+    METRICS,
+    MODELS,
+    TASK_UTILS,
+    TRANSFORMS,
+    Registry,
+)
 from mmengine.runner import Runner
 
 from .errors import UserError
@@ -73,7 +82,9 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
 
 
 def _check_node(path: str, node: dict, registry: Registry) -> None:
-    component = registry.get(f'{node["type"]}') or registry.get(f'mmpretrain.{node["type"]}')
+    names = (f'{node["type"]}', f'mmpretrain.{node["type"]}')
+    # Inside other components may stand strategies and groupings.
+    component = next(filter(None, (r.get(n) for r in (registry, TASK_UTILS) for n in names)), None)
     accepted = _accepted_arguments(component)
     if accepted is None:
         return

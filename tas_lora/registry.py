@@ -16,12 +16,12 @@ from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import Registry
 
 
-def _child(parent: Registry, location: str) -> Registry:
-    return Registry(parent.name, parent=parent, scope='tas_lora', locations=[location])
+def _child(parent: Registry, *locations: str) -> Registry:
+    return Registry(parent.name, parent=parent, scope='tas_lora', locations=list(locations))
 
 
 MODELS = _child(MMENGINE_MODELS, 'tas_lora.models')
-TASK_UTILS = _child(MMENGINE_TASK_UTILS, 'tas_lora.models')
+TASK_UTILS = _child(MMENGINE_TASK_UTILS, 'tas_lora.models', 'tas_lora.engine')
 HOOKS = _child(MMENGINE_HOOKS, 'tas_lora.engine')
 LOOPS = _child(MMENGINE_LOOPS, 'tas_lora.engine')
 PARAM_SCHEDULERS = _child(MMENGINE_PARAM_SCHEDULERS, 'tas_lora.engine')

@@ -157,7 +157,7 @@ def test_validation_restores_the_subnet_and_serves_save_best(digits_config):
 
 def test_mixed_precision_keeps_weights_and_merge_in_float32(digits_config):
     cfg = digits_config('moLE', images=32, options={'train_cfg.val_interval': 5})
-    cfg.optim_wrapper.type = 'tas_lora.AutocastOptimWrapper'
+    cfg.optim_wrapper.amp = True
     runner = Runner.from_cfg(cfg)
     merged, features = set(), set()
 
@@ -234,7 +234,7 @@ def test_resume_with_nothing_to_resume_starts_from_load_from(digits_root, tmp_pa
 @pytest.mark.usefixtures('start')
 def test_options_of_the_tool(digits_root, tmp_path):
     log = run_tool(digits_root, tmp_path, '--amp', '--no-validate')
-    assert "type='tas_lora.AutocastOptimWrapper'" in log
+    assert 'amp=True' in log
     assert 'Epoch(val)' not in log
 
 

@@ -1,5 +1,7 @@
 """Search the best subnet within limits (stage 3)."""
 
+from pathlib import Path
+
 from tas_lora import UserError, apis, cli
 
 
@@ -7,6 +9,11 @@ def parse_args():
     """Command line."""
     parser = cli.config_parser(__doc__)
     parser.add_argument('checkpoint', help='checkpoint with trained experts, or a bare supernet')
+    parser.add_argument(
+        '--model',
+        metavar='CONFIG',
+        help='search with the model of this config, such as a variant in configs/ablations',
+    )
     cli.add_launcher(parser)
     return parser.parse_args()
 
@@ -17,6 +24,9 @@ def main():
     cfg = cli.config_from(args)
     if not str((cfg.get('val_cfg') or {}).get('type')).endswith('SearchLoop'):
         raise UserError(f'{args.config} is no search config: its val_cfg is no search loop')
+    if args.model is not None:
+        cfg.model = apis.load_config(args.model).model
+        cfg.work_dir = args.work_dir or f'work_dirs/{Path(args.model).stem}_search'
     apis.search(cfg, args.checkpoint)
 
 

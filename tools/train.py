@@ -36,7 +36,7 @@ def main():
             'for tools/search.py'
         )
     if args.amp:
-        cfg.optim_wrapper.type = 'tas_lora.AutocastOptimWrapper'
+        cfg.optim_wrapper.update(type='tas_lora.SupernetOptimWrapper', amp=True)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.auto_scale_lr:

@@ -1,22 +1,28 @@
-from .hooks import MoLEHook, MoLEStatsHook
-from .optim import AutocastOptimWrapper, JointOptimWrapper, MoLEOptimWrapperConstructor
+from .hooks import ComplexityAwareLRHook, MoLEHook, MoLEStatsHook, MomentumSeparationHook
+from .optim import JointOptimWrapper, MoLEOptimWrapperConstructor, SupernetOptimWrapper
 from .runner import (
     EvolutionarySearchLoop,
+    SandwichRule,
     SubnetSamplingTrainLoop,
     SubnetTestLoop,
     SubnetValLoop,
     SupernetRunner,
+    UniformSampling,
 )
 
 __all__ = [
-    'AutocastOptimWrapper',
+    'ComplexityAwareLRHook',
     'EvolutionarySearchLoop',
     'JointOptimWrapper',
+    'SandwichRule',
     'MoLEHook',
     'MoLEOptimWrapperConstructor',
     'MoLEStatsHook',
+    'MomentumSeparationHook',
     'SubnetSamplingTrainLoop',
     'SubnetTestLoop',
     'SubnetValLoop',
+    'SupernetOptimWrapper',
     'SupernetRunner',
+    'UniformSampling',
 ]

@@ -41,6 +41,11 @@ class SearchSpace:
             object.__setattr__(self, name, choices)
         self.smallest()  # refused if its MLP has no channel
 
+    @staticmethod
+    def field_names() -> tuple[str, ...]:
+        """The attributes that differ between subnets."""
+        return _FIELDS
+
     @classmethod
     def coerce(cls, value: 'SearchSpace | Mapping') -> 'SearchSpace':
         """``value`` itself if it is a search space, else one from its dict."""

@@ -4,7 +4,7 @@
 # router; no SGD momentum; final rates 1e-5 (AutoFormer's) and 0.
 optim_wrapper = dict(
     constructor='tas_lora.MoLEOptimWrapperConstructor',
-    type='OptimWrapper',
+    type='tas_lora.SupernetOptimWrapper',
     experts=dict(
         optimizer=dict(type='AdamW', lr=5e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05)
     ),

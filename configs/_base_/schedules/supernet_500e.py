@@ -1,7 +1,7 @@
 # AutoFormer's schedule: AdamW, learning rate 5e-4 x batch / 512, cosine to 1e-5, 20 epochs of
 # warm-up from 1e-6, no weight decay on biases, norms, class token and positions.
 optim_wrapper = dict(
-    type='OptimWrapper',
+    type='tas_lora.SupernetOptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,

@@ -1,4 +1,5 @@
+from .dynas_hooks import ComplexityAwareLRHook, MomentumSeparationHook
 from .mole_hook import MoLEHook
 from .mole_stats_hook import MoLEStatsHook
 
-__all__ = ['MoLEHook', 'MoLEStatsHook']
+__all__ = ['ComplexityAwareLRHook', 'MoLEHook', 'MoLEStatsHook', 'MomentumSeparationHook']

@@ -34,8 +34,7 @@ class MoLEHook(Hook):
     other hook (such as EMA) has put its weights in place.
 
     Args:
-        router_warmup_epochs: Epochs at the start in which the router is frozen: it gets no
-            gradient, so that its optimizer does not move it (TAS-LoRA: 5).
+        router_warmup_epochs: Epochs at the start in which the router is frozen (TAS-LoRA: 5).
     """
 
     priority = 'LOW'  # after hooks that sample subnets or swap weights
@@ -43,9 +42,14 @@ class MoLEHook(Hook):
     def __init__(self, router_warmup_epochs: int = 0):
         self.router_warmup_epochs = natural(router_warmup_epochs, 'router_warmup_epochs')
 
+    def before_train_epoch(self, runner):
+        # Without a gradient its optimizer does not move it.
+        router = supernet_of(runner).router
+        if router is not None:
+            router.requires_grad_(runner.epoch >= self.router_warmup_epochs)
+
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        train_router = runner.epoch >= self.router_warmup_epochs
-        supernet_of(runner).merge_experts(train_router)
+        supernet_of(runner).merge_experts()
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         supernet_of(runner).unmerge_experts()

@@ -1,10 +1,10 @@
-from .autocast import AutocastOptimWrapper
 from .autoformer_lr import AutoFormerLR
 from .joint import JointOptimWrapper, MoLEOptimWrapperConstructor
+from .supernet_optim import SupernetOptimWrapper
 
 __all__ = [
     'AutoFormerLR',
-    'AutocastOptimWrapper',
     'JointOptimWrapper',
     'MoLEOptimWrapperConstructor',
+    'SupernetOptimWrapper',
 ]

@@ -29,11 +29,19 @@ class JointOptimWrapper(OptimWrapperDict):
 
     def update_params(self, loss: Tensor, step_kwargs=None, zero_kwargs=None) -> None:
         """Backward once, then step and clear every optimizer."""
-        self._first.backward(self._first.scale_loss(loss))
+        self.backward(self.scale_loss(loss))
         if self._first.should_update():
             for wrapper in self.optim_wrappers.values():
                 wrapper.step(**(step_kwargs or {}))
                 wrapper.zero_grad(**(zero_kwargs or {}))
+
+    def backward(self, loss: Tensor, **kwargs) -> None:
+        """Backward, counted as one of the first wrapper."""
+        self._first.backward(loss, **kwargs)
+
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        """The loss over the number of accumulated ones."""
+        return self._first.scale_loss(loss)
 
     @contextmanager
     def optim_context(self, model: nn.Module):
@@ -52,18 +60,17 @@ class MoLEOptimWrapperConstructor:
 
     Args:
         optim_wrapper_cfg: For each of 'experts' and 'router' a config of an ``OptimWrapper``.
-            A ``type`` beside the two is the type of both.
+            What stands beside the two, such as ``type`` or ``amp``, is a default of both.
         paramwise_cfg: Not used; here to be built as MMEngine builds constructors.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
-        self.configs = dict(optim_wrapper_cfg)
-        self.type = self.configs.pop('type', 'OptimWrapper')
-        if set(self.configs) != {'experts', 'router'}:
-            raise UserError(
-                "optim_wrapper takes 'experts' and 'router' beside constructor and type, "
-                f'got {sorted(self.configs)}'
-            )
+        missing = {'experts', 'router'} - set(optim_wrapper_cfg)
+        if missing:
+            raise UserError(f'optim_wrapper.{missing.pop()} is missing; this constructor needs it')
+        both = {k: v for k, v in optim_wrapper_cfg.items() if k not in ('experts', 'router')}
+        both.setdefault('type', 'tas_lora.SupernetOptimWrapper')
+        self.configs = {name: both | optim_wrapper_cfg[name] for name in ('experts', 'router')}
 
     def __call__(self, model: nn.Module) -> JointOptimWrapper:
         """Wrap the experts and the router of ``model``."""
@@ -80,7 +87,6 @@ class MoLEOptimWrapperConstructor:
     def _build(self, name: str, parameters: list[nn.Parameter]):
         config = dict(self.configs[name])
         optimizer = dict(config.pop('optimizer'), params=parameters)
-        config.setdefault('type', self.type)
         config['optimizer'] = OPTIMIZERS.build(optimizer)
         if not isinstance(config['optimizer'], torch.optim.Optimizer):
             raise UserError(f'optim_wrapper.{name}.optimizer is no optimizer: {optimizer["type"]}')

@@ -1,4 +1,4 @@
-"""Training with one random subnet per iteration."""
+"""Training of subnets drawn anew for every iteration."""
 
 import numpy as np
 from mmengine.runner import EpochBasedTrainLoop
@@ -7,14 +7,15 @@ from ...registry import LOOPS
 from ...structures import SearchSpace, Subnet
 from ...structures.subnet import natural, positive
 from ..hooks.mole_hook import supernet_of
+from .strategy import build_strategy
 
 
 @LOOPS.register_module()
 class SubnetSamplingTrainLoop(EpochBasedTrainLoop):
-    """MMEngine's epoch loop that first makes a uniform subnet the active one.
+    """MMEngine's epoch loop whose strategy draws the subnets of an iteration and trains them.
 
-    The subnet is a function of (seed, iteration): all ranks draw the same one without talking,
-    and a resumed run draws what an undisturbed one would.
+    They are a function of (seed, iteration): all ranks draw the same ones without talking, and a
+    resumed run draws what an undisturbed one would.
 
     Args:
         runner: The runner.
@@ -22,25 +23,44 @@ class SubnetSamplingTrainLoop(EpochBasedTrainLoop):
         max_epochs: As there.
         space: The search space, or its dict.
         seed: Seed of the draws. Not the runner's, which may differ between ranks.
+        strategy: Config of the strategy, by default ``tas_lora.UniformSampling``.
         **kwargs: ``val_begin``, ``val_interval``, ... as in ``EpochBasedTrainLoop``.
 
     Raises:
-        UserError: If the space has subnets that do not fit inside the supernet.
+        UserError: If the space has subnets that do not fit inside the supernet, or the strategy
+            does not exist or does not go with the rest of the config.
     """
 
-    def __init__(self, runner, dataloader, max_epochs: int, space: dict, seed: int = 0, **kwargs):
+    def __init__(
+        self,
+        runner,
+        dataloader,
+        max_epochs: int,
+        space: dict,
+        seed: int = 0,
+        strategy: dict | None = None,
+        **kwargs,
+    ):
         super().__init__(runner, dataloader, max_epochs, **kwargs)
         self.space = SearchSpace.coerce(space)
         self.seed = natural(seed, 'train_cfg.seed')
         positive(self.max_epochs, 'train_cfg.max_epochs', int)
         self.model = supernet_of(runner)
         self.space.largest().check_fits(self.model.backbone.arch, 'the largest subnet of the space')
+        self.strategy = build_strategy(strategy)
+        self.strategy.check(runner)
 
-    def sample_subnet(self, iteration: int) -> Subnet:
-        """The subnet of an iteration, counted from 0 over the whole training."""
-        return self.space.sample(np.random.default_rng((self.seed, iteration)))
+    def draw(self, iteration: int) -> list[Subnet]:
+        """The subnets of an iteration, counted from 0 over the whole training."""
+        return self.strategy.draw(self.space, np.random.default_rng((self.seed, iteration)))
 
     def run_iter(self, idx, data_batch) -> None:
-        """One iteration of the subnet drawn for it."""
-        self.model.set_subnet(self.sample_subnet(self.iter))
-        super().run_iter(idx, data_batch)
+        """One iteration, on the subnets drawn for it."""
+        subnets = self.draw(self.iter)
+        self.model.set_subnet(subnets[0])
+        self.runner.call_hook('before_train_iter', batch_idx=idx, data_batch=data_batch)
+        outputs = self.strategy.train_step(self.runner, subnets, data_batch)
+        self.runner.call_hook(
+            'after_train_iter', batch_idx=idx, data_batch=data_batch, outputs=outputs
+        )
+        self._iter += 1

@@ -19,6 +19,7 @@ from ..layers import (
     ElasticLinear,
     ElasticPatchEmbed,
     MoLELinear,
+    expert_sizes,
     linear_factory,
     relative_index,
 )
@@ -100,7 +101,9 @@ class ElasticViT(BaseModule):
             shallower subnet keeps the first rates.
         mole: ``dict(num_experts=K, rank=R)`` gives each linear layer of each block K LoRA
             experts; with ``layers=('qkv', 'fc1')`` only the kinds named, out of 'qkv', 'proj',
-            'fc1', 'fc2'. None leaves experts out.
+            'fc1', 'fc2'. With ``importance``, one score for each layer, (depth, 4), or a JSON
+            file of them, R is the mean rank, and ``layer_experts`` the mean number of experts:
+            both go by the scores. None leaves experts out.
         init_std: Standard deviation of the initial weights; biases start at 0.
         init_cfg: MMEngine's initialisation config.
 
@@ -145,6 +148,7 @@ class ElasticViT(BaseModule):
         nn.init.trunc_normal_(self.cls_token, std=init_std)
         nn.init.trunc_normal_(self.pos_embed, std=init_std)
         self.blocks = self._build_blocks(drop_path_rate, mole, init_std)
+        self.num_experts = 0 if mole is None else mole['num_experts']  # K, what the router has
         self.norm = ElasticLayerNorm(width)
         rows, columns = relative_index(grid, max_relative_position)
         self.register_buffer('rel_rows', rows, persistent=False)
@@ -199,6 +203,7 @@ class ElasticViT(BaseModule):
     ) -> nn.ModuleList:
         arch, spec = self.arch, self.image_spec
         rates = np.linspace(0, drop_path_rate, arch.depth).tolist()
+        experts = [{}] * arch.depth if mole is None else expert_sizes(mole, arch.depth)
         return nn.ModuleList(
             ElasticBlock(
                 arch.embed_dim,
@@ -207,11 +212,11 @@ class ElasticViT(BaseModule):
                 spec['head_dim'],
                 spec['max_relative_position'],
                 rate,
-                linear_factory(mole, init_std),
+                linear_factory(block_experts, init_std),
                 init_std,
             )
-            for num_heads, hidden_dim, rate in zip(
-                arch.num_heads, arch.hidden_dims, rates, strict=True
+            for num_heads, hidden_dim, rate, block_experts in zip(
+                arch.num_heads, arch.hidden_dims, rates, experts, strict=True
             )
         )
 

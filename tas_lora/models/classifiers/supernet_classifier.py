@@ -1,7 +1,7 @@
 """The supernet as a classifier: owner of the active subnet."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from mmpretrain.models.classifiers import ImageClassifier
@@ -71,20 +71,15 @@ class SupernetClassifier(ImageClassifier):
         self.unmerge_experts()
         self._subnet = subnet
 
-    def merge_experts(self, train_router: bool = True) -> None:
+    def merge_experts(self) -> None:
         """Merge the experts for the active subnet, with the graph if gradients are on.
 
         Does nothing without experts; merging again replaces the merge.
-
-        Args:
-            train_router: Let gradients reach the router; off while it is frozen.
         """
         if self.router is None:
             return
         with torch.autocast(self.backbone.pos_embed.device.type, enabled=False):  # in float32
-            with nullcontext() if train_router else torch.no_grad():
-                gates = self.router(self.subnet)
-            self.backbone.merge_experts(self.subnet, gates)
+            self.backbone.merge_experts(self.subnet, self.router(self.subnet))
 
     def unmerge_experts(self) -> None:
         """Drop the merged weights and their graph."""
@@ -137,14 +132,14 @@ class SupernetClassifier(ImageClassifier):
         return head
 
     def _check_router(self) -> None:
-        layer = next(self.backbone.mole_layers(), None)
-        if (layer is None) != (self.router is None):
+        num_experts = self.backbone.num_experts
+        if bool(num_experts) != (self.router is not None):
             raise UserError(
                 'experts and router go together: set both backbone.mole and router, or neither'
             )
-        if layer is not None and len(layer.lora_a) != self.router.num_experts:
+        if self.router is not None and num_experts != self.router.num_experts:
             raise UserError(
-                f'backbone.mole.num_experts is {len(layer.lora_a)}, but router.space has '
+                f'backbone.mole.num_experts is {num_experts}, but router.space has '
                 f'{self.router.num_experts} groups ({" x ".join(self.router.attributes)}); '
                 f'set num_experts={self.router.num_experts}'
             )

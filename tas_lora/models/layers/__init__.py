@@ -1,9 +1,10 @@
+from .allocation import LAYER_KINDS, allocate, expert_sizes
 from .attention import ElasticAttention, RelativePosition2D, relative_attention, relative_index
 from .elastic import ElasticLayerNorm, ElasticLinear, ElasticPatchEmbed, slice_weight
 from .mole import (
-    LAYER_KINDS,
     MoLELinear,
     expert_parameters,
+    fold_gates,
     linear_factory,
     merge_experts,
     mole_linear,
@@ -17,7 +18,10 @@ __all__ = [
     'ElasticPatchEmbed',
     'MoLELinear',
     'RelativePosition2D',
+    'allocate',
     'expert_parameters',
+    'expert_sizes',
+    'fold_gates',
     'linear_factory',
     'merge_experts',
     'mole_linear',

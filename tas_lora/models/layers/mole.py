@@ -6,11 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import UserError
-from ...structures.subnet import positive
 from .elastic import ElasticLinear, slice_weight
-
-LAYER_KINDS = ('qkv', 'proj', 'fc1', 'fc2')  # of a block, in the order of the router's rows
 
 
 def merge_experts(weight: Tensor, lora_a: Tensor, lora_b: Tensor, gates: Tensor) -> Tensor:
@@ -29,6 +25,25 @@ def merge_experts(weight: Tensor, lora_a: Tensor, lora_b: Tensor, gates: Tensor)
     down = (lora_a * (gates / rank)[:, None, None]).flatten(0, 1)  # (K R, I)
     up = lora_b.transpose(0, 1).flatten(1)  # (O, K R)
     return torch.addmm(weight, up, down)
+
+
+def fold_gates(gates: Tensor, num_experts: int) -> Tensor:
+    """Gates of a layer with fewer experts than the router has: neighbours share one.
+
+    Router expert k is expert floor(k num_experts / K) of the layer; the gates that fall together
+    are added, so that they stay on the simplex. Equal numbers change nothing.
+
+    Args:
+        gates: (K,).
+        num_experts: Experts of the layer, at most K.
+
+    Returns:
+        (num_experts,).
+    """
+    if num_experts == len(gates):
+        return gates
+    expert = torch.arange(len(gates), device=gates.device) * num_experts // len(gates)
+    return gates.new_zeros(num_experts).index_add(0, expert, gates)
 
 
 def mole_linear(
@@ -82,11 +97,11 @@ class MoLELinear(ElasticLinear):
         self.merged: Tensor | None = None
 
     def merge(self, gates: Tensor, out_features: int, in_features: int) -> None:
-        """Hold W' for these widths; ``gates`` is (K,)."""
+        """Hold W' for these widths; ``gates`` is (K,), folded if the layer has fewer experts."""
         weight = slice_weight(self.weight, out_features, in_features)
         lora_a = self.lora_a[..., :in_features]
         lora_b = self.lora_b[..., :out_features, :].flatten(1, -2)  # (K, P o, R)
-        self.merged = merge_experts(weight, lora_a, lora_b, gates)
+        self.merged = merge_experts(weight, lora_a, lora_b, fold_gates(gates, len(lora_a)))
 
     def unmerge(self) -> None:
         """Drop W', and with it its graph."""
@@ -111,20 +126,15 @@ def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from (layer.lora_a, layer.lora_b)
 
 
-def linear_factory(mole: dict | None, init_std: float) -> Callable[..., ElasticLinear]:
-    """``linear(kind, ...)`` that makes a layer with experts where ``mole`` wants them."""
-    mole = dict(layers=()) if mole is None else dict(mole)
-    layers = mole.pop('layers', LAYER_KINDS)
-    if isinstance(layers, str) or not set(layers) <= set(LAYER_KINDS):
-        raise UserError(f'mole.layers must be some of {LAYER_KINDS}, got {layers!r}')
-    if layers and set(mole) != {'num_experts', 'rank'}:
-        raise UserError(f"mole takes 'num_experts', 'rank' and 'layers', got {sorted(mole)}")
-    for field, value in mole.items():
-        positive(value, f'mole.{field}', int)
+def linear_factory(
+    experts: dict[str, tuple[int, int]], init_std: float
+) -> Callable[..., ElasticLinear]:
+    """``linear(kind, ...)`` of a block; ``experts`` has (number, rank) of the kinds with any."""
 
     def linear(kind: str, *sizes: int, parts: int = 1) -> ElasticLinear:
-        if kind in layers:
-            return MoLELinear(*sizes, parts, init_std, **mole)
-        return ElasticLinear(*sizes, parts, init_std)
+        if kind not in experts:
+            return ElasticLinear(*sizes, parts, init_std)
+        num_experts, rank = experts[kind]
+        return MoLELinear(*sizes, parts, init_std, num_experts=num_experts, rank=rank)
 
     return linear

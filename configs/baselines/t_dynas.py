@@ -1,0 +1,18 @@
+"""DYNAS in stage 1, AutoFormer-T: subnet-aware learning rate, and momentum by depth.
+
+tools/dist_train.sh configs/baselines/t_dynas.py 8
+
+GPUs: 8, batch 8 x 128. Searched subnet, 5.9M parameters: top-1 74.8 (published); not run here.
+AutoFormer's warm-up, then a rate that falls the faster the smaller the drawn subnet is. DYNAS was
+published for another space; what its authors ran on AutoFormer is not, so this is our reading.
+"""
+
+_base_ = '../autoformer_t_supernet.py'
+
+param_scheduler = dict(
+    _delete_=True, type='LinearLR', start_factor=1e-3, begin=0, end=20, convert_to_iter_based=True
+)
+custom_hooks = [
+    dict(type='tas_lora.ComplexityAwareLRHook', gamma_max=4.0, begin=20),
+    dict(type='tas_lora.MomentumSeparationHook', group_by='depth'),
+]

@@ -1,0 +1,115 @@
+"""Strategies of supernet training: which subnets an iteration draws, and how they learn."""
+
+import inspect
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import UserError
+from ...registry import TASK_UTILS
+from ...structures import SearchSpace, Subnet
+from ...structures.subnet import natural
+from ..hooks.mole_hook import supernet_of
+
+
+@TASK_UTILS.register_module()
+class UniformSampling:
+    """One uniform subnet an iteration (AutoFormer, TAS-LoRA); the base of other strategies."""
+
+    def check(self, runner) -> None:
+        """Raise :class:`UserError` if the strategy does not go with the config of ``runner``."""
+
+    def draw(self, space: SearchSpace, rng: np.random.Generator) -> list[Subnet]:
+        """The subnets of an iteration, the first of which is active when it begins."""
+        return [space.sample(rng)]
+
+    def train_step(self, runner, subnets: list[Subnet], data_batch: dict) -> dict[str, Tensor]:
+        """Train on one batch; returns what is logged."""
+        return runner.model.train_step(data_batch, optim_wrapper=runner.optim_wrapper)
+
+
+@TASK_UTILS.register_module()
+class SandwichRule(UniformSampling):
+    """Largest, smallest and some uniform subnets in each iteration, with in-place distillation.
+
+    The largest learns from the labels, the others from its probabilities on the same batch
+    (cross-entropy; none of it reaches the teacher). All gradients are summed into one step, as
+    in US-Nets (Yu and Huang, ICCV 2019). An iteration costs as much as its subnets together.
+
+    Args:
+        num_random: Uniform subnets besides the two.
+        distill: Off, all subnets learn from the labels.
+    """
+
+    def __init__(self, num_random: int = 2, distill: bool = True):
+        self.num_random = natural(num_random, 'train_cfg.strategy.num_random')
+        self.distill = distill
+
+    def check(self, runner) -> None:
+        """Refuse gradient accumulation, whose count would be one of subnets."""
+        if _accumulates(runner.cfg.get('optim_wrapper') or {}):
+            raise UserError(
+                'optim_wrapper.accumulative_counts: the sandwich rule makes one step of several '
+                'subnets already; set it to 1'
+            )
+
+    def draw(self, space: SearchSpace, rng: np.random.Generator) -> list[Subnet]:
+        """Largest, smallest, then the uniform ones."""
+        return [space.largest(), space.smallest(), *(space.sample(rng) for _ in self._names[2:])]
+
+    def train_step(self, runner, subnets: list[Subnet], data_batch: dict) -> dict[str, Tensor]:
+        """One backward a subnet, one step; logs the loss of each."""
+        optim_wrapper, logged, teacher = runner.optim_wrapper, {}, None
+        model = supernet_of(runner)
+        batch = model.data_preprocessor(data_batch, training=True)
+        for name, subnet in zip(self._names, subnets, strict=True):
+            if logged:  # the first is active, its experts merged
+                model.set_subnet(subnet)
+            with optim_wrapper.optim_context(runner.model):
+                logits = runner.model(**batch, mode='tensor')  # (B, classes)
+                loss = self._loss(model, logits, teacher, batch['data_samples'])
+            if self.distill and teacher is None:
+                teacher = logits.detach().float().softmax(dim=-1)
+            logged[f'loss_{name}'] = loss.detach()
+            if len(logged) < len(subnets):
+                optim_wrapper.backward(optim_wrapper.scale_loss(loss))
+            else:
+                optim_wrapper.update_params(loss)
+        return dict(loss=sum(logged.values()), **logged)
+
+    @property
+    def _names(self) -> list[str]:
+        return ['largest', 'smallest', *(f'random{i}' for i in range(self.num_random))]
+
+    @staticmethod
+    def _loss(model, logits: Tensor, teacher: Tensor | None, data_samples) -> Tensor:
+        if teacher is not None:
+            return F.cross_entropy(logits.float(), teacher)
+        return model.parse_losses(model.head.loss_of_logits(logits, data_samples))[0]
+
+
+def build_strategy(config: dict | None) -> UniformSampling:
+    """The strategy of a config, by default uniform sampling.
+
+    Raises:
+        UserError: If it does not exist, or does not take its arguments.
+    """
+    config = dict(config or dict(type='tas_lora.UniformSampling'))
+    if TASK_UTILS.get(str(config.get('type'))) is None:
+        known = [
+            f'tas_lora.{name}'
+            for name, part in TASK_UTILS.module_dict.items()
+            if inspect.isclass(part) and issubclass(part, UniformSampling)
+        ]
+        raise UserError(
+            f'train_cfg.strategy: there is no {config.get("type")!r}; choose from '
+            f'{", ".join(sorted(known))}'
+        )
+    return TASK_UTILS.build(config)
+
+
+def _accumulates(config: dict) -> bool:
+    return config.get('accumulative_counts', 1) != 1 or any(
+        _accumulates(value) for value in config.values() if isinstance(value, dict)
+    )

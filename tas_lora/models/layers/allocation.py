@@ -1,0 +1,84 @@
+"""How many experts, of which rank, each linear layer gets."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ...errors import UserError
+from ...structures.subnet import positive
+
+LAYER_KINDS = ('qkv', 'proj', 'fc1', 'fc2')  # of a block, in the order of the router's rows
+_OPTIONS = ('num_experts', 'rank', 'layers', 'layer_experts', 'importance')
+
+
+def allocate(scores: Sequence[float], mean: int, most: int | None = None) -> list[int]:
+    """Whole numbers from 1 up to ``most``, in proportion to ``scores``, with the given mean.
+
+    Each starts with 1; the rest goes, one by one, to the one with the most score for each it has
+    (Adams' method, by which seats go to parties). On equal scores: the same for all.
+    """
+    counts = [1] * len(scores)
+    for _ in range((mean - 1) * len(scores)):
+        open_ = [i for i, count in enumerate(counts) if most is None or count < most]
+        counts[max(open_, key=lambda i: (scores[i] / counts[i], -counts[i]))] += 1
+    return counts
+
+
+def expert_sizes(mole: Mapping, depth: int) -> list[dict[str, tuple[int, int]]]:
+    """Number of experts and rank of every layer that has experts.
+
+    Args:
+        mole: ``num_experts``, K, and ``rank`` for all layers, or the means to allocate by
+            ``importance``; see :class:`~tas_lora.models.backbones.ElasticViT`.
+        depth: Number of blocks.
+
+    Returns:
+        For each block, by layer kind, (experts, rank).
+
+    Raises:
+        UserError: On an option that does not exist or makes no sense.
+    """
+    if not isinstance(mole, Mapping) or not set(_OPTIONS[:2]) <= set(mole) <= set(_OPTIONS):
+        raise UserError(f'mole is a dict of {_OPTIONS}, the first two always; got {mole!r}')
+    K = positive(mole['num_experts'], 'mole.num_experts', int)
+    rank = positive(mole['rank'], 'mole.rank', int)
+    mean_experts = positive(mole.get('layer_experts', K), 'mole.layer_experts', int)
+    if mean_experts > K:
+        raise UserError(f'mole.layer_experts is {mean_experts}, more than num_experts, {K}')
+    kinds = _kinds(mole.get('layers', LAYER_KINDS))
+    scores = _scores(mole.get('importance'), depth)
+    used = [(b, kind) for b in range(depth) for kind in kinds]
+    weights = [scores[b][LAYER_KINDS.index(kind)] for b, kind in used]
+    counts, ranks = allocate(weights, mean_experts, most=K), allocate(weights, rank)
+    sizes = dict(zip(used, zip(counts, ranks, strict=True), strict=True))
+    return [{kind: sizes[b, kind] for kind in kinds} for b in range(depth)]
+
+
+def _kinds(layers: Sequence[str]) -> list[str]:
+    if isinstance(layers, str) or not layers or not set(layers) <= set(LAYER_KINDS):
+        raise UserError(f'mole.layers must be some of {LAYER_KINDS}, got {layers!r}')
+    return [kind for kind in LAYER_KINDS if kind in layers]
+
+
+def _scores(importance, depth: int) -> list[list[float]]:
+    """Importance of every layer, (depth, 4); the same for all if none is given."""
+    if importance is None:
+        return [[1.0] * len(LAYER_KINDS)] * depth
+    where = 'mole.importance'
+    if isinstance(importance, (str, Path)):
+        where = f'mole.importance ({importance})'
+        try:
+            importance = json.loads(Path(importance).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f'{where} cannot be read: {error}') from error
+    try:
+        scores = [[float(score) for score in block] for block in importance]
+    except (TypeError, ValueError):
+        scores = []
+    shaped = len(scores) == depth and all(len(block) == len(LAYER_KINDS) for block in scores)
+    if not shaped or not all(score > 0 for block in scores for score in block):
+        raise UserError(
+            f'{where} must hold {depth} lists, one a block, of {len(LAYER_KINDS)} positive '
+            f'numbers, for {", ".join(LAYER_KINDS)}'
+        )
+    return scores

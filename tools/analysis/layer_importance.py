@@ -1,0 +1,56 @@
+"""Score how much each layer of a supernet matters, for ``mole.importance``.
+
+Each batch of the training set meets a subnet of its own; a layer's score is the mean over the
+batches in which its block took part.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.runner import Runner
+from rich.progress import track
+
+from tas_lora import SearchSpace, UserError, apis, cli
+from tas_lora.models.importance import layer_importance
+from tas_lora.structures.subnet import positive
+
+
+def parse_args():
+    """Command line."""
+    parser = cli.config_parser(__doc__, work_dir=False)
+    parser.add_argument('checkpoint', help='checkpoint of the supernet, stage 1')
+    parser.add_argument('--out', required=True, help='JSON file to write')
+    parser.add_argument('--batches', type=int, default=50, help='batches to score on')
+    parser.add_argument('--seed', type=int, default=0, help='seed of subnets and images')
+    return parser.parse_args()
+
+
+def main():
+    """Parse, score, write."""
+    args = parse_args()
+    positive(args.batches, '--batches', int)
+    cli.check_output(args.out)
+    cfg = apis.load_config(args.config, args.cfg_options)
+    apis.check_data(cfg, ('train_dataloader',))
+    model = apis.load_supernet(cfg, args.checkpoint).requires_grad_(True)
+    space = SearchSpace.coerce(cfg.train_cfg.space)
+    torch.manual_seed(args.seed)
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=args.seed)
+    total, seen = torch.zeros(model.backbone.arch.depth, 4), torch.zeros(model.backbone.arch.depth)
+    batches = zip(range(args.batches), loader, strict=False)
+    for i, data in track(batches, 'Scoring layers', total=min(args.batches, len(loader))):
+        model.set_subnet(space.sample(np.random.default_rng((args.seed, i))))
+        total += layer_importance(model, model.data_preprocessor(data, training=True))
+        seen[: model.subnet.depth] += 1
+    if not seen.all():
+        unseen = ', '.join(map(str, seen.eq(0).nonzero().flatten().tolist()))
+        raise UserError(f'blocks {unseen} took part in no batch; raise --batches')
+    scores = (total / seen[:, None]).tolist()
+    Path(args.out).write_text(json.dumps(scores) + '\n')
+    print(f'{args.out}: {len(scores)} blocks; use it by model.backbone.mole.importance={args.out}')
+
+
+if __name__ == '__main__':
+    cli.run(main)
