@@ -15,14 +15,14 @@ from tas_lora import apis
 from tas_lora.models.checkpoint import read_state_dict
 
 
-def five_steps(cfg, batch_size: int):
-    """Make ``cfg`` five iterations of a global batch of 8, in order."""
+def in_order(cfg, batch_size: int):
+    """Make ``cfg`` epochs of five iterations of a global batch of 8, in order."""
     cfg.train_dataloader.batch_size = batch_size
     cfg.train_dataloader.sampler.shuffle = False
-    cfg.train_cfg.max_epochs = 1
+    cfg.train_cfg.max_epochs = 2 if 'router' in cfg.model else 1
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if 'router' in cfg.model:
-        cfg.custom_hooks = [dict(type='tas_lora.MoLEHook')]
+        cfg.custom_hooks = [dict(type='tas_lora.MoLEHook', router_warmup_epochs=1)]
         cfg.optim_wrapper.router.optimizer.lr = 1.0
     return cfg
 
@@ -53,19 +53,31 @@ def train_in_pair(cfg, config_file) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
-@pytest.mark.parametrize('stage', ['supernet', 'moLE'])
-def test_two_processes_equal_one(digits_config, tmp_path, stage):
-    alone = five_steps(digits_config(stage, images=40), batch_size=8)
+CASES = {
+    'supernet': {},
+    'sandwich': {'train_cfg.strategy.type': 'tas_lora.SandwichRule'},
+    'accumulation': {'optim_wrapper.accumulative_counts': 2},
+    'moLE': {},
+}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_two_processes_equal_one(digits_config, tmp_path, case):
+    stage = case if case in ('supernet', 'moLE') else 'supernet'
+    alone, pair = (digits_config(stage, images=40, options=CASES[case]) for _ in range(2))
+    alone = in_order(alone, batch_size=8)
     depths = train_alone(alone, tmp_path / 'start.pth')
     assert len(depths) > 1  # blocks are skipped in some iterations
 
-    pair = five_steps(digits_config(stage, images=40), batch_size=4)
+    pair = in_order(pair, batch_size=4)
     pair.load_from, pair.work_dir = str(tmp_path / 'start.pth'), str(tmp_path / 'pair')
     train_in_pair(pair, tmp_path / 'pair.py')
 
     start = read_state_dict(tmp_path / 'start.pth')
-    expected = read_state_dict(f'{alone.work_dir}/epoch_1.pth')
-    found = read_state_dict(f'{pair.work_dir}/epoch_1.pth')
+    expected, found = (
+        read_state_dict(f'{cfg.work_dir}/epoch_{cfg.train_cfg.max_epochs}.pth')
+        for cfg in (alone, pair)
+    )
     moved = {n.split('.')[0] for n in start if (expected[n] - start[n]).abs().max() > 1e-3}
     assert moved == ({'backbone', 'router'} if stage == 'moLE' else {'backbone', 'head'})
     for name, value in expected.items():
