@@ -41,8 +41,9 @@ def load_supernet(
 
     Args:
         config: A config with a ``model``: its path, or itself.
-        checkpoint: A checkpoint of ours, or an official AutoFormer file. Weights of a bare
-            supernet fit a model with experts, which then start fresh.
+        checkpoint: A checkpoint of ours, an official AutoFormer file, or the
+            ``weights.safetensors`` of an exported subnet. Weights of a bare supernet fit a model
+            with experts, which then start fresh.
         device: Where to put the model.
 
     Returns:
@@ -122,6 +123,11 @@ def evaluate(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -
     _check_checkpoint(checkpoint, 'check the path')
     cfg.load_from = str(checkpoint)
     if subnets:
+        if cfg.test_cfg.get('type') in (None, 'TestLoop'):
+            raise UserError(
+                'this config tests one network, its model.backbone.arch; leave the subnets out, '
+                'or give a config with a tas_lora.SubnetTestLoop'
+            )
         cfg.test_cfg.subnets = {
             name: s.to_dict() if isinstance(s, Subnet) else s for name, s in subnets.items()
         }

@@ -20,10 +20,11 @@ LAYERS = (
         'tas_lora.models.backbones',
         'tas_lora.models.heads',
         'tas_lora.models.plain_vit',
+        'tas_lora.models.transfer',
         'tas_lora.models.checkpoint',
     ),
     ('tas_lora.models.classifiers',),
-    ('tas_lora.models.export', 'tas_lora.models'),
+    ('tas_lora.models.export', 'tas_lora.models.importance', 'tas_lora.models'),
     ('tas_lora.engine', 'tas_lora.evaluation', 'tas_lora.datasets'),
     ('tas_lora.config_check', 'tas_lora.apis', 'tas_lora.cli', 'tas_lora'),
 )

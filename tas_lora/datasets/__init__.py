@@ -1,3 +1,4 @@
 from .held_out import held_out_split
+from .inaturalist import INaturalist2019
 
-__all__ = ['held_out_split']
+__all__ = ['INaturalist2019', 'held_out_split']

@@ -1,4 +1,4 @@
-"""Checkpoints: safe reading, the official AutoFormer format, and what disagrees with a model."""
+"""Checkpoints: safe reading, other formats under our names, and what disagrees with a model."""
 
 import argparse
 import re
@@ -9,9 +9,11 @@ from pickle import UnpicklingError
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import UserError
+from .transfer import ADAPTABLE, adapt_sizes, from_plain, is_plain
 
 # Official AutoFormer names (right of the dots: ours). There, `_k` and `_v` behind rel_pos_embed
 # mean key and value, `_v` and `_h` behind embeddings_table vertical and horizontal.
@@ -32,7 +34,7 @@ _TABLE = 'backbone.blocks.0.attn.rel_pos_k.vertical'
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Weights of one of our checkpoints or of an official AutoFormer file, names as stored.
+    """Weights of a checkpoint of ours, an export, or an official AutoFormer file, names as stored.
 
     Nothing but tensors, numbers and MMEngine's log buffers is unpickled (``weights_only``).
 
@@ -41,10 +43,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     if not Path(path).is_file():
         raise UserError(f'checkpoint {path} does not exist; check the path')
-    allowed = [*resume_globals(), argparse.Namespace]  # Namespace: AutoFormer's own arguments
     try:
-        with torch.serialization.safe_globals(allowed):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        checkpoint = _read(Path(path))
     except Exception as error:  # arbitrary bytes make the unpickler raise nearly anything
         raise UserError(f'{path} is no readable checkpoint: {_reason(error)}') from error
     for key in ('state_dict', 'model'):
@@ -53,6 +53,14 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(checkpoint, Mapping) or not _all_tensors(checkpoint):
         raise UserError(f'{path} holds no weights: expected a state dict of tensors')
     return dict(checkpoint)
+
+
+def _read(path: Path) -> object:
+    if path.suffix == '.safetensors':
+        return load_file(path)
+    allowed = [*resume_globals(), argparse.Namespace]  # Namespace: AutoFormer's own arguments
+    with torch.serialization.safe_globals(allowed):
+        return torch.load(path, map_location='cpu', weights_only=True)
 
 
 def _reason(error: Exception) -> str:
@@ -89,22 +97,36 @@ def from_autoformer(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def adapt_state_dict(state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor]) -> None:
     """Make ``state_dict`` loadable into a model, in place, or say why it cannot be.
 
-    Official AutoFormer weights are renamed. Weights of a bare supernet get the experts and the
-    router of ``model_state``, which leave the supernet as it is until they are trained.
+    Official AutoFormer weights and exported subnets are renamed. Weights of a bare supernet get
+    the experts and the router of ``model_state``, which leave the supernet as it is until they
+    are trained.
 
     Raises:
         UserError: If the weights are of another architecture.
     """
-    if is_autoformer(state_dict):
-        converted = from_autoformer(state_dict)
-        state_dict.clear()
-        state_dict.update(converted)
+    _rename(state_dict)
     _check_same_architecture(describe(state_dict), describe(model_state))
     experts = {k: v for k, v in model_state.items() if _is_expert_or_router(k)}
     if experts and not any(map(_is_expert_or_router, state_dict)):
         state_dict.update(experts)
         print_log('The checkpoint is a bare supernet: experts and router start fresh.', 'current')
     _check_same_tensors(state_dict, model_state)
+
+
+def adapt_to_start(state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor]) -> None:
+    """Make ``state_dict``, in place, the start of a training with other images or classes.
+
+    Positions are resized; a head for another number of classes is that of ``model_state``, the
+    model's parameters. Each is said in the log. The rest is left to :func:`adapt_state_dict`.
+
+    Raises:
+        UserError: If the weights are of another architecture, or the head is frozen.
+    """
+    _rename(state_dict)
+    file, model = describe(state_dict), describe(model_state)
+    fixed = {field: size for field, size in file.items() if field not in ADAPTABLE}
+    _check_same_architecture(fixed, model)
+    adapt_sizes(state_dict, model_state, file, model)
 
 
 def describe(state_dict: Mapping[str, Tensor]) -> dict:
@@ -133,10 +155,13 @@ def describe(state_dict: Mapping[str, Tensor]) -> dict:
     )
     if 'head.fc.weight' in shape:
         sizes['num_classes'] = shape['head.fc.weight'][0]
-    experts = {k.split('.')[-2]: s for k, s in shape.items() if k.endswith('.lora_a')}
+    experts = {k: s for k, s in shape.items() if k.endswith('.lora_a')}
     if experts:
-        num_experts, rank, _ = next(iter(experts.values()))
-        sizes.update(num_experts=num_experts, rank=rank, layers=sorted(experts))
+        sizes.update(
+            num_experts=[s[0] for s in experts.values()],
+            rank=[s[1] for s in experts.values()],
+            layers=sorted({name.split('.')[-2] for name in experts}),
+        )
     return sizes
 
 
@@ -165,6 +190,14 @@ def _history_buffer_method(owner: type, name: str) -> Callable:
     if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
         raise UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed in a checkpoint')
     return getattr(HistoryBuffer, name)
+
+
+def _rename(state_dict: dict[str, Tensor]) -> None:
+    for has_format, convert in ((is_autoformer, from_autoformer), (is_plain, from_plain)):
+        if has_format(state_dict):
+            converted = convert(state_dict)
+            state_dict.clear()
+            state_dict.update(converted)
 
 
 def _check_same_architecture(file: dict, model: dict) -> None:

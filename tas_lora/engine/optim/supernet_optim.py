@@ -1,4 +1,4 @@
-"""The optimizer wrapper of a supernet: precision, accumulation and unused slices."""
+"""The optimizer wrapper of a supernet: precision, and the gradients of what is not used."""
 
 from contextlib import contextmanager
 
@@ -13,9 +13,6 @@ from ...registry import OPTIM_WRAPPERS
 @OPTIM_WRAPPERS.register_module()
 class SupernetOptimWrapper(OptimWrapper):
     """MMEngine's ``OptimWrapper`` for a model of which every iteration trains another part.
-
-    While it accumulates gradients it synchronises all of them: with MMEngine's ``no_sync``, a
-    block that only an earlier iteration used would keep the gradient of its own rank.
 
     Args:
         optimizer: The optimizer.
@@ -34,8 +31,11 @@ class SupernetOptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module):
-        """Forward context."""
-        with torch.autocast(get_device(), dtype=torch.bfloat16, enabled=self.amp):
+        """Forward context: precision, and no gradient synchronisation while accumulating."""
+        with (
+            super().optim_context(model),
+            torch.autocast(get_device(), dtype=torch.bfloat16, enabled=self.amp),
+        ):
             yield
 
     def zero_grad(self, **kwargs) -> None:

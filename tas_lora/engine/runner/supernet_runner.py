@@ -1,19 +1,20 @@
 """MMEngine's runner with safe reading of checkpoints and early, clear errors."""
 
 import torch
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 
 from ...errors import blame
-from ...models.checkpoint import read_state_dict, resume_globals
+from ...models.checkpoint import adapt_to_start, read_state_dict, resume_globals
 from ..hooks.mole_hook import supernet_of
 
 
 class SupernetRunner(Runner):
     """The runner behind the tools.
 
-    Its ``load_from`` takes official AutoFormer files as well as ours. MMEngine loads by torch's
-    ``weights_only`` default, which refuses MMEngine's own log buffers and AutoFormer's stored
-    arguments; here exactly these are let through, for the one load.
+    Its ``load_from`` takes official AutoFormer files and exported subnets as well as our
+    checkpoints, and a training may start from weights for other images or classes. MMEngine
+    loads by torch's ``weights_only`` default, which refuses MMEngine's own log buffers and
+    AutoFormer's stored arguments; here exactly these are let through, for the one load.
     """
 
     def prepare(self, *stages: str) -> None:
@@ -44,9 +45,11 @@ class SupernetRunner(Runner):
         if self._resume or '://' in filename:
             with torch.serialization.safe_globals(resume_globals()):
                 return super().load_checkpoint(filename, map_location, **kwargs)
-        checkpoint = dict(state_dict=read_state_dict(filename))
+        checkpoint, model = dict(state_dict=read_state_dict(filename)), supernet_of(self)
+        if isinstance(self._train_loop, BaseLoop):  # built, so this is the start of a training
+            adapt_to_start(checkpoint['state_dict'], model.state_dict(keep_vars=True))
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        supernet_of(self).load_state_dict(checkpoint['state_dict'])
+        model.load_state_dict(checkpoint['state_dict'])
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')
         return checkpoint
