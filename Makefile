@@ -1,17 +1,24 @@
 # make demo   the whole path on real images, in minutes on two cores
 # make test   all tests
 # make lint   style
+# make variants   each variant of router, experts and training, end to end on the digits: half an hour
 PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test variants lint format clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python tools/demo.py
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -q --durations=5
+
+variants: $(INSTALLED) work_dirs/digits_supernet/epoch_30.pth
+	$(VENV)/bin/python -m pytest -q tests/slow/test_digits_variants.py
+
+work_dirs/digits_supernet/epoch_30.pth:
+	$(MAKE) demo
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.runner import Runner
 
 from tas_lora.apis import load_config
 
@@ -28,6 +29,18 @@ def call_tool(name: str, *arguments) -> int:
     finally:
         sys.argv = argv
     return 0
+
+
+def runner_of(cfg) -> Runner:
+    """A runner right before its first iteration, rates constant."""
+    cfg.param_scheduler = None
+    runner = Runner.from_cfg(cfg)
+    runner.train_loop  # noqa: B018  built on first access
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.optim_wrapper.initialize_count_status(runner.model, 0, 100)
+    for point in ('before_run', 'before_train', 'before_train_epoch'):
+        runner.call_hook(point)
+    return runner
 
 
 def set_data_root(node, root) -> None:

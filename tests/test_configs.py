@@ -158,7 +158,8 @@ def test_header_says_what_where_and_how(name):
     text = header(name)
     assert re.search(r'^GPUs: \d', text, re.MULTILINE)
     assert 'op-1' in text
-    command = re.search(rf'^(python )?(tools/\S+) configs/(?:\w+/)?{name}\.py', text, re.MULTILINE)
+    place = re.escape(str(CONFIGS[name].relative_to(ROOT)))
+    command = re.search(rf'^(python )?(tools/\S+) {place}', text, re.MULTILINE)
     assert (ROOT / command.group(2)).is_file()
 
 
@@ -167,13 +168,15 @@ def test_stages_follow_each_other(name):
     checkpoint = load_config(CONFIGS[name]).load_from
     if name.endswith('_search'):  # the tool takes the checkpoint
         checkpoint = re.search(r'work_dirs/\S+', header(name)).group()
-    if checkpoint is not None:
+    if checkpoint == 'exported/weights.safetensors':  # as tools/export.py is told in the README
+        assert load_config(CONFIGS[name]).model.backbone.arch == 'exported/architecture.json'
+    elif checkpoint is not None:
         folder, stage, file = checkpoint.split('/')
         assert folder == 'work_dirs'
         assert file == f'epoch_{load_config(CONFIGS[stage]).train_cfg.max_epochs}.pth'
 
 
-@built(*CONFIGS)
+@built(*(name for name in CONFIGS if re.fullmatch(r'\w+_(supernet|moLE|search)', name)))
 def test_batches_reach_the_model(runner):
     spec = runner.model.image_spec
     shape = (4, spec['in_channels'], spec['img_size'], spec['img_size'])

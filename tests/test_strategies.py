@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, call_tool
+from conftest import ROOT, call_tool, runner_of
 from mmengine.runner import Runner
 
 from tas_lora import UserError
@@ -13,18 +13,6 @@ from tas_lora.apis import load_config
 from tas_lora.engine import MoLEHook
 
 SANDWICH = dict(type='tas_lora.SandwichRule', num_random=2)
-
-
-def runner_of(cfg) -> Runner:
-    """A runner with loop and optimizers in place, before its first iteration."""
-    cfg.param_scheduler = None
-    runner = Runner.from_cfg(cfg)
-    runner.train_loop  # noqa: B018  built on first access
-    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    runner.optim_wrapper.initialize_count_status(runner.model, 0, 100)
-    for point in ('before_run', 'before_train', 'before_train_epoch'):
-        runner.call_hook(point)
-    return runner
 
 
 def batch_of(runner) -> dict:

@@ -1,0 +1,66 @@
+"""iNaturalist 2019."""
+
+import json
+from pathlib import Path
+
+from mmengine.fileio import join_path
+from mmpretrain.datasets import BaseDataset
+
+from ..errors import UserError
+from ..registry import DATASETS
+
+
+@DATASETS.register_module()
+class INaturalist2019(BaseDataset):
+    """The species of iNaturalist 2019, from annotations in the style of COCO.
+
+    Args:
+        data_root: Folder with ``train2019.json``, ``val2019.json`` and the images they name.
+        split: 'train' or 'val'; labels of the test images are not public.
+        **kwargs: As in MMPretrain's ``BaseDataset``: ``pipeline``, ...
+
+    Raises:
+        UserError: If ``split`` does not exist, or the annotations are missing or of another form.
+    """
+
+    def __init__(self, data_root: str, split: str = 'train', **kwargs):
+        if split not in ('train', 'val'):
+            raise UserError(f"split must be 'train' or 'val', got {split!r}")
+        default = dict(test_mode=split == 'val')
+        super().__init__(f'{split}2019.json', data_root=data_root, **(default | kwargs))
+
+    def load_data_list(self) -> list[dict]:
+        """Path and label of every annotated image.
+
+        The label is the place of the category among ``categories`` in order of their ids, or the
+        id itself where the file lists none; the official ids are 0 to 1009.
+        """
+        content = self._read_annotations()
+        try:
+            files = {image['id']: image['file_name'] for image in content['images']}
+            found = [(files[a['image_id']], a['category_id']) for a in content['annotations']]
+            names = {c['id']: c['name'] for c in content.get('categories', ())}
+            label = {identity: i for i, identity in enumerate(sorted(names))}
+            labels = [label[identity] if label else identity for _, identity in found]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(
+                f'{self.ann_file} is not in the form of COCO ({type(error).__name__}: {error}); '
+                'it needs images with id and file_name, annotations with image_id and category_id'
+            ) from error
+        if names:
+            self._metainfo.setdefault('classes', tuple(names[identity] for identity in label))
+        return [
+            dict(img_path=join_path(self.img_prefix, file), gt_label=label)
+            for (file, _), label in zip(found, labels, strict=True)
+        ]
+
+    def _read_annotations(self) -> dict:
+        try:
+            return json.loads(Path(self.ann_file).read_text())
+        except OSError as error:
+            raise UserError(
+                f'{self.ann_file} cannot be read: {error.strerror}; unpack the annotations of '
+                'iNaturalist 2019 into data_root'
+            ) from error
+        except ValueError as error:
+            raise UserError(f'{self.ann_file} is no JSON: {error}') from error
