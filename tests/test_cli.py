@@ -243,6 +243,21 @@ def test_data_folder_without_data_is_not_downloaded_into(fails, tmp_path):
     assert 'Cannot find MNIST dataset' in fails('train.py', SUPERNET, '--check-only', *options)
 
 
+def test_check_only_with_average_weights(digits_root, tmp_path):
+    """EMAHook makes its model in before_run; weights are loaded into it."""
+    model = load_supernet(SUPERNET)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'start.pth')
+    config = tmp_path / 'ema.py'
+    config.write_text(f"_base_ = {str(SUPERNET)!r}\ncustom_hooks = [dict(type='EMAHook')]\n")
+    options = [
+        f'train_dataloader.dataset.dataset.dataset.data_root={digits_root}',
+        f'val_dataloader.dataset.dataset.data_root={digits_root}',
+        f'load_from={tmp_path / "start.pth"}',
+    ]
+    arguments = ('--check-only', '--work-dir', tmp_path, '--cfg-options', *options)
+    assert call_tool('train.py', config, *arguments) == 0
+
+
 def test_torn_data_file(fails, digits_root, tmp_path):
     shutil.copytree(digits_root, tmp_path / 'torn')
     images = tmp_path / 'torn' / 'train-images-idx3-ubyte'
