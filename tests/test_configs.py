@@ -304,6 +304,37 @@ def test_published_rates_of_the_experts(runner):
     assert rates['router.lr'][5:] == pytest.approx(cosine(0.1, 0.0, 45))
 
 
+def options_in_readme(row: str) -> dict:
+    """The ``--cfg-options`` of a row of configs/README.md."""
+    text = (ROOT / 'configs' / 'README.md').read_text()
+    options = re.search(rf'^\| {re.escape(row)} \| `([^`]+)` \|', text, re.MULTILINE).group(1)
+    return {k: float(v) if '.' in v else int(v) for k, v in (o.split('=') for o in options.split())}
+
+
+@pytest.mark.parametrize('warmup', [0, 3, 10])
+def test_warmups_of_the_ablation_as_written_in_the_readme(warmup, data, tmp_path):
+    options = options_in_readme(f'warm-up of {warmup} epochs')
+    cfg = load_config(CONFIGS['autoformer_t_moLE'], options)
+    redirect(dict(cfg.items()), data)
+    cfg.work_dir, cfg.experiment_name, cfg.load_from = str(tmp_path), tmp_path.name, None
+    runner = Runner.from_cfg(cfg)
+    rates = rates_of_epochs(runner)
+    assert rates['experts.lr'][warmup:] == pytest.approx(cosine(5e-4, 1e-5, 50 - warmup))
+    assert rates['router.lr'][warmup:] == pytest.approx(cosine(0.1, 0.0, 50 - warmup))
+    assert warmup == 0 or rates['experts.lr'][0] == 1e-5
+    hook = next(hook for hook in runner.hooks if isinstance(hook, MoLEHook))
+    assert hook.router_warmup_epochs == warmup
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_table_lists_every_config_with_its_command(name):
+    text = (ROOT / 'configs' / 'README.md').read_text()
+    row = re.search(rf'^\| `{CONFIGS[name].relative_to(ROOT / "configs")}` .*$', text, re.MULTILINE)
+    cells = [cell.strip() for cell in row.group().split('|')]
+    assert cells[7] == str(gpus(name))
+    assert cells[8].strip('`') in header(name)
+
+
 def rates_of_epochs(runner) -> dict[str, list[float]]:
     """Learning rates at the start of each epoch, from fresh optimizers and schedulers."""
     runner.optim_wrapper = runner.build_optim_wrapper(deepcopy(runner.cfg.optim_wrapper))
