@@ -16,8 +16,10 @@ from tas_lora.models.layers import (
     ElasticLinear,
     ElasticPatchEmbed,
     RelativePosition2D,
+    fused_relative_attention,
     relative_attention,
     relative_index,
+    token_index,
 )
 
 WIDE = Subnet(24, [2, 2, 2, 2], [2.0] * 4)
@@ -160,8 +162,8 @@ def test_attention_uses_the_first_heads_and_channels(heads):
         return ElasticLinear(*sizes, parts)
 
     layer = randomize(ElasticAttention(12, 3, 4, 2, linear)).double()
-    x, index, inner = torch.randn(2, 5, 9).double(), relative_index(2, 2), 4 * heads
-    rel_k, rel_v = layer.rel_pos_k(index), layer.rel_pos_v(index)
+    x, inner = torch.randn(2, 5, 9).double(), 4 * heads
+    rel_k, rel_v = (table(relative_index(2, 2)) for table in (layer.rel_pos_k, layer.rel_pos_v))
     query, key, value = (
         (x @ weight[:inner, :9].T + layer.qkv.bias[i * inner : (i + 1) * inner])
         for i, weight in enumerate(layer.qkv.weight)
@@ -173,7 +175,63 @@ def test_attention_uses_the_first_heads_and_channels(heads):
             parts = (tensor[b, :, cut] for tensor in (query, key, value))
             mixed[b, :, cut] = naive_attention(*parts, rel_k, rel_v)
     expected = mixed @ layer.proj.weight[:9, :inner].T + layer.proj.bias[:9]
-    assert_same(layer(x, heads, index), expected)
+    assert_same(layer(x, heads, token_index(2, 2, 4)), expected)
+
+
+GRIDS = [(1, 3), (2, 1), (3, 2), (4, 14), (7, 3), (14, 14), (15, 9)]
+
+
+@pytest.mark.parametrize(('grid', 'reach'), GRIDS)
+@pytest.mark.parametrize('head_dim', [4, 64])
+def test_fused_attention_is_the_explicit_one(grid, reach, head_dim):
+    """Values, and gradients of activations and tables, clipped offsets included."""
+    torch.manual_seed(grid)
+    rel_k, rel_v = (randomize(RelativePosition2D(head_dim, reach)).double() for _ in range(2))
+    qkv = torch.randn(3, 2, 3, grid**2 + 1, head_dim).double().requires_grad_(True)
+    inputs = [qkv, *rel_k.parameters(), *rel_v.parameters()]
+    pairs, (tokens, marks) = relative_index(grid, reach), token_index(grid, reach, head_dim)
+    explicit = relative_attention(*qkv, rel_k(pairs), rel_v(pairs))
+    fused = fused_relative_attention(
+        *qkv, rel_k.by_token(tokens), rel_v.by_token(tokens), rel_v.of_class_token(), marks
+    )
+    assert (head_dim + marks.shape[1]) % 16 == 0
+    assert (fused - explicit).abs().max() < 1e-10
+    weights = torch.randn_like(explicit)
+    expected, found = (torch.autograd.grad((y * weights).sum(), inputs) for y in (explicit, fused))
+    for one, other in zip(expected, found, strict=True):
+        assert (one - other).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
+def test_fused_attention_at_lower_precision(dtype, tolerance):
+    """The bound is on what the form adds: both forms at this precision, against float64."""
+    torch.manual_seed(0)
+    rel_k, rel_v = (randomize(RelativePosition2D(64, 14), std=0.02) for _ in range(2))
+    qkv = torch.randn(3, 2, 3, 197, 64)
+    pairs, (tokens, marks) = relative_index(14, 14), token_index(14, 14, 64)
+    with torch.no_grad():
+        exact = relative_attention(*qkv.double(), rel_k(pairs).double(), rel_v(pairs).double())
+        tables = rel_k.by_token(tokens), rel_v.by_token(tokens), rel_v.of_class_token()
+        fused = fused_relative_attention(
+            *qkv.to(dtype), *(table.to(dtype) for table in tables), marks
+        )
+    assert fused.dtype == dtype
+    assert (fused - exact).abs().max() < tolerance
+
+
+def test_fused_attention_takes_its_share_of_memory():
+    """No tensor of tokens x tokens x width is made."""
+    sizes = []
+
+    def keep(tensor):
+        sizes.append(tensor.numel())
+        return tensor
+
+    index, tokens = token_index(14, 14, 64), 197
+    layer = ElasticAttention(128, 2, 64, 14, lambda kind, *s, parts=1: ElasticLinear(*s, parts))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(torch.randn(1, tokens, 128), 2, index)
+    assert max(sizes) < tokens * tokens * 64 / 4
 
 
 # The backbone
@@ -282,10 +340,7 @@ def test_unknown_pooling_is_refused():
 @pytest.mark.parametrize(
     ('mole', 'message'),
     [
-        (
-            dict(num_experts=4),
-            r"mole takes 'num_experts', 'rank' and 'layers', got \['num_experts'\]",
-        ),
+        (dict(num_experts=4), r"mole is a dict of \('num_experts', 'rank', .* first two always"),
         (dict(num_experts=4, rank=0), 'mole.rank must be a positive integer, got 0'),
         (dict(num_experts=4.0, rank=1), 'mole.num_experts must be a positive integer, got 4.0'),
     ],

@@ -21,7 +21,7 @@ from ..layers import (
     MoLELinear,
     expert_sizes,
     linear_factory,
-    relative_index,
+    token_index,
 )
 
 
@@ -150,9 +150,9 @@ class ElasticViT(BaseModule):
         self.blocks = self._build_blocks(drop_path_rate, mole, init_std)
         self.num_experts = 0 if mole is None else mole['num_experts']  # K, what the router has
         self.norm = ElasticLayerNorm(width)
-        rows, columns = relative_index(grid, max_relative_position)
-        self.register_buffer('rel_rows', rows, persistent=False)
-        self.register_buffer('rel_columns', columns, persistent=False)
+        index, marks = token_index(grid, max_relative_position, head_dim)
+        self.register_buffer('rel_index', index, persistent=False)
+        self.register_buffer('rel_marks', marks, persistent=False)
 
     def forward(self, images: Tensor, subnet: Subnet | None = None) -> tuple[Tensor]:
         """Features of ``subnet`` (the whole ``arch`` if None).
@@ -169,7 +169,7 @@ class ElasticViT(BaseModule):
         x = self.patch_embed(images, subnet.embed_dim)  # (B, patches, C)
         cls_token = self.cls_token[..., : subnet.embed_dim].expand(len(x), -1, -1)
         x = torch.cat([cls_token, x], dim=1) + self.pos_embed[..., : subnet.embed_dim]
-        rel_index = (self.rel_rows, self.rel_columns)
+        rel_index = (self.rel_index, self.rel_marks)
         for block, (_, num_heads, hidden_dim) in self.active_blocks(subnet):
             x = block(x, num_heads, hidden_dim, rel_index)
         x = self.norm(x)

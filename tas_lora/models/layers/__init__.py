@@ -1,5 +1,12 @@
 from .allocation import LAYER_KINDS, allocate, expert_sizes
-from .attention import ElasticAttention, RelativePosition2D, relative_attention, relative_index
+from .attention import (
+    ElasticAttention,
+    RelativePosition2D,
+    fused_relative_attention,
+    relative_attention,
+    relative_index,
+    token_index,
+)
 from .elastic import ElasticLayerNorm, ElasticLinear, ElasticPatchEmbed, slice_weight
 from .mole import (
     MoLELinear,
@@ -22,10 +29,12 @@ __all__ = [
     'expert_parameters',
     'expert_sizes',
     'fold_gates',
+    'fused_relative_attention',
     'linear_factory',
     'merge_experts',
     'mole_linear',
     'relative_attention',
     'relative_index',
     'slice_weight',
+    'token_index',
 ]

@@ -1,4 +1,8 @@
-"""Elastic self-attention with 2-D relative positions, as in AutoFormer."""
+"""Elastic self-attention with 2-D relative positions, as in AutoFormer.
+
+:func:`relative_attention` is the definition, and the reference of the tests;
+:func:`fused_relative_attention` gives the same through one call of torch's attention kernel.
+"""
 
 from collections.abc import Callable
 
@@ -49,6 +53,63 @@ def relative_attention(q: Tensor, k: Tensor, v: Tensor, rel_k: Tensor, rel_v: Te
     return attention @ v + torch.einsum('bhij,ijd->bhid', attention, rel_v)
 
 
+def token_index(grid: int, max_offset: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """What :func:`fused_relative_attention` needs to know of the grid.
+
+    Every token has W columns: one for each row of patches, one for each column of patches, and
+    some to make ``head_dim`` + W a multiple of 16, which kernels like.
+
+    Args:
+        grid: Patches along a side, G.
+        max_offset: R.
+        head_dim: D.
+
+    Returns:
+        Index (N, W) into the rows of :meth:`RelativePosition2D.by_token`'s table: the offset from
+        the token to each row and column of patches; 0 for the class token and for padding. Marks
+        (N, W): 1 at the row and the column a token is in, none for the class token.
+    """
+    line, patch = torch.arange(grid), torch.arange(grid * grid)
+    rows, columns = patch // grid, patch % grid
+
+    def offsets(place: Tensor) -> Tensor:
+        return (line - place[:, None]).clamp(-max_offset, max_offset) + max_offset + 1
+
+    index = torch.cat([offsets(rows), offsets(columns) + 2 * max_offset + 2], dim=1)
+    marks = torch.cat([F.one_hot(rows, grid), F.one_hot(columns, grid)], dim=1).float()
+    padding = (0, -(head_dim + 2 * grid) % 16, 1, 0)
+    return F.pad(index, padding), F.pad(marks, padding)
+
+
+def fused_relative_attention(
+    q: Tensor, k: Tensor, v: Tensor, rel_k: Tensor, rel_v: Tensor, cls_v: Tensor, marks: Tensor
+) -> Tensor:
+    """:func:`relative_attention` by one attention over wider heads, exactly.
+
+    Softmax ignores what all keys of a query share, so RK_ij may be taken relative to the class
+    token's: what is left is a vector for the row j is in and one for its column. Queries are
+    widened by their products with these vectors, keys by the marks of their row and column: the
+    product of both is the logit. Values are widened by the marks, too, so that the output holds
+    how much attention each row and column got, which weighs their value vectors.
+
+    Args:
+        q, k, v: (B, H, N, D).
+        rel_k, rel_v: Key and value vectors of every row and column of patches, as each token sees
+            them, relative to the class token's: (N, W, D).
+        cls_v: The class token's value vector, (D,).
+        marks: (N, W).
+
+    Returns:
+        (B, H, N, D).
+    """
+    D = q.shape[-1]
+    marks = marks.to(q.dtype).expand(*q.shape[:2], -1, -1)
+    seen = torch.einsum('bhnd,nwd->bhnw', q, rel_k)
+    wide = (torch.cat([x, more.to(q.dtype)], -1) for x, more in ((q, seen), (k, marks), (v, marks)))
+    y = F.scaled_dot_product_attention(*wide, scale=D**-0.5)  # (B, H, N, D + W)
+    return y[..., :D] + torch.einsum('bhnw,nwd->bhnd', y[..., D:], rel_v) + cls_v
+
+
 def without_key_gradient(bias: Tensor, width: int) -> Tensor:
     """The first 3 x ``width`` entries of a qkv bias, the key part cut from the graph.
 
@@ -77,8 +138,20 @@ class RelativePosition2D(nn.Module):
         nn.init.trunc_normal_(self.horizontal, std=init_std)
 
     def forward(self, index: tuple[Tensor, Tensor]) -> Tensor:
-        """Embedding of every pair of tokens, (N, N, D)."""
+        """Embedding of every pair of tokens, (N, N, D), by :func:`relative_index`."""
         return self.vertical[index[0]] + self.horizontal[index[1]]
+
+    def by_token(self, index: Tensor) -> Tensor:
+        """Vectors of rows and columns of patches as each token sees them, (N, W, D).
+
+        Relative to the class token's, which are row 0 of the tables; by :func:`token_index`.
+        """
+        tables = [table - table[0] for table in (self.vertical, self.horizontal)]
+        return F.embedding(index, torch.cat(tables))
+
+    def of_class_token(self) -> Tensor:
+        """Embedding of a pair with the class token, (D,)."""
+        return self.vertical[0] + self.horizontal[0]
 
 
 class ElasticAttention(nn.Module):
@@ -111,11 +184,24 @@ class ElasticAttention(nn.Module):
         self.rel_pos_v = RelativePosition2D(head_dim, max_relative_position, init_std)
 
     def forward(self, x: Tensor, num_heads: int, rel_index: tuple[Tensor, Tensor]) -> Tensor:
-        """Map (B, N, C) to (B, N, C) with the first ``num_heads`` heads."""
+        """Map (B, N, C) to (B, N, C) with the first ``num_heads`` heads.
+
+        Args:
+            x: (B, N, C).
+            num_heads: H.
+            rel_index: Of :func:`token_index`.
+        """
         B, N, C = x.shape
         inner = num_heads * self.head_dim
         bias = without_key_gradient(self.qkv.bias, inner)
         qkv = F.linear(x, self.qkv.sliced_weight(inner, C), bias)  # (B, N, 3 H D)
         q, k, v = qkv.view(B, N, 3, num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        y = relative_attention(q, k, v, self.rel_pos_k(rel_index), self.rel_pos_v(rel_index))
+        y = self.attend(q, k, v, rel_index)
         return self.proj(y.transpose(1, 2).flatten(2), C)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rel_index: tuple[Tensor, Tensor]) -> Tensor:
+        """Attention of each head, (B, H, N, D) each."""
+        index, marks = rel_index
+        rel_k, rel_v = self.rel_pos_k.by_token(index), self.rel_pos_v.by_token(index)
+        cls_v = self.rel_pos_v.of_class_token()
+        return fused_relative_attention(q, k, v, rel_k, rel_v, cls_v, marks)
