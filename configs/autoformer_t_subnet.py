@@ -1,6 +1,6 @@
 """The subnet found in AutoFormer-T with experts, exported, as a network of its own: stage 4.
 
-python tools/test.py configs/autoformer_t_subnet.py exported/weights.safetensors
+python tools/test.py configs/autoformer_t_subnet.py exported/autoformer_t/weights.safetensors
 
 GPUs: 1. 5.9M parameters: top-1 75.7 +-0.1 (published); not run here. To train it on (8 GPUs, batch
 8 x 128, recipe chosen here): tools/dist_train.sh configs/autoformer_t_subnet.py 8
@@ -12,4 +12,4 @@ _base_ = [
     '_base_/schedules/finetune_30e.py',
     '_base_/default_runtime.py',
 ]
-load_from = 'exported/weights.safetensors'
+load_from = 'exported/autoformer_t/weights.safetensors'

@@ -90,8 +90,8 @@ def prepare_training(cfg: Config) -> SupernetRunner:
 def check_training(cfg: Config) -> None:
     """Build all that a training needs, and read its checkpoint, but do not train."""
     runner = prepare_training(cfg)
+    runner.call_hook('before_run')  # where hooks check, or make what they load into
     if cfg.get('load_from') and not cfg.get('resume'):
-        runner.call_hook('before_run')  # where hooks such as EMAHook make what they load into
         runner.load_checkpoint(cfg.load_from)
 
 

@@ -4,6 +4,9 @@ A config names our parts as ``type='tas_lora.X'``. MMEngine then imports this mo
 ``locations``, the packages below, so that no ``custom_imports`` is needed.
 """
 
+import inspect
+from collections.abc import Mapping
+
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
@@ -15,9 +18,35 @@ from mmengine.registry import PARAM_SCHEDULERS as MMENGINE_PARAM_SCHEDULERS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import Registry
 
+from .errors import UserError
+
 
 def _child(parent: Registry, *locations: str) -> Registry:
     return Registry(parent.name, parent=parent, scope='tas_lora', locations=list(locations))
+
+
+def build_part(registry: Registry, config: Mapping, kind: type, field: str, **defaults):
+    """Build the component of a config that must be a ``kind``.
+
+    Args:
+        registry: Where it is registered.
+        config: Its config.
+        kind: What it must be a subclass of.
+        field: Its place in the config, for the message.
+        **defaults: Arguments used where ``config`` has none.
+
+    Raises:
+        UserError: If it does not exist or is something else, naming those that exist.
+    """
+    part = registry.get(str(config.get('type'))) if isinstance(config, Mapping) else None
+    if not (inspect.isclass(part) and issubclass(part, kind)):
+        known = sorted(
+            f"dict(type='tas_lora.{name}')"
+            for name, other in registry.module_dict.items()
+            if inspect.isclass(other) and issubclass(other, kind)
+        )
+        raise UserError(f'{field}: there is no {config!r}; choose from {", ".join(known)}')
+    return part(**defaults | {key: value for key, value in config.items() if key != 'type'})
 
 
 MODELS = _child(MMENGINE_MODELS, 'tas_lora.models')

@@ -133,6 +133,7 @@ def test_parameters_of_the_config():
     [
         (dict(importance=[[1, 1, 1, 1]]), 'must hold 3 lists, one a block, of 4 positive numbers'),
         (dict(importance=[[1, 1, 1, 0]] * 3), 'positive numbers'),
+        (dict(importance=[[1, 1, 1, float('inf')]] * 3), 'positive numbers'),
         (dict(importance=3), 'must hold 3 lists'),
         (dict(importance='nowhere.json'), r'importance \(nowhere.json\) cannot be read'),
         (dict(layer_experts=9), 'layer_experts is 9, more than num_experts, 8'),
@@ -195,6 +196,8 @@ def test_scores_from_the_tool_fit_the_config(digits_root, tmp_path, capsys):
     ranks = [layer.lora_a.shape[1] for layer in load_supernet(cfg).backbone.mole_layers()]
     assert sum(ranks) == 4 * 16
     assert len(set(ranks)) > 1
+    assert call_tool(tool, ROOT / 'configs' / 'digits_search.py', 'x.pth', '--out', out) == 2
+    assert 'trains no supernet: it has no train_cfg.space' in capsys.readouterr().err
     few = (arguments[0], 1, *arguments[2:], 'train_cfg.space.depth=[2]')
     assert call_tool(tool, config, tmp_path / 'start.pth', *few) == 2
     assert 'blocks 2, 3 took part in no batch; raise --batches' in capsys.readouterr().err

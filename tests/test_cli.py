@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import ROOT, call_tool
 
-from tas_lora import Subnet, load_supernet
+from tas_lora import SearchSpace, Subnet, load_supernet
+from tas_lora.apis import load_config
 
 CONFIGS = ROOT / 'configs'
 SUPERNET, MOLE, SEARCH = (CONFIGS / f'digits_{s}.py' for s in ('supernet', 'moLE', 'search'))
@@ -241,6 +242,37 @@ def test_data_folder_without_data_is_not_downloaded_into(fails, tmp_path):
     (tmp_path / 'empty').mkdir()
     options = ['--cfg-options', *at(tmp_path / 'empty', 'train', 'val')]
     assert 'Cannot find MNIST dataset' in fails('train.py', SUPERNET, '--check-only', *options)
+
+
+def test_search_with_the_model_of_a_variant_and_an_option_of_it(digits_root, tmp_path):
+    variant, space = tmp_path / 'gru.py', dict(population=2, generations=1, parents=1)
+    variant.write_text(
+        f"_base_ = {str(MOLE)!r}\nmodel = dict(router=dict(type='tas_lora.GRURouterHead'))\n"
+    )
+    rank = {'model.backbone.mole.rank': 2}
+    model = load_supernet(load_config(variant, rank))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'gru.pth')
+    options = [
+        'model.backbone.mole.rank=2',
+        f'val_dataloader.dataset.dataset.data_root={digits_root}',
+        *(f'val_cfg.evolution.{key}={value}' for key, value in space.items()),
+        'val_cfg.evolution.mutations=0',
+        'val_cfg.evolution.crossovers=0',
+    ]
+    arguments = ('--model', variant, '--work-dir', tmp_path / 'found', '--cfg-options', *options)
+    assert call_tool('search.py', SEARCH, tmp_path / 'gru.pth', *arguments) == 0
+    assert (tmp_path / 'found' / 'best_subnet.json').is_file()
+
+
+def test_sampled_subnets_are_of_the_space_and_seeded(tmp_path, capsys):
+    drawn = []
+    for folder in ('a', 'b'):
+        assert call_tool('sample_subnets.py', SUPERNET, '--out', tmp_path / folder) == 0
+        drawn.append([Subnet.coerce(path) for path in sorted((tmp_path / folder).glob('*.json'))])
+    assert drawn[0] == drawn[1]
+    space = SearchSpace.coerce(load_config(SUPERNET).space)
+    assert len(drawn[0]) == 6
+    assert all(subnet in space for subnet in drawn[0])
 
 
 def test_check_only_with_average_weights(digits_root, tmp_path):

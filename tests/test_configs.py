@@ -4,6 +4,7 @@ import ast
 import gc
 import re
 import runpy
+import shlex
 from collections import defaultdict
 from copy import deepcopy
 from itertools import islice
@@ -17,7 +18,7 @@ from mmengine.hooks import ParamSchedulerHook
 from mmengine.runner import Runner
 from PIL import Image
 
-from tas_lora import SearchSpace, Subnet
+from tas_lora import SearchSpace, Subnet, cli
 from tas_lora.apis import load_config
 from tas_lora.engine import MoLEHook
 from tas_lora.models.heads import group_wise_bias
@@ -168,8 +169,14 @@ def test_stages_follow_each_other(name):
     checkpoint = load_config(CONFIGS[name]).load_from
     if name.endswith('_search'):  # the tool takes the checkpoint
         checkpoint = re.search(r'work_dirs/\S+', header(name)).group()
-    if checkpoint == 'exported/weights.safetensors':  # as tools/export.py is told in the README
-        assert load_config(CONFIGS[name]).model.backbone.arch == 'exported/architecture.json'
+    if str(checkpoint).startswith('exported/'):  # as tools/export.py is told in the README
+        arch = load_config(CONFIGS[name]).model.backbone.arch
+        assert (Path(arch).parent, Path(arch).name) == (
+            Path(checkpoint).parent,
+            'architecture.json',
+        )
+        size = 's' if 'transfer' in CONFIGS[name].parts else name.split('_')[1]
+        assert Path(arch).parent.name == f'autoformer_{size}'
     elif checkpoint is not None:
         folder, stage, file = checkpoint.split('/')
         assert folder == 'work_dirs'
@@ -324,6 +331,20 @@ def test_warmups_of_the_ablation_as_written_in_the_readme(warmup, data, tmp_path
     assert warmup == 0 or rates['experts.lr'][0] == 1e-5
     hook = next(hook for hook in runner.hooks if isinstance(hook, MoLEHook))
     assert hook.router_warmup_epochs == warmup
+
+
+@pytest.mark.parametrize(
+    ('stage', 'rows'), [('autoformer_t_moLE', 9), ('autoformer_t_supernet', 4)]
+)
+def test_every_row_of_options_in_the_readme_is_taken(stage, rows):
+    text = (ROOT / 'configs' / 'README.md').read_text()
+    section = text.split(f'tools/dist_train.sh configs/{stage}.py')[-1].split('\n\n')[1]
+    options = re.findall(r'^\| (?!option|row)[^|]+ \| `([^`]+)` ', section, re.MULTILINE)
+    assert len(options) == rows
+    for row in options:
+        arguments = [str(CONFIGS[stage]), '--cfg-options', *shlex.split(row)]
+        args = cli.config_parser('').parse_args(arguments)
+        assert load_config(args.config, args.cfg_options) is not None
 
 
 @pytest.mark.parametrize('name', CONFIGS)

@@ -182,10 +182,20 @@ def test_groups_of_every_attribute():
             dict(custom_hooks=[dict(type='tas_lora.ComplexityAwareLRHook', min_fraction=1)]),
             'min_fraction must be',
         ),
+        (
+            'supernet',
+            dict(custom_hooks=[dict(type='tas_lora.ComplexityAwareLRHook', begin=2)]),
+            'would never be used',
+        ),
+        (
+            'supernet',
+            dict(custom_hooks=[SEPARATE], optim_wrapper=dict(accumulative_counts=2)),
+            'accumulative_counts: DYNAS goes by',
+        ),
     ],
 )
 def test_configs_that_dynas_cannot_use(digits_config, stage, change, message):
     cfg = digits_config(stage)
     cfg.merge_from_dict(change)
     with pytest.raises(UserError, match=message):
-        Runner.from_cfg(cfg).train()
+        apis.check_training(cfg)  # before anything is trained

@@ -225,6 +225,7 @@ def test_experts_and_router_go_together(missing):
 def test_space_must_fit_the_supernet():
     config = tiny_config()
     config['model']['backbone']['arch'] = SPACE.smallest().to_dict()
+    del config['model']['head']['in_channels']
     with pytest.raises(UserError, match='the largest subnet of router.space does not fit'):
         load_supernet(config)
 

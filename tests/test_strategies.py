@@ -87,8 +87,13 @@ def test_sandwich_of_experts_keeps_the_router_frozen_in_its_warmup(digits_config
 
 def test_strategies_that_do_not_exist_or_fit(digits_config):
     cfg = digits_config('supernet')
+    choices = 'choose from .*tas_lora.SandwichRule.*tas_lora.UniformSampling'
     for strategy, message in (
-        (dict(type='tas_lora.Sandwich'), 'choose from tas_lora.SandwichRule, tas_lora.UniformSamp'),
+        (dict(type='tas_lora.Sandwich'), choices),
+        (dict(type='tas_lora.RandomGroups'), choices),
+        (dict(), choices),
+        ('SandwichRule', choices),
+        (dict(type='tas_lora.SandwichRule', distill='maybe'), 'distill must be True or False'),
         (dict(type='tas_lora.SandwichRule', num_random=-1), 'num_random must be an integer from 0'),
     ):
         cfg.train_cfg.strategy = strategy
@@ -103,7 +108,7 @@ def test_strategies_that_do_not_exist_or_fit(digits_config):
 @pytest.mark.parametrize(
     ('strategy', 'message'),
     [
-        (['type=tas_lora.Sandwhich'], 'choose from tas_lora.SandwichRule'),
+        (['type=tas_lora.Sandwhich'], "choose from dict(type='tas_lora.SandwichRule')"),
         (['type=tas_lora.SandwichRule', 'num_randoms=3'], "did you mean 'num_random'?"),
     ],
 )

@@ -25,7 +25,8 @@ def main():
     if not str((cfg.get('val_cfg') or {}).get('type')).endswith('SearchLoop'):
         raise UserError(f'{args.config} is no search config: its val_cfg is no search loop')
     if args.model is not None:
-        cfg.model = apis.load_config(args.model).model
+        options = {k: v for k, v in (args.cfg_options or {}).items() if k.startswith('model.')}
+        cfg.model = apis.load_config(args.model, options).model
         cfg.work_dir = args.work_dir or f'work_dirs/{Path(args.model).stem}_search'
     apis.search(cfg, args.checkpoint)
 

@@ -13,4 +13,4 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 model = dict(head=dict(num_classes={{_base_.data_preprocessor.num_classes}}))
-load_from = 'exported/weights.safetensors'
+load_from = 'exported/autoformer_s/weights.safetensors'

@@ -110,8 +110,8 @@ def _read_json(path: str | Path):
         return json.loads(Path(path).read_text())
     except OSError as error:
         raise UserError(
-            f'subnet file {path} cannot be read: {error.strerror}; a search writes such files '
-            '(best_subnet.json)'
+            f'subnet file {path} cannot be read: {error.strerror}; tools/search.py writes such '
+            'files (best_subnet.json), and tools/export.py (architecture.json)'
         ) from error
     except ValueError as error:
         raise UserError(f'subnet file {path} is no JSON: {error}') from error
@@ -135,6 +135,13 @@ def positive(value, field: str, kind: type) -> int | float:
         name = 'integer' if kind is int else 'number'
         raise UserError(f'{field} must be a positive {name}, got {value!r}')
     return kind(value)
+
+
+def boolean(value, field: str) -> bool:
+    """``value`` if it is True or False; raises :class:`UserError`."""
+    if not isinstance(value, bool):
+        raise UserError(f'{field} must be True or False, got {value!r}')
+    return value
 
 
 def natural(value, field: str) -> int:

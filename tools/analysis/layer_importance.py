@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.device import get_device
 from mmengine.runner import Runner
 from rich.progress import track
 
@@ -24,6 +25,7 @@ def parse_args():
     parser.add_argument('--out', required=True, help='JSON file to write')
     parser.add_argument('--batches', type=int, default=50, help='batches to score on')
     parser.add_argument('--seed', type=int, default=0, help='seed of subnets and images')
+    parser.add_argument('--device', default=get_device(), help='where to compute')
     return parser.parse_args()
 
 
@@ -34,15 +36,17 @@ def main():
     cli.check_output(args.out)
     cfg = apis.load_config(args.config, args.cfg_options)
     apis.check_data(cfg, ('train_dataloader',))
-    model = apis.load_supernet(cfg, args.checkpoint).requires_grad_(True)
+    if 'space' not in (cfg.get('train_cfg') or {}):
+        raise UserError(f'{args.config} trains no supernet: it has no train_cfg.space')
     space = SearchSpace.coerce(cfg.train_cfg.space)
+    model = apis.load_supernet(cfg, args.checkpoint, args.device).requires_grad_(True)
     torch.manual_seed(args.seed)
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=args.seed)
     total, seen = torch.zeros(model.backbone.arch.depth, 4), torch.zeros(model.backbone.arch.depth)
     batches = zip(range(args.batches), loader, strict=False)
     for i, data in track(batches, 'Scoring layers', total=min(args.batches, len(loader))):
         model.set_subnet(space.sample(np.random.default_rng((args.seed, i))))
-        total += layer_importance(model, model.data_preprocessor(data, training=True))
+        total += layer_importance(model, model.data_preprocessor(data, training=True)).cpu()
         seen[: model.subnet.depth] += 1
     if not seen.all():
         unseen = ', '.join(map(str, seen.eq(0).nonzero().flatten().tolist()))

@@ -7,6 +7,7 @@ adaptation. The two halves are two hooks, each of use without the other.
 
 from collections import defaultdict
 from math import log
+from numbers import Real
 
 import numpy as np
 from mmengine.hooks import Hook
@@ -16,7 +17,7 @@ from ...registry import HOOKS
 from ...search.complexity import count_params
 from ...structures import SearchSpace, Subnet
 from ...structures.subnet import natural, positive
-from .mole_hook import supernet_of
+from ..of_runner import refuse_accumulation, supernet_of
 
 _STATES = 'momentum_separation'  # in checkpoints
 
@@ -56,14 +57,21 @@ class ComplexityAwareLRHook(Hook):
     def __init__(self, gamma_max: float = 4.0, min_fraction: float = 0.0, begin: int = 0):
         self.gamma_max = positive(gamma_max, 'gamma_max', float)
         self.begin = natural(begin, 'begin')
-        if not 0 <= min_fraction < 1:
+        if not isinstance(min_fraction, Real) or not 0 <= min_fraction < 1:
             raise UserError(f'min_fraction must be from 0 to below 1, got {min_fraction!r}')
         self.min_fraction = min_fraction
 
-    def before_train(self, runner):
+    def before_run(self, runner):
         space = space_of_single_subnets(runner)
+        if self.begin >= runner.max_epochs:
+            raise UserError(
+                f'begin is {self.begin}, but train_cfg.max_epochs is {runner.max_epochs}: '
+                'the rates of DYNAS would never be used'
+            )
         count = supernet_of(runner).image_spec
         self.extremes = [count_params(s, **count) for s in (space.smallest(), space.largest())]
+
+    def before_train(self, runner):
         for group in _optimizer_of(runner).param_groups:
             group.setdefault('initial_lr', group['lr'])  # eta0; schedulers and checkpoints have it
 
@@ -103,9 +111,11 @@ class MomentumSeparationHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict):
         self.stored = checkpoint.get(_STATES)
 
-    def before_train(self, runner):
+    def before_run(self, runner):
         self.space = space_of_single_subnets(runner)
         self.optimizer = _optimizer_of(runner)
+
+    def before_train(self, runner):
         self.states = defaultdict(lambda: defaultdict(dict))
         for group, state in (self.stored or {}).items():
             param_groups = self.optimizer.state_dict()['param_groups']
@@ -140,6 +150,8 @@ def space_of_single_subnets(runner) -> SearchSpace:
             'DYNAS goes by the one subnet of an iteration; it needs '
             "train_cfg.type='tas_lora.SubnetSamplingTrainLoop' with a strategy that draws one"
         )
+    _optimizer_of(runner)
+    refuse_accumulation(runner, 'DYNAS goes by the one subnet of a step')
     return space
 
 

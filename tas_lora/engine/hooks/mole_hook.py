@@ -2,27 +2,10 @@
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
-from ...errors import UserError
-from ...models import SupernetClassifier
 from ...registry import HOOKS
 from ...structures.subnet import natural
-
-
-def supernet_of(runner) -> SupernetClassifier:
-    """The supernet that ``runner`` trains, out of any distributed wrapper.
-
-    Raises:
-        UserError: If the model is of another type.
-    """
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    if not isinstance(model, SupernetClassifier):
-        raise UserError(
-            f'the model is a {type(model).__name__}; '
-            "this config needs type='tas_lora.SupernetClassifier'"
-        )
-    return model
+from ..of_runner import supernet_of
 
 
 @HOOKS.register_module()

@@ -9,7 +9,7 @@ from ...models import SupernetClassifier
 from ...registry import HOOKS
 from ...structures import Subnet
 from ...structures.subnet import natural
-from .mole_hook import supernet_of
+from ..of_runner import supernet_of
 
 _INITIAL_GATES = 'mole_initial_gates'
 

@@ -8,6 +8,7 @@ from mmengine.optim import OptimWrapper
 from torch import nn
 
 from ...registry import OPTIM_WRAPPERS
+from ...structures.subnet import boolean
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -27,7 +28,8 @@ class SupernetOptimWrapper(OptimWrapper):
 
     def __init__(self, optimizer, amp: bool = False, set_to_none: bool = True, **kwargs):
         super().__init__(optimizer, **kwargs)
-        self.amp, self.set_to_none = amp, set_to_none
+        self.amp = boolean(amp, 'optim_wrapper.amp')
+        self.set_to_none = boolean(set_to_none, 'optim_wrapper.set_to_none')
 
     @contextmanager
     def optim_context(self, model: nn.Module):

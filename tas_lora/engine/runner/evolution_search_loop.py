@@ -14,7 +14,7 @@ from ...registry import LOOPS
 from ...search import Evolution, count_flops, count_params
 from ...structures import SearchSpace, Subnet
 from ...structures.subnet import positive
-from ..hooks.mole_hook import supernet_of
+from ..of_runner import supernet_of
 from .subnet_val_loop import evaluate_subnet
 
 COUNTERS = dict(params=count_params, flops=count_flops)

@@ -1,28 +1,24 @@
 """Strategies of supernet training: which subnets an iteration draws, and how they learn."""
 
-import inspect
-
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import UserError
-from ...registry import TASK_UTILS
+from ...registry import TASK_UTILS, build_part
 from ...structures import SearchSpace, Subnet
-from ...structures.subnet import natural
-from ..hooks.mole_hook import supernet_of
+from ...structures.subnet import boolean, natural
+from ..of_runner import refuse_accumulation, supernet_of
 
 
-@TASK_UTILS.register_module()
-class UniformSampling:
-    """One uniform subnet an iteration (AutoFormer, TAS-LoRA); the base of other strategies."""
+class SubnetStrategy:
+    """What a strategy does; by default the model trains on the one subnet drawn."""
 
     def check(self, runner) -> None:
         """Raise :class:`UserError` if the strategy does not go with the config of ``runner``."""
 
     def draw(self, space: SearchSpace, rng: np.random.Generator) -> list[Subnet]:
         """The subnets of an iteration, the first of which is active when it begins."""
-        return [space.sample(rng)]
+        raise NotImplementedError
 
     def train_step(self, runner, subnets: list[Subnet], data_batch: dict) -> dict[str, Tensor]:
         """Train on one batch; returns what is logged."""
@@ -30,7 +26,16 @@ class UniformSampling:
 
 
 @TASK_UTILS.register_module()
-class SandwichRule(UniformSampling):
+class UniformSampling(SubnetStrategy):
+    """One uniform subnet an iteration (AutoFormer, TAS-LoRA)."""
+
+    def draw(self, space: SearchSpace, rng: np.random.Generator) -> list[Subnet]:
+        """One subnet."""
+        return [space.sample(rng)]
+
+
+@TASK_UTILS.register_module()
+class SandwichRule(SubnetStrategy):
     """Largest, smallest and some uniform subnets in each iteration, with in-place distillation.
 
     The largest learns from the labels, the others from its probabilities on the same batch
@@ -44,15 +49,11 @@ class SandwichRule(UniformSampling):
 
     def __init__(self, num_random: int = 2, distill: bool = True):
         self.num_random = natural(num_random, 'train_cfg.strategy.num_random')
-        self.distill = distill
+        self.distill = boolean(distill, 'train_cfg.strategy.distill')
 
     def check(self, runner) -> None:
         """Refuse gradient accumulation, whose count would be one of subnets."""
-        if _accumulates(runner.cfg.get('optim_wrapper') or {}):
-            raise UserError(
-                'optim_wrapper.accumulative_counts: the sandwich rule makes one step of several '
-                'subnets already; set it to 1'
-            )
+        refuse_accumulation(runner, 'the sandwich rule makes one step of several subnets already')
 
     def draw(self, space: SearchSpace, rng: np.random.Generator) -> list[Subnet]:
         """Largest, smallest, then the uniform ones."""
@@ -89,27 +90,11 @@ class SandwichRule(UniformSampling):
         return model.parse_losses(model.head.loss_of_logits(logits, data_samples))[0]
 
 
-def build_strategy(config: dict | None) -> UniformSampling:
+def build_strategy(config: dict | None) -> SubnetStrategy:
     """The strategy of a config, by default uniform sampling.
 
     Raises:
         UserError: If it does not exist, or does not take its arguments.
     """
-    config = dict(config or dict(type='tas_lora.UniformSampling'))
-    if TASK_UTILS.get(str(config.get('type'))) is None:
-        known = [
-            f'tas_lora.{name}'
-            for name, part in TASK_UTILS.module_dict.items()
-            if inspect.isclass(part) and issubclass(part, UniformSampling)
-        ]
-        raise UserError(
-            f'train_cfg.strategy: there is no {config.get("type")!r}; choose from '
-            f'{", ".join(sorted(known))}'
-        )
-    return TASK_UTILS.build(config)
-
-
-def _accumulates(config: dict) -> bool:
-    return config.get('accumulative_counts', 1) != 1 or any(
-        _accumulates(value) for value in config.values() if isinstance(value, dict)
-    )
+    config = dict(type='tas_lora.UniformSampling') if config is None else config
+    return build_part(TASK_UTILS, config, SubnetStrategy, 'train_cfg.strategy')

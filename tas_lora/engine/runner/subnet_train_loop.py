@@ -6,7 +6,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from ...registry import LOOPS
 from ...structures import SearchSpace, Subnet
 from ...structures.subnet import natural, positive
-from ..hooks.mole_hook import supernet_of
+from ..of_runner import supernet_of
 from .strategy import build_strategy
 
 

@@ -5,7 +5,7 @@ from mmengine.runner import TestLoop, ValLoop
 from ...errors import UserError
 from ...registry import LOOPS
 from ...structures import SearchSpace, Subnet
-from ..hooks.mole_hook import supernet_of
+from ..of_runner import supernet_of
 
 
 def resolve_subnets(subnets: dict, space: dict | SearchSpace | None) -> dict[str, Subnet]:

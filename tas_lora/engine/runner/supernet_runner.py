@@ -5,7 +5,7 @@ from mmengine.runner import BaseLoop, Runner
 
 from ...errors import blame
 from ...models.checkpoint import adapt_to_start, read_state_dict, resume_globals
-from ..hooks.mole_hook import supernet_of
+from ..of_runner import supernet_of
 
 
 class SupernetRunner(Runner):

@@ -8,9 +8,10 @@ from mmpretrain.models.classifiers import ImageClassifier
 from torch import nn
 
 from ...errors import UserError
-from ...registry import MODELS
+from ...registry import MODELS, build_part
 from ...structures import Subnet
 from ..checkpoint import adapt_state_dict
+from ..heads import Router
 from ..layers import expert_parameters
 
 
@@ -44,7 +45,7 @@ class SupernetClassifier(ImageClassifier):
     ):
         super().__init__(backbone, **kwargs)
         self.head = self._build_head(head)
-        self.router = MODELS.build(router) if router is not None else None
+        self.router = None if router is None else build_part(MODELS, router, Router, 'model.router')
         self._check_router()
         if self.router is not None and freeze_supernet:
             self._freeze_supernet()
@@ -126,6 +127,8 @@ class SupernetClassifier(ImageClassifier):
         if isinstance(head, dict):
             default = dict(in_channels=width) if head['type'] == 'tas_lora.ElasticClsHead' else {}
             head = MODELS.build(default | head)
+        if head is not None and not isinstance(head, nn.Module):
+            raise UserError(f'model.head must be a dict with a type, got {head!r}')
         channels = getattr(head, 'in_channels', width)  # a head need not have the attribute
         if channels != width:
             raise UserError(f'head.in_channels is {channels}, the backbone is {width} wide')

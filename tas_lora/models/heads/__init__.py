@@ -4,6 +4,7 @@ from .router_head import (
     GRURouterHead,
     LSTMRouterHead,
     MLPRouterHead,
+    Router,
     SingleExpertHead,
     group_wise_bias,
 )
@@ -16,6 +17,7 @@ __all__ = [
     'MLPRouterHead',
     'ParamCountGroups',
     'RandomGroups',
+    'Router',
     'SingleExpertHead',
     'group_wise_bias',
 ]

@@ -10,7 +10,7 @@ from ...errors import UserError
 from ...registry import TASK_UTILS
 from ...search.complexity import count_params
 from ...structures import SearchSpace, Subnet
-from ...structures.subnet import positive
+from ...structures.subnet import natural, positive
 
 BLOCK_ATTRIBUTES = ('num_heads', 'mlp_ratio')
 SUBNET_ATTRIBUTES = ('embed_dim', 'depth')
@@ -36,8 +36,19 @@ def check_attributes(attributes: Sequence[str]) -> tuple[str, ...]:
     return tuple(attributes)
 
 
+class BlockGroups:
+    """A partition of the blocks of all subnets; its length is the number of groups K."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __call__(self, subnet: Subnet) -> list[int]:
+        """Group of every block."""
+        raise NotImplementedError
+
+
 @TASK_UTILS.register_module()
-class ArchitectureGroups:
+class ArchitectureGroups(BlockGroups):
     """Blocks that agree in ``attributes`` share a group (TAS-LoRA's grouping).
 
     Args:
@@ -106,7 +117,7 @@ class ArchitectureGroups:
 
 
 @TASK_UTILS.register_module()
-class RandomGroups:
+class RandomGroups(BlockGroups):
     """Every block of every subnet falls in a seeded random group (the paper's control).
 
     The group is a function of seed, subnet and position, so it is the same at each visit, on
@@ -120,7 +131,7 @@ class RandomGroups:
 
     def __init__(self, space: SearchSpace | dict, num_groups: int, seed: int = 0):
         self.num_groups = positive(num_groups, 'num_groups', int)
-        self.seed = seed
+        self.seed = natural(seed, 'seed')
 
     def __len__(self) -> int:
         return self.num_groups
@@ -133,7 +144,7 @@ class RandomGroups:
 
 
 @TASK_UTILS.register_module()
-class ParamCountGroups:
+class ParamCountGroups(BlockGroups):
     """Subnets of similar size share a group, in all their blocks (the paper's control).
 
     The bounds are quantiles over uniformly drawn subnets, so that each group is visited equally
@@ -150,7 +161,8 @@ class ParamCountGroups:
         self, space: SearchSpace | dict, num_groups: int, samples: int = 4096, seed: int = 0
     ):
         self.num_groups = positive(num_groups, 'num_groups', int)
-        rng, space = np.random.default_rng(seed), SearchSpace.coerce(space)
+        rng, space = np.random.default_rng(natural(seed, 'seed')), SearchSpace.coerce(space)
+        samples = positive(samples, 'samples', int)
         counts = [count_params(space.sample(rng)) for _ in range(samples)]
         inner = np.linspace(0, 1, self.num_groups + 1)[1:-1]
         self.bounds = np.quantile(counts, inner)

@@ -1,19 +1,21 @@
 """The router of TAS-LoRA: reads an architecture, answers with mixture weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ...registry import MODELS, TASK_UTILS
+from ...registry import MODELS, TASK_UTILS, build_part
 from ...structures import SearchSpace, Subnet
 from ...structures.subnet import positive
 from ..layers import LAYER_KINDS
 from .grouping import (
     BLOCK_ATTRIBUTES,
     SUBNET_ATTRIBUTES,
+    ArchitectureGroups,
+    BlockGroups,
     block_attributes,
     check_attributes,
 )
@@ -34,7 +36,11 @@ def group_wise_bias(num_experts: int, num_blocks: int, beta: float) -> Tensor:
     return bias[:, None, None, :].repeat(1, num_blocks, LAYERS_PER_BLOCK, 1)
 
 
-class RouterHead(BaseModule):
+class Router(BaseModule):
+    """What gives every layer of a subnet its mixture weights."""
+
+
+class RouterHead(Router):
     """From the blocks of a subnet to mixture weights; how blocks are encoded is left open.
 
     Each block's attributes and the subnet's are embedded, a learned vector per choice; those of
@@ -83,7 +89,7 @@ class RouterHead(BaseModule):
             {name: nn.Embedding(len(values), hidden_size) for name, values in choices.items()}
         )
         self.encoder = self.build_encoder(len(self._levels()) * hidden_size, hidden_size)
-        self._build_heads(init, hidden_size, beta)
+        self._build_heads(init, hidden_size, positive(beta, 'router.beta', float))
 
     def build_encoder(self, in_features: int, hidden_size: int) -> nn.Module:
         """The module that :meth:`encode` runs; variants differ in these two."""
@@ -125,17 +131,14 @@ class RouterHead(BaseModule):
         self.groups(subnet)
 
     def _build_groups(self, grouping: dict | None):
-        grouping = dict(grouping or dict(type='tas_lora.ArchitectureGroups'))
-        grouping.setdefault('space', self.space)
-        self._readable_groups = TASK_UTILS.build(
-            dict(type='tas_lora.ArchitectureGroups', space=self.space, attributes=self.attributes)
+        self._readable_groups = ArchitectureGroups(self.space, self.attributes)
+        grouping = dict(type='tas_lora.ArchitectureGroups') if grouping is None else grouping
+        default = dict(num_groups=len(self._readable_groups))
+        if isinstance(grouping, Mapping) and 'ArchitectureGroups' in str(grouping.get('type')):
+            default = dict(attributes=self.attributes)
+        return build_part(
+            TASK_UTILS, grouping, BlockGroups, 'router.grouping', space=self.space, **default
         )
-        default = (
-            dict(attributes=self.attributes)
-            if grouping['type'] == 'tas_lora.ArchitectureGroups'
-            else dict(num_groups=len(self._readable_groups))
-        )
-        return TASK_UTILS.build(grouping, default_args=default)
 
     def _count_experts(self, init: str, num_experts: int | None) -> int:
         if init not in ('group_wise', 'random'):
@@ -218,7 +221,7 @@ class MLPRouterHead(RouterHead):
 
 
 @MODELS.register_module()
-class SingleExpertHead(BaseModule):
+class SingleExpertHead(Router):
     """No routing: one LoRA shared by all subnets (K = 1, the paper's ablation).
 
     Args:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 
 from ...errors import UserError
@@ -76,7 +77,7 @@ def _scores(importance, depth: int) -> list[list[float]]:
     except (TypeError, ValueError):
         scores = []
     shaped = len(scores) == depth and all(len(block) == len(LAYER_KINDS) for block in scores)
-    if not shaped or not all(score > 0 for block in scores for score in block):
+    if not shaped or not all(0 < score < inf for block in scores for score in block):
         raise UserError(
             f'{where} must hold {depth} lists, one a block, of {len(LAYER_KINDS)} positive '
             f'numbers, for {", ".join(LAYER_KINDS)}'

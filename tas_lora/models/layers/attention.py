@@ -194,7 +194,7 @@ class ElasticAttention(nn.Module):
         B, N, C = x.shape
         inner = num_heads * self.head_dim
         bias = without_key_gradient(self.qkv.bias, inner)
-        qkv = F.linear(x, self.qkv.sliced_weight(inner, C), bias)  # (B, N, 3 H D)
+        qkv = self.qkv(x, inner, bias)  # (B, N, 3 H D)
         q, k, v = qkv.view(B, N, 3, num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         y = self.attend(q, k, v, rel_index)
         return self.proj(y.transpose(1, 2).flatten(2), C)

@@ -45,11 +45,17 @@ class ElasticLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(parts * out_features))
         nn.init.trunc_normal_(self.weight, std=init_std)
 
-    def forward(self, x: Tensor, out_features: int | None = None) -> Tensor:
-        """Map (..., i) to (..., P o), where o is ``out_features`` or the full O."""
+    def forward(
+        self, x: Tensor, out_features: int | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """Map (..., i) to (..., P o), where o is ``out_features`` or the full O.
+
+        ``bias`` (P o,) takes the place of the layer's own.
+        """
         out_features = out_features or self.out_features
         weight = self.sliced_weight(out_features, x.shape[-1])
-        return F.linear(x, weight, self.bias[: self.parts * out_features])
+        bias = self.bias[: self.parts * out_features] if bias is None else bias
+        return F.linear(x, weight, bias)
 
     def sliced_weight(self, out_features: int, in_features: int) -> Tensor:
         """The weight in use at these widths, (P o, i)."""
