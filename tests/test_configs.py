@@ -339,7 +339,7 @@ def test_warmups_of_the_ablation_as_written_in_the_readme(warmup, data, tmp_path
 def test_every_row_of_options_in_the_readme_is_taken(stage, rows):
     text = (ROOT / 'configs' / 'README.md').read_text()
     section = text.split(f'tools/dist_train.sh configs/{stage}.py')[-1].split('\n\n')[1]
-    options = re.findall(r'^\| (?!option|row)[^|]+ \| `([^`]+)` ', section, re.MULTILINE)
+    options = re.findall(r'^\| (?!option|row)[^|]+ \| `([^`]+)`', section, re.MULTILINE)
     assert len(options) == rows
     for row in options:
         arguments = [str(CONFIGS[stage]), '--cfg-options', *shlex.split(row)]
