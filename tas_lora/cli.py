@@ -3,10 +3,11 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
+from rich.table import Table
 
 from .apis import load_config
 from .errors import UserError
@@ -32,6 +33,23 @@ class _Options(DictAction):
             super().__call__(parser, namespace, values, option_string)
         except ValueError:
             parser.error(f'{option_string} takes key=value, got {" ".join(values)}')
+
+
+def plain_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of a tool that takes no config."""
+    return argparse.ArgumentParser(description=description)
+
+
+def markdown(tables: Iterable[Table]) -> str:
+    """Tables of rich as Markdown."""
+    return '\n'.join(map(_markdown, tables))
+
+
+def _markdown(table: Table) -> str:
+    rows = zip(*(column.cells for column in table.columns), strict=True)
+    lines = [[str(column.header) for column in table.columns], ['---'] * len(table.columns), *rows]
+    text = '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
+    return f'### {table.title}\n\n{text}\n'
 
 
 def config_parser(description: str, work_dir: bool = True) -> argparse.ArgumentParser:

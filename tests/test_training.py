@@ -234,7 +234,7 @@ def test_resume_with_nothing_to_resume_starts_from_load_from(digits_root, tmp_pa
 @pytest.mark.usefixtures('start')
 def test_options_of_the_tool(digits_root, tmp_path):
     log = run_tool(digits_root, tmp_path, '--amp', '--no-validate')
-    assert 'amp=True' in log
+    assert "amp='bfloat16'" in log
     assert 'Epoch(val)' not in log
 
 

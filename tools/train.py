@@ -14,7 +14,13 @@ def parse_args():
         const='auto',
         help='go on from a checkpoint, the latest in the work directory if none is named',
     )
-    parser.add_argument('--amp', action='store_true', help='mixed precision, bfloat16')
+    parser.add_argument(
+        '--amp',
+        nargs='?',
+        const='bfloat16',
+        choices=['bfloat16', 'float16'],
+        help='mixed precision, bfloat16 unless float16 is named',
+    )
     parser.add_argument('--no-validate', action='store_true', help='train without validation')
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale learning rates by the batch size'
@@ -36,7 +42,7 @@ def main():
             'for tools/search.py'
         )
     if args.amp:
-        cfg.optim_wrapper.update(type='tas_lora.SupernetOptimWrapper', amp=True)
+        cfg.optim_wrapper.update(type='tas_lora.SupernetOptimWrapper', amp=args.amp)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.auto_scale_lr:

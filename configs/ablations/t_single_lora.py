@@ -13,7 +13,7 @@ model = dict(
 )
 optim_wrapper = dict(
     _delete_=True,
-    type='OptimWrapper',
+    type='tas_lora.SupernetOptimWrapper',
     optimizer=dict(type='AdamW', lr=5e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
 )
 param_scheduler = [

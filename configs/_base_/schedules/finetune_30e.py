@@ -1,7 +1,7 @@
 # A found subnet trained on, on ImageNet. The recipe is chosen here, none is published: AdamW with
 # a fiftieth of AutoFormer's rate and its weight decay, batches of 1024, 30 epochs.
 optim_wrapper = dict(
-    type='OptimWrapper',
+    type='tas_lora.SupernetOptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
 )

@@ -1,7 +1,7 @@
 # Fine-tuning on a small data set. The recipe is chosen here, none is published: after DeiT's, SGD
 # with momentum on batches of 512, five epochs of warm-up, then a cosine to 0; 300 epochs.
 optim_wrapper = dict(
-    type='OptimWrapper',
+    type='tas_lora.SupernetOptimWrapper',
     optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
 )

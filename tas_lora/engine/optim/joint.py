@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...models.layers import expert_parameters
 from ...registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+from .supernet_optim import SupernetOptimWrapper
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -19,9 +20,22 @@ class JointOptimWrapper(OptimWrapperDict):
     """Steps several optimizers on the gradients of one loss.
 
     MMEngine leaves ``update_params`` of an ``OptimWrapperDict`` to the model; defined here, the
-    stock ``train_step`` of models and of their DDP wrapper works. Precision and gradient
-    accumulation are those of the first wrapper.
+    stock ``train_step`` of models and of their DDP wrapper works. Precision, loss scale and
+    gradient accumulation are those of the first wrapper.
+
+    Args:
+        **wrappers: By name, each a :class:`SupernetOptimWrapper`.
     """
+
+    def __init__(self, **wrappers: SupernetOptimWrapper):
+        super().__init__(**wrappers)
+        for name, wrapper in wrappers.items():
+            if not isinstance(wrapper, SupernetOptimWrapper):
+                raise UserError(
+                    f'optim_wrapper.{name}.type must be tas_lora.SupernetOptimWrapper, got '
+                    f'{type(wrapper).__name__}; it has mixed precision by amp'
+                )
+            wrapper.scaler = self._first.scaler  # there is one loss, hence one scale
 
     @property
     def _first(self):
@@ -34,6 +48,7 @@ class JointOptimWrapper(OptimWrapperDict):
             for wrapper in self.optim_wrappers.values():
                 wrapper.step(**(step_kwargs or {}))
                 wrapper.zero_grad(**(zero_kwargs or {}))
+            self._first.scaler.update()
 
     def backward(self, loss: Tensor, **kwargs) -> None:
         """Backward, counted as one of the first wrapper."""

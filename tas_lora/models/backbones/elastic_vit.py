@@ -1,6 +1,7 @@
 """The weight-entangled vision transformer of AutoFormer, top to bottom."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...registry import MODELS
 from ...structures import Subnet
-from ...structures.subnet import positive
+from ...structures.subnet import boolean, positive
 from ..layers import (
     ElasticAttention,
     ElasticLayerNorm,
@@ -21,6 +22,7 @@ from ..layers import (
     MoLELinear,
     expert_sizes,
     linear_factory,
+    recomputed,
     token_index,
 )
 
@@ -105,6 +107,8 @@ class ElasticViT(BaseModule):
             file of them, R is the mean rank, and ``layer_experts`` the mean number of experts:
             both go by the scores. None leaves experts out.
         init_std: Standard deviation of the initial weights; biases start at 0.
+        with_cp: Keep no activations inside blocks and compute them again in the backward: less
+            memory, a third more time.
         init_cfg: MMEngine's initialisation config.
 
     Raises:
@@ -123,9 +127,11 @@ class ElasticViT(BaseModule):
         drop_path_rate: float = 0.0,
         mole: dict | None = None,
         init_std: float = 0.02,
+        with_cp: bool = False,
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg)
+        self.with_cp = boolean(with_cp, 'with_cp')
         self.arch = Subnet.coerce(arch)
         if out_type not in ('avg_featmap', 'cls_token'):
             raise UserError(f"out_type must be 'avg_featmap' or 'cls_token', got {out_type!r}")
@@ -171,7 +177,8 @@ class ElasticViT(BaseModule):
         x = torch.cat([cls_token, x], dim=1) + self.pos_embed[..., : subnet.embed_dim]
         rel_index = (self.rel_index, self.rel_marks)
         for block, (_, num_heads, hidden_dim) in self.active_blocks(subnet):
-            x = block(x, num_heads, hidden_dim, rel_index)
+            run = partial(recomputed, block) if self.with_cp and torch.is_grad_enabled() else block
+            x = run(x, num_heads, hidden_dim, rel_index)
         x = self.norm(x)
         return (x[:, 0] if self.out_type == 'cls_token' else x[:, 1:].mean(dim=1),)
 

@@ -15,6 +15,7 @@ from .mole import (
     linear_factory,
     merge_experts,
     mole_linear,
+    recomputed,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     'linear_factory',
     'merge_experts',
     'mole_linear',
+    'recomputed',
     'relative_attention',
     'relative_index',
     'slice_weight',

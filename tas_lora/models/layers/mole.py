@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .elastic import ElasticLinear, slice_weight
 
@@ -124,6 +125,31 @@ def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     for layer in model.modules():
         if isinstance(layer, MoLELinear):
             yield from (layer.lora_a, layer.lora_b)
+
+
+def recomputed(block: nn.Module, *inputs) -> Tensor:
+    """Run ``block`` without keeping its activations.
+
+    The weights merged now are used again when it is run in the backward; by then the block may
+    hold others, or none.
+    """
+    layers = [layer for layer in block.modules() if isinstance(layer, MoLELinear)]
+    merged = [layer.merged for layer in layers]
+
+    def run(*inputs):
+        present = [layer.merged for layer in layers]
+        _hold(layers, merged)
+        try:
+            return block(*inputs)
+        finally:  # torch leaves the second run by an exception, once it has what it needs
+            _hold(layers, present)
+
+    return checkpoint(run, *inputs, use_reentrant=False)
+
+
+def _hold(layers: list[MoLELinear], weights: list[Tensor | None]) -> None:
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.merged = weight
 
 
 def linear_factory(
