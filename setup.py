@@ -22,6 +22,7 @@ setup(
         'mmpretrain>=1.2.0',
         'mmcv-lite>=2.0.0,<2.4.0',  # the range MMPretrain accepts
         'numpy',
+        'psutil',
         'rich',
         'safetensors',
     ],

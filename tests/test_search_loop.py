@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.runner import Runner
+from mmpretrain.structures import DataSample
+from torch.utils.data import DataLoader
 
 from tas_lora import Subnet, UserError, count_params
+from tas_lora.engine.runner.kept_batches import KeptBatches, size_in_bytes
 from tas_lora.evaluation import CrossEntropy
 
 SMALL = {
@@ -116,3 +119,81 @@ def test_weights_that_give_nan_find_nothing(digits_config):
     torch.nn.init.constant_(runner.model.head.fc.bias, float('nan'))
     with pytest.raises(UserError, match='no subnet has a finite cross_entropy'):
         runner.val()
+
+
+def test_images_are_decoded_once_for_all_subnets(digits_config, monkeypatch):
+    """And the scores are those of a search that reads them anew for each."""
+    decoded, histories = [], []
+    for share in (0.5, 0):
+        cfg = digits_config('search', options=SMALL)
+        cfg.val_cfg.memory_share, cfg.val_dataloader.batch_size = share, 64
+        runner = Runner.from_cfg(cfg)
+        dataset, seen = runner.val_loop.dataloader.dataset, []
+        monkeypatch.setattr(
+            type(dataset), '__getitem__', _counted(type(dataset).__getitem__, seen), raising=True
+        )
+        runner.val()
+        monkeypatch.undo()
+        decoded.append(len(seen) / len(dataset))
+        history = (Path(cfg.work_dir) / 'search_history.jsonl').read_text()
+        histories.append(history)
+    assert decoded == [1, 18]
+    assert histories[0] == histories[1]
+
+
+def _counted(getitem, seen):
+    def spy(self, index):
+        seen.append(index)
+        return getitem(self, index)
+
+    return spy
+
+
+def test_batches_are_kept_only_if_they_fit():
+    loader = DataLoader(
+        [dict(inputs=torch.ones(8, dtype=torch.uint8), data_samples=DataSample())] * 6,
+        batch_size=2,
+        collate_fn=lambda items: dict(
+            inputs=torch.stack([i['inputs'] for i in items]),
+            data_samples=[i['data_samples'] for i in items],
+        ),
+    )
+    for share, kept in ((1.0, True), (1e-12, False), (0, False)):
+        batches = KeptBatches(loader, share)
+        first, second = list(batches), list(batches)
+        assert (batches.kept is not None) == kept
+        assert len(batches) == len(first) == len(second) == 3
+        assert all(
+            torch.equal(a['inputs'], b['inputs']) for a, b in zip(first, second, strict=True)
+        )
+        first[0]['data_samples'][0].set_pred_label(1)
+        assert 'pred_label' not in next(iter(batches))['data_samples'][0]
+    half = KeptBatches(loader)
+    next(iter(half))  # left after one batch
+    assert half.kept is None
+    assert size_in_bytes(next(iter(loader))) == 16
+
+
+def test_finalists_of_a_bfloat16_search_are_confirmed_in_float32(digits_config):
+    evolution = SMALL['val_cfg.evolution']
+    options = {'val_cfg.evolution': evolution, 'val_cfg.finalists': 4}
+    plain = search(digits_config('search', options=options))
+    cfg = digits_config('search', options={**options, 'val_cfg.precision': 'bfloat16'})
+    history = search(cfg)
+    assert [line['precision'] for line in history] == ['bfloat16'] * 18 + ['float32'] * 4
+    exact = {str(line['subnet']): line['cross_entropy'] for line in plain}
+    low, finals = history[:18], history[18:]
+    assert any(line['cross_entropy'] != exact.get(str(line['subnet'])) for line in low)
+    for line in finals:
+        if str(line['subnet']) in exact:
+            assert line['cross_entropy'] == exact[str(line['subnet'])]
+    chosen = sorted(low, key=lambda line: line['cross_entropy'])[:4]
+    assert {str(line['subnet']) for line in finals} == {str(line['subnet']) for line in chosen}
+    best = json.loads((Path(cfg.work_dir) / 'best_subnet.json').read_text())
+    assert best['cross_entropy'] == min(line['cross_entropy'] for line in finals)
+
+
+def test_a_precision_that_does_not_exist(digits_config):
+    cfg = digits_config('search', options={'val_cfg.precision': 'int8'})
+    with pytest.raises(UserError, match="precision must be 'float32' or 'bfloat16', got 'int8'"):
+        Runner.from_cfg(cfg).val_loop  # noqa: B018

@@ -59,7 +59,7 @@ STEPS = [
 ]
 # Of what the tools print, the lines that show progress.
 PROGRESS = re.compile(
-    r'INFO - ((Epoch\((train|val|test)\)|Experts after|Generation|Best of|The checkpoint is).*)'
+    r'INFO - ((Epoch\((train|val|test)\)|Experts after|Generation|Best after|The checkpoint is).*)'
 )
 console = Console(highlight=False)
 

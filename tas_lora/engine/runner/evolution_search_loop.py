@@ -6,6 +6,8 @@ from functools import partial
 from math import isfinite
 from pathlib import Path
 
+import torch
+from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.runner import ValLoop
 
@@ -15,6 +17,7 @@ from ...search import Evolution, count_flops, count_params
 from ...structures import SearchSpace, Subnet
 from ...structures.subnet import positive
 from ..of_runner import supernet_of
+from .kept_batches import KeptBatches
 from .subnet_val_loop import evaluate_subnet
 
 COUNTERS = dict(params=count_params, flops=count_flops)
@@ -39,6 +42,11 @@ class EvolutionarySearchLoop(ValLoop):
         score: Name of the metric subnets are ranked by.
         rule: 'less' if a lower score is better, 'greater' for metrics like accuracy.
         log_interval: Subnets between two log lines.
+        precision: Of the forward, 'float32' or 'bfloat16'.
+        finalists: After a search in bfloat16, as many of its best are scored again in float32,
+            and the best of those is the result.
+        memory_share: Share of the free memory that decoded images may take; if they need more,
+            they are decoded anew for every subnet.
         evolution: Arguments of :class:`~tas_lora.search.Evolution`: ``population``,
             ``generations``, ``parents``, ``mutations``, ``crossovers``, ``gene_prob``,
             ``shape_prob``, ``seed``.
@@ -58,17 +66,24 @@ class EvolutionarySearchLoop(ValLoop):
         score: str = 'cross_entropy',
         rule: str = 'less',
         log_interval: int = 10,
+        precision: str = 'float32',
+        finalists: int = 10,
+        memory_share: float = 0.5,
         evolution: dict | None = None,
         **kwargs,
     ):
         super().__init__(runner, dataloader, evaluator, **kwargs)
+        self.dataloader = KeptBatches(self.dataloader, memory_share)
         self.space = SearchSpace.coerce(space)
         self.model = supernet_of(runner)
         self.space.largest().check_fits(self.model.backbone.arch, 'the largest subnet of the space')
         self.limits = _parse_limits(constraints or {})
         if rule not in ('less', 'greater'):
             raise UserError(f"val_cfg.rule must be 'less' or 'greater', got {rule!r}")
-        self.score, self.rule = score, rule
+        if precision not in ('float32', 'bfloat16'):
+            raise UserError(f"val_cfg.precision must be 'float32' or 'bfloat16', got {precision!r}")
+        self.score, self.rule, self.precision = score, rule, precision
+        self.finalists = positive(finalists, 'val_cfg.finalists', int)
         self.log_interval = positive(log_interval, 'val_cfg.log_interval', int)
         spec = self.model.image_spec
         self.counters = {name: partial(count, **spec) for name, count in COUNTERS.items()}
@@ -95,10 +110,22 @@ class EvolutionarySearchLoop(ValLoop):
             self._log_generation()
         if self.evolution.generation < self.evolution.generations:
             self.runner.logger.info('No further subnet within the limits was found.')
-        metrics = self._finish()
+        metrics = self._finish(history)
         self.runner.call_hook('after_val_epoch', metrics=metrics)
         self.runner.call_hook('after_val')
         return metrics
+
+    @torch.no_grad()
+    def run_iter(self, idx: int, data_batch: dict) -> None:
+        """As in ``ValLoop``, at the precision asked for."""
+        self.runner.call_hook('before_val_iter', batch_idx=idx, data_batch=data_batch)
+        low = self.precision == 'bfloat16'
+        with torch.autocast(get_device(), dtype=torch.bfloat16, enabled=low):
+            outputs = self.runner.model.val_step(data_batch)
+        self.evaluator.process(data_samples=outputs, data_batch=data_batch)
+        self.runner.call_hook(
+            'after_val_iter', batch_idx=idx, data_batch=data_batch, outputs=outputs
+        )
 
     def _evaluate(self, subnet: Subnet, history: Path) -> float:
         metrics = evaluate_subnet(self, subnet)
@@ -108,7 +135,8 @@ class EvolutionarySearchLoop(ValLoop):
             )
         self.done += 1
         if is_main_process():
-            line = dict(generation=self.evolution.generation, **self._record(subnet, metrics))
+            line = dict(generation=self.evolution.generation, precision=self.precision)
+            line |= self._record(subnet, metrics)
             with history.open('a') as file:
                 file.write(json.dumps(line) + '\n')
         if self.done % self.log_interval == 0:
@@ -127,7 +155,15 @@ class EvolutionarySearchLoop(ValLoop):
         scores = {name: float(value) for name, value in metrics.items()}
         return dict(subnet=subnet.to_dict(), **costs, **scores)
 
-    def _finish(self) -> dict:
+    def _confirm(self, history: Path) -> None:
+        """Score the best anew in float32; the others are out of the race."""
+        best, self.precision = self.evolution.best(self.finalists), 'float32'
+        self.runner.logger.info(f'The best {len(best)} are scored again in float32.')
+        self.evolution.scores = {subnet: self._evaluate(subnet, history) for subnet in best}
+
+    def _finish(self, history: Path) -> dict:
+        if self.precision != 'float32':
+            self._confirm(history)
         best = self.evolution.best(1)[0]
         if not isfinite(self._score_of(best)):
             raise UserError(f'no subnet has a finite {self.score}; the weights are of no use')
@@ -135,7 +171,7 @@ class EvolutionarySearchLoop(ValLoop):
         target = Path(self.runner.work_dir) / 'best_subnet.json'
         if is_main_process():
             target.write_text(json.dumps(record, indent=2) + '\n')
-        self.runner.logger.info(f'Best of {self.done} subnets, written to {target}: {best}')
+        self.runner.logger.info(f'Best after {self.done} evaluations, written to {target}: {best}')
         return {name: value for name, value in record.items() if name != 'subnet'}
 
     def _out_of_reach(self) -> str:
