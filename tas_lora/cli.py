@@ -35,11 +35,6 @@ class _Options(DictAction):
             parser.error(f'{option_string} takes key=value, got {" ".join(values)}')
 
 
-def plain_parser(description: str) -> argparse.ArgumentParser:
-    """A parser of a tool that takes no config."""
-    return argparse.ArgumentParser(description=description)
-
-
 def markdown(tables: Iterable[Table]) -> str:
     """Tables of rich as Markdown."""
     return '\n'.join(map(_markdown, tables))

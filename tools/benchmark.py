@@ -1,0 +1,186 @@
+"""Measure what experts, router and elastic slicing cost, against plain networks of the same widths.
+
+All contestants take turns in one process; figures are medians of ratios within rounds, with the
+middle half as spread. Targets and results: docs/benchmark.md.
+"""
+
+import argparse
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.device import get_device
+from rich.console import Console
+from rich.table import Table
+
+from tas_lora import SearchSpace, apis, cli
+from tas_lora.analysis import benchmark, growth, processes
+from tas_lora.analysis.timing import matrix_rate, milliseconds, ratio
+from tas_lora.structures.subnet import natural, positive
+
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+SPACES = dict(t='autoformer_t', s='autoformer_s', b='autoformer_b')
+
+
+def parse_args():
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--sizes', nargs='+', choices=SPACES, default=['t'], help='spaces')
+    parser.add_argument('--batch', type=int, default=16, help='images of a training step')
+    parser.add_argument('--eval-batch', type=int, default=32, help='images of an evaluation')
+    parser.add_argument('--rounds', type=int, default=9, help='rounds of all contestants')
+    parser.add_argument('--device', default=get_device(), help='cpu or cuda')
+    parser.add_argument('--amp', action='store_true', help='bfloat16 autocast for all')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the subnet, and of weights')
+    parser.add_argument('--growth', action='store_true', help='cost against K, rank, depth, ...')
+    parser.add_argument(
+        '--processes', action='store_true', help='peak memory, and steps in two processes (CPU)'
+    )
+    parser.add_argument('--quick', action='store_true', help='T at batch 4, under a minute')
+    parser.add_argument('--json', help='write all figures to this file')
+    parser.add_argument('--markdown', help='write the tables to this file')
+    args = parser.parse_args()
+    if args.quick:
+        args.batch, args.eval_batch, args.rounds = 4, 8, 4
+    for field in ('batch', 'eval_batch', 'rounds'):
+        positive(getattr(args, field), f'--{field.replace("_", "-")}', int)
+    for path in filter(None, (args.json, args.markdown)):
+        cli.check_output(path)
+    return args
+
+
+def measure(size: str, args) -> dict:
+    """All figures of one space, at one subnet drawn from the seed."""
+    cfg = apis.load_config(CONFIGS / f'{SPACES[size]}_moLE.py')
+    space = SearchSpace.coerce(cfg.space)
+    subnet = space.sample(np.random.default_rng(natural(args.seed, '--seed')))
+    torch.manual_seed(args.seed)
+    models = benchmark.contestants(cfg.model, subnet, args.device)
+    spec = models['ours'].image_spec
+    batch = benchmark.batch_of(spec, args.batch, args.device)
+    images, _ = benchmark.batch_of(spec, args.eval_batch, args.device)
+    training = benchmark.measure_training(models, batch, args.rounds, args.amp)
+    evaluation = benchmark.measure_evaluation(models, images, args.rounds, args.amp)
+    activations = benchmark.measure_activations(models, batch, args.amp)
+    hops = benchmark.measure_hops(models['ours'], space, batch, args.rounds)
+    result = benchmark.summary(training, evaluation, activations, hops)
+    result['contestants'] = {
+        name: dict(
+            train_ms=milliseconds(training[name]) if name in training else None,
+            train_vs_static=ratio(training[name], training['static']) if name in training else None,
+            eval_ms=milliseconds(evaluation[name]),
+            eval_vs_static=ratio(evaluation[name], evaluation['static']),
+            saved_mib=activations[name] / 2**20 if name in activations else None,
+        )
+        for name in evaluation
+    }
+    result['hops_ms'] = {name: milliseconds(seconds) for name, seconds in hops.items()}
+    result['subnet'] = subnet.to_dict()
+    if args.growth:
+        result['growth'] = growth.measure_growth(cfg.model, subnet, args)
+    if args.processes:
+        threads = max(torch.get_num_threads() // 2, 1)
+        result['ddp_step_ms'] = processes.ddp_step(cfg.model, 4, args.rounds, threads)
+        for name in benchmark.CONTESTANTS:
+            peak = processes.peak_memory(cfg.model, subnet, name, args.batch)
+            result['contestants'][name]['peak_mib'] = peak
+    return result
+
+
+def machine(args) -> dict:
+    """Where, when and how it was measured."""
+    rates = {
+        str(dtype).removeprefix('torch.'): matrix_rate(args.device, dtype) / 1e9
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    on_gpu = args.device.startswith('cuda')
+    commit = subprocess.run(
+        ['git', '-C', CONFIGS, 'rev-parse', '--short', 'HEAD'],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return dict(
+        command=shlex.join(['python', 'tools/benchmark.py', *sys.argv[1:]]),
+        commit=commit.stdout.strip(),
+        device=torch.cuda.get_device_name() if on_gpu else platform.processor() or 'cpu',
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        matrix_gmac_per_second=rates,
+    )
+
+
+def tables(results: dict[str, dict]) -> list[Table]:
+    """For each space: the summary, the contestants and the parts of a step."""
+    found = []
+    for size, result in results.items():
+        table = Table('figure', 'median', 'spread', title=f'AutoFormer-{size.upper()}')
+        for name, value in result.items():
+            if isinstance(value, dict) and 'spread' in value:
+                table.add_row(name, f'{value["median"]:.3f}', _spread(value))
+        found += [table, _contestants(result), _times('part of a step', result['hops_ms'])]
+        if 'ddp_step_ms' in result:
+            found.append(_times('step in several processes', result['ddp_step_ms']))
+        found += [growth.table(axis, points) for axis, points in result.get('growth', {}).items()]
+    return found
+
+
+def _contestants(result: dict) -> Table:
+    columns = (
+        'contestant',
+        'train ms',
+        'vs static',
+        'saved MiB',
+        'peak MiB',
+        'eval ms',
+        'vs static',
+    )
+    table = Table(*columns, title='Contestants')
+    for name, row in result['contestants'].items():
+        values = [row['train_ms'], row['train_vs_static'], row['saved_mib'], row.get('peak_mib')]
+        values += [row['eval_ms'], row['eval_vs_static']]
+        table.add_row(name, *map(_cell, values))
+    return table
+
+
+def _times(what: str, values: dict[str, dict]) -> Table:
+    table = Table(what, 'ms', 'spread', title=f'Ours: {what}')
+    for name, value in values.items():
+        table.add_row(name, f'{value["median"]:.2f}', _spread(value))
+    return table
+
+
+def _cell(value) -> str:
+    if value is None:
+        return ''
+    median = value['median'] if isinstance(value, dict) else value
+    return f'{median:.2f}' if median < 10 else f'{median:.0f}'
+
+
+def _spread(value: dict) -> str:
+    return ' .. '.join(f'{bound:.3f}' for bound in value['spread'])
+
+
+def main():
+    """Parse, measure, print, write."""
+    args = parse_args()
+    results = {size: measure(size, args) for size in args.sizes}
+    where, found = machine(args), tables(results)
+    console = Console()
+    for table in found:
+        console.print(table)
+    console.print_json(data=where)
+    if args.json:
+        report = results[args.sizes[0]] | dict(sizes=results, machine=where)
+        Path(args.json).write_text(json.dumps(report, indent=2) + '\n')
+    if args.markdown:
+        Path(args.markdown).write_text(cli.markdown(found))
+
+
+if __name__ == '__main__':
+    cli.run(main)
