@@ -34,6 +34,13 @@ def parse_args():
     parser.add_argument('--batch', type=int, default=16, help='images of a training step')
     parser.add_argument('--eval-batch', type=int, default=32, help='images of an evaluation')
     parser.add_argument('--rounds', type=int, default=9, help='rounds of all contestants')
+    parser.add_argument(
+        '--contestants',
+        nargs='+',
+        choices=benchmark.CONTESTANTS,
+        default=benchmark.CONTESTANTS,
+        help="whom to measure; 'static' and 'ours' always take part",
+    )
     parser.add_argument('--device', default=get_device(), help='cpu or cuda')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast for all')
     parser.add_argument('--seed', type=int, default=0, help='seed of the subnet, and of weights')
@@ -60,7 +67,8 @@ def measure(size: str, args) -> dict:
     space = SearchSpace.coerce(cfg.space)
     subnet = space.sample(np.random.default_rng(natural(args.seed, '--seed')))
     torch.manual_seed(args.seed)
-    models = benchmark.contestants(cfg.model, subnet, args.device)
+    names = dict.fromkeys(['static', 'ours', *args.contestants])
+    models = benchmark.contestants(cfg.model, subnet, args.device, tuple(names))
     spec = models['ours'].image_spec
     batch = benchmark.batch_of(spec, args.batch, args.device)
     images, _ = benchmark.batch_of(spec, args.eval_batch, args.device)
@@ -86,7 +94,7 @@ def measure(size: str, args) -> dict:
     if args.processes:
         threads = max(torch.get_num_threads() // 2, 1)
         result['ddp_step_ms'] = processes.ddp_step(cfg.model, 4, args.rounds, threads)
-        for name in benchmark.CONTESTANTS:
+        for name in models:
             peak = processes.peak_memory(cfg.model, subnet, name, args.batch)
             result['contestants'][name]['peak_mib'] = peak
     return result

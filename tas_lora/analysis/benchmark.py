@@ -163,9 +163,13 @@ def summary(training: dict, evaluation: dict, activations: dict, hops: dict) -> 
     size = activations['ours'] / activations['static']
     merge = [r + m for r, m in zip(hops['route'], hops['merge'], strict=True)]
     both = [m + b for m, b in zip(merge, hops['merge backward'], strict=True)]
+    versus = {
+        f'train_step_vs_{other}': ratio(training['ours'], training[other])
+        for other in ('static', 'naive')
+        if other in training
+    }
     return dict(
-        train_step_vs_static=ratio(training['ours'], training['static']),
-        train_step_vs_naive=ratio(training['ours'], training['naive']),
+        **versus,
         eval_vs_static=ratio(evaluation['ours'], evaluation['static']),
         eval_bf16_vs_static=ratio(evaluation['ours_bf16'], evaluation['static']),
         saved_activations_vs_static=dict(median=size, spread=[size, size]),

@@ -153,11 +153,12 @@ def training_step(
 
     def step() -> None:
         if router is not None:
-            model.set_subnet(model.subnet)
             model.merge_experts()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
             loss = F.cross_entropy(forward(images), labels)
         loss.backward()
+        if router is not None:
+            model.unmerge_experts()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()

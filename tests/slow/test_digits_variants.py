@@ -101,7 +101,7 @@ def variant_of(base: str, text: str, folder: Path) -> tuple[Path, Path]:
     config.write_text(f'_base_ = {str(ROOT / "configs" / base)!r}\n{text}\n')
     options = []
     if 'moLE' in base:
-        options = ['--cfg-options', f'load_from={SUPERNET}', 'train_dataloader.dataset.times=3']
+        options = ['--cfg-options', f'load_from={SUPERNET}', 'train_dataloader.dataset.times=2']
     tool('train.py', config, '--work-dir', work_dir, *options)
     return config, Path((work_dir / 'last_checkpoint').read_text().strip())
 

@@ -1,0 +1,125 @@
+"""The benchmark: its contestants compute what they should, its figures are right."""
+
+import json
+
+import pytest
+import torch
+from conftest import call_tool
+from tiny import SPACE, images, randomize, tiny_config, tiny_model
+
+from tas_lora.analysis import benchmark
+from tas_lora.analysis.contestants import StaticViT, left_unmerged, made_naive, training_step
+from tas_lora.analysis.timing import interleave, ratio, saved_bytes
+
+CONFIG = tiny_config()['model']
+
+
+def test_naive_and_unmerged_experts_give_our_logits_and_gradients():
+    makers = (lambda model: model, made_naive, left_unmerged)
+    models = [make(randomize(tiny_model(), std=0.3)) for make in makers]
+    for subnet in (SPACE.smallest(), SPACE.largest()):
+        logits, gradients = [], []
+        for seed, model in enumerate(models):
+            torch.manual_seed(seed)
+            randomized = models[0].state_dict()
+            model.load_state_dict(randomized)
+            model.zero_grad()
+            model.set_subnet(subnet)
+            model.merge_experts()
+            logits.append(model(images()))
+            logits[-1].square().sum().backward()
+            gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+        for other, gradient in zip(logits[1:], gradients[1:], strict=True):
+            assert (other - logits[0]).abs().max() < 1e-4
+            assert gradient.keys() == gradients[0].keys()
+            for name, value in gradient.items():
+                scale = gradients[0][name].abs().max() + 1
+                assert (value - gradients[0][name]).abs().max() < 1e-4 * scale, name
+
+
+def test_the_static_network_has_the_widths_of_the_subnet():
+    subnet, spec = SPACE.largest(), tiny_model().image_spec
+    model = StaticViT(subnet, spec)
+    shapes = [tuple(p.shape) for n, p in model.named_parameters() if 'fc1.weight' in n]
+    assert shapes == [(hidden, subnet.embed_dim) for hidden in subnet.hidden_dims]
+    assert model(images()).shape == (2, 5)
+
+
+def test_a_step_trains_experts_and_router_of_ours_and_all_of_static():
+    models = benchmark.contestants(CONFIG, SPACE.largest(), 'cpu')
+    assert tuple(models) == benchmark.CONTESTANTS
+    batch = benchmark.batch_of(models['ours'].image_spec, 4, 'cpu')
+    for name, model in models.items():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.1)
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        training_step(model, *batch)()
+        moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+        frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+        assert moved, name
+        assert not moved & frozen, name
+        assert bool(frozen) == (name in ('ours', 'naive', 'unmerged')), name
+
+
+def test_contestants_take_turns_and_the_warmup_is_left_out():
+    order = []
+    jobs = {name: (lambda name=name: order.append(name)) for name in 'ab'}
+    seconds = interleave(jobs, rounds=3)
+    assert order == list('ab') * 4
+    assert [len(times) for times in seconds.values()] == [3, 3]
+
+
+def test_ratio_is_of_rounds_not_of_medians():
+    found = ratio([2.0, 20.0, 3.0, 4.0], [1.0, 10.0, 1.0, 2.0])  # a slow round slows both
+    assert found['median'] == 2
+    assert found['spread'] == [2, 2.25]
+
+
+def test_saved_bytes_against_a_count_by_hand():
+    layer = torch.nn.Linear(8, 4)
+    x = torch.randn(16, 8, requires_grad=True)
+    # The linear keeps its input, the square its input; the weight is none of them.
+    assert saved_bytes(layer, lambda: layer(x).square().sum()) == 4 * (16 * 8 + 16 * 4)
+
+
+def test_summary_has_the_promised_figures():
+    models = benchmark.contestants(CONFIG, SPACE.largest(), 'cpu')
+    batch = benchmark.batch_of(models['ours'].image_spec, 2, 'cpu')
+    training = benchmark.measure_training(models, batch, 2, amp=False)
+    evaluation = benchmark.measure_evaluation(models, batch[0], 2, amp=False)
+    activations = benchmark.measure_activations(models, batch, amp=False)
+    hops = benchmark.measure_hops(models['ours'], SPACE, batch, 2)
+    found = benchmark.summary(training, evaluation, activations, hops)
+    for key in (
+        'train_step_vs_static',
+        'train_step_vs_naive',
+        'eval_vs_static',
+        'saved_activations_vs_static',
+        'merge_share_of_step',
+    ):
+        low, high = found[key]['spread']
+        assert 0 < low <= found[key]['median'] <= high
+    assert activations['naive'] > activations['ours'] > activations['static']
+    assert not any(model.is_merged for model in models.values() if hasattr(model, 'is_merged'))
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        (['--batch', '0'], '--batch must be a positive integer, got 0'),
+        (['--json', '/nowhere/x.json'], '/nowhere/x.json cannot be written'),
+    ],
+)
+def test_mistakes_on_the_command_line(option, message, capsys):
+    assert call_tool('benchmark.py', *option) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_results_in_the_repository_are_of_the_tool():
+    from conftest import ROOT
+
+    for path in (ROOT / 'docs').glob('benchmark_*.json'):
+        report = json.loads(path.read_text())
+        assert report['machine']['command'].startswith('python tools/benchmark.py')
+        assert report['machine']['commit']
