@@ -1,7 +1,7 @@
 # make demo   the whole path on real images, in minutes on two cores
 # make test   all tests
 # make lint   style
-# make variants   each variant of router, experts and training, end to end on the digits: half an hour
+# make variants   each variant of router, experts and training, end to end on the digits, and compiled blocks: half an hour
 PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
@@ -15,7 +15,7 @@ test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -q --durations=5
 
 variants: $(INSTALLED) work_dirs/digits_supernet/epoch_30.pth
-	$(VENV)/bin/python -m pytest -q tests/slow/test_digits_variants.py
+	$(VENV)/bin/python -m pytest -q tests/slow
 
 work_dirs/digits_supernet/epoch_30.pth:
 	$(MAKE) demo

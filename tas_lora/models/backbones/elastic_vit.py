@@ -25,15 +25,14 @@ from ..layers import (
     recomputed,
     token_index,
 )
+from .compiled import compile_branches
 
 
 class ElasticBlock(nn.Module):
     """Pre-norm transformer block; it stores no architecture.
 
     Args:
-        embed_dim: Full width C.
-        num_heads: Full number of heads H.
-        hidden_dim: Full MLP width.
+        embed_dim, num_heads, hidden_dim: Full width C, number of heads H and MLP width.
         head_dim: Width D of a head.
         max_relative_position: Offset R at which relative positions are clipped.
         drop_path_rate: Stochastic depth, the same rate for both branches.
@@ -67,9 +66,16 @@ class ElasticBlock(nn.Module):
         self, x: Tensor, num_heads: int, hidden_dim: int, rel_index: tuple[Tensor, Tensor]
     ) -> Tensor:
         """Map (B, N, C) to (B, N, C)."""
-        x = x + self.drop_path(self.attn(self.attn_norm(x), num_heads, rel_index))
-        hidden = F.gelu(self.fc1(self.ffn_norm(x), hidden_dim))
-        return x + self.drop_path(self.fc2(hidden, x.shape[-1]))
+        x = x + self.drop_path(self.attention(x, num_heads, rel_index))
+        return x + self.drop_path(self.mlp(x, hidden_dim))
+
+    def attention(self, x: Tensor, num_heads: int, rel_index: tuple[Tensor, Tensor]) -> Tensor:
+        """The first branch, (B, N, C) to itself."""
+        return self.attn(self.attn_norm(x), num_heads, rel_index)
+
+    def mlp(self, x: Tensor, hidden_dim: int) -> Tensor:
+        """The second branch, (B, N, C) to itself."""
+        return self.fc2(F.gelu(self.fc1(self.ffn_norm(x), hidden_dim)), x.shape[-1])
 
     def sliced_linears(
         self, embed_dim: int, num_heads: int, hidden_dim: int
@@ -101,14 +107,12 @@ class ElasticViT(BaseModule):
             or 'cls_token'.
         drop_path_rate: Stochastic depth of the last block, linear over the supernet's depth; a
             shallower subnet keeps the first rates.
-        mole: ``dict(num_experts=K, rank=R)`` gives each linear layer of each block K LoRA
-            experts; with ``layers=('qkv', 'fc1')`` only the kinds named, out of 'qkv', 'proj',
-            'fc1', 'fc2'. With ``importance``, one score for each layer, (depth, 4), or a JSON
-            file of them, R is the mean rank, and ``layer_experts`` the mean number of experts:
-            both go by the scores. None leaves experts out.
+        mole: Experts of the linear layers, ``dict(num_experts=K, rank=R)`` and the options of
+            :func:`~tas_lora.models.layers.expert_sizes`. None leaves experts out.
         init_std: Standard deviation of the initial weights; biases start at 0.
-        with_cp: Keep no activations inside blocks and compute them again in the backward: less
-            memory, a third more time.
+        compile_blocks: Run the branches of blocks through ``torch.compile``; each pair of widths
+            (6 + 6 in T) takes some seconds when it is first met.
+        with_cp: Compute activations inside blocks again in the backward, to save memory.
         init_cfg: MMEngine's initialisation config.
 
     Raises:
@@ -127,6 +131,7 @@ class ElasticViT(BaseModule):
         drop_path_rate: float = 0.0,
         mole: dict | None = None,
         init_std: float = 0.02,
+        compile_blocks: bool = False,
         with_cp: bool = False,
         init_cfg: dict | None = None,
     ):
@@ -155,6 +160,8 @@ class ElasticViT(BaseModule):
         nn.init.trunc_normal_(self.pos_embed, std=init_std)
         self.blocks = self._build_blocks(drop_path_rate, mole, init_std)
         self.num_experts = 0 if mole is None else mole['num_experts']  # K, what the router has
+        if boolean(compile_blocks, 'compile_blocks'):
+            compile_branches(self.blocks)
         self.norm = ElasticLayerNorm(width)
         index, marks = token_index(grid, max_relative_position, head_dim)
         self.register_buffer('rel_index', index, persistent=False)

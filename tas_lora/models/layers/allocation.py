@@ -29,8 +29,10 @@ def expert_sizes(mole: Mapping, depth: int) -> list[dict[str, tuple[int, int]]]:
     """Number of experts and rank of every layer that has experts.
 
     Args:
-        mole: ``num_experts``, K, and ``rank`` for all layers, or the means to allocate by
-            ``importance``; see :class:`~tas_lora.models.backbones.ElasticViT`.
+        mole: ``num_experts``, K, and ``rank``, R, for each linear layer. With ``layers``, such as
+            ``('qkv', 'fc1')``, only the kinds named have experts. With ``importance``, one score
+            for each layer, (depth, 4), or a JSON file of them, R is the mean rank, and
+            ``layer_experts`` the mean number of experts: both go by the scores.
         depth: Number of blocks.
 
     Returns:
