@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
-from conftest import call_tool
+from conftest import ROOT, call_tool
 from tiny import SPACE, images, randomize, tiny_config, tiny_model
 
-from tas_lora.analysis import benchmark
+from tas_lora import Subnet, cli
+from tas_lora.analysis import benchmark, growth, processes
 from tas_lora.analysis.contestants import StaticViT, left_unmerged, made_naive, training_step
 from tas_lora.analysis.timing import interleave, ratio, saved_bytes
+from tas_lora.apis import load_config
 
 CONFIG = tiny_config()['model']
 
@@ -19,10 +21,8 @@ def test_naive_and_unmerged_experts_give_our_logits_and_gradients():
     models = [make(randomize(tiny_model(), std=0.3)) for make in makers]
     for subnet in (SPACE.smallest(), SPACE.largest()):
         logits, gradients = [], []
-        for seed, model in enumerate(models):
-            torch.manual_seed(seed)
-            randomized = models[0].state_dict()
-            model.load_state_dict(randomized)
+        for model in models:
+            model.load_state_dict(models[0].state_dict())
             model.zero_grad()
             model.set_subnet(subnet)
             model.merge_experts()
@@ -57,16 +57,20 @@ def test_a_step_trains_experts_and_router_of_ours_and_all_of_static():
         training_step(model, *batch)()
         moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
         frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
-        assert moved, name
         assert not moved & frozen, name
-        assert bool(frozen) == (name in ('ours', 'naive', 'unmerged')), name
+        if name in ('ours', 'naive', 'unmerged'):
+            assert {n.split('.')[0] for n in moved} == {'backbone', 'router'}, name
+            assert all('lora_' in n or n.startswith('router.') for n in moved), name
+        else:
+            assert not frozen
+            assert len(moved) > 0.8 * len(before), name
 
 
 def test_contestants_take_turns_and_the_warmup_is_left_out():
     order = []
     jobs = {name: (lambda name=name: order.append(name)) for name in 'ab'}
     seconds = interleave(jobs, rounds=3)
-    assert order == list('ab') * 4
+    assert order == list('abbaabba')  # they take turns in going first
     assert [len(times) for times in seconds.values()] == [3, 3]
 
 
@@ -117,9 +121,39 @@ def test_mistakes_on_the_command_line(option, message, capsys):
 
 
 def test_results_in_the_repository_are_of_the_tool():
-    from conftest import ROOT
-
-    for path in (ROOT / 'docs').glob('benchmark_*.json'):
+    paths = list((ROOT / 'docs').glob('benchmark_*.json'))
+    assert paths
+    for path in paths:
         report = json.loads(path.read_text())
         assert report['machine']['command'].startswith('python tools/benchmark.py')
         assert report['machine']['commit']
+
+
+def test_growth_and_peak_memory_of_a_small_model():
+    subnet, axes = SPACE.smallest(), dict(num_experts=(1, 5), rank=(2,), batch=(3,))
+    config = dict(CONFIG, router=dict(CONFIG['router']))
+    found = {
+        axis: {v: growth._measure(config, subnet, 'cpu', 2, 1, axis, v) for v in values}
+        for axis, values in axes.items()
+    }
+    rows = [row for points in found.values() for row in points.values()]
+    assert all(hop['median'] > 0 for row in rows for hop in row.values())
+    table = growth.table('num_experts', found['num_experts'])
+    lines = cli.markdown([table]).splitlines()
+    assert lines[2].startswith('| num_experts | merge ms |')
+    assert [line.split(' | ')[0] for line in lines[4:]] == ['| 1', '| 5']
+    assert 'init' not in CONFIG['router']  # the config given is left as it was
+
+
+def test_peak_memory_is_of_the_contestant_and_not_of_this_process():
+    """A large tensor here must not hide what two steps there take."""
+    held = torch.ones(2**28)  # 1 GiB
+    config = autoformer_t()
+    subnet = Subnet(192, [3] * 2, [3.5] * 2)
+    sizes = [processes.peak_memory(config, subnet, 'static', batch) for batch in (1, 8)]
+    assert held.sum() > 0
+    assert 5 < sizes[0] < sizes[1] < 1000
+
+
+def autoformer_t() -> dict:
+    return load_config(ROOT / 'configs' / 'autoformer_t_moLE.py').model.to_dict()

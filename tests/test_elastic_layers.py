@@ -219,6 +219,18 @@ def test_fused_attention_at_lower_precision(dtype, tolerance):
     assert (fused - exact).abs().max() < tolerance
 
 
+def test_fused_attention_under_autocast_stays_in_bfloat16():
+    layer = randomize(
+        ElasticAttention(16, 2, 8, 3, lambda kind, *s, parts=1: ElasticLinear(*s, parts))
+    )
+    index, seen = token_index(3, 3, 8), []
+    attend = layer.attend
+    layer.attend = lambda *args: seen.append(attend(*args)) or seen[0]
+    with torch.autocast('cpu', torch.bfloat16):
+        layer(torch.randn(2, 10, 16), 2, index)
+    assert seen[0].dtype == torch.bfloat16
+
+
 def test_fused_attention_takes_its_share_of_memory():
     """No tensor of tokens x tokens x width is made."""
     sizes = []

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import call_tool
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from torch.utils.data import DataLoader
@@ -193,7 +194,36 @@ def test_finalists_of_a_bfloat16_search_are_confirmed_in_float32(digits_config):
     assert best['cross_entropy'] == min(line['cross_entropy'] for line in finals)
 
 
-def test_a_precision_that_does_not_exist(digits_config):
-    cfg = digits_config('search', options={'val_cfg.precision': 'int8'})
-    with pytest.raises(UserError, match="precision must be 'float32' or 'bfloat16', got 'int8'"):
+@pytest.mark.parametrize(
+    ('field', 'value', 'message'),
+    [
+        ('precision', 'int8', "precision must be 'float32' or 'bfloat16', got 'int8'"),
+        ('fp16', True, "val_cfg.fp16: a search has val_cfg.precision='bfloat16'"),
+        ('memory_share', 7, 'memory_share must be a number from 0 to 1, got 7'),
+        ('memory_share', 'a', "memory_share must be a number from 0 to 1, got 'a'"),
+    ],
+)
+def test_options_of_the_evaluation_that_make_no_sense(digits_config, field, value, message):
+    cfg = digits_config('search', options={f'val_cfg.{field}': value})
+    with pytest.raises(UserError, match=message):
         Runner.from_cfg(cfg).val_loop  # noqa: B018
+
+
+def test_kept_images_leave_shared_memory(digits_config):
+    cfg = digits_config('search')
+    cfg.val_dataloader.update(num_workers=1, batch_size=64)
+    loop = Runner.from_cfg(cfg).val_loop
+    list(loop.dataloader)
+    assert loop.dataloader.kept
+    assert not any(t.is_shared() for batch in loop.dataloader.kept for t in batch['inputs'])
+
+
+def test_the_picture_of_a_bfloat16_search_marks_a_finalist(tmp_path, capsys):
+    """A lucky score in bfloat16 is not the result."""
+    line = dict(params=10, generation=0, precision='bfloat16')
+    low = [dict(line, subnet=dict(a=i), cross_entropy=0.1 * i) for i in range(3)]
+    final = dict(low[1], generation=1, precision='float32', cross_entropy=0.5)
+    history = tmp_path / 'h.jsonl'
+    history.write_text('\n'.join(map(json.dumps, [*low, final])))
+    assert call_tool('analysis/plot_search.py', history, tmp_path / 'x.png') == 0
+    assert '3 subnets' in capsys.readouterr().out

@@ -7,6 +7,7 @@ middle half as spread. Targets and results: docs/benchmark.md.
 import argparse
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -48,12 +49,14 @@ def parse_args():
     parser.add_argument(
         '--processes', action='store_true', help='peak memory, and steps in two processes (CPU)'
     )
-    parser.add_argument('--quick', action='store_true', help='T at batch 4, under a minute')
+    parser.add_argument(
+        '--quick', action='store_true', help='T at batch 4 in 4 rounds, whatever else is asked for'
+    )
     parser.add_argument('--json', help='write all figures to this file')
     parser.add_argument('--markdown', help='write the tables to this file')
     args = parser.parse_args()
     if args.quick:
-        args.batch, args.eval_batch, args.rounds = 4, 8, 4
+        args.sizes, args.batch, args.eval_batch, args.rounds = ['t'], 4, 8, 4
     for field in ('batch', 'eval_batch', 'rounds'):
         positive(getattr(args, field), f'--{field.replace("_", "-")}', int)
     for path in filter(None, (args.json, args.markdown)):
@@ -90,7 +93,8 @@ def measure(size: str, args) -> dict:
     result['hops_ms'] = {name: milliseconds(seconds) for name, seconds in hops.items()}
     result['subnet'] = subnet.to_dict()
     if args.growth:
-        result['growth'] = growth.measure_growth(cfg.model, subnet, args)
+        few = (min(args.batch, 4), min(args.rounds, 5))
+        result['growth'] = growth.measure_growth(cfg.model, subnet, args.device, *few)
     if args.processes:
         threads = max(torch.get_num_threads() // 2, 1)
         result['ddp_step_ms'] = processes.ddp_step(cfg.model, 4, args.rounds, threads)
@@ -108,7 +112,7 @@ def machine(args) -> dict:
     }
     on_gpu = args.device.startswith('cuda')
     commit = subprocess.run(
-        ['git', '-C', CONFIGS, 'rev-parse', '--short', 'HEAD'],
+        ['git', '-C', CONFIGS, 'describe', '--always', '--dirty'],
         capture_output=True,
         text=True,
         check=False,
@@ -116,11 +120,17 @@ def machine(args) -> dict:
     return dict(
         command=shlex.join(['python', 'tools/benchmark.py', *sys.argv[1:]]),
         commit=commit.stdout.strip(),
-        device=torch.cuda.get_device_name() if on_gpu else platform.processor() or 'cpu',
+        device=torch.cuda.get_device_name() if on_gpu else _processor(),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         matrix_gmac_per_second=rates,
     )
+
+
+def _processor() -> str:
+    info = Path('/proc/cpuinfo')  # Linux; elsewhere Python knows
+    names = re.findall(r'^model name\s*: (.*)$', info.read_text(), re.M) if info.is_file() else []
+    return names[0] if names else platform.processor()
 
 
 def tables(results: dict[str, dict]) -> list[Table]:

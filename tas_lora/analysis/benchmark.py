@@ -17,6 +17,7 @@ from .contestants import (
     StaticViT,
     left_unmerged,
     made_naive,
+    optimizers_of,
     training_step,
 )
 from .timing import interleave, milliseconds, ratio, saved_bytes, stopwatch
@@ -82,7 +83,7 @@ def measure_training(
 def measure_evaluation(
     models: Mapping[str, nn.Module], images: Tensor, rounds: int, amp: bool
 ) -> dict[str, list[float]]:
-    """Seconds of a forward, experts merged before; ``ours_bf16`` under autocast besides."""
+    """Seconds of a forward, experts merged before; ``ours_bf16`` always under autocast."""
 
     @torch.no_grad()
     def forward(model: nn.Module, bf16: bool) -> None:
@@ -131,6 +132,12 @@ def measure_hops(
     """
     device, rng, subnet = batch[0].device.type, np.random.default_rng(0), model.subnet
     step, hops, found = training_step(model, *batch), {}, {}
+    optimizers = optimizers_of(model)
+
+    def update() -> None:
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
     def timed(name: str, job: Callable[[], object]) -> None:
         def run() -> None:
@@ -145,8 +152,10 @@ def measure_hops(
         timed('merge', lambda: model.backbone.merge_experts(subnet, found['route']))
         timed('forward', lambda: F.cross_entropy(model(batch[0]), batch[1]))
         timed('backward', lambda: found['forward'].backward())
+        timed('optimizers', update)
         model.merge_experts()
         timed('merge backward', _backward_of_merge(model))
+        model.zero_grad()
         model.unmerge_experts()
         timed('whole step', step)
     return {name: seconds[1:] for name, seconds in hops.items()}

@@ -69,7 +69,11 @@ class StaticBlock(nn.Module):
 
 
 class MMPretrainViT(nn.Module):
-    """MMPretrain's VisionTransformer as near as it comes to a subnet: its mean heads and widths."""
+    """MMPretrain's VisionTransformer as near as it comes to a subnet.
+
+    Blocks are alike, with the subnet's mean number of heads and mean MLP width; its attention is
+    as wide as the network, a little narrower or wider than the subnet's heads of 64.
+    """
 
     def __init__(self, subnet: Subnet, spec: dict):
         super().__init__()
@@ -124,6 +128,7 @@ def _loop_merge(layer: MoLELinear, gates: Tensor, out_features: int, in_features
 
 
 def _hold_gates(layer: MoLELinear, gates: Tensor, out_features: int, in_features: int) -> None:
+    # In the place of the merged weight, so that the model sees to them as it does to that.
     layer.merged = gates
 
 
@@ -146,13 +151,15 @@ def training_step(
 ) -> Callable[[], None]:
     """One whole step of a model: experts by AdamW and router by SGD where it has them.
 
+    With experts it sets the active subnet anew, routes and merges, as a training iteration does.
     ``forward`` takes the place of the model's own, such as its distributed wrapper.
     """
-    optimizers, forward = _optimizers(model), forward or model
+    optimizers, forward = optimizers_of(model), forward or model
     router = getattr(model, 'router', None)  # only a supernet with experts has one
 
     def step() -> None:
         if router is not None:
+            model.set_subnet(model.subnet)
             model.merge_experts()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
             loss = F.cross_entropy(forward(images), labels)
@@ -166,7 +173,8 @@ def training_step(
     return step
 
 
-def _optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+def optimizers_of(model: nn.Module) -> list[torch.optim.Optimizer]:
+    """Those of :func:`training_step`."""
     router = getattr(model, 'router', None)  # as above
     if router is None:
         return [torch.optim.AdamW(model.parameters(), lr=1e-4)]

@@ -20,32 +20,45 @@ AXES = dict(
 )
 
 
-def measure_growth(model_config: Mapping, subnet: Subnet, args) -> dict[str, dict]:
+def measure_growth(
+    model_config: Mapping, subnet: Subnet, device: str, batch_size: int, rounds: int
+) -> dict[str, dict]:
     """Milliseconds of merge and of a whole step along each axis, all else as in the config."""
     return {
-        axis: {value: _measure(model_config, subnet, args, axis, value) for value in values}
+        axis: {
+            value: _measure(model_config, subnet, device, batch_size, rounds, axis, value)
+            for value in values
+        }
         for axis, values in AXES.items()
     }
 
 
-def _measure(model_config: Mapping, subnet: Subnet, args, axis: str, value: int) -> dict:
+def _measure(
+    model_config: Mapping,
+    subnet: Subnet,
+    device: str,
+    batch_size: int,
+    rounds: int,
+    axis: str,
+    value: int,
+) -> dict:
     config = deepcopy(dict(model_config))
     if axis in ('num_experts', 'rank'):
         config['backbone']['mole'][axis] = value
     if axis == 'num_experts':  # one head for all groups, so that K is free
         config['router'].update(init='random', num_experts=value)
     if axis == 'tokens':
-        config['backbone']['img_size'] = 16 * round((value - 1) ** 0.5)
+        patch = config['backbone'].get('patch_size', 16)
+        config['backbone']['img_size'] = patch * round((value - 1) ** 0.5)
     if axis == 'depth':
         heads, ratios = (subnet.num_heads * 2)[:value], (subnet.mlp_ratio * 2)[:value]
         subnet = replace(subnet, num_heads=heads, mlp_ratio=ratios)
     torch.manual_seed(0)
-    model = supernet(config).to(args.device).train()
+    model = supernet(config).to(device).train()
     model.set_subnet(subnet)
-    size = value if axis == 'batch' else min(args.batch, 4)
-    batch = batch_of(model.image_spec, size, args.device)
+    batch = batch_of(model.image_spec, value if axis == 'batch' else batch_size, device)
     space = SearchSpace.coerce(config['router']['space'])
-    hops = measure_hops(model, space, batch, min(args.rounds, 5))
+    hops = measure_hops(model, space, batch, rounds)
     return {name: milliseconds(hops[name]) for name in ('merge', 'merge backward', 'whole step')}
 
 

@@ -1,7 +1,6 @@
 """What a step costs in several processes, and what it costs to look for unused parameters; and
 the peak memory of a contestant, measured in a process of its own."""
 
-import resource
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,7 +58,10 @@ def _ddp_job(rank, processes, path, model_config, batch_size, rounds, threads, f
 
 
 def peak_memory(model_config: Mapping, subnet: Subnet, name: str, batch_size: int) -> float:
-    """MiB by which two training steps of a contestant raise the resident size of a process."""
+    """MiB that two training steps of a contestant take at their peak, in a process of its own.
+
+    Float32 on the CPU, above what the process holds before the first step.
+    """
     return in_new_process(_peak_job, model_config, subnet, name, batch_size)
 
 
@@ -69,11 +71,13 @@ def _peak_job(rank, processes, path, model_config, subnet, name, batch_size) -> 
     model = contestants(model_config, subnet, 'cpu', (name,))[name]
     spec = supernet(model_config).image_spec
     step = training_step(model, *batch_of(spec, batch_size, 'cpu'))
-    before = _resident_mib()
+    Path('/proc/self/clear_refs').write_text('5')  # Linux: let the peak start from here
+    before = _status_mib('VmRSS')
     step()
     step()
-    torch.save(_resident_mib() - before, path)
+    torch.save(_status_mib('VmHWM') - before, path)
 
 
-def _resident_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
+def _status_mib(field: str) -> float:
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024

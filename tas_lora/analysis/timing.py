@@ -15,11 +15,13 @@ def interleave(
     """Run all jobs in turn, ``rounds`` times after one warm-up; seconds of each run.
 
     What slows the machine for a while slows all of a round, so that ratios within rounds hold.
+    Each round begins with another job, so that none has the same one before it every time.
     """
-    seconds = {name: [] for name in jobs}
+    seconds, names = {name: [] for name in jobs}, list(jobs)
     for turn in range(rounds + 1):
-        for name, job in jobs.items():
-            taken = stopwatch(job, device)
+        start = turn % len(names)
+        for name in names[start:] + names[:start]:
+            taken = stopwatch(jobs[name], device)
             if turn:
                 seconds[name].append(taken)
     return seconds
@@ -48,7 +50,11 @@ def milliseconds(seconds: list[float]) -> dict:
 
 
 def saved_bytes(model: nn.Module, loss: Callable[[], torch.Tensor]) -> int:
-    """Bytes of activations that autograd keeps for one backward: weights and views left out."""
+    """Bytes that autograd keeps for one backward, each storage once.
+
+    Parameters and buffers are not counted; what is computed from them is, such as merged weights
+    and, under autocast, weights at lower precision.
+    """
     weights = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     kept = {}
 
@@ -64,8 +70,9 @@ def saved_bytes(model: nn.Module, loss: Callable[[], torch.Tensor]) -> int:
     return sum(size for size, _ in kept.values())
 
 
-def matrix_rate(device: str, dtype: torch.dtype, side: int = 2048, rounds: int = 10) -> float:
+def matrix_rate(device: str, dtype: torch.dtype, rounds: int = 10) -> float:
     """Multiply-accumulates a second that the device reaches on one large matrix product."""
+    side = 8192 if device.startswith('cuda') else 2048
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     seconds = interleave(dict(product=lambda: a @ b), rounds, device)['product']
     return side**3 / median(seconds)

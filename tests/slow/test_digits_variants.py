@@ -60,7 +60,8 @@ optim_wrapper = dict(
 )
 param_scheduler = dict(_delete_=True, type='CosineAnnealingLR', convert_to_iter_based=True)""",
 }
-SHORTER = """train_cfg = dict(max_epochs=12, val_interval=6)
+SHORTER = """train_dataloader = dict(dataset=dict(times=3))
+train_cfg = dict(max_epochs=12, val_interval=6)
 param_scheduler = dict(
     _delete_=True, type='LinearLR', start_factor=0.01, begin=0, end=2, convert_to_iter_based=True
 )

@@ -38,7 +38,10 @@ def main():
 
     column = {key: [line[key] for line in history] for key in ('params', 'generation', args.score)}
     choose = min if args.rule == 'less' else max
-    best = choose(history, key=lambda line: line[args.score])
+    # After a search in bfloat16, only what was scored again in float32 can be the result.
+    finals = [line for line in history if line.get('precision') == history[-1].get('precision')]
+    best = choose(finals, key=lambda line: line[args.score])
+    subnets = len({json.dumps(line['subnet']) for line in history})
     figure, axes = plt.subplots(figsize=(7, 4), layout='constrained')
     points = axes.scatter(
         column['params'], column[args.score], c=[g + 1 for g in column['generation']], s=18
@@ -47,14 +50,14 @@ def main():
     axes.set(
         xlabel='parameters',
         ylabel=f'{args.score} on held-out images',
-        title=f'{len(history)} subnets of one supernet',
+        title=f'{subnets} subnets of one supernet',
     )
     axes.xaxis.set_major_formatter('{x:,.0f}')
     axes.legend(frameon=False)
     axes.spines[['top', 'right']].set_visible(False)
     figure.colorbar(points, label='generation')
     figure.savefig(args.out, dpi=120)
-    print(f'{args.out}: {len(history)} subnets')
+    print(f'{args.out}: {subnets} subnets')
 
 
 if __name__ == '__main__':

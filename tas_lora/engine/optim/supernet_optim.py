@@ -32,7 +32,7 @@ class SupernetOptimWrapper(OptimWrapper):
 
     def __init__(self, optimizer, amp: bool | str = False, set_to_none: bool = True, **kwargs):
         super().__init__(optimizer, **kwargs)
-        if amp not in _DTYPES:
+        if not isinstance(amp, (bool, str)) or amp not in _DTYPES:
             raise UserError(f'optim_wrapper.amp must be one of {list(_DTYPES)}, got {amp!r}')
         self.dtype = _DTYPES[amp]
         self.set_to_none = boolean(set_to_none, 'optim_wrapper.set_to_none')
@@ -74,7 +74,8 @@ class SupernetOptimWrapper(OptimWrapper):
 
     def state_dict(self) -> dict:
         """State of the optimizer, and the loss scale where there is one."""
-        return super().state_dict() | {_SCALER: self.scaler.state_dict()}
+        state, scale = super().state_dict(), self.scaler.state_dict()
+        return state | {_SCALER: scale} if scale else state
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Inverse of :meth:`state_dict`."""

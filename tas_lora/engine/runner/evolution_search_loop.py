@@ -72,6 +72,8 @@ class EvolutionarySearchLoop(ValLoop):
         evolution: dict | None = None,
         **kwargs,
     ):
+        if kwargs.get('fp16'):
+            raise UserError("val_cfg.fp16: a search has val_cfg.precision='bfloat16' in its place")
         super().__init__(runner, dataloader, evaluator, **kwargs)
         self.dataloader = KeptBatches(self.dataloader, memory_share)
         self.space = SearchSpace.coerce(space)
@@ -188,6 +190,7 @@ class EvolutionarySearchLoop(ValLoop):
 
     def _log_progress(self, subnet: Subnet, score: float) -> None:
         total = self.evolution.population * self.evolution.generations
+        total += 0 if self.precision == 'float32' else self.finalists
         spent = time.monotonic() - self.started
         left = spent / self.done * (total - self.done)
         self.runner.logger.info(

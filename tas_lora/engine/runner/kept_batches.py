@@ -2,9 +2,15 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from numbers import Real
+from pathlib import Path
 
 import psutil
 import torch
+from mmengine.dist import get_world_size
+
+from ...errors import UserError
 
 
 class KeptBatches:
@@ -13,15 +19,20 @@ class KeptBatches:
     Right for a pipeline without randomness. Images stay as they come, usually as bytes.
 
     Args:
-        dataloader: The dataloader.
+        dataloader: The dataloader; batches are dicts with ``data_samples``.
         memory_share: The share of the free memory that may be taken, divided among the processes
-            of a machine; 0 keeps nothing.
+            of a machine (of all machines, if their launcher does not tell); 0 keeps nothing.
+
+    Raises:
+        UserError: If ``memory_share`` is no number from 0 to 1.
     """
 
     def __init__(self, dataloader, memory_share: float = 0.5):
+        if not isinstance(memory_share, Real) or not 0 <= memory_share <= 1:
+            raise UserError(f'memory_share must be a number from 0 to 1, got {memory_share!r}')
         self.dataloader, self.dataset = dataloader, dataloader.dataset
-        processes = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-        self.limit = memory_share * psutil.virtual_memory().available / processes
+        processes = int(os.environ.get('LOCAL_WORLD_SIZE', get_world_size()))
+        self.limit = memory_share * free_memory() / processes
         self.kept: list[dict] | None = None
 
     def __len__(self) -> int:
@@ -35,9 +46,27 @@ class KeptBatches:
         for batch in self.dataloader:
             fits = fits and size_in_bytes(batch) * len(self) <= self.limit
             if fits:
-                kept.append(batch)
+                kept.append(_own(batch))
             yield _fresh(batch)
         self.kept = kept if fits else None
+
+
+def free_memory() -> float:
+    """Bytes that are free, of the machine or of the container this runs in."""
+    free = [psutil.virtual_memory().available]
+    limit, used = (Path('/sys/fs/cgroup') / name for name in ('memory.max', 'memory.current'))
+    with suppress(OSError, ValueError):  # no cgroup, or one without a limit ('max')
+        free.append(int(limit.read_text()) - int(used.read_text()))
+    return max(min(free), 0)
+
+
+def _own(value):
+    """A copy without shared memory: loader workers leave their tensors in the small /dev/shm."""
+    if isinstance(value, torch.Tensor):
+        return value.clone() if value.is_shared() else value
+    if isinstance(value, dict):
+        return {key: _own(item) for key, item in value.items()}
+    return [_own(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def size_in_bytes(value) -> int:

@@ -12,7 +12,8 @@ def compile_branches(blocks: nn.ModuleList) -> None:
     They are compiled as functions of the class, so that blocks of the same widths share the code.
     Drop path is in neither: its rate differs by block, and would be compiled in.
     """
-    limit = torch._dynamo.config.recompile_limit  # 8 shapes by default, too few for any space
+    # 8 shapes by default, too few for any space; torch has this setting for the process alone.
+    limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, 64)
     kind = type(blocks[0])
     attention = torch.compile(kind.attention, dynamic=False)

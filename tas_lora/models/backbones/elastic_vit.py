@@ -1,7 +1,6 @@
 """The weight-entangled vision transformer of AutoFormer, top to bottom."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import numpy as np
 import torch
@@ -183,9 +182,10 @@ class ElasticViT(BaseModule):
         cls_token = self.cls_token[..., : subnet.embed_dim].expand(len(x), -1, -1)
         x = torch.cat([cls_token, x], dim=1) + self.pos_embed[..., : subnet.embed_dim]
         rel_index = (self.rel_index, self.rel_marks)
+        recompute = self.with_cp and torch.is_grad_enabled()
         for block, (_, num_heads, hidden_dim) in self.active_blocks(subnet):
-            run = partial(recomputed, block) if self.with_cp and torch.is_grad_enabled() else block
-            x = run(x, num_heads, hidden_dim, rel_index)
+            inputs = (x, num_heads, hidden_dim, rel_index)
+            x = recomputed(block, *inputs) if recompute else block(*inputs)
         x = self.norm(x)
         return (x[:, 0] if self.out_type == 'cls_token' else x[:, 1:].mean(dim=1),)
 

@@ -107,7 +107,7 @@ def fused_relative_attention(
     seen = torch.einsum('bhnd,nwd->bhnw', q, rel_k)
     wide = (torch.cat([x, more.to(q.dtype)], -1) for x, more in ((q, seen), (k, marks), (v, marks)))
     y = F.scaled_dot_product_attention(*wide, scale=D**-0.5)  # (B, H, N, D + W)
-    return y[..., :D] + torch.einsum('bhnw,nwd->bhnd', y[..., D:], rel_v) + cls_v
+    return y[..., :D] + torch.einsum('bhnw,nwd->bhnd', y[..., D:], rel_v) + cls_v.to(y.dtype)
 
 
 def without_key_gradient(bias: Tensor, width: int) -> Tensor:
