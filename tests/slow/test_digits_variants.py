@@ -75,7 +75,9 @@ STAGE_ONE = {
     dict(type='tas_lora.ComplexityAwareLRHook', begin=2),
     dict(type='tas_lora.MomentumSeparationHook', group_by='depth'),
 ]""",
+    # Distillation from the first iteration on is slow to begin; labels alone are not.
     'sandwich': SHORTER
+    + f'load_from = {str(SUPERNET)!r}\n'
     + "train_cfg = dict(max_epochs=5, strategy=dict(type='tas_lora.SandwichRule'))",
     'sandwich_labels': SHORTER
     + "train_cfg = dict(max_epochs=5, strategy=dict(type='tas_lora.SandwichRule', distill=False))",
