@@ -150,21 +150,12 @@ class ElasticViT(BaseModule):
             max_relative_position=max_relative_position,
         )
         self.out_type = out_type
-
-        width, grid = self.arch.embed_dim, img_size // patch_size
-        self.patch_embed = ElasticPatchEmbed(in_channels, width, patch_size)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.empty(1, grid**2 + 1, width))
-        nn.init.trunc_normal_(self.cls_token, std=init_std)
-        nn.init.trunc_normal_(self.pos_embed, std=init_std)
+        self._build_tokens(init_std)
         self.blocks = self._build_blocks(drop_path_rate, mole, init_std)
         self.num_experts = 0 if mole is None else mole['num_experts']  # K, what the router has
         if boolean(compile_blocks, 'compile_blocks'):
             compile_branches(self.blocks)
-        self.norm = ElasticLayerNorm(width)
-        index, marks = token_index(grid, max_relative_position, head_dim)
-        self.register_buffer('rel_index', index, persistent=False)
-        self.register_buffer('rel_marks', marks, persistent=False)
+        self.norm = ElasticLayerNorm(self.arch.embed_dim)
 
     def forward(self, images: Tensor, subnet: Subnet | None = None) -> tuple[Tensor]:
         """Features of ``subnet`` (the whole ``arch`` if None).
@@ -211,6 +202,19 @@ class ElasticViT(BaseModule):
     def mole_layers(self) -> Iterator[MoLELinear]:
         """The layers that hold experts; none without ``mole``."""
         return (layer for layer in self.modules() if isinstance(layer, MoLELinear))
+
+    def _build_tokens(self, init_std: float) -> None:
+        """Patches, class token and positions."""
+        width, spec = self.arch.embed_dim, self.image_spec
+        grid = spec['img_size'] // spec['patch_size']
+        self.patch_embed = ElasticPatchEmbed(spec['in_channels'], width, spec['patch_size'])
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, grid**2 + 1, width))
+        nn.init.trunc_normal_(self.cls_token, std=init_std)
+        nn.init.trunc_normal_(self.pos_embed, std=init_std)
+        index, marks = token_index(grid, spec['max_relative_position'], spec['head_dim'])
+        self.register_buffer('rel_index', index, persistent=False)
+        self.register_buffer('rel_marks', marks, persistent=False)
 
     def _build_blocks(
         self, drop_path_rate: float, mole: dict | None, init_std: float
