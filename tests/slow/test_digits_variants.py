@@ -75,8 +75,9 @@ STAGE_ONE = {
     dict(type='tas_lora.ComplexityAwareLRHook', begin=2),
     dict(type='tas_lora.MomentumSeparationHook', group_by='depth'),
 ]""",
-    # Distillation from the first iteration on is slow to begin; labels alone are not.
+    # Distillation from nothing, or at the rate of labels, goes astray on the digits.
     'sandwich': SHORTER
+    + 'optim_wrapper = dict(optimizer=dict(lr=4e-4))\n'
     + f'load_from = {str(SUPERNET)!r}\n'
     + "train_cfg = dict(max_epochs=5, strategy=dict(type='tas_lora.SandwichRule'))",
     'sandwich_labels': SHORTER
