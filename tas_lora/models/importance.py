@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .classifiers.supernet_classifier import SupernetClassifier
-from .layers import LAYER_KINDS, ElasticLinear
+from .layers import LAYER_KINDS
 
 
 def layer_importance(model: SupernetClassifier, batch: dict) -> Tensor:
@@ -22,7 +22,7 @@ def layer_importance(model: SupernetClassifier, batch: dict) -> Tensor:
     """
     backbone, scores = model.backbone, torch.zeros(model.backbone.arch.depth, len(LAYER_KINDS))
     weights = [
-        [(layer.weight, out * layer.parts * width) for layer, out, width in _layers(block, widths)]
+        [(layer.weight, out * layer.parts * i) for layer, out, i in block.sliced_linears(*widths)]
         for block, widths in backbone.active_blocks(model.subnet)
     ]
     loss, _ = model.parse_losses(model(**batch, mode='loss'))
@@ -32,7 +32,3 @@ def layer_importance(model: SupernetClassifier, batch: dict) -> Tensor:
         for j, (weight, used) in enumerate(block):
             scores[b, j] = float((weight.detach() * next(gradients)).abs().sum()) / used
     return scores
-
-
-def _layers(block, widths: tuple[int, int, int]) -> list[tuple[ElasticLinear, int, int]]:
-    return list(block.sliced_linears(*widths))

@@ -59,7 +59,11 @@ class SandwichRule(SubnetStrategy):
 
     def draw(self, space: SearchSpace, rng: np.random.Generator) -> list[Subnet]:
         """Largest, smallest, then the uniform ones."""
-        return [space.largest(), space.smallest(), *(space.sample(rng) for _ in self._names[2:])]
+        return [
+            space.largest(),
+            space.smallest(),
+            *(space.sample(rng) for _ in range(self.num_random)),
+        ]
 
     def train_step(self, runner, subnets: list[Subnet], data_batch: dict) -> dict[str, Tensor]:
         """One backward a subnet, one step; logs the loss of each."""
