@@ -1,11 +1,10 @@
-# CIFAR-100: data/cifar100/cifar-100-python/, as unpacked from cifar-100-python.tar.gz. The 32
-# pixels are enlarged whole.
-_base_ = './transfer.py'
+# CIFAR-100: data/cifar100/cifar-100-python/, as unpacked from cifar-100-python.tar.gz. All else as
+# for CIFAR-10.
+_base_ = './cifar10.py'
 
-data_preprocessor = dict(num_classes=100, to_rgb=False)  # RGB as stored
-dataset = dict(type='CIFAR100', data_root='data/cifar100', download=False)
-enlarge = [dict(type='Resize', scale=(224, 224), **_base_.bicubic), dict(type='PackInputs')]
+data_preprocessor = dict(num_classes=100)
+dataset = dict(type='CIFAR100', data_root='data/cifar100')
 
-train_dataloader = dict(dataset=dict(**dataset, split='train', pipeline=_base_.train_transforms))
-val_dataloader = dict(dataset=dict(**dataset, split='test', pipeline=enlarge))
+train_dataloader = dict(dataset=dataset)
+val_dataloader = dict(dataset=dataset)
 test_dataloader = val_dataloader
