@@ -50,13 +50,13 @@ def parse_args():
         '--processes', action='store_true', help='peak memory, and steps in two processes (CPU)'
     )
     parser.add_argument(
-        '--quick', action='store_true', help='T at batch 4 in 4 rounds, whatever else is asked for'
+        '--quick', action='store_true', help='T at batch 4 in 3 rounds, whatever else is asked for'
     )
     parser.add_argument('--json', help='write all figures to this file')
     parser.add_argument('--markdown', help='write the tables to this file')
     args = parser.parse_args()
     if args.quick:
-        args.sizes, args.batch, args.eval_batch, args.rounds = ['t'], 4, 8, 4
+        args.sizes, args.batch, args.eval_batch, args.rounds = ['t'], 4, 8, 3
     for field in ('batch', 'eval_batch', 'rounds'):
         positive(getattr(args, field), f'--{field.replace("_", "-")}', int)
     for path in filter(None, (args.json, args.markdown)):
