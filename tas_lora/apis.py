@@ -9,8 +9,9 @@ from mmengine.registry import MODELS, init_default_scope
 from .config_check import check_arguments, check_data, check_names, check_options
 from .engine import SupernetRunner
 from .errors import UserError, blame
+from .files import is_damaged, newest_whole
 from .models import SupernetClassifier
-from .models.checkpoint import read_state_dict
+from .models.safe_load import read_state_dict
 from .structures import Subnet
 
 
@@ -144,10 +145,32 @@ def _build_runner(cfg: Config) -> SupernetRunner:
         return SupernetRunner.from_cfg(cfg)
 
 
+def find_resumable(work_dir: str | Path) -> Path | None:
+    """The checkpoint that a training in ``work_dir`` goes on from; None if there is none yet.
+
+    Raises:
+        UserError: If there are some, but all are damaged.
+    """
+    found, files = newest_whole(work_dir), sorted(Path(work_dir).glob('*.pth'))
+    if files and found is None:
+        raise UserError(
+            f'{work_dir} has no whole checkpoint to resume from, {files[-1]} is damaged'
+        )
+    return found
+
+
 def _check_checkpoint(path: str | Path | None, advice: str) -> None:
-    if path and '://' not in str(path) and not Path(str(path)).is_file():
-        what = 'is no file' if Path(str(path)).exists() else 'does not exist'
+    """Refuse a file that is not there, or is not what was written."""
+    if not path or '://' in str(path):
+        return
+    path = Path(str(path))
+    if not path.is_file():
+        what = 'is no file' if path.exists() else 'does not exist'
         raise UserError(f'checkpoint {path} {what}; {advice}')
+    if is_damaged(path):
+        whole = newest_whole(path.parent)
+        hint = f'the newest whole one beside it is {whole}' if whole else advice
+        raise UserError(f'checkpoint {path} is damaged (cut short or changed); {hint}')
 
 
 def _use_gloo(cfg: Config) -> None:

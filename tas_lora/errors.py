@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+STOPPED = 75  # exit code of a training that a signal stopped and that can be resumed: EX_TEMPFAIL
+
 
 class UserError(ValueError):
     """A mistake in a config, a file or an argument.
@@ -11,6 +13,10 @@ class UserError(ValueError):
     The message is one line: what was wrong, what was expected, what to do. The tools print it
     without a traceback and exit with code 2; with TAS_LORA_DEBUG=1 they show the traceback.
     """
+
+
+class NonFiniteError(UserError):
+    """A training step that was not taken, because its loss or a gradient is infinite or NaN."""
 
 
 @contextmanager

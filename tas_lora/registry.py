@@ -7,6 +7,7 @@ A config names our parts as ``type='tas_lora.X'``. MMEngine then imports this mo
 import inspect
 from collections.abc import Mapping
 
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
@@ -57,4 +58,5 @@ PARAM_SCHEDULERS = _child(MMENGINE_PARAM_SCHEDULERS, 'tas_lora.engine')
 OPTIM_WRAPPERS = _child(MMENGINE_OPTIM_WRAPPERS, 'tas_lora.engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS, 'tas_lora.engine')
 DATASETS = _child(MMENGINE_DATASETS, 'tas_lora.datasets')
+DATA_SAMPLERS = _child(MMENGINE_DATA_SAMPLERS, 'tas_lora.datasets')
 METRICS = _child(MMENGINE_METRICS, 'tas_lora.evaluation')

@@ -13,7 +13,7 @@ from vectors import VECTORS, images, model_config, official_weights, subnet
 
 from tas_lora import UserError, load_supernet
 from tas_lora.engine import SupernetRunner
-from tas_lora.models.checkpoint import read_state_dict
+from tas_lora.models.safe_load import read_state_dict
 
 ENTRY = VECTORS['gp_rel3_clipped']
 

@@ -12,7 +12,7 @@ from conftest import ROOT
 from mmengine.runner import Runner
 
 from tas_lora import apis
-from tas_lora.models.checkpoint import read_state_dict
+from tas_lora.models.safe_load import read_state_dict
 
 
 def in_order(cfg, batch_size: int):

@@ -12,7 +12,7 @@ from tiny import autoformer
 from tas_lora import UserError, apis, count_params
 from tas_lora.engine import MomentumSeparationHook
 from tas_lora.engine.hooks.dynas_hooks import decay_exponent
-from tas_lora.models.checkpoint import read_state_dict
+from tas_lora.models.safe_load import read_state_dict
 
 SEPARATE = dict(type='tas_lora.MomentumSeparationHook', group_by='depth')
 

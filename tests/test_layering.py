@@ -12,7 +12,7 @@ FILES = sorted((ROOT / 'tas_lora').rglob('*.py'))
 # A module may import from its own layer and those before it. A package counts where it stands
 # itself, so that `from ..models import X` is an import of all that `models` exports.
 LAYERS = (
-    ('tas_lora.registry', 'tas_lora.errors'),
+    ('tas_lora.registry', 'tas_lora.errors', 'tas_lora.files'),
     ('tas_lora.structures',),
     ('tas_lora.search',),
     ('tas_lora.models.layers',),
@@ -22,6 +22,7 @@ LAYERS = (
         'tas_lora.models.plain_vit',
         'tas_lora.models.transfer',
         'tas_lora.models.checkpoint',
+        'tas_lora.models.safe_load',
     ),
     ('tas_lora.models.classifiers',),
     ('tas_lora.models.export', 'tas_lora.models.importance', 'tas_lora.models'),

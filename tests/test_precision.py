@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 from tiny import SPACE, images, randomize, tiny_config, tiny_model
 
 from tas_lora import UserError, apis, load_supernet
-from tas_lora.models.checkpoint import read_state_dict
+from tas_lora.models.safe_load import read_state_dict
 
 ONE = {'custom_hooks.0.router_warmup_epochs': 0}
 

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 from tas_lora import SearchSpace, apis
 from tas_lora.engine.hooks.mole_stats_hook import delta_ratio
-from tas_lora.models.checkpoint import read_state_dict
+from tas_lora.models.safe_load import read_state_dict
 
 
 def record_subnets(runner) -> list:

@@ -14,7 +14,8 @@ from PIL import Image
 from tiny import SEARCHED, SPACE, images, randomize, tiny_config, tiny_model
 
 from tas_lora import Subnet, UserError, apis, count_params, export_subnet, load_supernet
-from tas_lora.models.checkpoint import adapt_to_start, read_state_dict
+from tas_lora.models.checkpoint import adapt_to_start
+from tas_lora.models.safe_load import read_state_dict
 from tas_lora.models.transfer import resample_table
 
 TRANSFER = sorted((ROOT / 'configs' / 'transfer').glob('*.py'))
@@ -43,7 +44,7 @@ def fixed_config(digits_config, exported):
         resize = [dict(type='Resize', scale=(side, side)), dict(type='PackInputs')]
         cfg.train_dataloader.dataset.dataset.dataset.pipeline = resize
         cfg.val_dataloader.dataset.dataset.pipeline = cfg.test_dataloader.dataset.pipeline = resize
-        cfg.train_cfg = dict(by_epoch=True, max_epochs=1, val_interval=1)
+        cfg.train_cfg = dict(type='tas_lora.ResumableTrainLoop', max_epochs=1, val_interval=1)
         cfg.val_cfg, cfg.test_cfg = dict(), dict()
         cfg.load_from = str(exported / 'weights.safetensors')
         return cfg

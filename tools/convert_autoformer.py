@@ -5,7 +5,8 @@ import argparse
 import torch
 
 from tas_lora import UserError, cli
-from tas_lora.models.checkpoint import describe, from_autoformer, is_autoformer, read_state_dict
+from tas_lora.models.checkpoint import describe, from_autoformer, is_autoformer
+from tas_lora.models.safe_load import read_state_dict
 
 
 def parse_args():

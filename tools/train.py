@@ -1,7 +1,5 @@
 """Train a supernet (stage 1), or its experts and router (stage 2)."""
 
-from mmengine.runner import find_latest_checkpoint
-
 from tas_lora import UserError, apis, cli
 
 
@@ -50,9 +48,9 @@ def main():
             raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
-        found = find_latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
+        found = apis.find_resumable(cfg.work_dir) if args.resume == 'auto' else args.resume
         if found is not None:  # else this is a first start, from the config's load_from
-            cfg.resume, cfg.load_from = True, found
+            cfg.resume, cfg.load_from = True, str(found)
     if args.check_only:
         apis.check_training(cfg)
         print(f'{args.config}: model, data and checkpoint are in place')

@@ -10,6 +10,6 @@ ones is not); not run here. Without the option: the subnet that AutoFormer's aut
 _base_ = '../autoformer_t_supernet.py'
 
 model = dict(backbone=dict(arch='configs/subnets/autoformer_t.json'))
-train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=500, val_interval=10)
+train_cfg = dict(_delete_=True, type='tas_lora.ResumableTrainLoop', max_epochs=500, val_interval=10)
 val_cfg = dict(_delete_=True)
 test_cfg = dict(_delete_=True)

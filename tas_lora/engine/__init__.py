@@ -1,7 +1,14 @@
-from .hooks import ComplexityAwareLRHook, MoLEHook, MoLEStatsHook, MomentumSeparationHook
+from .hooks import (
+    ComplexityAwareLRHook,
+    MoLEHook,
+    MoLEStatsHook,
+    MomentumSeparationHook,
+    SafeCheckpointHook,
+)
 from .optim import JointOptimWrapper, MoLEOptimWrapperConstructor, SupernetOptimWrapper
 from .runner import (
     EvolutionarySearchLoop,
+    ResumableTrainLoop,
     SandwichRule,
     SubnetSamplingTrainLoop,
     SubnetTestLoop,
@@ -18,6 +25,8 @@ __all__ = [
     'MoLEOptimWrapperConstructor',
     'MoLEStatsHook',
     'MomentumSeparationHook',
+    'ResumableTrainLoop',
+    'SafeCheckpointHook',
     'SandwichRule',
     'SubnetSamplingTrainLoop',
     'SubnetTestLoop',

@@ -1,15 +1,9 @@
-"""Checkpoints: safe reading, other formats under our names, and what disagrees with a model."""
+"""Checkpoints: other formats under our names, and what disagrees with a model."""
 
-import argparse
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from pickle import UnpicklingError
+from collections.abc import Mapping
 
-import numpy as np
-import torch
-from mmengine.logging import HistoryBuffer, print_log
-from safetensors.torch import load_file
+from mmengine.logging import print_log
 from torch import Tensor
 
 from ..errors import UserError
@@ -31,46 +25,6 @@ _OFFICIAL_NAMES = (
 )
 
 _TABLE = 'backbone.blocks.0.attn.rel_pos_k.vertical'
-
-
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Weights of a checkpoint of ours, an export, or an official AutoFormer file, names as stored.
-
-    Nothing but tensors, numbers and MMEngine's log buffers is unpickled (``weights_only``).
-
-    Raises:
-        UserError: If there is no such file, or it is no checkpoint, or it holds other objects.
-    """
-    if not Path(path).is_file():
-        raise UserError(f'checkpoint {path} does not exist; check the path')
-    try:
-        checkpoint = _read(Path(path))
-    except Exception as error:  # arbitrary bytes make the unpickler raise nearly anything
-        raise UserError(f'{path} is no readable checkpoint: {_reason(error)}') from error
-    for key in ('state_dict', 'model'):
-        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
-    if not isinstance(checkpoint, Mapping) or not _all_tensors(checkpoint):
-        raise UserError(f'{path} holds no weights: expected a state dict of tensors')
-    return dict(checkpoint)
-
-
-def _read(path: Path) -> object:
-    if path.suffix == '.safetensors':
-        return load_file(path)
-    allowed = [*resume_globals(), argparse.Namespace]  # Namespace: AutoFormer's own arguments
-    with torch.serialization.safe_globals(allowed):
-        return torch.load(path, map_location='cpu', weights_only=True)
-
-
-def _reason(error: Exception) -> str:
-    """Why a file could not be read, without torch's advice to trust it."""
-    forbidden = re.search(r'GLOBAL (\S+)', str(error))
-    if forbidden:
-        return f'it holds {forbidden.group(1)}, which is no weight; such files can run code'
-    if 'weights_only' in str(error):
-        return 'it holds more than weights; such files can run code'
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def is_autoformer(state_dict: Mapping[str, Tensor]) -> bool:
@@ -165,33 +119,6 @@ def describe(state_dict: Mapping[str, Tensor]) -> dict:
     return sizes
 
 
-def resume_globals() -> list[type | tuple[Callable, str]]:
-    """What MMEngine's checkpoints hold besides tensors, for ``torch.serialization``.
-
-    MMEngine pickles the methods of ``HistoryBuffer`` through ``getattr``. The real one would let
-    a crafted file run anything, so the name is given to a function that knows four methods.
-    """
-    dtypes = {type(np.dtype(code)) for code in ('f8', 'f4', 'i8', 'i4', 'u4', '?')}
-    # Functions of NumPy as pickle names them, wherever this version keeps them.
-    reconstruct = np.empty(0).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
-    return [
-        HistoryBuffer,
-        np.ndarray,
-        np.dtype,
-        *dtypes,
-        reconstruct,
-        scalar,
-        (_history_buffer_method, 'builtins.getattr'),
-    ]
-
-
-def _history_buffer_method(owner: type, name: str) -> Callable:
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
-        raise UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed in a checkpoint')
-    return getattr(HistoryBuffer, name)
-
-
 def _rename(state_dict: dict[str, Tensor]) -> None:
     for has_format, convert in ((is_autoformer, from_autoformer), (is_plain, from_plain)):
         if has_format(state_dict):
@@ -237,7 +164,3 @@ def _short(value) -> str:
 
 def _is_expert_or_router(name: str) -> bool:
     return name.startswith('router.') or name.endswith(('.lora_a', '.lora_b'))
-
-
-def _all_tensors(mapping: Mapping) -> bool:
-    return bool(mapping) and all(isinstance(v, Tensor) for v in mapping.values())

@@ -24,7 +24,8 @@ class SearchSpace:
         mlp_ratio: Choices of a block's MLP ratio.
 
     Raises:
-        UserError: If a field has no choice, a repeated one, or one that is no positive number.
+        UserError: If a field has no choice, a repeated one, or one that is no positive number, or
+            a depth is above 1,000.
     """
 
     embed_dim: tuple[int, ...]
@@ -38,6 +39,8 @@ class SearchSpace:
             choices = positives(getattr(self, name), f'space.{name}', kind)
             if len(set(choices)) < len(choices):
                 raise UserError(f'space.{name} repeats a choice: {list(choices)}')
+            if name == 'depth' and max(choices) > _MOST_BLOCKS:
+                raise UserError(f'space.depth must be at most {_MOST_BLOCKS:,}, got {max(choices)}')
             object.__setattr__(self, name, choices)
         self.smallest()  # refused if its MLP has no channel
 
@@ -124,6 +127,7 @@ class SearchSpace:
 
 
 _FIELDS = tuple(SearchSpace.__dataclass_fields__)
+_MOST_BLOCKS = 1000  # a subnet lists its blocks
 
 
 def _pick(choices: Sequence, rng: np.random.Generator):

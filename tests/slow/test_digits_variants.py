@@ -85,7 +85,7 @@ STAGE_ONE = {
 }
 INDEPENDENT = """
 model = dict(backbone=dict(arch=dict(embed_dim=32, num_heads=[3] * 3, mlp_ratio=[2.0] * 3)))
-train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=12, val_interval=6)
+train_cfg = dict(_delete_=True, type='tas_lora.ResumableTrainLoop', max_epochs=12, val_interval=6)
 val_cfg = dict(_delete_=True)
 test_cfg = dict(_delete_=True)
 """

@@ -11,7 +11,7 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(base_batch_size=1024, enable=False)
 
-# The stock loops: one network, no subnets to draw.
-train_cfg = dict(by_epoch=True, max_epochs=30, val_interval=1)
+# One network, no subnets to draw.
+train_cfg = dict(type='tas_lora.ResumableTrainLoop', max_epochs=30, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()

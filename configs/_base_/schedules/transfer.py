@@ -11,7 +11,7 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(base_batch_size=512, enable=False)
 
-# The stock loops: one network, no subnets to draw.
-train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=10)
+# One network, no subnets to draw.
+train_cfg = dict(type='tas_lora.ResumableTrainLoop', max_epochs=300, val_interval=10)
 val_cfg = dict()
 test_cfg = dict()

@@ -1,5 +1,12 @@
 from .dynas_hooks import ComplexityAwareLRHook, MomentumSeparationHook
 from .mole_hook import MoLEHook
 from .mole_stats_hook import MoLEStatsHook
+from .safe_checkpoint_hook import SafeCheckpointHook
 
-__all__ = ['ComplexityAwareLRHook', 'MoLEHook', 'MoLEStatsHook', 'MomentumSeparationHook']
+__all__ = [
+    'ComplexityAwareLRHook',
+    'MoLEHook',
+    'MoLEStatsHook',
+    'MomentumSeparationHook',
+    'SafeCheckpointHook',
+]

@@ -7,7 +7,6 @@ adaptation. The two halves are two hooks, each of use without the other.
 
 from collections import defaultdict
 from math import log
-from numbers import Real
 
 import numpy as np
 from mmengine.hooks import Hook
@@ -16,7 +15,7 @@ from ...errors import UserError
 from ...registry import HOOKS
 from ...search.complexity import count_params
 from ...structures import SearchSpace, Subnet
-from ...structures.subnet import natural, positive
+from ...structures.subnet import bounded, natural, one_of, positive
 from ..of_runner import refuse_accumulation, supernet_of
 
 _STATES = 'momentum_separation'  # in checkpoints
@@ -55,18 +54,17 @@ class ComplexityAwareLRHook(Hook):
     priority = 'HIGHEST'  # so that the rate logged is the one used
 
     def __init__(self, gamma_max: float = 4.0, min_fraction: float = 0.0, begin: int = 0):
-        self.gamma_max = positive(gamma_max, 'gamma_max', float)
-        self.begin = natural(begin, 'begin')
-        if not isinstance(min_fraction, Real) or not 0 <= min_fraction < 1:
-            raise UserError(f'min_fraction must be from 0 to below 1, got {min_fraction!r}')
-        self.min_fraction = min_fraction
+        name = 'ComplexityAwareLRHook'
+        self.gamma_max = positive(gamma_max, f'{name}.gamma_max', float)
+        self.begin = natural(begin, f'{name}.begin')
+        self.min_fraction = bounded(min_fraction, f'{name}.min_fraction', reached=False)
 
     def before_run(self, runner):
         space = space_of_single_subnets(runner)
         if self.begin >= runner.max_epochs:
             raise UserError(
-                f'begin is {self.begin}, but train_cfg.max_epochs is {runner.max_epochs}: '
-                'the rates of DYNAS would never be used'
+                f'ComplexityAwareLRHook.begin is {self.begin}, but train_cfg.max_epochs is '
+                f'{runner.max_epochs}: the rates of DYNAS would never be used'
             )
         count = supernet_of(runner).image_spec
         self.extremes = [count_params(s, **count) for s in (space.smallest(), space.largest())]
@@ -102,10 +100,8 @@ class MomentumSeparationHook(Hook):
     """
 
     def __init__(self, group_by: str = 'depth', seed: int = 0):
-        fields = SearchSpace.field_names()
-        if group_by not in fields:
-            raise UserError(f'group_by must be one of {fields}, got {group_by!r}')
-        self.group_by, self.seed = group_by, natural(seed, 'seed')
+        one_of(group_by, 'MomentumSeparationHook.group_by', SearchSpace.field_names())
+        self.group_by, self.seed = group_by, natural(seed, 'MomentumSeparationHook.seed')
         self.stored = None
 
     def after_load_checkpoint(self, runner, checkpoint: dict):

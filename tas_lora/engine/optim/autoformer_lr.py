@@ -5,7 +5,9 @@ from math import cos, pi
 from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 
+from ...errors import UserError, blame
 from ...registry import PARAM_SCHEDULERS
+from ...structures.subnet import boolean, bounded, natural, positive
 
 
 def autoformer_lr(
@@ -34,6 +36,9 @@ class AutoFormerLR(LRSchedulerMixin, _ParamScheduler):
         warmup_lr: Rate at its start.
         min_lr: Rate the cosine tends to.
         **kwargs: As in MMEngine's schedulers.
+
+    Raises:
+        UserError: If an argument is out of range.
     """
 
     def __init__(
@@ -45,10 +50,20 @@ class AutoFormerLR(LRSchedulerMixin, _ParamScheduler):
         min_lr: float = 1e-5,
         **kwargs,
     ):
+        name = 'param_scheduler (AutoFormerLR)'
         self.shape = dict(
-            epochs=epochs, warmup_epochs=warmup_epochs, warmup_lr=warmup_lr, min_lr=min_lr
+            epochs=positive(epochs, f'{name}.epochs', int),
+            warmup_epochs=natural(warmup_epochs, f'{name}.warmup_epochs', most=epochs),
+            warmup_lr=bounded(warmup_lr, f'{name}.warmup_lr', most=1e9),
+            min_lr=bounded(min_lr, f'{name}.min_lr', most=1e9),
         )
-        super().__init__(optimizer, **kwargs)
+        begin = natural(kwargs.get('begin', 0), f'{name}.begin')
+        positive(kwargs.get('end', begin + 1), f'{name}.end', int)
+        if kwargs.get('by_epoch', True) is not True:
+            raise UserError(f'{name}.by_epoch must be True, got {kwargs["by_epoch"]!r}')
+        boolean(kwargs.get('verbose', False), f'{name}.verbose')
+        with blame(f'{name} cannot be built'):
+            super().__init__(optimizer, **kwargs)
 
     def _get_value(self) -> list[float]:
         return [autoformer_lr(self.last_step, base, **self.shape) for base in self.base_values]

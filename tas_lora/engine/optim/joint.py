@@ -44,11 +44,13 @@ class JointOptimWrapper(OptimWrapperDict):
     def update_params(self, loss: Tensor, step_kwargs=None, zero_kwargs=None) -> None:
         """Backward once, then step and clear every optimizer."""
         self.backward(self.scale_loss(loss))
-        if self._first.should_update():
-            for wrapper in self.optim_wrappers.values():
-                wrapper.step(**(step_kwargs or {}))
-                wrapper.zero_grad(**(zero_kwargs or {}))
-            self._first.scaler.update()
+        if self.should_update():
+            wrappers = list(self.optim_wrappers.values())
+            self._first.take_step(loss, wrappers, step_kwargs, zero_kwargs)
+
+    def should_update(self) -> bool:
+        """Whether no gradients are being accumulated."""
+        return self._first.should_update()
 
     def backward(self, loss: Tensor, **kwargs) -> None:
         """Backward, counted as one of the first wrapper."""

@@ -1,13 +1,16 @@
 """The optimizer wrapper of a supernet: precision, and the gradients of what is not used."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from mmengine.device import get_device
+from mmengine.dist import all_reduce
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
-from ...errors import UserError
+from ...errors import NonFiniteError, UserError
 from ...registry import OPTIM_WRAPPERS
 from ...structures.subnet import boolean
 
@@ -18,6 +21,9 @@ _SCALER = 'loss_scaler'  # in checkpoints
 @OPTIM_WRAPPERS.register_module()
 class SupernetOptimWrapper(OptimWrapper):
     """MMEngine's ``OptimWrapper`` for a model of which every iteration trains another part.
+
+    A step on a loss or a gradient that is infinite or NaN is not taken, on any rank, but raised as
+    :class:`NonFiniteError`; the weights stay good.
 
     Args:
         optimizer: The optimizer.
@@ -36,6 +42,7 @@ class SupernetOptimWrapper(OptimWrapper):
             raise UserError(f'optim_wrapper.amp must be one of {list(_DTYPES)}, got {amp!r}')
         self.dtype = _DTYPES[amp]
         self.set_to_none = boolean(set_to_none, 'optim_wrapper.set_to_none')
+        self._losses_are_finite = True
         # Does nothing unless enabled.
         self.scaler = torch.amp.GradScaler(get_device(), enabled=self.dtype is torch.float16)
 
@@ -50,18 +57,53 @@ class SupernetOptimWrapper(OptimWrapper):
 
     def update_params(self, loss: Tensor, step_kwargs=None, zero_kwargs=None) -> None:
         """Backward; step and clear unless gradients are being accumulated."""
-        super().update_params(loss, step_kwargs, zero_kwargs)
+        self.backward(self.scale_loss(loss))
         if self.should_update():
-            self.scaler.update()
+            self.take_step(loss, [self], step_kwargs, zero_kwargs)
+
+    def take_step(self, loss: Tensor, wrappers: list, step_kwargs=None, zero_kwargs=None) -> None:
+        """Step and clear all ``wrappers``, of which this is the first and keeps the loss scale.
+
+        Raises:
+            NonFiniteError: If a loss or a gradient is infinite or NaN: nothing was stepped.
+        """
+        is_finite = self._is_finite(wrappers)
+        if is_finite:
+            for wrapper in wrappers:
+                wrapper.step(**(step_kwargs or {}))
+        for wrapper in wrappers:
+            wrapper.zero_grad(**(zero_kwargs or {}))
+        self._losses_are_finite = True
+        if not is_finite:
+            raise NonFiniteError(
+                f'the loss is {float(loss):.4g}, and it or a gradient is infinite or NaN; the step '
+                'was not taken'
+            )
+        self.scaler.update()
+
+    def _is_finite(self, wrappers: list) -> bool:
+        """Whether losses and gradients are, on all ranks; loss scaling minds gradients itself."""
+        finite = torch.as_tensor(self._losses_are_finite, dtype=torch.float32, device=get_device())
+        gradients = [
+            p.grad for wrapper in wrappers for p in wrapper.parameters() if p.grad is not None
+        ]
+        if gradients and not self.scaler.is_enabled():
+            finite = finite * get_total_norm(gradients).isfinite()
+        all_reduce(finite, 'min')
+        return bool(finite)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What the optimizer trains."""
+        return (p for group in self.optimizer.param_groups for p in group['params'])
 
     def backward(self, loss: Tensor, **kwargs) -> None:
         """Backward of the scaled loss."""
+        self._losses_are_finite = loss.detach().isfinite() & self._losses_are_finite
         super().backward(self.scaler.scale(loss), **kwargs)
 
     def step(self, **kwargs) -> None:
         """Step on unscaled gradients; not at all if one of them is infinite, or none is there."""
-        parameters = (p for group in self.optimizer.param_groups for p in group['params'])
-        if all(parameter.grad is None for parameter in parameters):  # a router in its warm-up
+        if all(p.grad is None for p in self.parameters()):  # a router in its warm-up
             return
         self.scaler.unscale_(self.optimizer)
         if self.clip_grad_kwargs:
@@ -83,3 +125,6 @@ class SupernetOptimWrapper(OptimWrapper):
         if scale := state_dict.pop(_SCALER, None):
             self.scaler.load_state_dict(scale)
         super().load_state_dict(state_dict)
+        if not self.set_to_none:  # what was trained has a gradient, if only of zeros
+            for parameter in self.optimizer.state:
+                parameter.grad = torch.zeros_like(parameter)

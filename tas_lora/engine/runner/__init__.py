@@ -1,4 +1,5 @@
 from .evolution_search_loop import EvolutionarySearchLoop
+from .resumable_train_loop import ResumableTrainLoop
 from .strategy import SandwichRule, UniformSampling
 from .subnet_train_loop import SubnetSamplingTrainLoop
 from .subnet_val_loop import SubnetTestLoop, SubnetValLoop
@@ -6,6 +7,7 @@ from .supernet_runner import SupernetRunner
 
 __all__ = [
     'EvolutionarySearchLoop',
+    'ResumableTrainLoop',
     'SandwichRule',
     'SubnetSamplingTrainLoop',
     'SubnetTestLoop',

@@ -3,14 +3,15 @@
 import json
 import time
 from functools import partial
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import is_main_process
+from mmengine.dist import all_reduce, is_main_process
 from mmengine.runner import ValLoop
 
+from ...datasets.replay import readable
 from ...errors import UserError
 from ...registry import LOOPS
 from ...search import Evolution, count_flops, count_params
@@ -18,7 +19,7 @@ from ...structures import SearchSpace, Subnet
 from ...structures.subnet import positive
 from ..of_runner import supernet_of
 from .kept_batches import KeptBatches
-from .subnet_val_loop import evaluate_subnet
+from .subnet_val_loop import run_subnet
 
 COUNTERS = dict(params=count_params, flops=count_flops)
 
@@ -30,7 +31,8 @@ class EvolutionarySearchLoop(ValLoop):
     It is the ``val_cfg`` of a search config and started by ``runner.val()``. The validation data
     must be images that no training stage has seen, and not the test set. Two files are written
     to the work directory: ``search_history.jsonl``, a line per subnet as it is scored, and
-    ``best_subnet.json``.
+    ``best_subnet.json``. A subnet whose evaluation runs out of memory gets no score, cannot win,
+    and does not end the search.
 
     Args:
         runner: The runner.
@@ -74,7 +76,7 @@ class EvolutionarySearchLoop(ValLoop):
     ):
         if kwargs.get('fp16'):
             raise UserError("val_cfg.fp16: a search has val_cfg.precision='bfloat16' in its place")
-        super().__init__(runner, dataloader, evaluator, **kwargs)
+        super().__init__(runner, readable(dataloader), evaluator, **kwargs)
         self.dataloader = KeptBatches(self.dataloader, memory_share)
         self.space = SearchSpace.coerce(space)
         self.model = supernet_of(runner)
@@ -130,11 +132,7 @@ class EvolutionarySearchLoop(ValLoop):
         )
 
     def _evaluate(self, subnet: Subnet, history: Path) -> float:
-        metrics = evaluate_subnet(self, subnet)
-        if self.score not in metrics:
-            raise UserError(
-                f'val_cfg.score is {self.score!r}, but val_evaluator gives {sorted(metrics)}'
-            )
+        metrics = self._metrics(subnet)
         self.done += 1
         if is_main_process():
             line = dict(generation=self.evolution.generation, precision=self.precision)
@@ -142,8 +140,30 @@ class EvolutionarySearchLoop(ValLoop):
             with history.open('a') as file:
                 file.write(json.dumps(line) + '\n')
         if self.done % self.log_interval == 0:
-            self._log_progress(subnet, metrics[self.score])
-        return self._signed(float(metrics[self.score]))
+            self._log_progress(subnet, metrics.get(self.score, nan))
+        return self._signed(float(metrics.get(self.score, nan)))
+
+    def _metrics(self, subnet: Subnet) -> dict:
+        """Metrics of a subnet; none if it does not fit in the memory of all ranks."""
+        try:
+            run_subnet(self, subnet)
+            fits = torch.ones(())
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            fits = torch.zeros(())
+        all_reduce(fits, 'min')
+        if not fits:
+            for metric in self.evaluator.metrics:
+                metric.results.clear()
+            self.runner.logger.warning(f'Out of memory, hence left without a score: {subnet}')
+            return {}
+        metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
+        if self.score not in metrics:
+            raise UserError(
+                f'val_cfg.score is {self.score!r}, but val_evaluator gives {sorted(metrics)}'
+            )
+        return metrics
 
     def _signed(self, score: float) -> float:
         """Evolution minimises: a score to maximise changes its sign, on the way in and out."""
@@ -206,6 +226,11 @@ class EvolutionarySearchLoop(ValLoop):
             f'best {self.score}: {self._score_of(best):.4f}  '
             f'params: {self.counters["params"](best):,}'
         )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of a GPU, of Python, or of torch's allocator on CPUs, whose error has no class."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or 'allocate' in str(error)
 
 
 def _parse_limits(constraints: dict) -> dict[str, tuple[float, float]]:

@@ -3,14 +3,13 @@
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from numbers import Real
 from pathlib import Path
 
 import psutil
 import torch
 from mmengine.dist import get_world_size
 
-from ...errors import UserError
+from ...structures.subnet import bounded
 
 
 class KeptBatches:
@@ -28,8 +27,7 @@ class KeptBatches:
     """
 
     def __init__(self, dataloader, memory_share: float = 0.5):
-        if not isinstance(memory_share, Real) or not 0 <= memory_share <= 1:
-            raise UserError(f'memory_share must be a number from 0 to 1, got {memory_share!r}')
+        memory_share = bounded(memory_share, 'val_cfg.memory_share')
         self.dataloader, self.dataset = dataloader, dataloader.dataset
         processes = int(os.environ.get('LOCAL_WORLD_SIZE', get_world_size()))
         self.limit = memory_share * free_memory() / processes
@@ -80,4 +78,5 @@ def size_in_bytes(value) -> int:
 
 def _fresh(batch: dict) -> dict:
     """The batch with new data samples: a model writes its predictions into them."""
-    return batch | {'data_samples': [sample.new() for sample in batch['data_samples']]}
+    samples = batch.get('data_samples', ())  # none in a batch that could not be read
+    return batch | {'data_samples': [sample.new() for sample in samples]}

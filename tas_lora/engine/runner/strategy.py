@@ -50,7 +50,7 @@ class SandwichRule(SubnetStrategy):
     """
 
     def __init__(self, num_random: int = 2, distill: bool = True):
-        self.num_random = natural(num_random, 'train_cfg.strategy.num_random')
+        self.num_random = natural(num_random, 'train_cfg.strategy.num_random', most=1000)
         self.distill = boolean(distill, 'train_cfg.strategy.distill')
 
     def check(self, runner) -> None:

@@ -1,30 +1,30 @@
 """Training of subnets drawn anew for every iteration."""
 
 import numpy as np
-from mmengine.runner import EpochBasedTrainLoop
 
 from ...registry import LOOPS
 from ...structures import SearchSpace, Subnet
-from ...structures.subnet import natural, positive
+from ...structures.subnet import natural
 from ..of_runner import supernet_of
+from .resumable_train_loop import ResumableTrainLoop
 from .strategy import build_strategy
 
 
 @LOOPS.register_module()
-class SubnetSamplingTrainLoop(EpochBasedTrainLoop):
-    """MMEngine's epoch loop whose strategy draws the subnets of an iteration and trains them.
+class SubnetSamplingTrainLoop(ResumableTrainLoop):
+    """An epoch loop whose strategy draws the subnets of an iteration and trains them.
 
     They are a function of (seed, iteration): all ranks draw the same ones without talking, and a
     resumed run draws what an undisturbed one would.
 
     Args:
         runner: The runner.
-        dataloader: As in ``EpochBasedTrainLoop``.
+        dataloader: As in :class:`ResumableTrainLoop`.
         max_epochs: As there.
         space: The search space, or its dict.
         seed: Seed of the draws. Not the runner's, which may differ between ranks.
         strategy: Config of the strategy, by default ``tas_lora.UniformSampling``.
-        **kwargs: ``val_begin``, ``val_interval``, ... as in ``EpochBasedTrainLoop``.
+        **kwargs: ``max_bad_images``, ``val_interval``, ... as there.
 
     Raises:
         UserError: If the space has subnets that do not fit inside the supernet, or the strategy
@@ -44,7 +44,6 @@ class SubnetSamplingTrainLoop(EpochBasedTrainLoop):
         super().__init__(runner, dataloader, max_epochs, **kwargs)
         self.space = SearchSpace.coerce(space)
         self.seed = natural(seed, 'train_cfg.seed')
-        positive(self.max_epochs, 'train_cfg.max_epochs', int)
         self.model = supernet_of(runner)
         self.space.largest().check_fits(self.model.backbone.arch, 'the largest subnet of the space')
         self.strategy = build_strategy(strategy)
@@ -64,3 +63,8 @@ class SubnetSamplingTrainLoop(EpochBasedTrainLoop):
             'after_train_iter', batch_idx=idx, data_batch=data_batch, outputs=outputs
         )
         self._iter += 1
+
+    def where(self) -> str:
+        """Where training stands, for messages."""
+        subnets = '; '.join(map(str, self.draw(self._iter)))
+        return f'{super().where()}, subnet {subnets}'

@@ -1,29 +1,43 @@
 """Evaluation of chosen subnets."""
 
+from collections.abc import Mapping
+
 from mmengine.runner import TestLoop, ValLoop
 
+from ...datasets.replay import check_readable, readable
 from ...errors import UserError
 from ...registry import LOOPS
 from ...structures import SearchSpace, Subnet
+from ...structures.subnet import boolean, within
 from ..of_runner import supernet_of
 
 
-def resolve_subnets(subnets: dict, space: dict | SearchSpace | None) -> dict[str, Subnet]:
-    """Subnets by name; a value is a subnet, its dict, or 'smallest' or 'largest' of ``space``."""
-    space = space and SearchSpace.coerce(space)
+def resolve_subnets(
+    subnets: dict, space: dict | SearchSpace | None, field: str = 'val_cfg'
+) -> dict[str, Subnet]:
+    """Subnets by name; a value is a subnet, its dict, or 'smallest' or 'largest' of ``space``.
+
+    Raises:
+        UserError: If there is none, or one is of another form; ``field`` is its place.
+    """
+    space = None if space is None else SearchSpace.coerce(space)
 
     def resolve(name: str, value) -> Subnet:
         if not isinstance(value, str):
-            return Subnet.coerce(value)
+            with within(f'{field}.subnets.{name}'):
+                return Subnet.coerce(value)
         if value not in ('smallest', 'largest') or space is None:
             raise UserError(
-                f'subnets.{name} is {value!r}; give the dict of a subnet, or with a space '
+                f'{field}.subnets.{name} is {value!r}; give the dict of a subnet, or with a space '
                 "'smallest' or 'largest'"
             )
         return getattr(space, value)()
 
-    if not subnets:
-        raise UserError("subnets is empty; name at least one, e.g. dict(largest='largest')")
+    if not isinstance(subnets, Mapping) or not subnets:
+        raise UserError(
+            f'{field}.subnets must be a dict that names at least one, such as '
+            f"dict(largest='largest'), got {subnets!r}"
+        )
     return {name: resolve(name, value) for name, value in subnets.items()}
 
 
@@ -44,8 +58,9 @@ class SubnetValLoop(ValLoop):
     """
 
     def __init__(self, runner, dataloader, evaluator, subnets: dict, space=None, **kwargs):
-        super().__init__(runner, dataloader, evaluator, **kwargs)
-        self.subnets = resolve_subnets(subnets, space)
+        super().__init__(runner, readable(dataloader), evaluator, **kwargs)
+        self.subnets = resolve_subnets(subnets, space, 'val_cfg')
+        boolean(self.fp16, 'val_cfg.fp16')
         self.model = supernet_of(runner)
 
     def run(self) -> dict:
@@ -63,8 +78,9 @@ class SubnetTestLoop(TestLoop):
     """Tests several subnets in turn; arguments as :class:`SubnetValLoop`."""
 
     def __init__(self, runner, dataloader, evaluator, subnets: dict, space=None, **kwargs):
-        super().__init__(runner, dataloader, evaluator, **kwargs)
-        self.subnets = resolve_subnets(subnets, space)
+        super().__init__(runner, readable(dataloader), evaluator, **kwargs)
+        self.subnets = resolve_subnets(subnets, space, 'test_cfg')
+        boolean(self.fp16, 'test_cfg.fp16')
         self.model = supernet_of(runner)
 
     def run(self) -> dict:
@@ -89,8 +105,14 @@ def evaluate_subnets(loop: SubnetValLoop | SubnetTestLoop) -> dict:
 
 def evaluate_subnet(loop: ValLoop | TestLoop, subnet: Subnet) -> dict:
     """Metrics of one subnet over the dataloader of ``loop``; the same on all ranks."""
+    run_subnet(loop, subnet)
+    return loop.evaluator.evaluate(len(loop.dataloader.dataset))
+
+
+def run_subnet(loop: ValLoop | TestLoop, subnet: Subnet) -> None:
+    """Hand what one subnet predicts to the evaluator of ``loop``."""
     loop.runner.model.eval()
     loop.model.set_subnet(subnet)
     for idx, data_batch in enumerate(loop.dataloader):
+        check_readable(data_batch)
         loop.run_iter(idx, data_batch)
-    return loop.evaluator.evaluate(len(loop.dataloader.dataset))

@@ -1,10 +1,10 @@
 """MMEngine's runner with safe reading of checkpoints and early, clear errors."""
 
-import torch
 from mmengine.runner import BaseLoop, Runner
 
-from ...errors import blame
-from ...models.checkpoint import adapt_to_start, read_state_dict, resume_globals
+from ...errors import UserError, blame
+from ...models.checkpoint import adapt_to_start
+from ...models.safe_load import read_checkpoint, read_state_dict
 from ..of_runner import supernet_of
 
 
@@ -12,9 +12,9 @@ class SupernetRunner(Runner):
     """The runner behind the tools.
 
     Its ``load_from`` takes official AutoFormer files and exported subnets as well as our
-    checkpoints, and a training may start from weights for other images or classes. MMEngine
-    loads by torch's ``weights_only`` default, which refuses MMEngine's own log buffers and
-    AutoFormer's stored arguments; here exactly these are let through, for the one load.
+    checkpoints, and a training may start from weights for other images or classes. MMEngine's
+    own loading refuses its log buffers under torch 2.6 and newer, unpickles anything that comes
+    from an address, and runs a config that stands in a checkpoint; none of it is used here.
     """
 
     def prepare(self, *stages: str) -> None:
@@ -41,12 +41,14 @@ class SupernetRunner(Runner):
                 self._test_loop = self.build_test_loop(self._test_loop)
 
     def load_checkpoint(self, filename: str, map_location='cpu', **kwargs) -> dict:
-        """Load weights; when resuming, the whole checkpoint as MMEngine does."""
-        if self._resume or '://' in filename:
-            with torch.serialization.safe_globals(resume_globals()):
-                return super().load_checkpoint(filename, map_location, **kwargs)
-        checkpoint, model = dict(state_dict=read_state_dict(filename)), supernet_of(self)
-        if isinstance(self._train_loop, BaseLoop):  # built, so this is the start of a training
+        """Load weights, from a file or an http(s) address; when resuming, the whole checkpoint."""
+        model = supernet_of(self)
+        if self._resume:
+            checkpoint = _resumable(filename)
+        else:
+            checkpoint = dict(state_dict=read_state_dict(filename))
+        # With a loop that is built, this is the start of a training.
+        if isinstance(self._train_loop, BaseLoop) and not self._resume:
             adapt_to_start(checkpoint['state_dict'], model.state_dict(keep_vars=True))
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model.load_state_dict(checkpoint['state_dict'])
@@ -58,3 +60,14 @@ class SupernetRunner(Runner):
         """Go on from a checkpoint of the same config."""
         with blame(f'cannot resume from {filename}; it must be a checkpoint of this config'):
             super().resume(filename, *args, **kwargs)
+
+
+def _resumable(filename: str) -> dict:
+    """A checkpoint of a training, without what MMEngine would run."""
+    checkpoint = read_checkpoint(filename)
+    if not isinstance(checkpoint, dict) or not {'meta', 'optimizer', 'message_hub'} <= set(
+        checkpoint
+    ):
+        raise UserError('it holds weights alone; start from it by load_from without resume')
+    checkpoint['meta'].pop('config', None)  # `Runner.resume` takes it for Python and runs it
+    return checkpoint

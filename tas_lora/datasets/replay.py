@@ -1,0 +1,177 @@
+"""Batches that are a function of (seed, epoch, place in the epoch), so that they can be replayed.
+
+Random states are neither saved nor restored: all generators are seeded anew for each batch. A
+resumed run therefore sees what an undisturbed one would, from any iteration on, with any number
+of loader workers, and no two epochs are augmented alike.
+"""
+
+import random
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from torch.utils.data import BatchSampler, DataLoader
+
+from ..errors import UserError
+from ..registry import DATA_SAMPLERS, DATASETS
+
+UNREADABLE = 'unreadable'  # in a batch: what could not be read
+
+
+def seed_everything(*key: int) -> None:
+    """Seed the global generators of Python, NumPy and torch from a key of natural numbers."""
+    words = np.random.SeedSequence(key).generate_state(8)
+    random.seed(words[:4].tobytes())
+    np.random.seed(words[4:6])
+    torch.manual_seed(int.from_bytes(words[6:].tobytes(), 'little') >> 1)
+
+
+class SeededBatch(list):
+    """Indices of a batch, and the key its random numbers come from."""
+
+    def __init__(self, indices, key: tuple[int, ...]):
+        super().__init__(indices)
+        self.key = key
+
+
+@DATA_SAMPLERS.register_module()
+class ReplayBatchSampler:
+    """Batches of another sampler with their keys, from any place of an epoch on.
+
+    Args:
+        sampler: Yields indices; MMEngine's or MMPretrain's.
+        batch_size: Images in a batch.
+        drop_last: Leave out a last batch that is not full.
+        inner: Config of the batch sampler to take in place of consecutive batches.
+    """
+
+    def __init__(self, sampler, batch_size: int, drop_last: bool = False, inner=None):
+        if inner is None:
+            self.inner = BatchSampler(sampler, batch_size, drop_last)
+        else:
+            arguments = dict(sampler=sampler, batch_size=batch_size)
+            self.inner = MMENGINE_DATA_SAMPLERS.build(inner, default_args=arguments)
+        self.sampler = sampler  # MMEngine's hook tells it the epoch
+        self.seed = self.epoch = self.first = 0
+
+    def set_place(self, seed: int, epoch: int, first: int) -> None:
+        """Go on in ``epoch`` with batch ``first``, counted from 0."""
+        self.seed, self.epoch, self.first = seed, epoch, first
+        if hasattr(self.sampler, 'seed'):  # of the order; without it there is none
+            self.sampler.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __iter__(self) -> Iterator[SeededBatch]:
+        rank, first = get_rank(), self.first
+        for place, indices in enumerate(self.inner):
+            if place >= first:
+                yield SeededBatch(indices, (self.seed, self.epoch, rank, place))
+
+
+@DATASETS.register_module()
+class ReplayDataset:
+    """A dataset read batch by batch, each with the random numbers of its key.
+
+    In place of an image that cannot be read comes another one of the dataset; the sample's
+    metainfo ``unreadable`` then says which failed and why, for the training loop to judge.
+
+    Args:
+        dataset: The dataset, or its config.
+        replace: Read another image in place of one that fails. In an evaluation that would change
+            what is measured; off, the whole batch becomes ``dict(unreadable=[why])``.
+    """
+
+    ATTEMPTS = 10  # images in a row that may fail
+
+    def __init__(self, dataset, replace: bool = True):
+        is_config = isinstance(dataset, Mapping)
+        self.dataset = MMENGINE_DATASETS.build(dataset) if is_config else dataset
+        self.replace = replace
+
+    @property
+    def metainfo(self) -> dict:
+        """Of the dataset."""
+        return getattr(self.dataset, 'metainfo', {})  # plain torch datasets have none
+
+    def full_init(self) -> None:
+        """As in MMEngine's ``BaseDataset``."""
+        if hasattr(self.dataset, 'full_init'):  # likewise
+            self.dataset.full_init()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int):
+        return self.dataset[index]
+
+    def __getitems__(self, batch: list[int]) -> list:
+        """Samples of a batch; the loader's workers call it."""
+        if isinstance(batch, SeededBatch):
+            seed_everything(*batch.key)
+        samples = [self._read(index) for index in batch]
+        failed = [sample for sample in samples if isinstance(sample, str)]
+        return [{UNREADABLE: '; '.join(failed)}] if failed else samples
+
+    def _read(self, index: int):
+        """A sample, or a text saying why there is none."""
+        failed = []
+        for _ in range(self.ATTEMPTS if self.replace else 1):
+            try:
+                sample = self.dataset[index]
+            except Exception as error:  # decoders and transforms raise whatever they like
+                failed.append(f'{self._name(index)}: {_reason(error)}')
+                index = int(np.random.randint(len(self)))
+                continue
+            if failed:
+                sample['data_samples'].set_metainfo({UNREADABLE: failed})
+            return sample
+        return '; '.join(failed)
+
+    def _name(self, index: int) -> str:
+        """The file of an image, or its index."""
+        try:
+            return self.dataset.get_data_info(index)['img_path']
+        except (AttributeError, KeyError, TypeError):  # an image in memory
+            return f'image {index}'
+
+
+def replayable(dataloader: Mapping | DataLoader):
+    """The config of a training dataloader with replayable batches; a built one stays as it is."""
+    if not isinstance(dataloader, Mapping):
+        return dataloader
+    config = dict(dataloader)
+    config['dataset'] = dict(type='tas_lora.ReplayDataset', dataset=config['dataset'])
+    config['batch_sampler'] = dict(
+        type='tas_lora.ReplayBatchSampler',
+        drop_last=config.pop('drop_last', False),
+        inner=config.pop('batch_sampler', None),
+    )
+    return config
+
+
+def readable(dataloader: Mapping | DataLoader):
+    """The config of an evaluation's dataloader; a built one stays as it is.
+
+    Unreadable images then come as batches that :func:`check_readable` refuses by name.
+    """
+    if not isinstance(dataloader, Mapping):
+        return dataloader
+    dataset = dict(type='tas_lora.ReplayDataset', dataset=dataloader['dataset'], replace=False)
+    return dict(dataloader) | dict(dataset=dataset)
+
+
+def check_readable(data_batch: dict) -> None:
+    """Raise :class:`UserError` if the batch of an evaluation holds an image that cannot be read."""
+    if UNREADABLE in data_batch:
+        raise UserError(
+            f'{data_batch[UNREADABLE][0]}; an evaluation leaves no image out: repair or remove it'
+        )
+
+
+def _reason(error: Exception) -> str:
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'

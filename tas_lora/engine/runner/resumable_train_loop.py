@@ -1,0 +1,148 @@
+"""MMEngine's epoch loop, of which every iteration can be repeated."""
+
+from itertools import islice
+
+from mmengine.dist import broadcast_object_list, get_rank
+from mmengine.runner import EpochBasedTrainLoop
+
+from ...datasets.replay import UNREADABLE, ReplayBatchSampler, replayable, seed_everything
+from ...errors import NonFiniteError, UserError
+from ...registry import LOOPS
+from ...structures.subnet import boolean, natural, positive
+from .same_run import check_same_run
+
+# In the message hub, hence in checkpoints.
+_SEED, _BAD_IMAGES, _BAD_STEPS = 'replay_seed', 'bad_images', 'bad_steps'
+
+
+@LOOPS.register_module()
+class ResumableTrainLoop(EpochBasedTrainLoop):
+    """An epoch loop that goes on from any iteration as if it had never stopped.
+
+    All that is random follows from (seed, epoch, place in the epoch): the order of the images,
+    their augmentation, and what the model draws. A run that was killed and resumed so ends with
+    the weights of an undisturbed one, bit by bit on CPU. The seed is the runner's at the first
+    start, and kept in checkpoints.
+
+    Args:
+        runner: The runner.
+        dataloader: As in ``EpochBasedTrainLoop``. A dataloader that is built already is taken as
+            it is; its augmentation then differs after a resume.
+        max_epochs: As there.
+        max_bad_images: How many images that cannot be read another one may replace, in each
+            process; the next one stops the run.
+        max_bad_steps: How many steps whose loss or gradient is infinite or NaN are left out; the
+            next one stops the run. Needs the optimizer wrappers of this package.
+        allow_changes: Resume although model, data, optimizer or schedule have changed.
+        **kwargs: ``val_begin``, ``val_interval``, ... as in ``EpochBasedTrainLoop``.
+    """
+
+    def __init__(
+        self,
+        runner,
+        dataloader,
+        max_epochs: int,
+        max_bad_images: int = 0,
+        max_bad_steps: int = 0,
+        allow_changes: bool = False,
+        **kwargs,
+    ):
+        self.max_bad_images = natural(max_bad_images, 'train_cfg.max_bad_images')
+        self.max_bad_steps = natural(max_bad_steps, 'train_cfg.max_bad_steps')
+        self.allow_changes = boolean(allow_changes, 'train_cfg.allow_changes')
+        positive(max_epochs, 'train_cfg.max_epochs', int)
+        super().__init__(runner, replayable(dataloader), max_epochs, **kwargs)
+
+    def run(self):
+        """Train; returns the model."""
+        check_same_run(self.runner, self.allow_changes)
+        self.seed_of_run = self._settle_seed()
+        self.runner.call_hook('before_train')
+        if self._iter and not self._done_in_epoch():
+            self._validate()  # checkpoints of an epoch are written before its validation
+        while self._epoch < self._max_epochs and not self.stop_training:
+            self.run_epoch()
+            self._validate()
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def run_epoch(self) -> None:
+        """The rest of an epoch, which for all but the first of a resumed run is a whole one."""
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        done = self._done_in_epoch()
+        for idx, data_batch in enumerate(self._batches(done), done):
+            self._check_images(data_batch)
+            seed_everything(self.seed_of_run, self._iter, get_rank())
+            try:
+                self.run_iter(idx, data_batch)
+            except NonFiniteError as error:
+                self._leave_out(error, idx, data_batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+    def _done_in_epoch(self) -> int:
+        return self._iter - self._epoch * len(self.dataloader)
+
+    def _batches(self, done: int):
+        sampler = self.dataloader.batch_sampler
+        if not isinstance(sampler, ReplayBatchSampler):
+            return islice(self.dataloader, done, None)
+        sampler.set_place(self.seed_of_run, self._epoch, done)
+        return self.dataloader
+
+    def _validate(self) -> None:
+        self._decide_current_val_interval()
+        is_due = self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
+        if self.runner.val_loop is not None and self._epoch >= self.val_begin and is_due:
+            self.runner.val_loop.run()
+
+    def _settle_seed(self) -> int:
+        """The seed of the first start, the same on all ranks."""
+        seed = [self.runner.seed]
+        broadcast_object_list(seed)
+        hub = self.runner.message_hub
+        hub.update_info(_SEED, hub.runtime_info.get(_SEED, seed[0]))
+        return hub.get_info(_SEED)
+
+    def _check_images(self, data_batch: dict) -> None:
+        """Count the images that were replaced, and stop above the limit."""
+        failed = list(data_batch.get(UNREADABLE, ()))
+        for sample in data_batch.get('data_samples', ()):
+            failed += sample.metainfo.get(UNREADABLE, ())
+        hub = self.runner.message_hub
+        known = list(hub.runtime_info.get(_BAD_IMAGES, ()))
+        new = [text for text in dict.fromkeys(failed) if text not in known]
+        if not new:
+            return
+        hub.update_info(_BAD_IMAGES, known + new)
+        text = f'{len(known + new)} images cannot be read, the last {new[-1]}'
+        if UNREADABLE in data_batch or len(known + new) > self.max_bad_images:
+            raise UserError(
+                f'{text}; repair or remove it, or allow more than '
+                f'train_cfg.max_bad_images={self.max_bad_images}'
+            )
+        self.runner.logger.warning(f'{text}: replaced by another.')
+
+    def _leave_out(self, error: NonFiniteError, idx: int, data_batch: dict) -> None:
+        """Count a step that was not taken, stop above the limit, else finish its iteration."""
+        hub = self.runner.message_hub
+        count = hub.runtime_info.get(_BAD_STEPS, 0) + 1
+        hub.update_info(_BAD_STEPS, count)
+        text = f'{error}: {self.where()}'
+        if count > self.max_bad_steps:
+            raise UserError(
+                f'{text}. Resume with lower rates or without float16, or leave such steps out by '
+                f'train_cfg.max_bad_steps={count}'
+            ) from error
+        self.runner.logger.warning(f'{text} ({count} of at most {self.max_bad_steps})')
+        self.runner.call_hook(
+            'after_train_iter', batch_idx=idx, data_batch=data_batch, outputs=None
+        )
+        self._iter += 1
+
+    def where(self) -> str:
+        """Where training stands, for messages."""
+        rates = {name: lr[0] for name, lr in self.runner.optim_wrapper.get_lr().items()}
+        last = self.runner.message_hub.runtime_info.get('last_ckpt', 'none')
+        return f'iteration {self._iter}, learning rates {rates}, last good checkpoint {last}'

@@ -1,0 +1,108 @@
+"""Files that are whole or not there: atomic writing, and digests by which damage is told."""
+
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+
+from .errors import UserError
+
+_PREFIX = b'sha256:'
+_SEAL = len(_PREFIX) + 64  # bytes; ASCII
+_ZIP_END = b'PK\x05\x06'  # of a zip file's last record, which is 22 bytes without a comment
+
+
+def write_atomic(path: str | Path, content: str | bytes) -> None:
+    """Write a file beside, sync it to disk, and move it to its place.
+
+    Whatever happens meanwhile, ``path`` is the old file or the new one, whole.
+
+    Raises:
+        OSError: If it cannot be written, as on a full disk; ``path`` is then as it was.
+    """
+    path = Path(path)
+    beside = path.with_name(f'.{path.name}.tmp')
+    try:
+        with beside.open('wb') as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def seal(archive: bytes) -> bytes:
+    """A zip archive, such as ``torch.save`` writes, with its SHA-256 as the archive's comment.
+
+    It stays a zip archive for every reader. Other content, or an archive that has a comment, is
+    returned as it is.
+    """
+    if archive[-22:-18] != _ZIP_END or archive[-2:] != b'\0\0':
+        return archive
+    content = archive[:-2] + _SEAL.to_bytes(2, 'little')
+    return content + _PREFIX + hashlib.sha256(content).hexdigest().encode()
+
+
+def check_seal(path: str | Path) -> None:
+    """Compare a sealed file with its digest; one without a seal passes.
+
+    Raises:
+        UserError: If the file is not what was written.
+    """
+    path = Path(path)
+    size = path.stat().st_size - _SEAL
+    if size < 22:
+        return
+    with path.open('rb') as file:
+        file.seek(size)
+        sealed = file.read()
+        if sealed.startswith(_PREFIX) and sealed != _PREFIX + _digest(file, size):
+            raise UserError(f'{path} is damaged: its content does not match its SHA-256')
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether a checkpoint is a complete archive, with the content that was written."""
+    try:
+        check_seal(path)
+    except UserError:
+        return False
+    return zipfile.is_zipfile(path)
+
+
+def is_damaged(path: str | Path) -> bool:
+    """Whether a file begins as an archive, but is not whole."""
+    with Path(path).open('rb') as file:
+        return file.read(4) == b'PK\x03\x04' and not is_whole(path)
+
+
+def newest_whole(folder: str | Path) -> Path | None:
+    """The newest checkpoint of a training that is whole; those of best scores hold no optimizer.
+
+    The file ``last_checkpoint`` names one, but may itself be from a moment before the end.
+    """
+    files = [path for path in Path(folder).glob('*.pth') if not path.name.startswith('best_')]
+    newest_first = sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return next(filter(is_whole, newest_first), None)
+
+
+def _digest(file, size: int) -> bytes:
+    """SHA-256 of the first ``size`` bytes, as ASCII."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while size > 0:
+        block = file.read(min(size, 2**20))
+        digest.update(block)
+        size -= len(block)
+    return digest.hexdigest().encode()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

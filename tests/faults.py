@@ -1,0 +1,33 @@
+"""What can go wrong in a training, as hooks and datasets that configs can name."""
+
+import os
+import signal
+
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module(force=True)
+class SignalAt(Hook):
+    """Sends this process a signal during an iteration, counted from 0 over the training."""
+
+    def __init__(self, iteration: int, number: int = signal.SIGTERM, rank: int = 0):
+        self.iteration, self.number, self.rank = iteration, number, rank
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == self.iteration and get_rank() == self.rank:
+            os.kill(os.getpid(), self.number)
+
+
+@HOOKS.register_module(force=True)
+class SpoilWeightsOnce(Hook):
+    """Makes the loss NaN in some iterations, without touching the weights for good."""
+
+    def __init__(self, iterations: list[int]):
+        self.iterations = iterations
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter in self.iterations:
+            data_batch['inputs'] = [image.float() * torch.nan for image in data_batch['inputs']]

@@ -1,0 +1,205 @@
+"""Images that cannot be read, losses that are no numbers, candidates that need too much memory."""
+
+import json
+import math
+from pathlib import Path
+
+import faults  # noqa: F401  registers what configs name
+import numpy as np
+import pytest
+import torch
+from conftest import runner_of
+from mmengine.registry import DATASETS
+from mmengine.runner import Runner
+from mmpretrain.datasets import MNIST
+
+from tas_lora import UserError, apis
+from tas_lora.engine.runner import evolution_search_loop
+from tas_lora.models.safe_load import read_state_dict
+
+
+@DATASETS.register_module(force=True)
+class BrokenMNIST(MNIST):
+    """Digits, some of which cannot be read."""
+
+    def __init__(self, broken: list[int], **kwargs):
+        self.broken = set(broken)
+        super().__init__(**kwargs)
+
+    def prepare_data(self, idx):
+        if self.get_data_info(idx)['sample_idx'] in self.broken:
+            raise OSError('image file is truncated')
+        return super().prepare_data(idx)
+
+
+def with_broken(cfg, loader: str, broken):
+    """Break images of a loader."""
+    node = cfg[loader].dataset
+    while node.type != 'MNIST':
+        node = node.dataset
+    node.update(type='BrokenMNIST', broken=list(broken))
+    return cfg
+
+
+def log_of(cfg) -> str:
+    return next(Path(cfg.work_dir).glob('*/*.log')).read_text()
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_broken_image_stops_the_run(digits_config, workers):
+    cfg = with_broken(digits_config('supernet'), 'train_dataloader', range(0, 200, 3))
+    cfg.train_dataloader.num_workers = workers
+    message = (
+        r'images cannot be read, the last image \d+: OSError: image file is truncated; repair or '
+        'remove it, or allow more than train_cfg.max_bad_images=0'
+    )
+    with pytest.raises(UserError, match=message):
+        apis.train(cfg)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_broken_images_are_replaced_up_to_a_limit(digits_config, workers):
+    cfg = with_broken(digits_config('supernet'), 'train_dataloader', [3, 30, 60, 90])
+    cfg.train_dataloader.num_workers = workers
+    cfg.train_cfg.max_bad_images = 4
+    apis.train(cfg)  # two epochs: no image is counted twice
+    log = log_of(cfg)
+    assert log.count('images cannot be read') <= 4
+    assert 'OSError: image file is truncated: replaced by another.' in log
+    cfg.train_cfg.max_bad_images = 1
+    cfg.work_dir += '_strict'
+    with pytest.raises(UserError, match='2 images cannot be read, the last'):
+        apis.train(cfg)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_data_set_of_broken_images_stops_the_run(digits_config, workers):
+    cfg = with_broken(digits_config('supernet'), 'train_dataloader', range(10_000))
+    cfg.train_dataloader.num_workers = workers
+    cfg.train_cfg.max_bad_images = 10_000
+    with pytest.raises(UserError, match='cannot be read'):
+        apis.train(cfg)
+
+
+def test_an_evaluation_leaves_no_image_out(digits_config):
+    cfg = with_broken(digits_config('supernet'), 'val_dataloader', range(0, 2000, 9))
+    with pytest.raises(UserError, match='an evaluation leaves no image out: repair or remove it'):
+        apis.train(cfg)
+    cfg = with_broken(digits_config('search'), 'val_dataloader', range(0, 2000, 9))
+    with pytest.raises(UserError, match='an evaluation leaves no image out: repair or remove it'):
+        Runner.from_cfg(cfg).val()
+
+
+def spoiled(cfg, iterations, max_bad_steps: int = 0):
+    cfg.custom_hooks = [*cfg.get('custom_hooks', ())]
+    cfg.custom_hooks.append(dict(type='SpoilWeightsOnce', iterations=iterations))
+    cfg.train_cfg.max_bad_steps = max_bad_steps
+    return cfg
+
+
+@pytest.mark.parametrize('stage', ['supernet', 'moLE'])
+def test_a_nan_loss_stops_the_run_and_names_all(digits_config, stage):
+    cfg = spoiled(digits_config(stage), iterations=[12])
+    with pytest.raises(UserError) as caught:
+        apis.train(cfg)
+    message = str(caught.value)
+    assert message.startswith('the loss is nan, and it or a gradient is infinite or NaN')
+    assert 'the step was not taken: iteration 12, learning rates' in message
+    assert f'last good checkpoint {cfg.work_dir}/epoch_1.pth' in message
+    assert 'subnet Subnet(embed_dim=' in message
+    assert 'train_cfg.max_bad_steps=1' in message
+    assert ('experts.lr' in message) == (stage == 'moLE')
+
+
+@pytest.mark.parametrize('stage', ['supernet', 'moLE'])
+def test_bad_steps_are_left_out_up_to_a_limit(digits_config, stage):
+    cfg = spoiled(digits_config(stage), iterations=[2, 12], max_bad_steps=2)
+    apis.train(cfg)
+    weights = read_state_dict(f'{cfg.work_dir}/epoch_2.pth')
+    assert all(value.isfinite().all() for value in weights.values())
+    log = log_of(cfg)
+    assert '(1 of at most 2)' in log
+    assert '(2 of at most 2)' in log
+    again = spoiled(digits_config(stage), iterations=[2, 3, 12], max_bad_steps=2)
+    again.work_dir += '_again'
+    with pytest.raises(UserError, match='iteration 12'):
+        apis.train(again)
+
+
+@pytest.mark.parametrize('stage', ['supernet', 'moLE'])
+@pytest.mark.parametrize('what', ['loss', 'gradient'])
+def test_a_bad_step_changes_nothing(digits_config, stage, what):
+    runner = runner_of(digits_config(stage))
+    wrapper, model = runner.optim_wrapper, runner.model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    loss = sum((p * torch.ones_like(p)).sum() for p in trained)
+    if what == 'loss':
+        loss = loss + math.inf
+    else:
+        trained[3].register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(UserError, match='the step was not taken'):
+        wrapper.update_params(loss)
+    assert all(p.grad is None for p in trained)
+    after = model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    wrapper.update_params(sum(p.sum() for p in trained[5:]))  # the next one is taken
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+def search_with(cfg, monkeypatch, fail) -> list[dict]:
+    """A search in which ``fail(n)`` is called before the n-th evaluation."""
+    run, count = evolution_search_loop.run_subnet, iter(range(10_000))
+
+    def run_or_fail(loop, subnet):
+        run(loop, subnet)
+        fail(next(count))
+
+    monkeypatch.setattr(evolution_search_loop, 'run_subnet', run_or_fail)
+    Runner.from_cfg(cfg).val()
+    lines = Path(cfg.work_dir, 'search_history.jsonl').read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+SMALL = {'val_cfg.evolution': dict(population=6, generations=2, mutations=2, crossovers=2)}
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB.'),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"
+    ),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize('error', OUT_OF_MEMORY)
+def test_a_candidate_out_of_memory_does_not_end_the_search(digits_config, monkeypatch, error):
+    def fail(number):
+        if number in (0, 7):
+            raise error
+
+    history = search_with(digits_config('search', options=SMALL), monkeypatch, fail)
+    assert len(history) == 12
+    without = [i for i, line in enumerate(history) if 'cross_entropy' not in line]
+    assert without == [0, 7]
+
+
+def test_other_errors_do(digits_config, monkeypatch):
+    def fail(number):
+        raise RuntimeError('a shape is wrong')
+
+    with pytest.raises(RuntimeError, match='a shape is wrong'):
+        search_with(digits_config('search', options=SMALL), monkeypatch, fail)
+
+
+def test_a_nan_score_never_wins(digits_config, monkeypatch):
+    cfg = digits_config('search', options=SMALL)
+    evaluate = evolution_search_loop.EvolutionarySearchLoop._metrics
+    scores = iter([np.nan, 3.0, np.nan, 2.0] + 20 * [np.nan])
+
+    def nearly_nan(self, subnet):
+        return evaluate(self, subnet) | dict(cross_entropy=next(scores))
+
+    monkeypatch.setattr(evolution_search_loop.EvolutionarySearchLoop, '_metrics', nearly_nan)
+    Runner.from_cfg(cfg).val()
+    best = json.loads(Path(cfg.work_dir, 'best_subnet.json').read_text())
+    assert best['cross_entropy'] == 2.0

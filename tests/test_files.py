@@ -1,0 +1,179 @@
+"""Files that are whole or not there."""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tas_lora import UserError, apis
+from tas_lora.engine.hooks.safe_checkpoint_hook import WholeFiles
+from tas_lora.files import check_seal, is_damaged, is_whole, newest_whole, seal, write_atomic
+from tas_lora.models.safe_load import read_state_dict
+
+WEIGHTS = {'a': torch.arange(5000.0)}
+
+
+def sealed(path):
+    """A checkpoint as the hook writes it."""
+    torch.save(dict(state_dict=WEIGHTS), path)
+    WholeFiles().put(path.read_bytes(), path)
+    return path
+
+
+def test_a_sealed_file_is_a_zip_file_that_torch_reads(tmp_path):
+    path = sealed(tmp_path / 'a.pth')
+    assert is_whole(path)
+    assert zipfile.ZipFile(path).testzip() is None
+    assert torch.equal(torch.load(path, weights_only=True)['state_dict']['a'], WEIGHTS['a'])
+    content = path.read_bytes()
+    assert seal(content) == content  # once is enough
+    assert seal(b'text') == b'text'
+
+
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_named(tmp_path_factory, place, bit):
+    path = sealed(tmp_path_factory.mktemp('flip') / 'a.pth')
+    content = bytearray(path.read_bytes())
+    position = int(place * len(content))
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+    if position < len(content) - 71:  # behind it stands the digest
+        with pytest.raises(UserError, match='is damaged: its content does not match its SHA-256'):
+            read_state_dict(path)
+        assert not is_whole(path)
+
+
+@pytest.mark.parametrize('share', [0.01, 0.5, 0.99])
+def test_a_file_cut_short_is_named(tmp_path, share):
+    path = sealed(tmp_path / 'a.pth')
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert is_damaged(path)
+    with pytest.raises(UserError, match=r'a\.pth'):
+        read_state_dict(path)
+
+
+def test_files_without_a_seal_are_read(tmp_path):
+    torch.save(dict(state_dict=WEIGHTS), tmp_path / 'a.pth')
+    check_seal(tmp_path / 'a.pth')
+    assert is_whole(tmp_path / 'a.pth')
+    assert not is_damaged(tmp_path / 'a.pth')
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / 'a.txt'
+    write_atomic(path, 'old')
+
+    def fail(_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', fail)
+    with pytest.raises(OSError, match='No space left'):
+        write_atomic(path, 'new')
+    assert path.read_text() == 'old'
+    assert os.listdir(tmp_path) == ['a.txt']
+
+
+WRITER = """
+import sys
+from tas_lora.files import write_atomic
+size = 0
+while True:
+    size = size % 5 + 1
+    write_atomic(sys.argv[1], bytes([size]) * size * 1_000_000)
+    print(size, flush=True)
+"""
+
+
+def test_a_killed_writer_leaves_a_whole_file(tmp_path):
+    path = tmp_path / 'a.bin'
+    command = [sys.executable, '-c', WRITER, str(path)]
+    for wait in (1, 3, 8):
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+            for _ in range(wait):
+                writer.stdout.readline()
+            writer.kill()
+        content = path.read_bytes()
+        assert content == bytes([content[0]]) * content[0] * 1_000_000
+
+
+FULL_DISK = """
+import resource, sys
+import torch
+from tas_lora.engine.hooks.safe_checkpoint_hook import WholeFiles
+content = open(sys.argv[1], 'rb').read()
+resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, len(content) // 2))
+WholeFiles().put(content, sys.argv[1])
+"""
+
+
+def test_a_full_disk_leaves_the_previous_file(tmp_path):
+    """A limit on the size of files fails a write halfway, as a full disk does."""
+    path = sealed(tmp_path / 'a.pth')
+    before = path.read_bytes()
+    done = subprocess.run(
+        [sys.executable, '-c', FULL_DISK, path], capture_output=True, text=True, check=False
+    )
+    assert 'OSError' in done.stderr
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ['a.pth']
+
+
+def test_the_newest_whole_checkpoint(tmp_path):
+    assert newest_whole(tmp_path) is None
+    assert apis.find_resumable(tmp_path) is None
+    for age, name in enumerate(('epoch_3.pth', 'epoch_2.pth', 'epoch_1.pth', 'best_x_epoch_3.pth')):
+        os.utime(sealed(tmp_path / name), ns=(0, 10**18 - age))
+    os.utime(tmp_path / 'best_x_epoch_3.pth', ns=(0, 10**18 + 1))
+    assert newest_whole(tmp_path).name == 'epoch_3.pth'
+    for name in ('epoch_3.pth', 'epoch_2.pth'):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1000])
+        os.utime(tmp_path / name, ns=(0, 2 * 10**18))
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_3.pth'))
+    assert apis.find_resumable(tmp_path).name == 'epoch_1.pth'
+    (tmp_path / 'epoch_1.pth').write_bytes(b'')
+    with pytest.raises(UserError, match='has no whole checkpoint to resume from'):
+        apis.find_resumable(tmp_path)
+
+
+def test_a_damaged_file_is_refused_and_a_whole_one_offered(digits_config, tmp_path):
+    cfg = digits_config('supernet')
+    sealed(tmp_path / 'epoch_1.pth')
+    damaged = sealed(tmp_path / 'epoch_2.pth')
+    damaged.write_bytes(damaged.read_bytes()[:-1000])
+    cfg.load_from = str(damaged)
+    with pytest.raises(UserError, match=r'is damaged .* the newest whole one .*epoch_1\.pth'):
+        apis.train(cfg)
+
+
+def test_replaced_files_go_only_after_their_successor(tmp_path):
+    files, old = WholeFiles(), sealed(tmp_path / 'old.pth')
+    files.remove(old)
+    assert old.exists()
+    files.delete_condemned()
+    assert not old.exists()
+
+
+def test_one_kept_checkpoint_is_always_there(digits_config, monkeypatch):
+    """With max_keep_ckpts=1, MMEngine deletes the only file before it writes the next."""
+    cfg = digits_config('supernet', images=32)
+    cfg.default_hooks.checkpoint.update(max_keep_ckpts=1, save_best='largest/accuracy/top1')
+    cfg.train_cfg.update(max_epochs=3, val_interval=1)
+    counts, put = [], WholeFiles.put
+
+    def count_then_put(self, obj, filepath):
+        counts.append(newest_whole(cfg.work_dir) is not None)
+        put(self, obj, filepath)
+
+    monkeypatch.setattr(WholeFiles, 'put', count_then_put)
+    apis.train(cfg)
+    assert len(counts) >= 4
+    assert all(counts[1:])
+    names = sorted(name for name in os.listdir(cfg.work_dir) if name.endswith('.pth'))
+    assert len(names) == 2, names  # the last, and the best
+    assert 'epoch_3.pth' in names
