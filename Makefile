@@ -2,11 +2,14 @@
 # make test   all tests
 # make lint   style
 # make variants   each variant of router, experts and training, end to end on the digits, and compiled blocks: half an hour
+# make soak    faults done to real runs, a table of what was lost: half an hour
+# make nightly 10,000 made-up inputs for each reader, and long runs that must hold no more at their end: half an hour
+# make lowest  all tests with the lowest versions that setup.py allows, in an environment of their own
 PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test variants lint format clean
+.PHONY: demo test variants soak nightly lowest lint format clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python tools/demo.py
@@ -15,7 +18,14 @@ test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -q --durations=5
 
 variants: $(INSTALLED) work_dirs/digits_supernet/epoch_30.pth
-	$(VENV)/bin/python -m pytest -q tests/slow
+	$(VENV)/bin/python -m pytest -q tests/slow/test_digits_variants.py tests/slow/test_compile.py
+
+soak: $(INSTALLED)
+	$(VENV)/bin/python tests/soak.py
+
+nightly: $(INSTALLED)
+	HYPOTHESIS_PROFILE=nightly $(VENV)/bin/python -m pytest -q tests/test_fuzz.py
+	$(VENV)/bin/python -m pytest -q -s tests/slow/test_long_runs.py
 
 work_dirs/digits_supernet/epoch_30.pth:
 	$(MAKE) demo

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmengine.config import Config
@@ -19,6 +19,7 @@ from mmengine.registry import (
 from mmengine.runner import Runner
 
 from .errors import UserError
+from .structures.subnet import natural, positive
 
 _REGISTRIES = dict(
     model=MODELS,
@@ -67,6 +68,19 @@ def check_arguments(cfg: Config) -> None:
         for path, node in _typed(cfg.get(field), field):
             inside = TRANSFORMS if 'pipeline' in path else registry
             _check_node(path, node, inside)
+    check_numbers(cfg)
+
+
+def check_numbers(cfg: Config) -> None:
+    """Refuse numbers that MMEngine takes and fails at in the middle of a run."""
+    train, hooks = cfg.get('train_cfg') or {}, cfg.get('default_hooks') or {}
+    _check_number(train, 'train_cfg', 'val_interval', positive, int)
+    checkpoint = hooks.get('checkpoint') or {}
+    if checkpoint.get('interval') != -1:  # which means never, but for the last
+        _check_number(checkpoint, 'default_hooks.checkpoint', 'interval', positive, int)
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        _check_number(cfg.get(loader), loader, 'batch_size', positive, int)
+        _check_number(cfg.get(loader), loader, 'num_workers', natural)
 
 
 def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
@@ -79,6 +93,11 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
                     f'{path}.data_root: there is no folder {root!r}; put the data there '
                     f'(see README, "Data") or point to it by --cfg-options {path}.data_root=DIR'
                 )
+
+
+def _check_number(node, path: str, key: str, check: Callable, *kind) -> None:
+    if isinstance(node, dict) and key in node:
+        check(node[key], f'{path}.{key}', *kind)
 
 
 def _check_node(path: str, node: dict, registry: Registry) -> None:

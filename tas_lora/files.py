@@ -34,6 +34,14 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     _sync_folder(path.parent)
 
 
+def append_line(path: str | Path, line: str) -> None:
+    """Append a line and sync it to disk; only a line that is being written can be torn."""
+    with Path(path).open('a') as file:
+        file.write(line + '\n')
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def seal(archive: bytes) -> bytes:
     """A zip archive, such as ``torch.save`` writes, with its SHA-256 as the archive's comment.
 

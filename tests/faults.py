@@ -1,8 +1,10 @@
 """What can go wrong in a training, as hooks and datasets that configs can name."""
 
+import json
 import os
 import signal
 
+import psutil
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
@@ -31,3 +33,29 @@ class SpoilWeightsOnce(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter in self.iterations:
             data_batch['inputs'] = [image.float() * torch.nan for image in data_batch['inputs']]
+
+
+@HOOKS.register_module(force=True)
+class LogResources(Hook):
+    """Writes what this process holds, every some iterations of training or evaluation."""
+
+    def __init__(self, file: str, interval: int):
+        self.file, self.interval, self.count = file, interval, 0
+
+    def note(self, *_, **__):
+        self.count += 1
+        if self.count % self.interval:
+            return
+        process = psutil.Process()
+        held = dict(
+            count=self.count,
+            memory=process.memory_info().rss,
+            files=process.num_fds(),
+            threads=process.num_threads(),
+            children=len(process.children(recursive=True)),
+        )
+        with open(self.file, 'a') as file:
+            file.write(json.dumps(held) + '\n')
+
+    after_train_iter = note
+    after_val_iter = note

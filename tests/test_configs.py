@@ -209,7 +209,7 @@ def test_published_training(runner, published):
         assert loop.subnets == dict(smallest=space.smallest(), largest=space.largest())
     assert runner.max_epochs == (50 if name.endswith('moLE') else 500)
     assert gpus(name) == (published['gpus'] if name.endswith('moLE') else 8)
-    assert gpus(name) * runner.train_dataloader.batch_size == 1024
+    assert gpus(name) * runner.train_dataloader.batch_sampler.inner.batch_size == 1024
 
 
 @of_sizes('supernet')

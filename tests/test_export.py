@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from conftest import ROOT, call_tool
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tiny import SPACE, tiny_model
 from vectors import VECTORS, images, model_config, official_weights, subnet
 
@@ -71,7 +71,7 @@ def test_plain_network_is_torch_alone():
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
             modules.add(node.module.split('.')[0])
-    assert modules == {'json', 'pathlib', 'torch', 'safetensors'}
+    assert modules == {'hashlib', 'json', 'pathlib', 'torch', 'safetensors'}
 
 
 def test_tool_notices_a_difference(digits_config, tmp_path, capsys, monkeypatch):
@@ -83,13 +83,22 @@ def test_tool_notices_a_difference(digits_config, tmp_path, capsys, monkeypatch)
     assert call_tool('export.py', *arguments, '--out', tmp_path / 'out') == 0
     assert 'within 1e-04' in capsys.readouterr().out
 
-    def save_wrong(tensors, path):
-        tensors['head.bias'] = tensors['head.bias'] + 1
-        save_file(tensors, path)
+    def save_wrong(tensors):
+        return save(tensors | {'head.bias': tensors['head.bias'] + 1})
 
-    monkeypatch.setattr('tas_lora.models.export.save_file', save_wrong)
+    monkeypatch.setattr('tas_lora.models.export.save', save_wrong)
     assert call_tool('export.py', *arguments, '--out', tmp_path / 'out') == 1
     assert 'ABOVE 1e-04' in capsys.readouterr().out
+
+
+def test_a_flipped_bit_of_the_weights_is_named(tmp_path):
+    out = export_subnet(tiny_model(), SPACE.smallest(), tmp_path)
+    load_plain_vit(out)
+    content = bytearray((out / 'weights.safetensors').read_bytes())
+    content[-5] ^= 1
+    (out / 'weights.safetensors').write_bytes(content)
+    with pytest.raises(ValueError, match='is damaged, or not of architecture.json'):
+        load_plain_vit(out)
 
 
 def test_subnets_that_cannot_be_exported(tmp_path):

@@ -6,6 +6,7 @@ import http.server
 import io
 import os
 import pickle
+import re
 import subprocess
 import threading
 import zipfile
@@ -13,6 +14,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from safetensors.torch import save_file
@@ -231,3 +233,13 @@ def test_exports_are_safe(tmp_path, canary):
     """Nothing of an export is pickled; a file of that name that is, is refused."""
     save_file(dict(a=torch.zeros(2)), tmp_path / 'weights.safetensors')
     assert set(read_checkpoint(tmp_path / 'weights.safetensors')) == {'a'}
+
+
+def test_every_reading_of_pickles_is_of_weights_only():
+    """A later line that forgets it is found here."""
+    sources = [path for folder in ('tas_lora', 'tools') for path in (ROOT / folder).rglob('*.py')]
+    text = '\n'.join(path.read_text() for path in sources)
+    assert not re.search(r'pickle\.loads?\(|allow_pickle|weights_only=False|[^_]load_url\(', text)
+    calls = re.findall(r'torch\.load\(.*', text)
+    assert calls
+    assert all('weights_only=True' in call for call in calls)

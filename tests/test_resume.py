@@ -207,19 +207,17 @@ def test_speed_and_places_may_change(config):
 
 def dist_train(cfg, file, *options) -> subprocess.CompletedProcess:
     cfg.dump(file)
-    environment = os.environ | dict(
-        PYTHON=sys.executable, PYTHONPATH=str(ROOT / 'tests'), OMP_NUM_THREADS='1'
-    )
-    command = [ROOT / 'tools/dist_train.sh', file, '2', *options]
+    environment = os.environ | dict(PYTHONPATH=str(ROOT / 'tests'), OMP_NUM_THREADS='1')
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+    command += [ROOT / 'tools/train.py', file, '--launcher=pytorch', *options]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_two_processes_of_which_one_is_told_to_stop(config, tmp_path, number):
+def test_two_processes_of_which_one_is_told_to_stop(config, tmp_path):
     whole = config('moLE', 'whole', workers=2, ema=True)
     done = dist_train(whole, tmp_path / 'whole.py')
     assert done.returncode == 0, done.stderr[-3000:]
-    stopped = config('moLE', 'stopped', 2, True, stop_at(1, number=int(number), rank=1))
+    stopped = config('moLE', 'stopped', 2, True, stop_at(1, rank=1))
     done = dist_train(stopped, tmp_path / 'stopped.py')
     assert 'Stopped by a signal' in done.stdout + done.stderr
     assert f'exitcode  : {STOPPED}' in done.stderr
@@ -275,5 +273,12 @@ def test_weights_alone_cannot_be_resumed(config, tmp_path):
     weights = tmp_path / 'weights.pth'
     torch.save(dict(state_dict=apis.load_supernet(cfg).state_dict()), weights)
     assert read_state_dict(weights)
-    with pytest.raises(UserError, match='it holds weights alone; start from it by load_from'):
+    with pytest.raises(UserError, match=r'weights\.pth holds weights alone; start from it by load'):
         resume(cfg, weights)
+
+
+def test_another_stage_cannot_be_resumed(config):
+    experts = config('moLE', 'experts')
+    apis.train(experts)
+    with pytest.raises(UserError, match='the checkpoint holds experts, the config none'):
+        resume(config('supernet', 'bare'), f'{experts.work_dir}/epoch_1.pth')

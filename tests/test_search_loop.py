@@ -129,7 +129,7 @@ def test_images_are_decoded_once_for_all_subnets(digits_config, monkeypatch):
         cfg = digits_config('search', options=SMALL)
         cfg.val_cfg.memory_share, cfg.val_dataloader.batch_size = share, 64
         runner = Runner.from_cfg(cfg)
-        dataset, seen = runner.val_loop.dataloader.dataset, []
+        dataset, seen = runner.val_loop.dataloader.dataset.dataset, []
         monkeypatch.setattr(
             type(dataset), '__getitem__', _counted(type(dataset).__getitem__, seen), raising=True
         )
@@ -224,6 +224,6 @@ def test_the_picture_of_a_bfloat16_search_marks_a_finalist(tmp_path, capsys):
     low = [dict(line, subnet=dict(a=i), cross_entropy=0.1 * i) for i in range(3)]
     final = dict(low[1], generation=1, precision='float32', cross_entropy=0.5)
     history = tmp_path / 'h.jsonl'
-    history.write_text('\n'.join(map(json.dumps, [*low, final])))
+    history.write_text('\n'.join([*map(json.dumps, [*low, final]), '']))
     assert call_tool('analysis/plot_search.py', history, tmp_path / 'x.png') == 0
     assert '3 subnets' in capsys.readouterr().out

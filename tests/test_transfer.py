@@ -207,7 +207,7 @@ def test_resuming_does_not_adapt(fixed_config):
     train(cfg)
     again = fixed_config(classes=12, side=12)
     again.load_from, again.resume = f'{cfg.work_dir}/epoch_1.pth', True
-    again.train_cfg.max_epochs = 2
+    again.train_cfg.update(max_epochs=2, allow_changes=True)
     again.work_dir = f'{cfg.work_dir}_resumed'
     start, log = train(again)
     assert 'starts anew' not in log

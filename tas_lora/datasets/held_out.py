@@ -1,5 +1,6 @@
 """The split between what is trained on and what the search is scored on."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 
@@ -9,7 +10,7 @@ from mmpretrain.registry import DATASETS as MMPRETRAIN_DATASETS
 
 from ..errors import UserError
 from ..registry import DATASETS
-from ..structures.subnet import positive
+from ..structures.subnet import natural, one_of, positive
 
 
 @DATASETS.register_module(name='HeldOutSplit')
@@ -30,12 +31,14 @@ def held_out_split(dataset: dict, part: str, size: int = 10_000, seed: int = 0, 
         A dataset of the class that ``dataset`` names.
 
     Raises:
-        UserError: If ``part`` or ``images`` does not exist, or the data set is too small.
+        UserError: If an argument is none, or the data set is too small.
     """
-    if part not in ('train', 'heldout'):
-        raise UserError(f"part must be 'train' or 'heldout', got {part!r}")
-    if images not in (None, 'autoformer'):
-        raise UserError(f"images must be None or 'autoformer', got {images!r}")
+    one_of(part, 'HeldOutSplit.part', ('train', 'heldout'))
+    one_of(images, 'HeldOutSplit.images', (None, 'autoformer'))
+    positive(size, 'HeldOutSplit.size', int)
+    natural(seed, 'HeldOutSplit.seed')
+    if not isinstance(dataset, Mapping) or 'type' not in dataset:
+        raise UserError(f'HeldOutSplit.dataset must be a dict with a type, got {dataset!r}')
     whole = MMPRETRAIN_DATASETS.build(dataset)
     if images == 'autoformer':
         held_out = official_subset(_paths(whole))
@@ -50,9 +53,10 @@ def random_split(length: int, size: int, seed: int) -> tuple[list[int], list[int
 
     The same as fold 0 of MMPretrain's ``KFoldDataset``, which cannot be told a size.
     """
-    positive(size, 'size', int)
     if size >= length:
-        raise UserError(f'{size} images to hold out of a training set of {length}; lower size')
+        raise UserError(
+            f'{size} images to hold out of a training set of {length}; lower HeldOutSplit.size'
+        )
     indices = list(range(length))
     np.random.default_rng(seed).shuffle(indices)
     return indices[:size], indices[size:]

@@ -8,6 +8,7 @@ from mmpretrain.datasets import BaseDataset
 
 from ..errors import UserError
 from ..registry import DATASETS
+from ..structures.subnet import one_of
 
 
 @DATASETS.register_module()
@@ -24,10 +25,11 @@ class INaturalist2019(BaseDataset):
     """
 
     def __init__(self, data_root: str, split: str = 'train', **kwargs):
-        if split not in ('train', 'val'):
-            raise UserError(f"split must be 'train' or 'val', got {split!r}")
+        one_of(split, 'INaturalist2019.split', ('train', 'val'))
+        if not isinstance(data_root, (str, Path)):
+            raise UserError(f'INaturalist2019.data_root must be a folder, got {data_root!r}')
         default = dict(test_mode=split == 'val')
-        super().__init__(f'{split}2019.json', data_root=data_root, **(default | kwargs))
+        super().__init__(f'{split}2019.json', data_root=str(data_root), **(default | kwargs))
 
     def load_data_list(self) -> list[dict]:
         """Path and label of every annotated image.

@@ -22,11 +22,17 @@ UNREADABLE = 'unreadable'  # in a batch: what could not be read
 
 
 def seed_everything(*key: int) -> None:
-    """Seed the global generators of Python, NumPy and torch from a key of natural numbers."""
+    """Seed the global generators of Python, NumPy and torch from a key of natural numbers.
+
+    ``torch.manual_seed`` would take 0.4 ms where CUDA is not in use, for a stack trace.
+    """
     words = np.random.SeedSequence(key).generate_state(8)
     random.seed(words[:4].tobytes())
     np.random.seed(words[4:6])
-    torch.manual_seed(int.from_bytes(words[6:].tobytes(), 'little') >> 1)
+    seed = int.from_bytes(words[6:].tobytes(), 'little') >> 1
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 class SeededBatch(list):

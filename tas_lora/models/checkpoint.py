@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from functools import partial
 
 from mmengine.logging import print_log
 from torch import Tensor
 
 from ..errors import UserError
-from .transfer import ADAPTABLE, adapt_sizes, from_plain, is_plain
+from .transfer import ADAPTABLE, adapt_sizes, from_plain, is_plain, split_qkv
 
 # Official AutoFormer names (right of the dots: ours). There, `_k` and `_v` behind rel_pos_embed
 # mean key and value, `_v` and `_h` behind embeddings_table vertical and horizontal.
@@ -43,7 +44,7 @@ def from_autoformer(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for pattern, replacement in _OFFICIAL_NAMES:
             name = re.sub(pattern, replacement, name)
         if name.endswith('qkv.weight'):
-            value = value.unflatten(0, (-1, 3)).transpose(0, 1).contiguous()
+            value = split_qkv(name, value, (-1, 3)).transpose(0, 1).contiguous()
         converted[name] = value
     return converted
 
@@ -84,32 +85,36 @@ def adapt_to_start(state_dict: dict[str, Tensor], model_state: Mapping[str, Tens
 
 
 def describe(state_dict: Mapping[str, Tensor]) -> dict:
-    """The sizes that a state dict of a supernet shows, by the names of the config fields."""
+    """The sizes that a state dict of a supernet shows, by the names of the config fields.
+
+    Raises:
+        UserError: If a tensor that shows a size is missing, or has another number of dimensions.
+    """
     needed = {'backbone.pos_embed', 'backbone.patch_embed.weight', _TABLE}
     if not needed <= set(state_dict):
-        keys = ', '.join(list(state_dict)[:3])
+        keys = ', '.join(map(str, list(state_dict)[:3]))
         raise UserError(
             'these are no weights of an ElasticViT, or of an AutoFormer with relative positions '
             f'(keys: {keys}, ...)'
         )
-    shape = {name.removeprefix('backbone.'): tuple(v.shape) for name, v in state_dict.items()}
-    depth = len({name.split('.')[1] for name in shape if name.startswith('blocks.')})
-    table = shape[_TABLE.removeprefix('backbone.')]
-    patch = shape['patch_embed.weight']
+    shape = partial(_shape, state_dict)
+    blocks = [f'backbone.blocks.{i}' for i in range(_depth(state_dict))]
+    table, patch = shape(_TABLE, 2), shape('backbone.patch_embed.weight', 4)
+    _, tokens, embed_dim = shape('backbone.pos_embed', 3)
     sizes = dict(
-        embed_dim=shape['pos_embed'][2],
-        depth=depth,
-        num_heads=[shape[f'blocks.{i}.attn.qkv.weight'][1] // table[1] for i in range(depth)],
-        mlp_width=[shape[f'blocks.{i}.fc1.weight'][0] for i in range(depth)],
+        embed_dim=embed_dim,
+        depth=len(blocks),
+        num_heads=[shape(f'{block}.attn.qkv.weight', 3)[1] // table[1] for block in blocks],
+        mlp_width=[shape(f'{block}.fc1.weight', 2)[0] for block in blocks],
         head_dim=table[1],
         max_relative_position=table[0] // 2 - 1,
         patch_size=patch[2],
         in_channels=patch[1],
-        tokens=shape['pos_embed'][1],
+        tokens=tokens,
     )
-    if 'head.fc.weight' in shape:
-        sizes['num_classes'] = shape['head.fc.weight'][0]
-    experts = {k: s for k, s in shape.items() if k.endswith('.lora_a')}
+    if 'head.fc.weight' in state_dict:
+        sizes['num_classes'] = shape('head.fc.weight', 2)[0]
+    experts = {name: shape(name, 3) for name in state_dict if name.endswith('.lora_a')}
     if experts:
         sizes.update(
             num_experts=[s[0] for s in experts.values()],
@@ -117,6 +122,22 @@ def describe(state_dict: Mapping[str, Tensor]) -> dict:
             layers=sorted({name.split('.')[-2] for name in experts}),
         )
     return sizes
+
+
+def _depth(state_dict: Mapping[str, Tensor]) -> int:
+    prefix = 'backbone.blocks.'
+    return len({name.split('.')[2] for name in state_dict if name.startswith(prefix)})
+
+
+def _shape(state_dict: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
+    """Shape of a tensor that must be there, with so many dimensions, none of them empty."""
+    found = tuple(state_dict[name].shape) if name in state_dict else ()
+    if len(found) != dims or 0 in found:
+        raise UserError(
+            f'{name} of the weights is {found or "missing"}, expected {dims} dimensions; the file '
+            'is damaged, or of another architecture'
+        )
+    return found
 
 
 def _rename(state_dict: dict[str, Tensor]) -> None:

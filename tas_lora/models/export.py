@@ -1,12 +1,14 @@
 """A subnet cut out of its supernet: sliced, merged, and written as an ordinary network."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from ..files import write_atomic
 from ..search.complexity import count_flops, count_params
 from ..structures import Subnet
 from .classifiers.supernet_classifier import SupernetClassifier
@@ -57,11 +59,11 @@ def export_subnet(model: SupernetClassifier, subnet: Subnet | dict, out_dir: str
     state = standalone_state_dict(model, subnet)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    weights = out_dir / 'weights.safetensors'
-    save_file(state, weights)
-    weights.chmod(0o644)  # safetensors leaves it to its owner alone
-    text = json.dumps(_description(model, subnet), indent=2)
-    (out_dir / 'architecture.json').write_text(text + '\n')
+    weights = save(state)
+    digest = dict(weights_sha256=hashlib.sha256(weights).hexdigest())
+    write_atomic(out_dir / 'weights.safetensors', weights)
+    text = json.dumps(_description(model, subnet) | digest, indent=2)
+    write_atomic(out_dir / 'architecture.json', text + '\n')
     return out_dir
 
 

@@ -1,14 +1,19 @@
 """An exported subnet as an ordinary vision transformer. Needs torch and safetensors, no more."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 FORMAT = 'tas_lora.plain_vit/1'
+
+_SIZES = ('embed_dim', 'img_size', 'patch_size', 'in_channels', 'num_classes')
+_SIZES += ('head_dim', 'max_relative_position')
+_MOST_PATCHES = 64  # along a side: a table of positions grows with its fourth power
 
 
 class PlainAttention(nn.Module):
@@ -132,10 +137,112 @@ def load_plain_vit(folder: str | Path) -> tuple[PlainViT, dict]:
     Returns:
         The network in evaluation mode, and the whole content of the JSON; its ``preprocess``
         says how to normalise images.
+
+    Raises:
+        ValueError: If a file is missing or damaged, or the two do not belong together.
     """
-    description = json.loads((Path(folder) / 'architecture.json').read_text())
-    if description['format'] != FORMAT:
-        raise ValueError(f'{folder} is of format {description["format"]}, expected {FORMAT}')
+    path = Path(folder) / 'weights.safetensors'
+    description = _read_description(Path(folder) / 'architecture.json')
+    weights = _read_weights(path, description.get('weights_sha256'))
+    expected = _shapes(description['network'], len(weights))
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    odd = sorted(name for name, _ in expected.items() ^ found.items())
+    if odd:  # so that no memory is asked for that the weights do not fill
+        raise ValueError(
+            f'{path} and architecture.json differ in {len(set(odd))} tensors, the first {odd[0]}: '
+            f'{found.get(odd[0], "missing")} in the weights, {expected.get(odd[0], "none")} in the '
+            'architecture'
+        )
     model = PlainViT(**description['network'])
-    model.load_state_dict(load_file(Path(folder) / 'weights.safetensors'))
+    model.load_state_dict(weights)
     return model.eval(), description
+
+
+def _read_description(path: Path) -> dict:
+    try:
+        description = json.loads(path.read_text('utf-8'))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f'{path} cannot be read: {error}') from error
+    found = description.get('format') if isinstance(description, dict) else description
+    if not isinstance(description, dict) or found != FORMAT:
+        raise ValueError(f'{path} is of format {found!r:.100}, expected {FORMAT}')
+    try:
+        _check_network(description.get('network'))
+        _check_preprocess(description.get('preprocess'), description['network']['in_channels'])
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from None
+    return description
+
+
+def _read_weights(path: Path, digest: str | None) -> dict[str, Tensor]:
+    try:
+        content = path.read_bytes()
+        weights = load(content)
+    except Exception as error:  # of safetensors, the system, or torch
+        raise ValueError(f'{path} cannot be read: {error}') from error
+    if digest not in (None, hashlib.sha256(content).hexdigest()):
+        raise ValueError(f'{path} is damaged, or not of architecture.json: its SHA-256 differs')
+    for name, value in weights.items():
+        if not value.is_floating_point():
+            raise ValueError(f'{path}: {name} is of {value.dtype}, expected floating point')
+    return weights
+
+
+def _check_network(network) -> None:
+    fields = {*_SIZES, 'num_heads', 'hidden_dims', 'pooling'}
+    if not isinstance(network, dict) or set(network) != fields:
+        raise ValueError(f'network must be a dict of {sorted(fields)}, got {network!r:.200}')
+    for name in _SIZES:
+        _check_size(network[name], f'network.{name}')
+    for name in ('num_heads', 'hidden_dims'):
+        if not isinstance(network[name], list) or not network[name]:
+            raise ValueError(f'network.{name} must be a list, got {network[name]!r:.100}')
+        for block, size in enumerate(network[name]):
+            _check_size(size, f'network.{name}[{block}]')
+    if len(network['num_heads']) != len(network['hidden_dims']):
+        raise ValueError('network.num_heads and network.hidden_dims must be of one length')
+    if network['pooling'] not in ('avg_featmap', 'cls_token'):
+        raise ValueError(
+            f"network.pooling must be 'avg_featmap' or 'cls_token', got {network['pooling']!r:.100}"
+        )
+    patches, rest = divmod(network['img_size'], network['patch_size'])
+    if rest or patches > _MOST_PATCHES:
+        raise ValueError(
+            f'network.img_size must be a multiple of network.patch_size, {network["patch_size"]}, '
+            f'up to {_MOST_PATCHES} times, got {network["img_size"]}'
+        )
+
+
+def _check_size(value, field: str) -> None:
+    if type(value) is not int or not 0 < value < 10**9:  # a bool is an int, too
+        raise ValueError(f'{field} must be a positive integer, got {value!r:.100}')
+
+
+def _check_preprocess(preprocess, channels: int) -> None:
+    if not isinstance(preprocess, dict):
+        raise ValueError(f'preprocess must be a dict with mean and std, got {preprocess!r:.100}')
+    for name in ('mean', 'std'):
+        values = preprocess.get(name)
+        fits = isinstance(values, list) and len(values) in (1, channels)
+        if values is not None and not (fits and all(map(_is_finite, values))):
+            raise ValueError(
+                f'preprocess.{name} must be None or {channels} numbers, got {values!r:.100}'
+            )
+    if 0 in (preprocess.get('std') or ()):
+        raise ValueError('preprocess.std must not be 0')
+
+
+def _is_finite(value) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e9
+
+
+def _shapes(network: dict, most: int) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of a network of at most ``most`` tensors, without memory for them."""
+    if len(network['num_heads']) > most:
+        raise ValueError('the architecture has more blocks than the weights')
+    try:
+        with torch.device('meta'):
+            state = PlainViT(**network).state_dict()
+    except RuntimeError as error:  # more elements than can be counted
+        raise ValueError(f'the architecture is too large: {error}') from error
+    return {name: tuple(value.shape) for name, value in state.items()}

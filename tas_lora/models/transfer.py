@@ -36,9 +36,19 @@ def from_plain(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for pattern, replacement in _PLAIN_NAMES:
             name = re.sub(pattern, replacement, name)
         if name.endswith('qkv.weight'):
-            value = value.unflatten(0, (3, -1))
+            value = split_qkv(name, value, (3, -1))
         converted[name] = value
     return converted
+
+
+def split_qkv(name: str, value: Tensor, sizes: tuple[int, int]) -> Tensor:
+    """Rows of query, key and value apart, by ``sizes``, one of which is 3; refused if uneven."""
+    if value.dim() != 2 or not len(value) or len(value) % 3:
+        raise UserError(
+            f'{name} of the checkpoint is {tuple(value.shape)}, which is not as many rows of '
+            'query as of key and value; it is damaged, or of another kind'
+        )
+    return value.unflatten(0, sizes)
 
 
 def adapt_sizes(
@@ -69,7 +79,7 @@ def adapt_sizes(
 def grid_of(tokens: int) -> int:
     """Patches along a side, from the number of tokens: a square and the class token."""
     grid = isqrt(max(tokens - 1, 0))
-    if grid**2 + 1 != tokens:
+    if not grid or grid**2 + 1 != tokens:
         raise UserError(
             f'the checkpoint has {tokens} tokens, which is no square of patches and a class '
             'token; positions can be resized from one square grid to another alone'

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-from numbers import Real
 
 import numpy as np
 
 from ..errors import UserError
 from ..structures import SearchSpace, Subnet
-from ..structures.subnet import natural, positive
+from ..structures.subnet import bounded, natural, positive
 
 
 class Evolution:
@@ -62,8 +61,8 @@ class Evolution:
         self.parents = positive(parents, 'evolution.parents', int)
         self.mutations = natural(mutations, 'evolution.mutations')
         self.crossovers = natural(crossovers, 'evolution.crossovers')
-        self.gene_prob = _probability(gene_prob, 'evolution.gene_prob')
-        self.shape_prob = _probability(shape_prob, 'evolution.shape_prob')
+        self.gene_prob = bounded(gene_prob, 'evolution.gene_prob')
+        self.shape_prob = bounded(shape_prob, 'evolution.shape_prob')
         self.seed = natural(seed, 'evolution.seed')
         if self.mutations + self.crossovers > self.population:
             raise UserError(
@@ -137,9 +136,3 @@ class Evolution:
     def _randoms(self, rng: np.random.Generator) -> Iterator[Subnet]:
         while True:
             yield self.space.sample(rng)
-
-
-def _probability(value, field: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
-        raise UserError(f'{field} must be a number from 0 to 1, got {value!r}')
-    return float(value)

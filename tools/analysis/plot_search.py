@@ -2,19 +2,18 @@
 
 import argparse
 import json
-from pathlib import Path
+from math import isnan
 
 from tas_lora import UserError, cli
+from tas_lora.search import read_history
 
 
-def read_history(path: str) -> list[dict]:
-    """Lines of a ``search_history.jsonl``."""
-    try:
-        lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f'{path} is no search history: {error}') from error
-    if not lines:
-        raise UserError(f'{path} is empty: the search scored no subnet')
+def scored_lines(path: str, score: str) -> list[dict]:
+    """Lines of a history with a score; a subnet that was too large for the memory has none."""
+    history = read_history(path)
+    lines = [line for line in history if {'params', 'generation', score} <= set(line)]
+    if all(isnan(line[score]) for line in lines):
+        raise UserError(f'no line of {path} has a {score!r}; the first has {sorted(history[0])}')
     return lines
 
 
@@ -27,9 +26,7 @@ def main():
     parser.add_argument('--rule', choices=['less', 'greater'], default='less', help='what is best')
     args = parser.parse_args()
     cli.check_output(args.out)
-    history = read_history(args.history)
-    if args.score not in history[0]:
-        raise UserError(f'the history has no {args.score!r}, but {sorted(history[0])}')
+    history = scored_lines(args.history, args.score)
 
     import matplotlib
 
@@ -37,10 +34,10 @@ def main():
     from matplotlib import pyplot as plt
 
     column = {key: [line[key] for line in history] for key in ('params', 'generation', args.score)}
-    choose = min if args.rule == 'less' else max
     # After a search in bfloat16, only what was scored again in float32 can be the result.
     finals = [line for line in history if line.get('precision') == history[-1].get('precision')]
-    best = choose(finals, key=lambda line: line[args.score])
+    sign = 1 if args.rule == 'less' else -1
+    best = min(finals, key=lambda line: (isnan(line[args.score]), sign * line[args.score]))
     subnets = len({json.dumps(line['subnet']) for line in history})
     figure, axes = plt.subplots(figsize=(7, 4), layout='constrained')
     points = axes.scatter(

@@ -10,7 +10,7 @@ from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 
-from ...errors import STOPPED
+from ...errors import STOPPED, UserError
 from ...files import seal, write_atomic
 from ...registry import HOOKS
 from ...structures.subnet import boolean
@@ -28,8 +28,14 @@ class WholeFiles(LocalBackend):
 
     def put(self, obj: bytes, filepath) -> None:
         """Write a checkpoint with its digest."""
-        Path(filepath).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(filepath, seal(bytes(obj)))
+        try:
+            Path(filepath).parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(filepath, seal(obj))
+        except OSError as error:
+            raise UserError(
+                f'checkpoint {filepath} cannot be written: {error.strerror}; what was written '
+                'before is whole: make room and go on by --resume'
+            ) from error
 
     def remove(self, filepath) -> None:
         """Note a file that :meth:`delete_condemned` is to delete."""

@@ -1,5 +1,6 @@
 """Two optimizers behind one backward: experts and router."""
 
+from collections.abc import Mapping
 from contextlib import contextmanager
 
 import torch
@@ -85,6 +86,12 @@ class MoLEOptimWrapperConstructor:
         missing = {'experts', 'router'} - set(optim_wrapper_cfg)
         if missing:
             raise UserError(f'optim_wrapper.{missing.pop()} is missing; this constructor needs it')
+        for name in ('experts', 'router'):
+            part = optim_wrapper_cfg[name]
+            if not isinstance(part, Mapping) or not isinstance(part.get('optimizer'), Mapping):
+                raise UserError(
+                    f'optim_wrapper.{name} must be a dict with an optimizer, got {part!r}'
+                )
         both = {k: v for k, v in optim_wrapper_cfg.items() if k not in ('experts', 'router')}
         both.setdefault('type', 'tas_lora.SupernetOptimWrapper')
         self.configs = {name: both | optim_wrapper_cfg[name] for name in ('experts', 'router')}

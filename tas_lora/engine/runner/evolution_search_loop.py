@@ -3,7 +3,7 @@
 import json
 import time
 from functools import partial
-from math import isfinite, nan
+from math import inf, isfinite, nan
 from pathlib import Path
 
 import torch
@@ -13,10 +13,11 @@ from mmengine.runner import ValLoop
 
 from ...datasets.replay import readable
 from ...errors import UserError
+from ...files import append_line, write_atomic
 from ...registry import LOOPS
 from ...search import Evolution, count_flops, count_params
 from ...structures import SearchSpace, Subnet
-from ...structures.subnet import positive
+from ...structures.subnet import bounded, one_of, positive
 from ..of_runner import supernet_of
 from .kept_batches import KeptBatches
 from .subnet_val_loop import run_subnet
@@ -81,16 +82,16 @@ class EvolutionarySearchLoop(ValLoop):
         self.space = SearchSpace.coerce(space)
         self.model = supernet_of(runner)
         self.space.largest().check_fits(self.model.backbone.arch, 'the largest subnet of the space')
-        self.limits = _parse_limits(constraints or {})
-        if rule not in ('less', 'greater'):
-            raise UserError(f"val_cfg.rule must be 'less' or 'greater', got {rule!r}")
-        if precision not in ('float32', 'bfloat16'):
-            raise UserError(f"val_cfg.precision must be 'float32' or 'bfloat16', got {precision!r}")
+        self.limits = _parse_limits({} if constraints is None else constraints)
+        one_of(rule, 'val_cfg.rule', ('less', 'greater'))
+        one_of(precision, 'val_cfg.precision', ('float32', 'bfloat16'))
         self.score, self.rule, self.precision = score, rule, precision
         self.finalists = positive(finalists, 'val_cfg.finalists', int)
         self.log_interval = positive(log_interval, 'val_cfg.log_interval', int)
         spec = self.model.image_spec
         self.counters = {name: partial(count, **spec) for name, count in COUNTERS.items()}
+        if not isinstance(evolution, (dict, type(None))):
+            raise UserError(f'val_cfg.evolution must be a dict, got {evolution!r}')
         self.evolution = Evolution(self.space, self.is_feasible, **(evolution or {}))
 
     def is_feasible(self, subnet: Subnet) -> bool:
@@ -137,8 +138,7 @@ class EvolutionarySearchLoop(ValLoop):
         if is_main_process():
             line = dict(generation=self.evolution.generation, precision=self.precision)
             line |= self._record(subnet, metrics)
-            with history.open('a') as file:
-                file.write(json.dumps(line) + '\n')
+            append_line(history, json.dumps(line))
         if self.done % self.log_interval == 0:
             self._log_progress(subnet, metrics.get(self.score, nan))
         return self._signed(float(metrics.get(self.score, nan)))
@@ -192,7 +192,7 @@ class EvolutionarySearchLoop(ValLoop):
         record = self._record(best, {self.score: self._score_of(best)})
         target = Path(self.runner.work_dir) / 'best_subnet.json'
         if is_main_process():
-            target.write_text(json.dumps(record, indent=2) + '\n')
+            write_atomic(target, json.dumps(record, indent=2) + '\n')
         self.runner.logger.info(f'Best after {self.done} evaluations, written to {target}: {best}')
         return {name: value for name, value in record.items() if name != 'subnet'}
 
@@ -235,15 +235,19 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _parse_limits(constraints: dict) -> dict[str, tuple[float, float]]:
     limits = {}
+    if not isinstance(constraints, dict):
+        raise UserError(
+            f'val_cfg.constraints must be like dict(params=(low, high)), got {constraints!r}'
+        )
     for name, limit in constraints.items():
         if name not in COUNTERS:
             raise UserError(f'constraints.{name} is unknown; choose from {sorted(COUNTERS)}')
-        try:
-            low, high = limit
-            low = 0.0 if low is None else float(low)
-            high = float('inf') if high is None else float(high)
-        except (TypeError, ValueError):
-            raise UserError(f'constraints.{name} must be (low, high), got {limit!r}') from None
+        if not isinstance(limit, (list, tuple)) or len(limit) != 2:
+            raise UserError(f'constraints.{name} must be (low, high), got {limit!r}')
+        low, high = (
+            bounded(end if end is not None else default, f'val_cfg.constraints.{name}', inf)
+            for end, default in zip(limit, (0.0, inf), strict=True)
+        )
         if low > high:
             raise UserError(f'constraints.{name}: low {low:,.0f} is above high {high:,.0f}')
         limits[name] = (low, high)

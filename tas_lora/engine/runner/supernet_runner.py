@@ -68,6 +68,8 @@ def _resumable(filename: str) -> dict:
     if not isinstance(checkpoint, dict) or not {'meta', 'optimizer', 'message_hub'} <= set(
         checkpoint
     ):
-        raise UserError('it holds weights alone; start from it by load_from without resume')
+        raise UserError(
+            f'{filename} holds weights alone; start from it by load_from without resume'
+        )
     checkpoint['meta'].pop('config', None)  # `Runner.resume` takes it for Python and runs it
     return checkpoint

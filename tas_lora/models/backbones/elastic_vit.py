@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...registry import MODELS
 from ...structures import Subnet
-from ...structures.subnet import boolean, positive
+from ...structures.subnet import boolean, bounded, one_of, positive, within
 from ..layers import (
     ElasticAttention,
     ElasticLayerNorm,
     ElasticLinear,
     ElasticPatchEmbed,
     MoLELinear,
+    check_supernet,
+    checked_sizes,
     expert_sizes,
     linear_factory,
     recomputed,
@@ -135,25 +137,26 @@ class ElasticViT(BaseModule):
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg)
-        self.with_cp = boolean(with_cp, 'with_cp')
-        self.arch = Subnet.coerce(arch)
-        if out_type not in ('avg_featmap', 'cls_token'):
-            raise UserError(f"out_type must be 'avg_featmap' or 'cls_token', got {out_type!r}")
-        if not 0 <= drop_path_rate < 1:
-            raise UserError(f'drop_path_rate must be from 0 to below 1, got {drop_path_rate!r}')
-        # What count_params and count_flops take, classes excepted.
-        self.image_spec = _checked_sizes(
+        self.with_cp = boolean(with_cp, 'model.backbone.with_cp')
+        with within('model.backbone.arch'):
+            self.arch = Subnet.coerce(arch)
+        one_of(out_type, 'model.backbone.out_type', ('avg_featmap', 'cls_token'))
+        rate = bounded(drop_path_rate, 'model.backbone.drop_path_rate', reached=False)
+        init_std = positive(init_std, 'model.backbone.init_std', float)
+        self.image_spec = checked_sizes(
             img_size=img_size,
             patch_size=patch_size,
             in_channels=in_channels,
             head_dim=head_dim,
             max_relative_position=max_relative_position,
-        )
+        )  # what count_params and count_flops take, classes excepted
         self.out_type = out_type
+        experts = expert_sizes(mole, self.arch.depth)
+        check_supernet(self.arch, self.image_spec, experts)
         self._build_tokens(init_std)
-        self.blocks = self._build_blocks(drop_path_rate, mole, init_std)
+        self.blocks = self._build_blocks(rate, experts, init_std)
         self.num_experts = 0 if mole is None else mole['num_experts']  # K, what the router has
-        if boolean(compile_blocks, 'compile_blocks'):
+        if boolean(compile_blocks, 'model.backbone.compile_blocks'):
             compile_branches(self.blocks)
         self.norm = ElasticLayerNorm(self.arch.embed_dim)
 
@@ -217,11 +220,10 @@ class ElasticViT(BaseModule):
         self.register_buffer('rel_marks', marks, persistent=False)
 
     def _build_blocks(
-        self, drop_path_rate: float, mole: dict | None, init_std: float
+        self, drop_path_rate: float, experts: list[dict], init_std: float
     ) -> nn.ModuleList:
         arch, spec = self.arch, self.image_spec
         rates = np.linspace(0, drop_path_rate, arch.depth).tolist()
-        experts = [{}] * arch.depth if mole is None else expert_sizes(mole, arch.depth)
         return nn.ModuleList(
             ElasticBlock(
                 arch.embed_dim,
@@ -246,13 +248,3 @@ class ElasticViT(BaseModule):
                 f'the backbone takes images of shape {expected}, got {tuple(images.shape[1:])}; '
                 'change img_size and in_channels of the backbone, or the data pipeline'
             )
-
-
-def _checked_sizes(**sizes: int) -> dict[str, int]:
-    for field, size in sizes.items():
-        positive(size, field, int)
-    if sizes['img_size'] % sizes['patch_size']:
-        raise UserError(
-            f'img_size {sizes["img_size"]} is no multiple of patch_size {sizes["patch_size"]}'
-        )
-    return sizes

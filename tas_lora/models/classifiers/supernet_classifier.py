@@ -4,15 +4,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.models.classifiers import ImageClassifier
 from torch import nn
 
-from ...errors import UserError
+from ...errors import UserError, blame
 from ...registry import MODELS, build_part
 from ...structures import Subnet
+from ...structures.subnet import boolean
+from ..backbones import ElasticViT
 from ..checkpoint import adapt_state_dict
-from ..heads import Router
+from ..heads import ElasticClsHead, Router
+from ..heads.elastic_cls_head import check_labels
 from ..layers import expert_parameters
+
+# What the arguments may be that go on to others; None may stand for all but the first.
+_KINDS = dict(
+    backbone=(dict, nn.Module),
+    neck=(dict, list, nn.Module),
+    data_preprocessor=(dict, nn.Module),
+    train_cfg=(dict,),
+    init_cfg=(dict, list),
+    pretrained=(str,),
+)
 
 
 @MODELS.register_module()
@@ -32,7 +46,8 @@ class SupernetClassifier(ImageClassifier):
         **kwargs: As in ``ImageClassifier``: ``data_preprocessor``, ``train_cfg``, ...
 
     Raises:
-        UserError: If router and backbone disagree.
+        UserError: If router and backbone disagree, a part cannot be built, or a label is none of
+            the head's classes.
     """
 
     def __init__(
@@ -43,11 +58,19 @@ class SupernetClassifier(ImageClassifier):
         freeze_supernet: bool = True,
         **kwargs,
     ):
-        super().__init__(backbone, **kwargs)
+        for name, value in dict(kwargs, backbone=backbone).items():
+            _check_kind(value, f'model.{name}', _KINDS.get(name, (object,)))
+        with blame('model.backbone, neck, data_preprocessor or train_cfg cannot be built'):
+            super().__init__(backbone, **kwargs)
+        if not isinstance(self.backbone, ElasticViT):
+            raise UserError(f'model.backbone must be a tas_lora.ElasticViT, got {backbone!r}')
         self.head = self._build_head(head)
         self.router = None if router is None else build_part(MODELS, router, Router, 'model.router')
         self._check_router()
-        if self.router is not None and freeze_supernet:
+        self._check_data_preprocessor()
+        for name, part in (('backbone', self.backbone), ('router', self.router)):
+            _check_kind(part and part.init_cfg, f'model.{name}.init_cfg', _KINDS['init_cfg'])
+        if boolean(freeze_supernet, 'model.freeze_supernet') and self.router is not None:
             self._freeze_supernet()
         self._subnet = self.backbone.arch if self.router is None else self.router.space.largest()
         self._subnet.check_fits(self.backbone.arch, 'the largest subnet of router.space')
@@ -125,13 +148,16 @@ class SupernetClassifier(ImageClassifier):
     def _build_head(self, head: dict | nn.Module | None) -> nn.Module | None:
         width = self.backbone.arch.embed_dim
         if isinstance(head, dict):
-            default = dict(in_channels=width) if head['type'] == 'tas_lora.ElasticClsHead' else {}
-            head = MODELS.build(default | head)
+            ours = head.get('type') == 'tas_lora.ElasticClsHead'
+            with blame('model.head cannot be built'):
+                head = MODELS.build((dict(in_channels=width) if ours else {}) | head)
         if head is not None and not isinstance(head, nn.Module):
             raise UserError(f'model.head must be a dict with a type, got {head!r}')
         channels = getattr(head, 'in_channels', width)  # a head need not have the attribute
         if channels != width:
-            raise UserError(f'head.in_channels is {channels}, the backbone is {width} wide')
+            raise UserError(
+                f'model.head.in_channels is {channels}, the backbone is {width} wide; leave it out'
+            )
         return head
 
     def _check_router(self) -> None:
@@ -147,6 +173,22 @@ class SupernetClassifier(ImageClassifier):
                 f'set num_experts={self.router.num_experts}'
             )
 
+    def _check_data_preprocessor(self) -> None:
+        if not isinstance(self.head, ElasticClsHead):
+            return
+        data, classes = self.data_preprocessor, self.head.num_classes
+        one_hot = isinstance(data, ClsDataPreprocessor) and data.to_onehot
+        if one_hot and data.num_classes not in (None, classes):
+            raise UserError(
+                f'data_preprocessor.num_classes is {data.num_classes!r}, model.head.num_classes '
+                f'{classes}; set both to the classes of the data'
+            )
+        # Before labels become one-hot, and before they go to a GPU, which fails without a word.
+        data.register_forward_pre_hook(self._check_labels)
+
+    def _check_labels(self, _, inputs: tuple) -> None:
+        check_labels(inputs[0].get('data_samples') or (), self.head.num_classes)
+
     def _freeze_supernet(self) -> None:
         self.requires_grad_(False)
         self.router.requires_grad_(True)
@@ -157,3 +199,9 @@ class SupernetClassifier(ImageClassifier):
         self.unmerge_experts()
         if not prefix:  # as a part of a larger model, its names are not ours to judge
             adapt_state_dict(state_dict, self.state_dict())
+
+
+def _check_kind(value, field: str, kinds: tuple[type, ...]) -> None:
+    if not isinstance(value, kinds) and (value is not None or field == 'model.backbone'):
+        names = ' or a '.join(kind.__name__ for kind in kinds)
+        raise UserError(f'{field} must be a {names}, got {value!r}')

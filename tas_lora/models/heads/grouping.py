@@ -10,7 +10,7 @@ from ...errors import UserError
 from ...registry import TASK_UTILS
 from ...search.complexity import count_params
 from ...structures import SearchSpace, Subnet
-from ...structures.subnet import natural, positive
+from ...structures.subnet import natural, positive, some_of
 
 BLOCK_ATTRIBUTES = ('num_heads', 'mlp_ratio')
 SUBNET_ATTRIBUTES = ('embed_dim', 'depth')
@@ -26,14 +26,6 @@ def block_attributes(subnet: Subnet, block: int, attributes: Sequence[str]) -> t
         depth=subnet.depth,
     )
     return tuple(values[attribute] for attribute in attributes)
-
-
-def check_attributes(attributes: Sequence[str]) -> tuple[str, ...]:
-    """``attributes`` as a tuple; refused unless they exist and none repeats."""
-    distinct = [name for name in ATTRIBUTES if name in tuple(attributes)]
-    if not distinct or sorted(distinct) != sorted(map(str, attributes)):
-        raise UserError(f'attributes must be some of {ATTRIBUTES}, each once, got {attributes!r}')
-    return tuple(attributes)
 
 
 class BlockGroups:
@@ -66,8 +58,8 @@ class ArchitectureGroups(BlockGroups):
         clusters: Mapping[str, Sequence[Sequence]] | None = None,
     ):
         self.space = SearchSpace.coerce(space)
-        self.attributes = check_attributes(attributes)
-        clusters = dict(clusters or {})
+        self.attributes = some_of(attributes, 'model.router.grouping.attributes', ATTRIBUTES)
+        clusters = {} if clusters is None else clusters
         self._check_clusters(clusters)
         # For each attribute the cluster of each choice; on its own unless clustered.
         self._cluster = [
@@ -103,17 +95,31 @@ class ArchitectureGroups(BlockGroups):
             )
         return self._group[tuple(c[v] for c, v in zip(self._cluster, values, strict=True))]
 
-    def _check_clusters(self, clusters: dict) -> None:
+    def _check_clusters(self, clusters: Mapping) -> None:
+        field = 'model.router.grouping.clusters'
+        if not isinstance(clusters, Mapping):
+            raise UserError(f'{field} must be a dict of lists of lists, got {clusters!r}')
         for name, members in clusters.items():
             if name not in self.attributes:
+                raise UserError(f'{field}.{name}: not grouped by; attributes are {self.attributes}')
+            choices = list(getattr(self.space, name))
+            if not _is_partition(members, choices):
                 raise UserError(
-                    f'clusters.{name}: not grouped by; attributes are {self.attributes}'
+                    f'{field}.{name} must hold every choice once: {choices}, in lists of those to '
+                    f'be taken as one, got {members!r}'
                 )
-            clustered, choices = [c for m in members for c in m], getattr(self.space, name)
-            if sorted(clustered) != sorted(choices):
-                raise UserError(
-                    f'clusters.{name} must hold every choice once: {list(choices)}, got {clustered}'
-                )
+
+
+def _is_partition(members, choices: list) -> bool:
+    """Whether ``members`` are lists, none empty, that hold each of ``choices`` once."""
+
+    def is_list(value) -> bool:
+        return isinstance(value, (list, tuple)) and bool(value)
+
+    if not is_list(members) or not all(map(is_list, members)):
+        return False
+    clustered = [choice for cluster in members for choice in cluster]
+    return len(clustered) == len(choices) and all(choice in clustered for choice in choices)
 
 
 @TASK_UTILS.register_module()
@@ -130,8 +136,8 @@ class RandomGroups(BlockGroups):
     """
 
     def __init__(self, space: SearchSpace | dict, num_groups: int, seed: int = 0):
-        self.num_groups = positive(num_groups, 'num_groups', int)
-        self.seed = natural(seed, 'seed')
+        self.num_groups = positive(num_groups, 'model.router.grouping.num_groups', int)
+        self.seed = natural(seed, 'model.router.grouping.seed')
 
     def __len__(self) -> int:
         return self.num_groups
@@ -160,9 +166,11 @@ class ParamCountGroups(BlockGroups):
     def __init__(
         self, space: SearchSpace | dict, num_groups: int, samples: int = 4096, seed: int = 0
     ):
-        self.num_groups = positive(num_groups, 'num_groups', int)
-        rng, space = np.random.default_rng(natural(seed, 'seed')), SearchSpace.coerce(space)
-        samples = positive(samples, 'samples', int)
+        # As many subnets are drawn, hence the limit; more groups than subnets would be empty.
+        samples = positive(samples, 'model.router.grouping.samples', int, most=10**6)
+        self.num_groups = positive(num_groups, 'model.router.grouping.num_groups', int, samples)
+        rng = np.random.default_rng(natural(seed, 'model.router.grouping.seed'))
+        space = SearchSpace.coerce(space)
         counts = [count_params(space.sample(rng)) for _ in range(samples)]
         inner = np.linspace(0, 1, self.num_groups + 1)[1:-1]
         self.bounds = np.quantile(counts, inner)

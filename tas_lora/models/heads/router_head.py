@@ -1,6 +1,7 @@
 """The router of TAS-LoRA: reads an architecture, answers with mixture weights."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import torch
 from mmengine.model import BaseModule
@@ -9,15 +10,15 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...registry import MODELS, TASK_UTILS, build_part
 from ...structures import SearchSpace, Subnet
-from ...structures.subnet import positive
-from ..layers import LAYER_KINDS
+from ...structures.subnet import one_of, positive, some_of
+from ..layers import LAYER_KINDS, check_weights
 from .grouping import (
+    ATTRIBUTES,
     BLOCK_ATTRIBUTES,
     SUBNET_ATTRIBUTES,
     ArchitectureGroups,
     BlockGroups,
     block_attributes,
-    check_attributes,
 )
 
 LAYERS_PER_BLOCK = len(LAYER_KINDS)
@@ -79,17 +80,17 @@ class RouterHead(Router):
     ):
         super().__init__(init_cfg)
         self.space = SearchSpace.coerce(space)
-        self.attributes = check_attributes(attributes)
+        self.attributes = some_of(attributes, 'model.router.attributes', ATTRIBUTES)
         self.num_blocks = max(self.space.depth)
         self.groups = self._build_groups(grouping)
         self.num_experts = self._count_experts(init, num_experts)
-
+        shape = self._head_shape(init, positive(hidden_size, 'model.router.hidden_size', int))
         choices = {name: getattr(self.space, name) for name in self.attributes}
         self.embeddings = nn.ModuleDict(
             {name: nn.Embedding(len(values), hidden_size) for name, values in choices.items()}
         )
         self.encoder = self.build_encoder(len(self._levels()) * hidden_size, hidden_size)
-        self._build_heads(init, hidden_size, positive(beta, 'router.beta', float))
+        self._build_heads(init, shape, positive(beta, 'model.router.beta', float))
 
     def build_encoder(self, in_features: int, hidden_size: int) -> nn.Module:
         """The module that :meth:`encode` runs; variants differ in these two."""
@@ -137,32 +138,36 @@ class RouterHead(Router):
         if isinstance(grouping, Mapping) and 'ArchitectureGroups' in str(grouping.get('type')):
             default = dict(attributes=self.attributes)
         return build_part(
-            TASK_UTILS, grouping, BlockGroups, 'router.grouping', space=self.space, **default
+            TASK_UTILS, grouping, BlockGroups, 'model.router.grouping', space=self.space, **default
         )
 
     def _count_experts(self, init: str, num_experts: int | None) -> int:
-        if init not in ('group_wise', 'random'):
-            raise UserError(f"router.init must be 'group_wise' or 'random', got {init!r}")
+        one_of(init, 'model.router.init', ('group_wise', 'random'))
         if num_experts is None:
             return len(self.groups)
-        positive(num_experts, 'router.num_experts', int)
+        positive(num_experts, 'model.router.num_experts', int)
         if init == 'group_wise' and num_experts != len(self.groups):
             raise UserError(
-                f'router.num_experts is {num_experts}, but there are {len(self.groups)} groups; '
-                "with init='group_wise' they are as many"
+                f'model.router.num_experts is {num_experts}, but there are {len(self.groups)} '
+                "groups; with init='group_wise' they are as many"
             )
         return num_experts
 
-    def _build_heads(self, init: str, hidden_size: int, beta: float) -> None:
-        K, heads = self.num_experts, self.num_experts if init == 'group_wise' else 1
-        shape = (heads, self.num_blocks, LAYERS_PER_BLOCK, hidden_size, K)
+    def _head_shape(self, init: str, hidden_size: int) -> tuple[int, ...]:
+        """(heads, blocks, layers, d, K), refused if it or the encoder needs too much memory."""
+        heads = self.num_experts if init == 'group_wise' else 1
+        shape = (heads, self.num_blocks, LAYERS_PER_BLOCK, hidden_size, self.num_experts)
+        check_weights(prod(shape) + 16 * hidden_size**2, 'model.router', 'hidden_size or groups')
+        return shape
+
+    def _build_heads(self, init: str, shape: tuple[int, ...], beta: float) -> None:
         self.head_weight = nn.Parameter(torch.zeros(shape))
         if init == 'group_wise':
-            self.head_bias = nn.Parameter(group_wise_bias(K, self.num_blocks, beta))
+            self.head_bias = nn.Parameter(group_wise_bias(shape[0], self.num_blocks, beta))
         else:  # as nn.Linear
             self.head_bias = nn.Parameter(torch.zeros(shape[:-2] + shape[-1:]))
             for parameter in (self.head_weight, self.head_bias):
-                nn.init.uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5)
+                nn.init.uniform_(parameter, -(shape[-2] ** -0.5), shape[-2] ** -0.5)
 
     def _levels(self) -> list[list[str]]:
         """The attributes of each level, block and subnet, levels without any left out."""

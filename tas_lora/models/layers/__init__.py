@@ -8,6 +8,7 @@ from .attention import (
     token_index,
 )
 from .elastic import ElasticLayerNorm, ElasticLinear, ElasticPatchEmbed, slice_weight
+from .limits import check_supernet, check_weights, checked_sizes
 from .mole import (
     MoLELinear,
     expert_parameters,
@@ -27,6 +28,9 @@ __all__ = [
     'MoLELinear',
     'RelativePosition2D',
     'allocate',
+    'check_supernet',
+    'check_weights',
+    'checked_sizes',
     'expert_parameters',
     'expert_sizes',
     'fold_gates',

@@ -1,15 +1,17 @@
 """How many experts, of which rank, each linear layer gets."""
 
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
-from math import inf
 from pathlib import Path
 
 from ...errors import UserError
-from ...structures.subnet import positive
+from ...structures.subnet import positive, positives, some_of
 
 LAYER_KINDS = ('qkv', 'proj', 'fc1', 'fc2')  # of a block, in the order of the router's rows
 _OPTIONS = ('num_experts', 'rank', 'layers', 'layer_experts', 'importance')
+_FIELD = 'model.backbone.mole'
+_MOST = 4096  # experts, and ranks: they are dealt out one by one
 
 
 def allocate(scores: Sequence[float], mean: int, most: int | None = None) -> list[int]:
@@ -25,14 +27,14 @@ def allocate(scores: Sequence[float], mean: int, most: int | None = None) -> lis
     return counts
 
 
-def expert_sizes(mole: Mapping, depth: int) -> list[dict[str, tuple[int, int]]]:
+def expert_sizes(mole: Mapping | None, depth: int) -> list[dict[str, tuple[int, int]]]:
     """Number of experts and rank of every layer that has experts.
 
     Args:
         mole: ``num_experts``, K, and ``rank``, R, for each linear layer. With ``layers``, such as
             ``('qkv', 'fc1')``, only the kinds named have experts. With ``importance``, one score
             for each layer, (depth, 4), or a JSON file of them, R is the mean rank, and
-            ``layer_experts`` the mean number of experts: both go by the scores.
+            ``layer_experts`` the mean number of experts: both go by the scores. None: no experts.
         depth: Number of blocks.
 
     Returns:
@@ -41,14 +43,20 @@ def expert_sizes(mole: Mapping, depth: int) -> list[dict[str, tuple[int, int]]]:
     Raises:
         UserError: On an option that does not exist or makes no sense.
     """
+    if mole is None:
+        return [{}] * depth
     if not isinstance(mole, Mapping) or not set(_OPTIONS[:2]) <= set(mole) <= set(_OPTIONS):
-        raise UserError(f'mole is a dict of {_OPTIONS}, the first two always; got {mole!r}')
-    K = positive(mole['num_experts'], 'mole.num_experts', int)
-    rank = positive(mole['rank'], 'mole.rank', int)
-    mean_experts = positive(mole.get('layer_experts', K), 'mole.layer_experts', int)
+        raise UserError(
+            f'model.backbone.mole is a dict of {_OPTIONS}, the first two always; got {mole!r}'
+        )
+    K, rank, mean_experts = (
+        positive(mole.get(option, mole['num_experts']), f'{_FIELD}.{option}', int, _MOST)
+        for option in ('num_experts', 'rank', 'layer_experts')
+    )
     if mean_experts > K:
-        raise UserError(f'mole.layer_experts is {mean_experts}, more than num_experts, {K}')
-    kinds = _kinds(mole.get('layers', LAYER_KINDS))
+        raise UserError(f'{_FIELD}.layer_experts is {mean_experts}, more than num_experts, {K}')
+    named = some_of(mole.get('layers', LAYER_KINDS), f'{_FIELD}.layers', LAYER_KINDS)
+    kinds = [kind for kind in LAYER_KINDS if kind in named]
     scores = _scores(mole.get('importance'), depth)
     used = [(b, kind) for b in range(depth) for kind in kinds]
     weights = [scores[b][LAYER_KINDS.index(kind)] for b, kind in used]
@@ -57,31 +65,24 @@ def expert_sizes(mole: Mapping, depth: int) -> list[dict[str, tuple[int, int]]]:
     return [{kind: sizes[b, kind] for kind in kinds} for b in range(depth)]
 
 
-def _kinds(layers: Sequence[str]) -> list[str]:
-    if isinstance(layers, str) or not layers or not set(layers) <= set(LAYER_KINDS):
-        raise UserError(f'mole.layers must be some of {LAYER_KINDS}, got {layers!r}')
-    return [kind for kind in LAYER_KINDS if kind in layers]
-
-
 def _scores(importance, depth: int) -> list[list[float]]:
     """Importance of every layer, (depth, 4); the same for all if none is given."""
     if importance is None:
         return [[1.0] * len(LAYER_KINDS)] * depth
-    where = 'mole.importance'
+    where = f'{_FIELD}.importance'
     if isinstance(importance, (str, Path)):
-        where = f'mole.importance ({importance})'
+        where = f'{_FIELD}.importance ({importance})'
         try:
             importance = json.loads(Path(importance).read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f'{where} cannot be read: {error}') from error
     try:
-        scores = [[float(score) for score in block] for block in importance]
-    except (TypeError, ValueError):
+        scores = [list(positives(block, where, float)) for block in importance]
+    except (TypeError, UserError):
         scores = []
-    shaped = len(scores) == depth and all(len(block) == len(LAYER_KINDS) for block in scores)
-    if not shaped or not all(0 < score < inf for block in scores for score in block):
+    if len(scores) != depth or any(len(block) != len(LAYER_KINDS) for block in scores):
         raise UserError(
             f'{where} must hold {depth} lists, one a block, of {len(LAYER_KINDS)} positive '
-            f'numbers, for {", ".join(LAYER_KINDS)}'
+            f'numbers, for {", ".join(LAYER_KINDS)}, got {reprlib.repr(importance)}'
         )
     return scores

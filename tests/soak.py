@@ -1,0 +1,320 @@
+"""Faults by the table: each is done to real runs of the tools; what was lost is counted.
+
+make soak      (about 20 minutes on two cores; exits with 1 if anything was lost)
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tas_lora.errors import STOPPED
+from tas_lora.files import is_whole, newest_whole
+from tas_lora.models.safe_load import read_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+EPOCHS, LAST = 5, 'epoch_5.pth'
+PROGRESS = re.compile(r'Epoch\(train\)\s+\[(\d+)\]')
+CONFIG = """
+_base_ = '{root}/configs/digits_{stage}.py'
+custom_imports = dict(imports=['faults'])
+load_from = None
+train_cfg = dict(max_epochs={epochs}, val_interval=2)
+train_dataloader = dict(dataset=dict(times=2))
+default_hooks = dict(logger=dict(interval=1))
+"""
+NAN_LOSS = """
+custom_hooks = [dict(type='tas_lora.MoLEHook'), dict(type='SpoilWeightsOnce', iterations=[99])]
+"""
+console = Console(highlight=False)
+
+
+class Run:
+    """A training by the command a user types, in a folder of its own."""
+
+    def __init__(self, folder: Path, stage: str = 'moLE', processes: int = 1, extra: str = ''):
+        self.folder, self.processes = folder, processes
+        self.work_dir = folder / 'work'
+        self.folder.mkdir(parents=True)
+        self.config = folder / 'config.py'
+        text = CONFIG.format(root=ROOT, stage=stage, epochs=EPOCHS)
+        self.config.write_text(text + extra)
+
+    def command(self, *options: str) -> list:
+        """The command line, going on from what is there."""
+        if self.processes == 1:
+            start = [sys.executable, '-u', ROOT / 'tools/train.py', self.config]
+        else:
+            start = [ROOT / 'tools/dist_train.sh', self.config, str(self.processes)]
+        changes = ['--cfg-options', 'train_cfg.allow_changes=True', *options]
+        return [*start, '--work-dir', self.work_dir, '--resume', *changes]
+
+    def start(self, *options: str, **kwargs) -> subprocess.Popen:
+        """Start or go on."""
+        environment = os.environ | dict(
+            OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT / 'tests'), PYTHON=sys.executable
+        )
+        return subprocess.Popen(
+            self.command(*options),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            **kwargs,
+        )
+
+    def go(self, *options: str, **kwargs) -> tuple[int, str]:
+        """Run to its end; returns exit code and output."""
+        process = self.start(*options, **kwargs)
+        output = process.communicate()[0]
+        return process.returncode, output
+
+    def result(self) -> dict:
+        """What the finished training left: weights, averages, optimizers, schedules."""
+        checkpoint = read_checkpoint(self.work_dir / LAST)
+        keys = ('state_dict', 'optimizer', 'param_schedulers')
+        return {key: checkpoint[key] for key in keys}
+
+
+def same(a, b) -> bool:
+    """Whether nested values are equal, tensors bit by bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+class Soak:
+    """All faults, on runs compared with undisturbed ones."""
+
+    def __init__(self, folder: Path, seed: int, times: int):
+        self.folder, self.times, self.rng = folder, times, random.Random(seed)
+        self.undisturbed: dict = {}
+        self.rows: list[tuple[str, int, int, list[str]]] = []
+
+    def expected(self, stage: str, processes: int = 1) -> dict:
+        """Result of a run that nothing happens to."""
+        key = (stage, processes)
+        if key not in self.undisturbed:
+            run = Run(self.folder / f'undisturbed_{stage}_{processes}', stage, processes)
+            code, output = run.go()
+            assert code == 0, output[-3000:]
+            self.undisturbed[key] = run.result()
+        return self.undisturbed[key]
+
+    def report(self, fault: str, times: int, lost: list[str]) -> None:
+        """One line of the table."""
+        self.rows.append((fault, times, times - len(lost), lost))
+        console.print(f'{fault}: {times} times, survived {times - len(lost)}, lost {len(lost)}')
+        for text in lost:
+            console.print(f'    {text}', style='red', markup=False)
+
+    def signalled(self, number: signal.Signals, stage: str, processes: int = 1) -> None:
+        """Signals at random moments until the training is through."""
+        run = Run(self.folder / f'{number.name}_{stage}_{processes}', stage, processes)
+        sent, lost = 0, []
+        while not (run.work_dir / LAST).exists():
+            process = run.start()
+            epoch = wait_for_training(process)
+            time.sleep(self.rng.uniform(0, 2))
+            if sent < self.times and process.poll() is None:
+                sent += 1
+                kill_all(process) if number is signal.SIGKILL else process.send_signal(number)
+            output = process.communicate()[0]
+            epoch = max([epoch, *map(int, PROGRESS.findall(output))])
+            lost += self.after_signal(run, number, process.returncode, output, epoch)
+        if not same(self.expected(stage, processes), run.result()):
+            lost.append('the weights differ from those of an undisturbed run')
+        label = f'{number.name}, {stage}' + (f', {processes} processes' * (processes > 1))
+        self.report(label, sent, lost)
+
+    @staticmethod
+    def after_signal(run: Run, number, code: int, output: str, epoch: int) -> list[str]:
+        """What a stopped run has lost."""
+        if code == 0:
+            return []
+        if number is signal.SIGKILL:
+            newest = newest_whole(run.work_dir)
+            saved = read_checkpoint(newest)['meta']['epoch'] if newest else 0
+            return [f'epoch {epoch} was begun, {saved} saved'] if saved < epoch - 1 else []
+        is_saved = 'Stopped by a signal' in output
+        fits = code == STOPPED if run.processes == 1 else code != 0
+        return [] if is_saved and fits else [f'exit code {code}: {output[-300:]}']
+
+    def killed_while_writing(self) -> None:
+        """SIGKILL as soon as a checkpoint is being written."""
+        run, lost = Run(self.folder / 'writing'), []
+        for _ in range(self.times):
+            before = newest_whole(run.work_dir)
+            process = run.start()
+            while process.poll() is None and not list(run.work_dir.glob('.*.tmp')):
+                time.sleep(0.0005)
+            kill_all(process)
+            process.communicate()
+            if before is not None and newest_whole(run.work_dir) is None:
+                lost.append('no whole checkpoint is left')
+        run.go()
+        if not same(self.expected('moLE'), run.result()):
+            lost.append('the weights differ from those of an undisturbed run')
+        self.report('SIGKILL while a checkpoint is written', self.times, lost)
+
+    def full_disk(self) -> None:
+        """No file may grow beyond half a checkpoint, from the third epoch on."""
+        run, lost = Run(self.folder / 'full'), []
+        run.go('train_cfg.max_epochs=2')
+        files = {path: path.read_bytes() for path in run.work_dir.glob('*.pth')}
+        limit = max(map(len, files.values())) // 2
+        code, output = run.go(preexec_fn=lambda: limit_files(limit))
+        if code != 2 or 'cannot be written: File too large' not in output or 'Traceback' in output:
+            lost.append(f'exit code {code}: {output[-300:]}')
+        if any(path.exists() and path.read_bytes() != old for path, old in files.items()):
+            lost.append('an older checkpoint was touched')
+        run.go()
+        if not same(self.expected('moLE'), run.result()):
+            lost.append('the weights differ from those of an undisturbed run')
+        self.report('full disk', 1, lost)
+
+    def damaged(self, name: str, damage: Callable[[Path], None]) -> None:
+        """The newest checkpoint is damaged, then the training goes on."""
+        lost = []
+        for number in range(self.times):
+            run = Run(self.folder / f'{name}_{number}'.replace(' ', '_'))
+            run.go('train_cfg.max_epochs=3')
+            damage(run.work_dir)
+            code, output = run.go()
+            if code != 0:
+                lost.append(f'exit code {code}: {output[-300:]}')
+            elif not same(self.expected('moLE'), run.result()):
+                lost.append('the weights differ from those of an undisturbed run')
+        self.report(name, self.times, lost)
+
+    def cut(self, work_dir: Path) -> None:
+        """Cut the newest checkpoint short."""
+        content = (work_dir / 'epoch_3.pth').read_bytes()
+        (work_dir / 'epoch_3.pth').write_bytes(content[: self.rng.randrange(len(content))])
+
+    def flip(self, work_dir: Path) -> None:
+        """Flip a bit of the newest checkpoint."""
+        content = bytearray((work_dir / 'epoch_3.pth').read_bytes())
+        content[self.rng.randrange(len(content) - 71)] ^= 1 << self.rng.randrange(8)
+        (work_dir / 'epoch_3.pth').write_bytes(content)
+        assert not is_whole(work_dir / 'epoch_3.pth')
+
+    @staticmethod
+    def forget(work_dir: Path) -> None:
+        """Empty the file that names the last checkpoint."""
+        (work_dir / 'last_checkpoint').write_text('')
+
+    def nan_loss(self) -> None:
+        """Stops with a message, or is left out as configured."""
+        lost, run = [], Run(self.folder / 'nan_stops', extra=NAN_LOSS)
+        code, output = run.go()
+        if code != 2 or 'the loss is nan' not in output or 'Traceback' in output:
+            lost.append(f'exit code {code}: {output[-300:]}')
+        run = Run(self.folder / 'nan_is_left_out', extra=NAN_LOSS)
+        code, output = run.go('train_cfg.max_bad_steps=1')
+        if code != 0 or not all(v.isfinite().all() for v in run.result()['state_dict'].values()):
+            lost.append(f'exit code {code}: {output[-300:]}')
+        self.report('NaN loss', 2, lost)
+
+    def tests(self, fault: str, *selection: str) -> None:
+        """Faults that tests of their own cover."""
+        command = [sys.executable, '-m', 'pytest', '-q', '--no-header', *selection]
+        output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        passed, failed = (
+            sum(map(int, re.findall(rf'(\d+) {word}', output)))
+            for word in ('passed', '(?:failed|error)')
+        )
+        self.report(fault, passed + failed, [output[-300:]] * max(failed, passed == 0))
+
+
+def wait_for_training(process: subprocess.Popen) -> int:
+    """Read the output until an iteration is logged; returns its epoch, 0 if there was none."""
+    for line in process.stdout:
+        if found := PROGRESS.search(line):
+            return int(found.group(1))
+    return 0
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL a process and all it has started, as a machine that goes down does."""
+    try:
+        family = psutil.Process(process.pid)
+        family = [family, *family.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+
+
+def limit_files(size: int) -> None:
+    """A full disk, for what this process starts."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def main() -> None:
+    """Do all, print the table, exit with 1 if anything was lost."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--times', type=int, default=4, help='of each fault')
+    parser.add_argument('--out', help='JSON file for the table')
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    if not Path('data/digits').exists():
+        subprocess.run([sys.executable, 'tools/prepare_digits.py'], check=True)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        soak = Soak(Path(folder), args.seed, args.times)
+        for stage in ('supernet', 'moLE'):
+            soak.signalled(signal.SIGKILL, stage)
+            soak.signalled(signal.SIGTERM, stage)
+        soak.signalled(signal.SIGINT, 'moLE')
+        soak.signalled(signal.SIGKILL, 'moLE', processes=2)
+        soak.signalled(signal.SIGTERM, 'moLE', processes=2)
+        soak.killed_while_writing()
+        soak.full_disk()
+        soak.damaged('newest checkpoint cut short', soak.cut)
+        soak.damaged('bit of the newest checkpoint flipped', soak.flip)
+        soak.damaged('last_checkpoint empty', soak.forget)
+        soak.nan_loss()
+        soak.tests('images that cannot be read', 'tests/test_bad_data.py', '-k', 'image')
+        soak.tests('candidate out of memory', 'tests/test_bad_data.py', '-k', 'out_of_memory')
+        soak.tests('file made to run code', 'tests/test_malicious.py')
+    finish(soak, args, time.monotonic() - started)
+
+
+def finish(soak: Soak, args, seconds: float) -> None:
+    """Print and store the table."""
+    table = Table(title=f'Seed {args.seed}, {seconds / 60:.0f} minutes')
+    for column in ('fault', 'times', 'survived', 'lost'):
+        table.add_column(column, justify='left' if column == 'fault' else 'right')
+    for fault, times, survived, lost in soak.rows:
+        table.add_row(fault, str(times), str(survived), str(len(lost)))
+    console.print(table)
+    if args.out:
+        Path(args.out).write_text(json.dumps(soak.rows, indent=2) + '\n')
+    sys.exit(any(lost for *_, lost in soak.rows))
+
+
+if __name__ == '__main__':
+    main()
