@@ -65,9 +65,8 @@ class Run:
 
     def start(self, *options: str, **kwargs) -> subprocess.Popen:
         """Start or go on."""
-        environment = os.environ | dict(
-            OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT / 'tests'), PYTHON=sys.executable
-        )
+        path = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
+        environment = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=path, PYTHON=sys.executable)
         return subprocess.Popen(
             self.command(*options),
             stdout=subprocess.PIPE,
@@ -276,7 +275,7 @@ def main() -> None:
     """Do all, print the table, exit with 1 if anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--times', type=int, default=4, help='of each fault')
+    parser.add_argument('--times', type=int, default=3, help='of each fault')
     parser.add_argument('--out', help='JSON file for the table')
     args = parser.parse_args()
     os.chdir(ROOT)
