@@ -9,7 +9,7 @@ from mmengine.registry import MODELS, init_default_scope
 from .config_check import check_arguments, check_data, check_names, check_options
 from .engine import SupernetRunner
 from .errors import UserError, blame
-from .files import is_damaged, newest_whole
+from .files import checkpoints_in, is_damaged, newest_whole
 from .models import SupernetClassifier
 from .models.safe_load import read_state_dict
 from .structures import Subnet
@@ -151,11 +151,9 @@ def find_resumable(work_dir: str | Path) -> Path | None:
     Raises:
         UserError: If there are some, but all are damaged.
     """
-    found, files = newest_whole(work_dir), sorted(Path(work_dir).glob('*.pth'))
+    found, files = newest_whole(work_dir), checkpoints_in(work_dir)
     if files and found is None:
-        raise UserError(
-            f'{work_dir} has no whole checkpoint to resume from, {files[-1]} is damaged'
-        )
+        raise UserError(f'{work_dir} has no whole checkpoint to resume from, {files[0]} is damaged')
     return found
 
 

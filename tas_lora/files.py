@@ -3,10 +3,12 @@
 import hashlib
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from .errors import UserError
 
+UNFINISHED = '.tmp'  # ends the name of a file that is being written
 _PREFIX = b'sha256:'
 _SEAL = len(_PREFIX) + 64  # bytes; ASCII
 _ZIP_END = b'PK\x05\x06'  # of a zip file's last record, which is 22 bytes without a comment
@@ -20,16 +22,23 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     Raises:
         OSError: If it cannot be written, as on a full disk; ``path`` is then as it was.
     """
-    path = Path(path)
-    beside = path.with_name(f'.{path.name}.tmp')
+    write_together({Path(path): content})
+
+
+def write_together(contents: Mapping[Path, str | bytes]) -> None:
+    """:func:`write_atomic` for files of one folder that belong together, moved at the very end."""
+    beside = {path: path.with_name(f'.{path.name}{UNFINISHED}') for path in contents}
     try:
-        with beside.open('wb') as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        for path, content in contents.items():
+            with beside[path].open('wb') as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in contents:
+            beside[path].replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        for path in contents:
+            beside[path].unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 
@@ -81,19 +90,28 @@ def is_whole(path: str | Path) -> bool:
 
 
 def is_damaged(path: str | Path) -> bool:
-    """Whether a file begins as an archive, but is not whole."""
+    """Whether a file begins as an archive, or is empty, and is not whole."""
     with Path(path).open('rb') as file:
-        return file.read(4) == b'PK\x03\x04' and not is_whole(path)
+        return file.read(4) in (b'PK\x03\x04', b'') and not is_whole(path)
+
+
+def checkpoints_in(folder: str | Path) -> list[Path]:
+    """Checkpoints of a training, the last written first; those of best scores are no such.
+
+    First comes the one that the file ``last_checkpoint`` names, which may lie elsewhere. The
+    others go by time, which copying a folder may change.
+    """
+    folder = Path(folder)
+    files = [path for path in folder.glob('*.pth') if not path.name.startswith('best_')]
+    files.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    note = folder / 'last_checkpoint'
+    named = Path(note.read_text().strip() or 'nothing') if note.is_file() else folder
+    return [named, *(path for path in files if path != named)] if named.is_file() else files
 
 
 def newest_whole(folder: str | Path) -> Path | None:
-    """The newest checkpoint of a training that is whole; those of best scores hold no optimizer.
-
-    The file ``last_checkpoint`` names one, but may itself be from a moment before the end.
-    """
-    files = [path for path in Path(folder).glob('*.pth') if not path.name.startswith('best_')]
-    newest_first = sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    return next(filter(is_whole, newest_first), None)
+    """The first of :func:`checkpoints_in` a folder that is whole."""
+    return next(filter(is_whole, checkpoints_in(folder)), None)
 
 
 def _digest(file, size: int) -> bytes:

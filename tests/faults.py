@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import psutil
 import torch
@@ -15,17 +16,30 @@ from mmengine.registry import HOOKS
 class SignalAt(Hook):
     """Sends this process a signal during an iteration, counted from 0 over the training."""
 
-    def __init__(self, iteration: int, number: int = signal.SIGTERM, rank: int = 0):
-        self.iteration, self.number, self.rank = iteration, number, rank
+    def __init__(
+        self, iteration: int, number: int = signal.SIGTERM, rank: int = 0, group: bool = False
+    ):
+        self.iteration, self.number, self.rank, self.group = iteration, number, rank, group
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter == self.iteration and get_rank() == self.rank:
-            os.kill(os.getpid(), self.number)
+            (os.killpg if self.group else os.kill)(os.getpid(), self.number)
 
 
 @HOOKS.register_module(force=True)
-class SpoilWeightsOnce(Hook):
-    """Makes the loss NaN in some iterations, without touching the weights for good."""
+class SlowDisk(Hook):
+    """Takes its time before a checkpoint is written."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        time.sleep(self.seconds)
+
+
+@HOOKS.register_module(force=True)
+class SpoilInputs(Hook):
+    """Makes the loss NaN in some iterations."""
 
     def __init__(self, iterations: list[int]):
         self.iterations = iterations

@@ -1,6 +1,6 @@
 """Faults by the table: each is done to real runs of the tools; what was lost is counted.
 
-make soak      (about 20 minutes on two cores; exits with 1 if anything was lost)
+make soak      (20 to 40 minutes on two cores; exits with 1 if anything was lost)
 """
 
 import argparse
@@ -34,11 +34,11 @@ _base_ = '{root}/configs/digits_{stage}.py'
 custom_imports = dict(imports=['faults'])
 load_from = None
 train_cfg = dict(max_epochs={epochs}, val_interval=2)
-train_dataloader = dict(dataset=dict(times=2))
+train_dataloader = dict(num_workers=1, dataset=dict(times=2))
 default_hooks = dict(logger=dict(interval=1))
 """
 NAN_LOSS = """
-custom_hooks = [dict(type='tas_lora.MoLEHook'), dict(type='SpoilWeightsOnce', iterations=[99])]
+custom_hooks = [dict(type='tas_lora.MoLEHook'), dict(type='SpoilInputs', iterations=[99])]
 """
 console = Console(highlight=False)
 
@@ -69,11 +69,10 @@ class Run:
         environment = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=path, PYTHON=sys.executable)
         return subprocess.Popen(
             self.command(*options),
-            stdout=subprocess.PIPE,
+            **dict(stdout=subprocess.PIPE) | kwargs,
             stderr=subprocess.STDOUT,
             text=True,
             env=environment,
-            **kwargs,
         )
 
     def go(self, *options: str, **kwargs) -> tuple[int, str]:
@@ -129,17 +128,21 @@ class Soak:
         """Signals at random moments until the training is through."""
         run = Run(self.folder / f'{number.name}_{stage}_{processes}', stage, processes)
         sent, lost = 0, []
-        while not (run.work_dir / LAST).exists():
+        for _ in range(10 * self.times):
+            if (run.work_dir / LAST).exists():
+                break
             process = run.start()
             epoch = wait_for_training(process)
             time.sleep(self.rng.uniform(0, 2))
             if sent < self.times and process.poll() is None:
                 sent += 1
-                kill_all(process) if number is signal.SIGKILL else process.send_signal(number)
+                signal_all(process, number)
             output = process.communicate()[0]
             epoch = max([epoch, *map(int, PROGRESS.findall(output))])
             lost += self.after_signal(run, number, process.returncode, output, epoch)
-        if not same(self.expected(stage, processes), run.result()):
+        if not (run.work_dir / LAST).exists():
+            lost.append('the training did not come to its end')
+        elif not same(self.expected(stage, processes), run.result()):
             lost.append('the weights differ from those of an undisturbed run')
         label = f'{number.name}, {stage}' + (f', {processes} processes' * (processes > 1))
         self.report(label, sent, lost)
@@ -158,21 +161,25 @@ class Soak:
         return [] if is_saved and fits else [f'exit code {code}: {output[-300:]}']
 
     def killed_while_writing(self) -> None:
-        """SIGKILL as soon as a checkpoint is being written."""
-        run, lost = Run(self.folder / 'writing'), []
+        """SIGKILL as soon as a checkpoint is being written, once one is there already."""
+        run, lost, killed = Run(self.folder / 'writing'), [], 0
+        run.go('train_cfg.max_epochs=1')
         for _ in range(self.times):
             before = newest_whole(run.work_dir)
-            process = run.start()
-            while process.poll() is None and not list(run.work_dir.glob('.*.tmp')):
+            for unfinished in run.work_dir.glob('.*.tmp'):
+                unfinished.unlink()
+            process = run.start(stdout=subprocess.DEVNULL)
+            while process.poll() is None and not list(run.work_dir.glob('.*.pth.tmp')):
                 time.sleep(0.0005)
-            kill_all(process)
-            process.communicate()
-            if before is not None and newest_whole(run.work_dir) is None:
-                lost.append('no whole checkpoint is left')
+            killed += process.poll() is None
+            signal_all(process)
+            process.wait()
+            if not is_whole(before) or newest_whole(run.work_dir) is None:
+                lost.append('the checkpoint before is gone or damaged')
         run.go()
         if not same(self.expected('moLE'), run.result()):
             lost.append('the weights differ from those of an undisturbed run')
-        self.report('SIGKILL while a checkpoint is written', self.times, lost)
+        self.report('SIGKILL while a checkpoint is written', killed, lost)
 
     def full_disk(self) -> None:
         """No file may grow beyond half a checkpoint, from the third epoch on."""
@@ -252,8 +259,8 @@ def wait_for_training(process: subprocess.Popen) -> int:
     return 0
 
 
-def kill_all(process: subprocess.Popen) -> None:
-    """SIGKILL a process and all it has started, as a machine that goes down does."""
+def signal_all(process: subprocess.Popen, number: signal.Signals = signal.SIGKILL) -> None:
+    """A signal to a process and all it has started, as the end of a job or of a machine sends."""
     try:
         family = psutil.Process(process.pid)
         family = [family, *family.children(recursive=True)]
@@ -261,7 +268,7 @@ def kill_all(process: subprocess.Popen) -> None:
         return
     for member in family:
         with suppress(psutil.NoSuchProcess):
-            member.kill()
+            member.send_signal(number)
 
 
 def limit_files(size: int) -> None:

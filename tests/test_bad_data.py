@@ -92,7 +92,7 @@ def test_an_evaluation_leaves_no_image_out(digits_config):
 
 def spoiled(cfg, iterations, max_bad_steps: int = 0):
     cfg.custom_hooks = [*cfg.get('custom_hooks', ())]
-    cfg.custom_hooks.append(dict(type='SpoilWeightsOnce', iterations=iterations))
+    cfg.custom_hooks.append(dict(type='SpoilInputs', iterations=iterations))
     cfg.train_cfg.max_bad_steps = max_bad_steps
     return cfg
 
@@ -203,3 +203,20 @@ def test_a_nan_score_never_wins(digits_config, monkeypatch):
     Runner.from_cfg(cfg).val()
     best = json.loads(Path(cfg.work_dir, 'best_subnet.json').read_text())
     assert best['cross_entropy'] == 2.0
+
+
+def test_float16_without_an_end_to_bad_gradients_stops(digits_config):
+    """Loss scaling leaves a bad step out and tries a lower scale, which does not help here."""
+    cfg = digits_config('supernet', options={'optim_wrapper.amp': 'float16'})
+    wrapper = runner_of(cfg).optim_wrapper
+    parameter = next(wrapper.parameters())
+    parameter.register_hook(lambda gradient: gradient * math.nan)
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            wrapper.update_params((parameter * torch.ones_like(parameter)).sum())
+
+    steps(10)  # left out, as loss scaling does
+    with pytest.raises(UserError, match='infinite or NaN at any loss scale'):
+        steps(10)
+    assert parameter.isfinite().all()

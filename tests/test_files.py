@@ -155,8 +155,31 @@ def test_replaced_files_go_only_after_their_successor(tmp_path):
     files, old = WholeFiles(), sealed(tmp_path / 'old.pth')
     files.remove(old)
     assert old.exists()
-    files.delete_condemned()
+    files.delete_replaced()
     assert not old.exists()
+
+
+def test_a_file_written_anew_is_not_deleted(tmp_path):
+    files, path = WholeFiles(), sealed(tmp_path / 'best.pth')
+    content = path.read_bytes()
+    files.remove(path)
+    files.put(content, path)
+    files.delete_replaced()
+    assert path.exists()
+
+
+def test_checkpoints_elsewhere_are_found(tmp_path):
+    work_dir, elsewhere = tmp_path / 'work', tmp_path / 'big_disk'
+    work_dir.mkdir()
+    elsewhere.mkdir()
+    path = sealed(elsewhere / 'epoch_1.pth')
+    (work_dir / 'last_checkpoint').write_text(str(path))
+    assert apis.find_resumable(work_dir) == path
+
+
+def test_the_best_alone_is_no_checkpoint_to_resume(tmp_path):
+    sealed(tmp_path / 'best_accuracy_epoch_1.pth')
+    assert apis.find_resumable(tmp_path) is None
 
 
 def test_one_kept_checkpoint_is_always_there(digits_config, monkeypatch):

@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT
 
 from tas_lora import UserError, apis
+from tas_lora.engine.runner.same_run import run_record
 from tas_lora.errors import STOPPED
 from tas_lora.models.safe_load import read_checkpoint, read_state_dict
 
@@ -120,7 +121,7 @@ def test_number_of_workers_changes_nothing(config):
 
 def batches(cfg, epochs: int = 2) -> list[torch.Tensor]:
     """Images of each epoch as they are trained on, in the order of their labels and content."""
-    runner, seen = apis.prepare_training(cfg), []
+    runner = apis.prepare_training(cfg)
     seen = [[] for _ in range(epochs)]
 
     def spy(point, **kwargs):
@@ -164,12 +165,12 @@ def test_zero_gradients_of_torch_1_are_resumed(config):
 
 
 CHANGES = {
-    'train_cfg.max_epochs': (3, 'train_cfg.max_epochs is 2 in the checkpoint, 3 now'),
-    'train_cfg.seed': (7, 'train_cfg.seed is 0 in the checkpoint, 7 now'),
-    'train_cfg.space.depth': ([2], r'train_cfg.space.depth is \[2, 3, 4\] in the'),
-    'optim_wrapper.optimizer.lr': (1.0, 'optim_wrapper.optimizer.lr is 0.004 in the checkpoint'),
-    'param_scheduler.1.T_max': (99, 'param_scheduler.1.T_max is 28 in the checkpoint, 99 now'),
-    'train_dataloader.batch_size': (8, 'train_dataloader.batch_size is 16 in the checkpoint'),
+    'train_cfg.max_epochs': (3, 'train_cfg.max_epochs was 2, is 3 now'),
+    'train_cfg.seed': (7, 'train_cfg.seed was 0, is 7 now'),
+    'train_cfg.space.depth': ([2], r'train_cfg.space.depth was \[2, 3, 4\], is'),
+    'optim_wrapper.optimizer.lr': (1.0, 'optim_wrapper.optimizer.lr was 0.004, is 1.0 now'),
+    'param_scheduler.1.T_max': (99, 'param_scheduler.1.T_max was 28, is 99 now'),
+    'train_dataloader.batch_size': (8, 'train_dataloader.batch_size was 16, is 8 now'),
 }
 
 
@@ -190,7 +191,7 @@ def test_changes_can_be_allowed_and_are_spelled_out(config, caplog):
     longer = config('supernet', 'longer', max_epochs=3, allow_changes=True)
     resume(longer, f'{first.work_dir}/epoch_1.pth')
     log = next(Path(longer.work_dir).glob('*/*.log')).read_text()
-    assert 'Changed since the checkpoint: train_cfg.max_epochs is 2' in log
+    assert 'Changed since the checkpoint: train_cfg.max_epochs was 2, is 3' in log
     assert Path(longer.work_dir, 'epoch_3.pth').exists()
 
 
@@ -213,12 +214,14 @@ def dist_train(cfg, file, *options) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_two_processes_of_which_one_is_told_to_stop(config, tmp_path):
+@pytest.mark.parametrize('rank', [0, 1])
+def test_two_processes_of_which_one_is_told_to_stop(config, tmp_path, rank):
     whole = config('moLE', 'whole', workers=2, ema=True)
     done = dist_train(whole, tmp_path / 'whole.py')
     assert done.returncode == 0, done.stderr[-3000:]
-    stopped = config('moLE', 'stopped', 2, True, stop_at(1, rank=1))
-    done = dist_train(stopped, tmp_path / 'stopped.py')
+    # The writer is slow, and must not be ended by the launcher because the other is through.
+    hooks = [*stop_at(1, rank=rank), dict(type='SlowDisk', seconds=3)]
+    done = dist_train(config('moLE', 'stopped', 2, True, hooks), tmp_path / 'stopped.py')
     assert 'Stopped by a signal' in done.stdout + done.stderr
     assert f'exitcode  : {STOPPED}' in done.stderr
     again = config('moLE', 'stopped', workers=2, ema=True, allow_changes=True)
@@ -226,6 +229,24 @@ def test_two_processes_of_which_one_is_told_to_stop(config, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'resumed epoch: 0, iter: 2' in done.stdout + done.stderr
     assert_same(final(whole), final(again))
+
+
+def test_a_signal_to_all_processes_of_a_job(config, tmp_path):
+    """As Slurm, systemd, a launcher and Ctrl-C send it: to the loader's workers, too."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        cfg = config('supernet', number.name, 2, hooks=stop_at(5, number=int(number), group=True))
+        cfg.dump(tmp_path / 'config.py')
+        environment = os.environ | dict(PYTHONPATH=str(ROOT / 'tests'), OMP_NUM_THREADS='1')
+        done = subprocess.run(
+            [sys.executable, ROOT / 'tools/train.py', tmp_path / 'config.py'],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,
+        )
+        assert done.returncode == STOPPED, done.stderr[-3000:]
+        assert apis.find_resumable(cfg.work_dir).name == 'stopped_iter_6.pth'
 
 
 def test_a_killed_training_goes_on_from_the_newest_whole_file(config, tmp_path):
@@ -243,17 +264,20 @@ def test_a_killed_training_goes_on_from_the_newest_whole_file(config, tmp_path):
     assert_equal(final(whole)['state_dict'], resume(resumed, checkpoint)['state_dict'])
 
 
+def best_of(cfg) -> list[str]:
+    return [path.name for path in Path(cfg.work_dir).glob('best_*')]
+
+
 def test_the_validation_a_kill_cost_is_made_up_for(config):
     whole = config('supernet', 'whole', val_interval=1)
     whole.default_hooks.checkpoint.update(save_best='largest/accuracy/top1')
     apis.train(whole)
-    best = [path.name for path in Path(whole.work_dir).glob('best_*')]
     resumed = config('supernet', 'resumed', val_interval=1)
     resumed.default_hooks.checkpoint.update(save_best='largest/accuracy/top1')
     resume(resumed, f'{whole.work_dir}/epoch_1.pth')
     hub = final(resumed)['message_hub']['log_scalars']['val/largest/accuracy/top1']
     assert len(hub._log_history) == 2
-    assert best
+    assert best_of(whole) == best_of(resumed)
 
 
 def test_accumulated_gradients_are_stepped_before_a_stop(config):
@@ -282,3 +306,64 @@ def test_another_stage_cannot_be_resumed(config):
     apis.train(experts)
     with pytest.raises(UserError, match='the checkpoint holds experts, the config none'):
         resume(config('supernet', 'bare'), f'{experts.work_dir}/epoch_1.pth')
+
+
+@pytest.mark.parametrize(('batch_size', 'length'), [(32, 2), (8, 8)])
+def test_another_length_of_the_epoch_goes_on_from_its_start(config, batch_size, length):
+    first = config('supernet', 'first')
+    apis.train(first)
+    other = config('supernet', 'other', allow_changes=True)
+    other.train_dataloader.batch_size = batch_size
+    checkpoint = resume(other, f'{first.work_dir}/epoch_1.pth')
+    assert checkpoint['meta']['iter'] == 2 * length
+
+
+def test_a_data_set_that_grew_is_noticed(config):
+    first = config('supernet', 'first')
+    apis.train(first)
+    grown = config('supernet', 'grown')
+    grown.train_dataloader.dataset.times = 2
+    with pytest.raises(UserError, match='times was 1, is 2 now; iterations of an epoch was 4'):
+        resume(grown, f'{first.work_dir}/epoch_1.pth')
+
+
+def test_a_checkpoint_that_does_not_say_its_settings(config, tmp_path):
+    first = config('supernet', 'first')
+    apis.train(first)
+    old = read_checkpoint(f'{first.work_dir}/epoch_1.pth')
+    for name in ('run_record', 'replay_seed', 'epoch_length'):
+        del old['message_hub']['runtime_info'][name]
+    torch.save(old, tmp_path / 'old.pth')
+    resumed = config('supernet', 'resumed')
+    resume(resumed, tmp_path / 'old.pth')
+    assert (
+        'does not say by which settings' in next(Path(resumed.work_dir).glob('*/*.log')).read_text()
+    )
+
+
+def test_signals_are_released_however_a_training_ends(config):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    hooks = [dict(type='SpoilInputs', iterations=[1])]
+    with pytest.raises(UserError, match='the loss is nan'):
+        apis.train(config('supernet', 'spoiled', hooks=hooks))
+    apis.train(config('supernet', 'whole'))
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_classes_in_a_config_have_the_same_name_in_every_process():
+    record = run_record(dict(model=dict(type=torch.nn.Linear, f=final)), ('model',))
+    assert record['model.type'] == 'torch.nn.modules.linear.Linear'
+    assert '0x' not in record['model.f']
+
+
+def test_checkpoints_between_epochs_by_iteration(config):
+    """MMEngine's by_epoch=False with an epoch loop: resumed in the middle of an epoch."""
+    configs = [config('moLE', name) for name in ('whole', 'resumed')]
+    for cfg in configs:
+        cfg.default_hooks.checkpoint.update(by_epoch=False, interval=3)
+    apis.train(configs[0])
+    cfg = configs[1]
+    cfg.load_from, cfg.resume = f'{configs[0].work_dir}/iter_3.pth', True
+    apis.train(cfg)
+    found = [read_checkpoint(f'{cfg.work_dir}/iter_8.pth') for cfg in configs]
+    assert_same(*found)

@@ -14,6 +14,9 @@ def parse_args():
         metavar='CONFIG',
         help='search with the model of this config, such as a variant in configs/ablations',
     )
+    parser.add_argument(
+        '--resume', action='store_true', help='go on with the search in the work directory'
+    )
     cli.add_launcher(parser)
     return parser.parse_args()
 
@@ -28,6 +31,8 @@ def main():
         options = {k: v for k, v in (args.cfg_options or {}).items() if k.startswith('model.')}
         cfg.model = apis.load_config(args.model, options).model
         cfg.work_dir = args.work_dir or f'work_dirs/{Path(args.model).stem}_search'
+    if args.resume:
+        cfg.val_cfg.resume = True
     apis.search(cfg, args.checkpoint)
 
 

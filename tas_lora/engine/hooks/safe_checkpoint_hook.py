@@ -6,12 +6,13 @@ import threading
 from pathlib import Path
 
 import torch
-from mmengine.dist import all_reduce, get_world_size, is_main_process
+from mmengine.dist import all_reduce, barrier, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
+from mmengine.optim import OptimWrapperDict
 
 from ...errors import STOPPED, UserError
-from ...files import seal, write_atomic
+from ...files import UNFINISHED, seal, write_atomic
 from ...registry import HOOKS
 from ...structures.subnet import boolean
 
@@ -20,14 +21,15 @@ _STOPPED_FILE = 'stopped_iter_{}.pth'
 
 
 class WholeFiles(LocalBackend):
-    """MMEngine's local files, written whole or not at all, and deleted only when told so twice."""
+    """MMEngine's local files, written whole or not at all, and deleted behind their successors."""
 
     def __init__(self):
         super().__init__()
-        self.condemned: list[str] = []
+        self.replaced: list[str] = []
 
     def put(self, obj: bytes, filepath) -> None:
         """Write a checkpoint with its digest."""
+        self.replaced = [path for path in self.replaced if path != str(filepath)]
         try:
             Path(filepath).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(filepath, seal(obj))
@@ -38,13 +40,13 @@ class WholeFiles(LocalBackend):
             ) from error
 
     def remove(self, filepath) -> None:
-        """Note a file that :meth:`delete_condemned` is to delete."""
-        self.condemned.append(str(filepath))
+        """Note a file that :meth:`delete_replaced` is to delete."""
+        self.replaced.append(str(filepath))
 
-    def delete_condemned(self) -> None:
+    def delete_replaced(self) -> None:
         """Delete what is to be removed, now that its successor is on disk."""
-        while self.condemned:
-            Path(self.condemned.pop()).unlink(missing_ok=True)
+        while self.replaced:
+            Path(self.replaced.pop()).unlink(missing_ok=True)
 
 
 register_backend(_BACKEND, WholeFiles, force=True)
@@ -56,9 +58,10 @@ class SafeCheckpointHook(CheckpointHook):
 
     A checkpoint is written beside, synced and renamed, its SHA-256 in it; those it replaces are
     deleted after that. On SIGTERM or SIGINT, which may reach any of the ranks, the iteration is
-    finished (and, if gradients are being accumulated, those up to the step), a checkpoint is
-    written, and the process ends with exit code 75; ``--resume`` goes on from there. A second
-    signal ends it at once.
+    finished (and, if gradients are being accumulated, those up to the step; a validation runs to
+    its end first), a checkpoint is written, and the process ends with exit code 75. A second
+    SIGINT ends it at once. With :class:`ResumableTrainLoop` a resumed run goes on from there;
+    MMEngine's loop begins the epoch again.
 
     Args:
         *args: As in ``CheckpointHook``.
@@ -69,34 +72,35 @@ class SafeCheckpointHook(CheckpointHook):
     def __init__(self, *args, stop_on_signal: bool = True, **kwargs):
         super().__init__(*args, **kwargs)
         self.stop_on_signal = boolean(stop_on_signal, 'default_hooks.checkpoint.stop_on_signal')
-        if self.backend_args is None:
+        is_elsewhere = '://' in str(self.out_dir) or self.file_client_args is not None
+        if self.backend_args is None and not is_elsewhere:
             self.backend_args = dict(backend=_BACKEND)
         self.handlers: dict = {}
         self.is_told_to_stop = False
-        self.saved_iter = None
 
     def before_train(self, runner):
         super().before_train(runner)
+        if is_main_process():
+            for path in Path(self.out_dir).glob(f'.*.pth{UNFINISHED}'):  # a kill left it
+                path.unlink()
         if self.stop_on_signal and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.handlers[number] = signal.signal(number, self._note_signal)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
-        if self._some_rank_is_told() and runner.optim_wrapper.should_update():
+        if self._some_rank_is_told() and _has_stepped(runner.optim_wrapper):
             self._stop(runner)
 
-    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if self.saved_iter == runner.iter and self._some_rank_is_told():
-            self._exit(runner)
+    def release_signals(self, runner):
+        """Called by our training loop however it ends."""
+        while self.handlers:
+            signal.signal(*self.handlers.popitem())
 
-    def after_train(self, runner):
-        super().after_train(runner)
-        self._restore_handlers()
+    after_run = release_signals
 
     def _save_checkpoint_with_step(self, runner, step, meta):
         super()._save_checkpoint_with_step(runner, step, meta)
-        self.saved_iter = runner.iter if self.by_epoch else runner.iter + 1
         if is_main_process():
             for path in Path(self.out_dir).glob(_STOPPED_FILE.format('*')):
                 path.unlink()
@@ -109,15 +113,13 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _delete_replaced(self):
         if isinstance(self.file_backend, WholeFiles):  # not files elsewhere
-            self.file_backend.delete_condemned()
+            self.file_backend.delete_replaced()
 
     def _note_signal(self, number, frame):
         self.is_told_to_stop = True
-        self._restore_handlers()
-
-    def _restore_handlers(self):
-        while self.handlers:
-            signal.signal(*self.handlers.popitem())
+        # A job's SIGTERM comes directly and through the launcher; a second Ctrl-C is meant.
+        if number == signal.SIGINT and number in self.handlers:
+            signal.signal(number, self.handlers.pop(number))
 
     def _some_rank_is_told(self) -> bool:
         if get_world_size() == 1:
@@ -143,12 +145,15 @@ class SafeCheckpointHook(CheckpointHook):
         )
         if is_main_process():
             write_atomic(Path(runner.work_dir) / 'last_checkpoint', self.last_ckpt)
-        self._exit(runner)
-
-    def _exit(self, runner):
+        barrier()  # a launcher ends all processes as soon as one has ended
         runner.logger.info(
             f'Stopped by a signal; {self.last_ckpt} is written, go on by --resume. '
             f'Exit code {STOPPED}.'
         )
         runner.visualizer.close()
         raise SystemExit(STOPPED)
+
+
+def _has_stepped(optim_wrapper) -> bool:
+    """Whether no gradients wait for a step; MMEngine's wrapper of several does not say."""
+    return type(optim_wrapper) is OptimWrapperDict or optim_wrapper.should_update()

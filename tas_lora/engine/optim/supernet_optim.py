@@ -23,7 +23,8 @@ class SupernetOptimWrapper(OptimWrapper):
     """MMEngine's ``OptimWrapper`` for a model of which every iteration trains another part.
 
     A step on a loss or a gradient that is infinite or NaN is not taken, on any rank, but raised as
-    :class:`NonFiniteError`; the weights stay good.
+    :class:`NonFiniteError`; the weights stay good. In float16 a bad gradient first lowers the loss
+    scale, and is raised when that falls below 1.
 
     Args:
         optimizer: The optimizer.
@@ -80,6 +81,10 @@ class SupernetOptimWrapper(OptimWrapper):
                 'was not taken'
             )
         self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:  # halved for every bad step
+            raise NonFiniteError(
+                'the gradients are infinite or NaN at any loss scale; no step was taken'
+            )
 
     def _is_finite(self, wrappers: list) -> bool:
         """Whether losses and gradients are, on all ranks; loss scaling minds gradients itself."""

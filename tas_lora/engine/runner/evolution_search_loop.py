@@ -3,23 +3,24 @@
 import json
 import time
 from functools import partial
-from math import inf, isfinite, nan
+from math import isfinite, nan
 from pathlib import Path
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import all_reduce, is_main_process
+from mmengine.dist import all_reduce, broadcast_object_list, is_main_process
 from mmengine.runner import ValLoop
 
 from ...datasets.replay import readable
 from ...errors import UserError
-from ...files import append_line, write_atomic
+from ...files import write_atomic
 from ...registry import LOOPS
-from ...search import Evolution, count_flops, count_params
+from ...search import Evolution, History, Limits, count_flops, count_params, open_history
 from ...structures import SearchSpace, Subnet
-from ...structures.subnet import bounded, one_of, positive
+from ...structures.subnet import boolean, one_of, positive
 from ..of_runner import supernet_of
 from .kept_batches import KeptBatches
+from .search_identity import begin_search, identity_of, refuse_test_set
 from .subnet_val_loop import run_subnet
 
 COUNTERS = dict(params=count_params, flops=count_flops)
@@ -33,7 +34,7 @@ class EvolutionarySearchLoop(ValLoop):
     must be images that no training stage has seen, and not the test set. Two files are written
     to the work directory: ``search_history.jsonl``, a line per subnet as it is scored, and
     ``best_subnet.json``. A subnet whose evaluation runs out of memory gets no score, cannot win,
-    and does not end the search.
+    and does not end the search. ``search.json`` beside them says what search it is.
 
     Args:
         runner: The runner.
@@ -53,6 +54,10 @@ class EvolutionarySearchLoop(ValLoop):
         evolution: Arguments of :class:`~tas_lora.search.Evolution`: ``population``,
             ``generations``, ``parents``, ``mutations``, ``crossovers``, ``gene_prob``,
             ``shape_prob``, ``seed``.
+        resume: Go on with the search in the work directory, of which only the subnets are scored
+            that have no line yet. It must be the same search.
+        search_on_test_set: Do not refuse a dataset that is marked as test set, or is that of the
+            config's test.
         **kwargs: As in ``ValLoop``.
 
     Raises:
@@ -73,49 +78,45 @@ class EvolutionarySearchLoop(ValLoop):
         finalists: int = 10,
         memory_share: float = 0.5,
         evolution: dict | None = None,
+        resume: bool = False,
+        search_on_test_set: bool = False,
         **kwargs,
     ):
         if kwargs.get('fp16'):
             raise UserError("val_cfg.fp16: a search has val_cfg.precision='bfloat16' in its place")
+        if not boolean(search_on_test_set, 'val_cfg.search_on_test_set'):
+            refuse_test_set(runner.cfg)
         super().__init__(runner, readable(dataloader), evaluator, **kwargs)
+        self.resume = boolean(resume, 'val_cfg.resume')
         self.dataloader = KeptBatches(self.dataloader, memory_share)
         self.space = SearchSpace.coerce(space)
         self.model = supernet_of(runner)
         self.space.largest().check_fits(self.model.backbone.arch, 'the largest subnet of the space')
-        self.limits = _parse_limits({} if constraints is None else constraints)
         one_of(rule, 'val_cfg.rule', ('less', 'greater'))
         one_of(precision, 'val_cfg.precision', ('float32', 'bfloat16'))
         self.score, self.rule, self.precision = score, rule, precision
         self.finalists = positive(finalists, 'val_cfg.finalists', int)
         self.log_interval = positive(log_interval, 'val_cfg.log_interval', int)
         spec = self.model.image_spec
-        self.counters = {name: partial(count, **spec) for name, count in COUNTERS.items()}
+        counters = {name: partial(count, **spec) for name, count in COUNTERS.items()}
+        self.limits = Limits(constraints, counters)
         if not isinstance(evolution, (dict, type(None))):
             raise UserError(f'val_cfg.evolution must be a dict, got {evolution!r}')
-        self.evolution = Evolution(self.space, self.is_feasible, **(evolution or {}))
-
-    def is_feasible(self, subnet: Subnet) -> bool:
-        """Whether ``subnet`` is within all limits."""
-        return all(
-            low <= self.counters[name](subnet) <= high for name, (low, high) in self.limits.items()
-        )
+        self.evolution = Evolution(self.space, self.limits.allow, **(evolution or {}))
 
     def run(self) -> dict:
         """Search; returns the score and the costs of the best subnet."""
-        if not self.evolution.ask():
-            raise UserError(self._out_of_reach())
-        history = Path(self.runner.work_dir) / 'search_history.jsonl'
-        if is_main_process():
-            history.write_text('')
+        self._check_limits()
+        self.history = self._open_history()
         self.runner.call_hook('before_val')
         self.runner.call_hook('before_val_epoch')
         self.started, self.done = time.monotonic(), 0
         while subnets := self.evolution.ask():
-            self.evolution.tell({s: self._evaluate(s, history) for s in subnets})
+            self.evolution.tell({s: self._evaluate(s) for s in subnets})
             self._log_generation()
         if self.evolution.generation < self.evolution.generations:
             self.runner.logger.info('No further subnet within the limits was found.')
-        metrics = self._finish(history)
+        metrics = self._finish()
         self.runner.call_hook('after_val_epoch', metrics=metrics)
         self.runner.call_hook('after_val')
         return metrics
@@ -132,16 +133,40 @@ class EvolutionarySearchLoop(ValLoop):
             'after_val_iter', batch_idx=idx, data_batch=data_batch, outputs=outputs
         )
 
-    def _evaluate(self, subnet: Subnet, history: Path) -> float:
-        metrics = self._metrics(subnet)
-        self.done += 1
+    def _check_limits(self) -> None:
+        """Refuse limits that leave nothing, and warn of those that leave little."""
+        found, (share, text) = self.evolution.ask(), self.limits.survey(self.space)
+        if not found:
+            raise UserError(f'no subnet was found: {text}; change val_cfg.constraints')
+        if share < Limits.FEW:
+            self.runner.logger.warning(f'The limits are narrow: {text}')
+
+    def _open_history(self) -> History:
+        """The history to write, on the first rank, with what it holds already, on all."""
+        folder, lines = Path(self.runner.work_dir), [None]
+        path = folder / 'search_history.jsonl'
         if is_main_process():
+            identity = identity_of(self.runner.cfg, self.runner._load_from)
+            begin_search(folder, identity, self.resume)
+            lines = [open_history(path, self.resume)]
+        broadcast_object_list(lines)
+        if lines[0]:
+            self.runner.logger.info(f'Going on behind {len(lines[0])} subnets that are scored.')
+        return History(path, lines[0])
+
+    def _evaluate(self, subnet: Subnet) -> float:
+        line = self.history.recall(subnet, self.precision)
+        if line is None:
+            metrics = self._metrics(subnet)
             line = dict(generation=self.evolution.generation, precision=self.precision)
             line |= self._record(subnet, metrics)
-            append_line(history, json.dumps(line))
+            self.history.append(line, write=is_main_process())
+        self.done += 1
+        score = line.get(self.score, nan)
+        score = score if isfinite(score) else nan  # an infinite one could win
         if self.done % self.log_interval == 0:
-            self._log_progress(subnet, metrics.get(self.score, nan))
-        return self._signed(float(metrics.get(self.score, nan)))
+            self._log_progress(subnet, score)
+        return self._signed(score)
 
     def _metrics(self, subnet: Subnet) -> dict:
         """Metrics of a subnet; none if it does not fit in the memory of all ranks."""
@@ -173,40 +198,29 @@ class EvolutionarySearchLoop(ValLoop):
         return self._signed(self.evolution.scores[subnet])
 
     def _record(self, subnet: Subnet, metrics: dict) -> dict:
-        costs = {name: count(subnet) for name, count in self.counters.items()}
         scores = {name: float(value) for name, value in metrics.items()}
-        return dict(subnet=subnet.to_dict(), **costs, **scores)
+        return dict(subnet=subnet.to_dict(), **self.limits.costs(subnet), **scores)
 
-    def _confirm(self, history: Path) -> None:
+    def _confirm(self) -> None:
         """Score the best anew in float32; the others are out of the race."""
         best, self.precision = self.evolution.best(self.finalists), 'float32'
         self.runner.logger.info(f'The best {len(best)} are scored again in float32.')
-        self.evolution.scores = {subnet: self._evaluate(subnet, history) for subnet in best}
+        self.evolution.scores = {subnet: self._evaluate(subnet) for subnet in best}
 
-    def _finish(self, history: Path) -> dict:
+    def _finish(self) -> dict:
         if self.precision != 'float32':
-            self._confirm(history)
+            self._confirm()
         best = self.evolution.best(1)[0]
         if not isfinite(self._score_of(best)):
-            raise UserError(f'no subnet has a finite {self.score}; the weights are of no use')
+            raise UserError(
+                f'no subnet has a finite {self.score}, or none fits in memory; see the log'
+            )
         record = self._record(best, {self.score: self._score_of(best)})
         target = Path(self.runner.work_dir) / 'best_subnet.json'
         if is_main_process():
             write_atomic(target, json.dumps(record, indent=2) + '\n')
         self.runner.logger.info(f'Best after {self.done} evaluations, written to {target}: {best}')
         return {name: value for name, value in record.items() if name != 'subnet'}
-
-    def _out_of_reach(self) -> str:
-        ends = (self.space.smallest(), self.space.largest())
-        offers = '; '.join(
-            f'{name} asked for {low:,.0f} to {high:,.0f}, the space has '
-            + ' to '.join(f'{self.counters[name](end):,.0f}' for end in ends)
-            for name, (low, high) in self.limits.items()
-        )
-        return (
-            f'no subnet within the limits among {Evolution.PATIENCE:,} random ones: {offers}; '
-            'change val_cfg.constraints'
-        )
 
     def _log_progress(self, subnet: Subnet, score: float) -> None:
         total = self.evolution.population * self.evolution.generations
@@ -215,7 +229,7 @@ class EvolutionarySearchLoop(ValLoop):
         left = spent / self.done * (total - self.done)
         self.runner.logger.info(
             f'Search [{self.done}/{total}]  {self.score}: {score:.4f}  '
-            f'params: {self.counters["params"](subnet):,}  '
+            f'params: {self.limits.counters["params"](subnet):,}  '
             f'{spent / self.done:.2f} s/subnet  eta: {left:.0f} s'
         )
 
@@ -224,31 +238,12 @@ class EvolutionarySearchLoop(ValLoop):
         self.runner.logger.info(
             f'Generation {self.evolution.generation}/{self.evolution.generations}  '
             f'best {self.score}: {self._score_of(best):.4f}  '
-            f'params: {self.counters["params"](best):,}'
+            f'params: {self.limits.counters["params"](best):,}'
         )
 
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Of a GPU, of Python, or of torch's allocator on CPUs, whose error has no class."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or 'allocate' in str(error)
-
-
-def _parse_limits(constraints: dict) -> dict[str, tuple[float, float]]:
-    limits = {}
-    if not isinstance(constraints, dict):
-        raise UserError(
-            f'val_cfg.constraints must be like dict(params=(low, high)), got {constraints!r}'
-        )
-    for name, limit in constraints.items():
-        if name not in COUNTERS:
-            raise UserError(f'constraints.{name} is unknown; choose from {sorted(COUNTERS)}')
-        if not isinstance(limit, (list, tuple)) or len(limit) != 2:
-            raise UserError(f'constraints.{name} must be (low, high), got {limit!r}')
-        low, high = (
-            bounded(end if end is not None else default, f'val_cfg.constraints.{name}', inf)
-            for end, default in zip(limit, (0.0, inf), strict=True)
-        )
-        if low > high:
-            raise UserError(f'constraints.{name}: low {low:,.0f} is above high {high:,.0f}')
-        limits[name] = (low, high)
-    return limits
+    said = ("can't allocate memory", 'not enough memory', 'ALLOC_FAILED')
+    is_said = any(text in str(error) for text in said)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or is_said

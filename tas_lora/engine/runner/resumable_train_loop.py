@@ -5,14 +5,15 @@ from itertools import islice
 from mmengine.dist import broadcast_object_list, get_rank
 from mmengine.runner import EpochBasedTrainLoop
 
-from ...datasets.replay import UNREADABLE, ReplayBatchSampler, replayable, seed_everything
+from ...datasets.replay import MODEL, UNREADABLE, ReplayBatchSampler, replayable, seed_everything
 from ...errors import NonFiniteError, UserError
 from ...registry import LOOPS
 from ...structures.subnet import boolean, natural, positive
 from .same_run import check_same_run
 
 # In the message hub, hence in checkpoints.
-_SEED, _BAD_IMAGES, _BAD_STEPS = 'replay_seed', 'bad_images', 'bad_steps'
+_SEED, _LENGTH = 'replay_seed', 'epoch_length'
+_BAD_IMAGES, _BAD_STEPS = 'bad_images', 'bad_steps'
 
 
 @LOOPS.register_module()
@@ -22,15 +23,16 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     All that is random follows from (seed, epoch, place in the epoch): the order of the images,
     their augmentation, and what the model draws. A run that was killed and resumed so ends with
     the weights of an undisturbed one, bit by bit on CPU. The seed is the runner's at the first
-    start, and kept in checkpoints.
+    start, and kept in checkpoints. Resumed between two epochs, a run first repeats the validation
+    that its checkpoint may not have seen.
 
     Args:
         runner: The runner.
         dataloader: As in ``EpochBasedTrainLoop``. A dataloader that is built already is taken as
             it is; its augmentation then differs after a resume.
         max_epochs: As there.
-        max_bad_images: How many images that cannot be read another one may replace, in each
-            process; the next one stops the run.
+        max_bad_images: How many images that cannot be read another one may replace; the next one
+            stops the run. Each process counts its own, a resumed one from those of the first.
         max_bad_steps: How many steps whose loss or gradient is infinite or NaN are left out; the
             next one stops the run. Needs the optimizer wrappers of this package.
         allow_changes: Resume although model, data, optimizer or schedule have changed.
@@ -57,13 +59,17 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         """Train; returns the model."""
         check_same_run(self.runner, self.allow_changes)
         self.seed_of_run = self._settle_seed()
-        self.runner.call_hook('before_train')
-        if self._iter and not self._done_in_epoch():
-            self._validate()  # checkpoints of an epoch are written before its validation
-        while self._epoch < self._max_epochs and not self.stop_training:
-            self.run_epoch()
-            self._validate()
-        self.runner.call_hook('after_train')
+        self._settle_place()
+        try:
+            self.runner.call_hook('before_train')
+            if self._iter and not self._done_in_epoch():
+                self._validate()  # checkpoints of an epoch are written before its validation
+            while self._epoch < self._max_epochs and not self.stop_training:
+                self.run_epoch()
+                self._validate()
+            self.runner.call_hook('after_train')
+        finally:
+            self.runner.call_hook('release_signals')
         return self.runner.model
 
     def run_epoch(self) -> None:
@@ -73,7 +79,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         done = self._done_in_epoch()
         for idx, data_batch in enumerate(self._batches(done), done):
             self._check_images(data_batch)
-            seed_everything(self.seed_of_run, self._iter, get_rank())
+            seed_everything(MODEL, self.seed_of_run, self._iter, get_rank())
             try:
                 self.run_iter(idx, data_batch)
             except NonFiniteError as error:
@@ -105,6 +111,17 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         hub.update_info(_SEED, hub.runtime_info.get(_SEED, seed[0]))
         return hub.get_info(_SEED)
 
+    def _settle_place(self) -> None:
+        """With another number of iterations an epoch, go on from the start of the epoch."""
+        hub, length = self.runner.message_hub, len(self.dataloader)
+        if hub.runtime_info.get(_LENGTH, length) != length:
+            self._iter = self._epoch * length
+            self.runner.logger.warning(
+                f'An epoch has {length} iterations now; going on from the start of epoch '
+                f'{self._epoch + 1}, iteration {self._iter}.'
+            )
+        hub.update_info(_LENGTH, length)
+
     def _check_images(self, data_batch: dict) -> None:
         """Count the images that were replaced, and stop above the limit."""
         failed = list(data_batch.get(UNREADABLE, ()))
@@ -132,8 +149,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         text = f'{error}: {self.where()}'
         if count > self.max_bad_steps:
             raise UserError(
-                f'{text}. Resume with lower rates or without float16, or leave such steps out by '
-                f'train_cfg.max_bad_steps={count}'
+                f'{text}. Leave such steps out by train_cfg.max_bad_steps={count}, or start anew '
+                'from a good checkpoint (load_from without resume) with lower rates or in bfloat16'
             ) from error
         self.runner.logger.warning(f'{text} ({count} of at most {self.max_bad_steps})')
         self.runner.call_hook(

@@ -1,4 +1,4 @@
-"""Whether a resumed training is the one its checkpoint is of."""
+"""Whether a training or a search that goes on is the one that was begun."""
 
 import json
 from collections.abc import Iterator
@@ -22,13 +22,16 @@ _HARMLESS = {
     'compile_blocks',
     'data_root',
     'disable_subprocess_warning',
+    'log_interval',
     'max_bad_images',
     'max_bad_steps',
+    'memory_share',
     'multiprocessing_context',
     'num_workers',
     'persistent_workers',
     'pin_memory',
     'prefetch_factor',
+    'resume',
     'timeout',
     'val_begin',
     'val_interval',
@@ -48,29 +51,42 @@ def check_same_run(runner, allow_changes: bool) -> None:
     Raises:
         UserError: If model, data, optimizer, schedule or number of processes have changed.
     """
-    record, hub = run_record(runner.cfg), runner.message_hub
-    before = json.loads(hub.runtime_info.get(_RECORD, 'null')) or record
-    differences = list(_differences(before, record))
-    if differences and not allow_changes:
+    record, hub = run_record(runner.cfg, _SECTIONS), runner.message_hub
+    record['processes'] = str(get_world_size())
+    record['iterations of an epoch'] = str(len(runner.train_dataloader))
+    if runner._resume and _RECORD not in hub.runtime_info:
+        runner.logger.warning(
+            'The checkpoint does not say by which settings it was trained; they are not compared.'
+        )
+    before = json.loads(hub.runtime_info.get(_RECORD, 'null')) if runner._resume else None
+    changes = differences(before or record, record)
+    if changes and not allow_changes:
         raise UserError(
-            f'this is not the run of the checkpoint: {_text(differences)}. A resumed run keeps '
+            f'this is not the run of the checkpoint: {changes}. A resumed run keeps '
             'its settings; start a new one from its weights (load_from without resume), or go on '
             'all the same by --cfg-options train_cfg.allow_changes=True'
         )
-    if differences:
+    if changes:
         runner.logger.warning(
-            f'Changed since the checkpoint: {_text(differences)}. Rates and horizons that '
+            f'Changed since the checkpoint: {changes}. Rates and horizons that '
             "optimizer and schedules hold are the checkpoint's, not the config's."
         )
     hub.update_info(_RECORD, json.dumps(record))
 
 
-def run_record(config: dict) -> dict[str, str]:
-    """What decides the course of a training, as text by dotted path."""
+def run_record(config: dict, sections: tuple[str, ...]) -> dict[str, str]:
+    """What decides the course of a run, as text by dotted path, from sections of its config."""
     record = {}
-    for section in _SECTIONS:
+    for section in sections:
         record |= dict(_leaves(config.get(section), section))
-    return record | dict(processes=str(get_world_size()))
+    return record
+
+
+def differences(before: dict, now: dict) -> str:
+    """How two records differ, in a line; empty if they do not."""
+    texts = list(_differences(before, now))
+    more = len(texts) - _SHOWN
+    return '; '.join(texts[:_SHOWN]) + (f'; and {more} more' if more > 0 else '')
 
 
 def _leaves(node, path: str) -> Iterator[tuple[str, str]]:
@@ -80,19 +96,21 @@ def _leaves(node, path: str) -> Iterator[tuple[str, str]]:
     elif isinstance(node, (list, tuple)) and any(isinstance(item, dict) for item in node):
         items = enumerate(node)
     else:
-        yield path, repr(list(node) if isinstance(node, tuple) else node)
+        yield path, _name(node)
         return
     for key, value in items:
         yield from _leaves(value, f'{path}.{key}')
+
+
+def _name(value) -> str:
+    """The same in every process, also for the classes of a config in Python's own style."""
+    if callable(value):
+        return f'{value.__module__}.{value.__qualname__}'
+    return repr(list(value) if isinstance(value, tuple) else value)
 
 
 def _differences(before: dict, now: dict) -> Iterator[str]:
     for path in [*before, *(path for path in now if path not in before)]:
         old, new = (record.get(path, 'nothing') for record in (before, now))
         if old != new:
-            yield f'{path} is {old} in the checkpoint, {new} now'
-
-
-def _text(differences: list[str]) -> str:
-    more = len(differences) - _SHOWN
-    return '; '.join(differences[:_SHOWN]) + (f'; and {more} more' if more > 0 else '')
+            yield f'{path} was {old}, is {new} now'

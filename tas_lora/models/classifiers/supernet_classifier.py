@@ -25,7 +25,6 @@ _KINDS = dict(
     data_preprocessor=(dict, nn.Module),
     train_cfg=(dict,),
     init_cfg=(dict, list),
-    pretrained=(str,),
 )
 
 
@@ -58,6 +57,7 @@ class SupernetClassifier(ImageClassifier):
         freeze_supernet: bool = True,
         **kwargs,
     ):
+        _refuse_pretrained(dict(kwargs, backbone=backbone, head=head, router=router), 'model')
         for name, value in dict(kwargs, backbone=backbone).items():
             _check_kind(value, f'model.{name}', _KINDS.get(name, (object,)))
         with blame('model.backbone, neck, data_preprocessor or train_cfg cannot be built'):
@@ -205,3 +205,13 @@ def _check_kind(value, field: str, kinds: tuple[type, ...]) -> None:
     if not isinstance(value, kinds) and (value is not None or field == 'model.backbone'):
         names = ' or a '.join(kind.__name__ for kind in kinds)
         raise UserError(f'{field} must be a {names}, got {value!r}')
+
+
+def _refuse_pretrained(config, path: str) -> None:
+    """MMEngine loads such weights by unpickling whatever an address gives."""
+    items = config.items() if isinstance(config, dict) else enumerate(config)
+    for key, value in items:
+        if value is not None and (key == 'pretrained' or (key, value) == ('type', 'Pretrained')):
+            raise UserError(f'{path}.{key} is {value!r}; weights are loaded safely by load_from')
+        if isinstance(value, (dict, list, tuple)):
+            _refuse_pretrained(value, f'{path}.{key}')

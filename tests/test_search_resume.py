@@ -1,0 +1,184 @@
+"""A search that was killed goes on, and never on another one's history or the test set."""
+
+import json
+import random
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import call_tool
+from mmengine.runner import Runner
+from tiny import SPACE
+
+from tas_lora import UserError, apis, count_params
+from tas_lora.engine.runner import evolution_search_loop
+from tas_lora.search import Limits
+
+SMALL = {
+    'val_cfg.evolution': dict(population=6, generations=3, parents=3, mutations=2, crossovers=2),
+    'val_cfg.constraints': dict(params=(20e3, 40e3)),
+}
+
+
+class Killed(BaseException):
+    """In place of SIGKILL."""
+
+
+@pytest.fixture
+def config(digits_config, tmp_path):
+    """Makes the config of a small search in a folder, of the same weights."""
+    weights = tmp_path / 'weights.pth'
+    model = apis.load_supernet(digits_config('search'))
+    torch.save(dict(state_dict=model.state_dict()), weights)
+
+    def make(folder: str, resume: bool = False, options: dict | None = None):
+        cfg = digits_config('search', options=SMALL | (options or {}))
+        cfg.work_dir, cfg.load_from = str(tmp_path / folder), str(weights)
+        cfg.val_cfg.resume = resume
+        return cfg
+
+    return make
+
+
+def search(cfg) -> tuple[str, str]:
+    """Run; returns history and result as text."""
+    Runner.from_cfg(cfg).val()
+    folder = Path(cfg.work_dir)
+    return tuple((folder / f).read_text() for f in ('search_history.jsonl', 'best_subnet.json'))
+
+
+def search_and_kill(cfg, monkeypatch, evaluations: int) -> int:
+    """Kill a search in its n-th evaluation from here; returns the lines that are on disk."""
+    run, left = evolution_search_loop.run_subnet, [evaluations]
+
+    def run_or_die(loop, subnet):
+        run(loop, subnet)
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evolution_search_loop, 'run_subnet', run_or_die)
+        with pytest.raises(Killed):
+            Runner.from_cfg(cfg).val()
+    return len(Path(cfg.work_dir, 'search_history.jsonl').read_text().splitlines())
+
+
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+def test_killed_at_random_moments_and_resumed(config, monkeypatch, precision):
+    options = {'val_cfg.precision': precision, 'val_cfg.finalists': 4}
+    expected, rng = search(config('whole', options=options)), random.Random(0)
+    done = 0
+    for number in range(5):
+        more = rng.randint(1, 4)
+        cfg = config('killed', resume=number > 0, options=options)
+        assert search_and_kill(cfg, monkeypatch, more) == done + more - 1
+        done += more - 1
+    assert search(config('killed', resume=True, options=options)) == expected
+
+
+def test_a_torn_last_line_is_scored_again(config):
+    expected = search(config('whole'))
+    path = Path(config('whole').work_dir, 'search_history.jsonl')
+    path.write_text(''.join(expected[0].splitlines(keepends=True)[:7])[:-20])
+    with pytest.warns(UserWarning, match='the last line is torn, and left out'):
+        assert search(config('whole', resume=True)) == expected
+
+
+def test_nothing_to_resume_starts_anew(config):
+    assert search(config('new', resume=True)) == search(config('other'))
+
+
+def test_a_new_search_moves_the_old_history_aside(config):
+    first = search(config('twice'))
+    assert search(config('twice')) == first
+    aside = Path(config('twice').work_dir, 'search_history.jsonl.old')
+    assert aside.read_text() == first[0]
+
+
+OTHERS = {
+    'val_cfg.evolution.seed': (3, 'val_cfg.evolution.seed was 0, is 3 now'),
+    'val_cfg.constraints.params': (
+        (20e3, 39e3),
+        r'constraints.params was \[20000.0, 40000.0\], is',
+    ),
+    'val_cfg.space.depth': ([2, 3], r'val_cfg.space.depth was \[2, 3, 4\], is \[2, 3\] now'),
+    'val_dataloader.dataset.seed': (1, 'val_dataloader.dataset.seed was 0, is 1 now'),
+}
+
+
+@pytest.mark.parametrize('field', OTHERS)
+def test_another_search_is_not_resumed(config, field):
+    search(config('first'))
+    value, message = OTHERS[field]
+    with pytest.raises(UserError, match=f'is of another search: .*{message}'):
+        search(config('first', resume=True, options={field: value}))
+
+
+def test_other_weights_are_noticed(config, tmp_path):
+    search(config('first'))
+    weights = torch.load(tmp_path / 'weights.pth', weights_only=True)
+    weights['state_dict']['head.fc.bias'] += 1
+    torch.save(weights, tmp_path / 'weights.pth')
+    with pytest.raises(UserError, match='checkpoint_sha256 was'):
+        search(config('first', resume=True))
+
+
+def test_a_history_of_other_subnets_is_refused(config):
+    search(config('first'))
+    path = Path(config('first').work_dir, 'search_history.jsonl')
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(''.join([lines[1], lines[0], *lines[2:]]))
+    with pytest.raises(UserError, match='line 1 is not of the subnet that this search scores next'):
+        search(config('first', resume=True))
+
+
+def test_what_a_search_was_is_on_disk(config, tmp_path):
+    search(config('first'))
+    stored = json.loads(Path(tmp_path, 'first', 'search.json').read_text())
+    assert len(stored['checkpoint_sha256']) == 64
+    assert {'torch', 'mmengine', 'tas-lora', 'python'} <= set(stored['versions'])
+    assert stored['config']['val_cfg']['constraints'] == dict(params=[20e3, 40e3])
+
+
+def test_the_tool_resumes(config, tmp_path, capsys):
+    config('tool').dump(tmp_path / 'search.py')
+    arguments = ('search.py', tmp_path / 'search.py', tmp_path / 'weights.pth')
+    assert call_tool(*arguments) == 0
+    assert call_tool(*arguments, '--resume') == 0
+    assert 'Going on behind 18 subnets that are scored' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('kind', ['marked', 'the same'])
+def test_the_test_set_is_refused(config, kind):
+    cfg = config('test')
+    cfg.val_dataloader = cfg.test_dataloader.copy()
+    if kind == 'the same':
+        for loader in (cfg.val_dataloader, cfg.test_dataloader):
+            loader.dataset.update(split='train', test_mode=False)
+    with pytest.raises(UserError, match='val_dataloader.dataset is the test set'):
+        search(cfg)
+    cfg.val_cfg.search_on_test_set = True
+    search(cfg)
+
+
+def test_narrow_limits_are_told_with_their_share(config):
+    cfg = config('narrow', options={'val_cfg.constraints': dict(params=(None, 13300))})
+    search(cfg)
+    log = next(Path(cfg.work_dir).glob('*/*.log')).read_text()
+    assert 'The limits are narrow: ' in log
+    assert 'of 2,000 random subnets are within the limits: params asked for 0 to 13,300' in log
+
+
+def test_the_share_of_a_space_within_limits():
+    """Against the count over all subnets."""
+    spec = dict(img_size=8, patch_size=2, in_channels=1, num_classes=5, head_dim=8)
+    count = partial(count_params, **spec)
+    sizes = sorted(count(SPACE.sample(np.random.default_rng(i))) for i in range(500))
+    expected = sum(size <= sizes[100] for size in sizes) / len(sizes)  # many are equal
+    limits = Limits(dict(params=(None, sizes[100])), dict(params=count))
+    share, text = limits.survey(SPACE)
+    assert share == pytest.approx(expected, abs=0.06)
+    assert 'params asked for 0 to' in text
