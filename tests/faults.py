@@ -27,6 +27,14 @@ class SignalAt(Hook):
 
 
 @HOOKS.register_module(force=True)
+class EndInValidation(Hook):
+    """Ends the process in the first validation."""
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        raise SystemExit(1)
+
+
+@HOOKS.register_module(force=True)
 class SlowDisk(Hook):
     """Takes its time before a checkpoint is written."""
 

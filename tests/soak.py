@@ -37,6 +37,10 @@ train_cfg = dict(max_epochs={epochs}, val_interval=2)
 train_dataloader = dict(num_workers=1, dataset=dict(times=2))
 default_hooks = dict(logger=dict(interval=1))
 """
+SEARCH = """
+_base_ = '{root}/configs/digits_search.py'
+val_cfg = dict(evolution=dict(population=20, generations=10))
+"""
 NAN_LOSS = """
 custom_hooks = [dict(type='tas_lora.MoLEHook'), dict(type='SpoilInputs', iterations=[99])]
 """
@@ -65,14 +69,12 @@ class Run:
 
     def start(self, *options: str, **kwargs) -> subprocess.Popen:
         """Start or go on."""
-        path = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
-        environment = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=path, PYTHON=sys.executable)
         return subprocess.Popen(
             self.command(*options),
             **dict(stdout=subprocess.PIPE) | kwargs,
             stderr=subprocess.STDOUT,
             text=True,
-            env=environment,
+            env=environment(),
         )
 
     def go(self, *options: str, **kwargs) -> tuple[int, str]:
@@ -240,6 +242,35 @@ class Soak:
             lost.append(f'exit code {code}: {output[-300:]}')
         self.report('NaN loss', 2, lost)
 
+    def killed_search(self) -> None:
+        """SIGKILL at random moments of a search, which then goes on."""
+        weights = self.folder / 'undisturbed_moLE_1' / 'work' / LAST
+        config, lost, killed = self.folder / 'search.py', [], 0
+        config.write_text(SEARCH.format(root=ROOT))
+
+        def start(name: str) -> subprocess.Popen:
+            command = [sys.executable, ROOT / 'tools/search.py', config, weights, '--resume']
+            command += ['--work-dir', self.folder / name]
+            return subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+            )
+
+        start('search_undisturbed').wait()
+        for _ in range(self.times):
+            process, history = start('search'), self.folder / 'search' / 'search_history.jsonl'
+            lines = number_of_lines(history) + self.rng.randint(1, 40)
+            while process.poll() is None and number_of_lines(history) < lines:
+                time.sleep(0.001)
+            killed += process.poll() is None
+            signal_all(process)
+            process.wait()
+        start('search').wait()
+        for file in ('search_history.jsonl', 'best_subnet.json'):
+            one, other = (self.folder / name / file for name in ('search_undisturbed', 'search'))
+            if one.read_text() != other.read_text():
+                lost.append(f'{file} differs from that of an undisturbed search')
+        self.report('SIGKILL, search', killed, lost)
+
     def tests(self, fault: str, *selection: str) -> None:
         """Faults that tests of their own cover."""
         command = [sys.executable, '-m', 'pytest', '-q', '--no-header', *selection]
@@ -257,6 +288,17 @@ def wait_for_training(process: subprocess.Popen) -> int:
         if found := PROGRESS.search(line):
             return int(found.group(1))
     return 0
+
+
+def environment() -> dict[str, str]:
+    """Of the tools, which are those of this checkout."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
+    return os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=path, PYTHON=sys.executable)
+
+
+def number_of_lines(path: Path) -> int:
+    """Lines of a file that may not be there yet."""
+    return path.read_bytes().count(b'\n') if path.exists() else 0
 
 
 def signal_all(process: subprocess.Popen, number: signal.Signals = signal.SIGKILL) -> None:
@@ -298,6 +340,7 @@ def main() -> None:
         soak.signalled(signal.SIGKILL, 'moLE', processes=2)
         soak.signalled(signal.SIGTERM, 'moLE', processes=2)
         soak.killed_while_writing()
+        soak.killed_search()
         soak.full_disk()
         soak.damaged('newest checkpoint cut short', soak.cut)
         soak.damaged('bit of the newest checkpoint flipped', soak.flip)

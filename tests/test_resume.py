@@ -269,15 +269,20 @@ def best_of(cfg) -> list[str]:
 
 
 def test_the_validation_a_kill_cost_is_made_up_for(config):
-    whole = config('supernet', 'whole', val_interval=1)
-    whole.default_hooks.checkpoint.update(save_best='largest/accuracy/top1')
+    configs = [config('supernet', name, val_interval=1) for name in ('whole', 'killed', 'killed')]
+    for cfg in configs:
+        cfg.default_hooks.checkpoint.update(save_best='largest/accuracy/top1')
+    whole, killed, resumed = configs
     apis.train(whole)
-    resumed = config('supernet', 'resumed', val_interval=1)
-    resumed.default_hooks.checkpoint.update(save_best='largest/accuracy/top1')
-    resume(resumed, f'{whole.work_dir}/epoch_1.pth')
-    hub = final(resumed)['message_hub']['log_scalars']['val/largest/accuracy/top1']
-    assert len(hub._log_history) == 2
-    assert best_of(whole) == best_of(resumed)
+    killed.custom_hooks = [dict(type='EndInValidation')]
+    with pytest.raises(SystemExit):
+        apis.train(killed)
+    resumed.train_cfg.allow_changes = True
+    checkpoint = resume(resumed, apis.find_resumable(killed.work_dir))
+    history = checkpoint['message_hub']['log_scalars']['val/largest/accuracy/top1']
+    expected = final(whole)['message_hub']['log_scalars']['val/largest/accuracy/top1']
+    assert history.data[0].tolist() == expected.data[0].tolist()
+    assert best_of(resumed) == best_of(whole)
 
 
 def test_accumulated_gradients_are_stepped_before_a_stop(config):
