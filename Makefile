@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python tools/demo.py
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -q --durations=5
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q --durations=5 -n auto --dist worksteal
 
 variants: $(INSTALLED) work_dirs/digits_supernet/epoch_30.pth
 	$(VENV)/bin/python -m pytest -q tests/slow/test_digits_variants.py tests/slow/test_compile.py

@@ -28,6 +28,6 @@ setup(
     ],
     extras_require={
         'demo': ['scikit-learn'],
-        'dev': ['hypothesis', 'pre-commit', 'pytest', 'ruff', 'scikit-learn'],
+        'dev': ['hypothesis', 'pre-commit', 'pytest', 'pytest-xdist', 'ruff', 'scikit-learn'],
     },
 )

@@ -214,21 +214,22 @@ def dist_train(cfg, file, *options) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize('rank', [0, 1])
-def test_two_processes_of_which_one_is_told_to_stop(config, tmp_path, rank):
+def test_two_processes_of_which_one_is_told_to_stop(config, tmp_path):
     whole = config('moLE', 'whole', workers=2, ema=True)
     done = dist_train(whole, tmp_path / 'whole.py')
     assert done.returncode == 0, done.stderr[-3000:]
-    # The writer is slow, and must not be ended by the launcher because the other is through.
-    hooks = [*stop_at(1, rank=rank), dict(type='SlowDisk', seconds=3)]
-    done = dist_train(config('moLE', 'stopped', 2, True, hooks), tmp_path / 'stopped.py')
-    assert 'Stopped by a signal' in done.stdout + done.stderr
-    assert f'exitcode  : {STOPPED}' in done.stderr
-    again = config('moLE', 'stopped', workers=2, ema=True, allow_changes=True)
-    done = dist_train(again, tmp_path / 'again.py', '--resume')
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert 'resumed epoch: 0, iter: 2' in done.stdout + done.stderr
-    assert_same(final(whole), final(again))
+    for rank in (0, 1):
+        name = f'rank{rank}'
+        # The writer is slow, and must not be ended by the launcher because the other is through.
+        hooks = [*stop_at(1, rank=rank), dict(type='SlowDisk', seconds=2)]
+        done = dist_train(config('moLE', name, 2, True, hooks), tmp_path / 'stopped.py')
+        assert 'Stopped by a signal' in done.stdout + done.stderr
+        assert f'exitcode  : {STOPPED}' in done.stderr
+        again = config('moLE', name, workers=2, ema=True, allow_changes=True)
+        done = dist_train(again, tmp_path / 'again.py', '--resume')
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert 'resumed epoch: 0, iter: 2' in done.stdout + done.stderr
+        assert_same(final(whole), final(again))
 
 
 def test_a_signal_to_all_processes_of_a_job(config, tmp_path):
