@@ -8,6 +8,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
+LOWEST := .venv-lowest
 
 .PHONY: demo test variants soak nightly lowest lint format clean
 
@@ -16,6 +17,15 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q --durations=5 -n auto --dist worksteal
+
+lowest: $(LOWEST)/.installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q --durations=5
+
+$(LOWEST)/.installed: setup.py requirements/lowest.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)) and "The oldest versions need Python 3.10 or 3.11: make lowest PYTHON=python3.x")'
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c requirements/lowest.txt
+	touch $@
 
 variants: $(INSTALLED) work_dirs/digits_supernet/epoch_30.pth
 	$(VENV)/bin/python -m pytest -q tests/slow/test_digits_variants.py tests/slow/test_compile.py

@@ -16,18 +16,25 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['tas_lora', 'tas_lora.*']),
     install_requires=[
-        'torch>=2.6',  # weights_only with an allow-list of renamed functions
-        'torchvision',
+        'torch>=2.10',  # older ones believe the sizes that a file declares
+        'torchvision>=0.25',
         'mmengine>=0.10.5',
         'mmpretrain>=1.2.0',
         'mmcv-lite>=2.0.0,<2.4.0',  # the range MMPretrain accepts
-        'numpy',
-        'psutil',
-        'rich',
-        'safetensors',
+        'numpy>=1.26',
+        'psutil>=5.9.4',
+        'rich>=12.6',
+        'safetensors>=0.4.3',
     ],
     extras_require={
-        'demo': ['scikit-learn'],
-        'dev': ['hypothesis', 'pre-commit', 'pytest', 'pytest-xdist', 'ruff', 'scikit-learn'],
+        'demo': ['scikit-learn>=1.2'],
+        'dev': [
+            'hypothesis>=6.80',
+            'pre-commit',
+            'pytest>=7.0',
+            'pytest-xdist>=3.2',
+            'ruff',
+            'scikit-learn>=1.2',
+        ],
     },
 )

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, DictAction
 from rich.table import Table
 
@@ -19,6 +20,8 @@ def run(main: Callable[[], None]) -> None:
     """Run a tool; a mistake of the user becomes one line and exit code 2."""
     try:
         main()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # threads left over abort some versions
     except _USER_MISTAKES as error:
         if os.environ.get('TAS_LORA_DEBUG'):
             raise

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from conftest import ROOT, call_tool
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
@@ -20,6 +20,7 @@ scores = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20)
 
 @repeatable
 @given(scores, st.integers(1, 9), st.integers(0, 5))
+@example([1.0, 1000.0, 999.9999999999999, 1000.0], 3, 1)  # 1000 / 2 is as much as the third's
 def test_allocation_keeps_the_mean_the_limits_and_the_order(scores, mean, room):
     counts = allocate(scores, mean, most=mean + room)
     assert sum(counts) == mean * len(scores)

@@ -151,6 +151,8 @@ class SafeCheckpointHook(CheckpointHook):
             f'Exit code {STOPPED}.'
         )
         runner.visualizer.close()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
         raise SystemExit(STOPPED)
 
 

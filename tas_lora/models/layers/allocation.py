@@ -23,7 +23,8 @@ def allocate(scores: Sequence[float], mean: int, most: int | None = None) -> lis
     counts = [1] * len(scores)
     for _ in range((mean - 1) * len(scores)):
         open_ = [i for i, count in enumerate(counts) if most is None or count < most]
-        counts[max(open_, key=lambda i: (scores[i] / counts[i], -counts[i]))] += 1
+        # Quotients of unlike scores may round to one number; the larger score then comes first.
+        counts[max(open_, key=lambda i: (scores[i] / counts[i], -counts[i], scores[i]))] += 1
     return counts
 
 
