@@ -302,7 +302,7 @@ OTHERS = [
     (classifier, 'data_preprocessor', False, 'model.data_preprocessor must be a dict or a Module'),
     (classifier, 'data_preprocessor', dict(mean=3), 'data_preprocessor .*cannot be built'),
     (classifier, 'train_cfg', 'mixup', "model.train_cfg must be a dict, got 'mixup'"),
-    (classifier, 'pretrained', True, 'model.pretrained must be a str, got True'),
+    (classifier, 'pretrained', True, 'model.pretrained is True; weights are loaded safely'),
     (classifier, 'head', 3, 'model.head must be a dict with a type, got 3'),
     (classifier, 'head', dict(num_classes=3), 'model.head cannot be built: KeyError: .*type'),
     (classifier, 'router', 'LSTM', "model.router: there is no 'LSTM'; choose from"),

@@ -250,8 +250,8 @@ def test_published_optimizers_of_the_experts(runner, published):
 def test_published_search(runner, published):
     loop = runner.val_loop
     assert loop.space == published['space']
-    assert loop.limits == dict(params=(0, published['max_params']))
-    assert loop.is_feasible(loop.space.smallest())
+    assert loop.limits.ranges == dict(params=(0, published['max_params']))
+    assert loop.limits.allow(loop.space.smallest())
     assert {field: vars(loop.evolution)[field] for field in SEARCH} == SEARCH
     assert loop.score == 'cross_entropy'
 
