@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python tools/demo.py
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q --durations=5 -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q --durations=5 -n logical --dist worksteal
 
 lowest: $(LOWEST)/.installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q --durations=5
