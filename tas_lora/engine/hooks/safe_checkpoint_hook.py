@@ -151,8 +151,6 @@ class SafeCheckpointHook(CheckpointHook):
             f'Exit code {STOPPED}.'
         )
         runner.visualizer.close()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
         raise SystemExit(STOPPED)
 
 

@@ -12,7 +12,7 @@ from ...structures.subnet import boolean, natural, positive
 from .same_run import check_same_run
 
 # In the message hub, hence in checkpoints.
-_SEED, _LENGTH = 'replay_seed', 'epoch_length'
+_SEED, _LENGTH, _VALIDATED = 'replay_seed', 'epoch_length', 'validated_epoch'
 _BAD_IMAGES, _BAD_STEPS = 'bad_images', 'bad_steps'
 
 
@@ -23,8 +23,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     All that is random follows from (seed, epoch, place in the epoch): the order of the images,
     their augmentation, and what the model draws. A run that was killed and resumed so ends with
     the weights of an undisturbed one, bit by bit on CPU. The seed is the runner's at the first
-    start, and kept in checkpoints. Resumed between two epochs, a run first repeats the validation
-    that its checkpoint may not have seen.
+    start, and kept in checkpoints. Resumed between two epochs, a run first makes up for the
+    validation that its checkpoint has not seen.
 
     Args:
         runner: The runner.
@@ -62,7 +62,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self._settle_place()
         try:
             self.runner.call_hook('before_train')
-            if self._iter and not self._done_in_epoch():
+            if self._iter and not self._done_in_epoch() and not self._is_validated():
                 self._validate()  # checkpoints of an epoch are written before its validation
             while self._epoch < self._max_epochs and not self.stop_training:
                 self.run_epoch()
@@ -101,7 +101,12 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self._decide_current_val_interval()
         is_due = self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
         if self.runner.val_loop is not None and self._epoch >= self.val_begin and is_due:
+            # Before it ends, as the checkpoint of a best score is written within.
+            self.runner.message_hub.update_info(_VALIDATED, self._epoch)
             self.runner.val_loop.run()
+
+    def _is_validated(self) -> bool:
+        return self.runner.message_hub.runtime_info.get(_VALIDATED) == self._epoch
 
     def _settle_seed(self) -> int:
         """The seed of the first start, the same on all ranks."""
