@@ -40,7 +40,7 @@ def _leave_group(code) -> None:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 1)
+        os._exit(0 if code is None else code if isinstance(code, int) else 1)
 
 
 class _Options(DictAction):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, call_tool
 
-from tas_lora import SearchSpace, Subnet, load_supernet
+from tas_lora import SearchSpace, Subnet, cli, load_supernet
 from tas_lora.apis import load_config
 
 CONFIGS = ROOT / 'configs'
@@ -337,3 +337,15 @@ def test_a_part_of_a_config(fails, experts):
     base = CONFIGS / '_base_' / 'default_runtime.py'
     assert 'has no model' in fails('search.py', base, experts)
     assert 'is no file' in fails('train.py', CONFIGS)
+
+
+@pytest.mark.parametrize(('code', 'expected'), [(None, 0), (0, 0), (75, 75), ('text', 1)])
+def test_a_process_of_gloo_keeps_its_exit_code(monkeypatch, code, expected):
+    ended = []
+    monkeypatch.setattr(cli.torch.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(cli.torch.distributed, 'get_backend', lambda: 'gloo')
+    monkeypatch.setattr(cli.logging, 'shutdown', lambda: None)
+    monkeypatch.setattr(cli.os, '_exit', ended.append)
+    with pytest.raises(SystemExit):
+        cli.run(lambda: sys.exit(code))
+    assert ended == [expected]
