@@ -4,7 +4,7 @@ import json
 import platform
 import sys
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ...errors import UserError
@@ -26,7 +26,7 @@ def identity_of(config: dict, checkpoint: str | None) -> dict:
     digest = None
     if checkpoint and Path(checkpoint).is_file():
         digest = sha256(Path(checkpoint).read_bytes()).hexdigest()
-    versions = {package: version(package) for package in _PACKAGES}
+    versions = {package: _version(package) for package in _PACKAGES}
     return dict(
         checkpoint=checkpoint,
         checkpoint_sha256=digest,
@@ -35,6 +35,13 @@ def identity_of(config: dict, checkpoint: str | None) -> dict:
         settings=run_record(config, _SECTIONS),
         config=json.loads(json.dumps(dict(config), default=str)),
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # on the path without an installation
+        return 'not installed'
 
 
 def begin_search(folder: Path, identity: dict, resume: bool) -> None:
