@@ -28,9 +28,11 @@ setup(
     ],
     extras_require={
         'demo': ['scikit-learn>=1.2'],
+        'search': ['pymoo>=0.6.1', 'scikit-learn>=1.2'],  # several goals; a surrogate
         'dev': [
             'hypothesis>=6.80',
             'pre-commit',
+            'pymoo>=0.6.1',
             'pytest>=7.0',
             'pytest-xdist>=3.2',
             'ruff',

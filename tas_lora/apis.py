@@ -4,10 +4,12 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.registry import MODELS, init_default_scope
 
 from .config_check import check_arguments, check_data, check_names, check_options
 from .engine import SupernetRunner
+from .engine.search import test_chosen
 from .errors import UserError, blame
 from .files import checkpoints_in, is_damaged, newest_whole
 from .models import SupernetClassifier
@@ -24,6 +26,11 @@ def load_config(path: str | Path, options: dict | None = None) -> Config:
         cfg = Config.fromfile(path)
     if 'model' not in cfg:
         raise UserError(f'config {path} has no model; files in _base_ are parts of configs')
+    return checked_config(cfg, options)
+
+
+def checked_config(cfg: Config, options: dict | None = None) -> Config:
+    """The config with ``--cfg-options`` applied; arguments that nothing takes are refused."""
     check_options(cfg, options)
     with blame('--cfg-options do not fit the config'):
         cfg.merge_from_dict(options or {})
@@ -79,7 +86,7 @@ def prepare_training(cfg: Config) -> SupernetRunner:
         UserError: Where config, data or checkpoint will not do.
     """
     check_data(cfg, ('train_dataloader', 'val_dataloader'))
-    _check_checkpoint(
+    check_checkpoint_file(
         cfg.get('load_from'),
         'train the stage before, or give another by --cfg-options load_from=FILE',
     )
@@ -101,14 +108,49 @@ def train(cfg: Config) -> None:
     prepare_training(cfg).train()
 
 
-def search(cfg: Config, checkpoint: str | Path) -> dict:
-    """Search with the weights of ``checkpoint``; returns score and costs of the best subnet."""
+def prepare_search(cfg: Config, checkpoint: str | Path) -> SupernetRunner:
+    """A runner with all built that a search needs.
+
+    Raises:
+        UserError: Where config, data or checkpoint will not do.
+    """
     check_data(cfg, ('val_dataloader',))
-    _check_checkpoint(checkpoint, 'check the path')
+    check_checkpoint_file(checkpoint, 'check the path')
     cfg.load_from = str(checkpoint)
     runner = _build_runner(cfg)
     runner.prepare('val')
-    return runner.val()
+    return runner
+
+
+def check_search(cfg: Config, checkpoint: str | Path) -> None:
+    """Build all that a search needs, and read its checkpoint, but do not search."""
+    prepare_search(cfg, checkpoint).load_checkpoint(str(checkpoint))
+
+
+def search(
+    cfg: Config, checkpoint: str | Path, test: bool = False, report: bool = False
+) -> dict[str, float]:
+    """Search with the weights of ``checkpoint``; returns score and costs of the best subnet.
+
+    Args:
+        cfg: A search config.
+        checkpoint: The weights.
+        test: At the end, read the test set once, for the subnets that were chosen.
+        report: Draw the search: ``report.html`` and figures in the work directory.
+    """
+    if test and cfg.get('test_cfg') is None:
+        raise UserError('this config tests nothing: it has no test_cfg')
+    if test:
+        check_data(cfg, ('test_dataloader',))
+    runner = prepare_search(cfg, checkpoint)
+    metrics = runner.val()
+    if test:
+        metrics = metrics | test_chosen(runner)
+    if report and is_main_process():
+        from .analysis.search_report import write_report
+
+        runner.logger.info(f'Report: {write_report(runner.work_dir)}')
+    return metrics
 
 
 def evaluate(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -> dict:
@@ -122,7 +164,7 @@ def evaluate(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -
     if cfg.get('test_cfg') is None:
         raise UserError('this config tests nothing: it has no test_cfg')
     check_data(cfg, ('test_dataloader',))
-    _check_checkpoint(checkpoint, 'check the path')
+    check_checkpoint_file(checkpoint, 'check the path')
     cfg.load_from = str(checkpoint)
     if subnets:
         if cfg.test_cfg.get('type') in (None, 'TestLoop'):
@@ -157,8 +199,8 @@ def find_resumable(work_dir: str | Path) -> Path | None:
     return found
 
 
-def _check_checkpoint(path: str | Path | None, advice: str) -> None:
-    """Refuse a file that is not there, or is not what was written."""
+def check_checkpoint_file(path: str | Path | None, advice: str) -> None:
+    """Refuse a checkpoint that is not there, or is not what was written."""
     if not path or '://' in str(path):
         return
     path = Path(str(path))

@@ -65,10 +65,18 @@ def _markdown(table: Table) -> str:
     return f'### {table.title}\n\n{text}\n'
 
 
-def config_parser(description: str, work_dir: bool = True) -> argparse.ArgumentParser:
-    """A parser with the arguments every tool on a config takes, as in MMPretrain's tools."""
+def config_parser(
+    description: str, work_dir: bool = True, config: str | None = None
+) -> argparse.ArgumentParser:
+    """A parser with the arguments every tool on a config takes, as in MMPretrain's tools.
+
+    Args:
+        description: Of the tool.
+        work_dir: Whether it writes to one.
+        config: ``nargs`` of the config; '?' where it may be left out.
+    """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', nargs=config, help='config file')
     if work_dir:
         parser.add_argument('--work-dir', help='folder for logs and results')
     parser.add_argument(

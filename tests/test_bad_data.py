@@ -14,8 +14,9 @@ from mmengine.runner import Runner
 from mmpretrain.datasets import MNIST
 
 from tas_lora import UserError, apis
-from tas_lora.engine.runner import evolution_search_loop
+from tas_lora.engine.search.candidate_evaluator import CandidateEvaluator
 from tas_lora.models.safe_load import read_state_dict
+from tas_lora.search import Outcome
 
 
 @DATASETS.register_module(force=True)
@@ -149,13 +150,13 @@ def test_a_bad_step_changes_nothing(digits_config, stage, what):
 
 def search_with(cfg, monkeypatch, fail) -> list[dict]:
     """A search in which ``fail(n)`` is called before the n-th evaluation."""
-    run, count = evolution_search_loop.run_subnet, iter(range(10_000))
+    predict, count = CandidateEvaluator._predict, iter(range(10_000))
 
-    def run_or_fail(loop, subnet):
-        run(loop, subnet)
+    def predict_or_fail(self, task, evaluator):
+        predict(self, task, evaluator)
         fail(next(count))
 
-    monkeypatch.setattr(evolution_search_loop, 'run_subnet', run_or_fail)
+    monkeypatch.setattr(CandidateEvaluator, '_predict', predict_or_fail)
     Runner.from_cfg(cfg).val()
     lines = Path(cfg.work_dir, 'search_history.jsonl').read_text().splitlines()
     return [json.loads(line) for line in lines]
@@ -193,13 +194,13 @@ def test_other_errors_do(digits_config, monkeypatch):
 
 def test_a_nan_score_never_wins(digits_config, monkeypatch):
     cfg = digits_config('search', options=SMALL)
-    evaluate = evolution_search_loop.EvolutionarySearchLoop._metrics
+    evaluate = CandidateEvaluator.__call__
     scores = iter([np.nan, 3.0, np.nan, 2.0] + 20 * [np.nan])
 
-    def nearly_nan(self, subnet):
-        return evaluate(self, subnet) | dict(cross_entropy=next(scores))
+    def nearly_nan(self, task):
+        return Outcome(evaluate(self, task).metrics | dict(cross_entropy=next(scores)))
 
-    monkeypatch.setattr(evolution_search_loop.EvolutionarySearchLoop, '_metrics', nearly_nan)
+    monkeypatch.setattr(CandidateEvaluator, '__call__', nearly_nan)
     Runner.from_cfg(cfg).val()
     best = json.loads(Path(cfg.work_dir, 'best_subnet.json').read_text())
     assert best['cross_entropy'] == 2.0

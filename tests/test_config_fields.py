@@ -12,6 +12,7 @@ from mmpretrain.datasets import BaseDataset
 from mmpretrain.registry import DATASETS
 from mmpretrain.structures import DataSample
 from tiny import CLASSES, IMAGE, MOLE, SPACE, SPACE_DICT, images, tiny_config, tiny_model
+from torch.utils.data import DataLoader
 
 from tas_lora import UserError
 from tas_lora.apis import load_config
@@ -23,9 +24,9 @@ from tas_lora.engine.hooks import (
     MomentumSeparationHook,
 )
 from tas_lora.engine.optim import AutoFormerLR
-from tas_lora.engine.runner.kept_batches import KeptBatches
 from tas_lora.engine.runner.strategy import SandwichRule, build_strategy
 from tas_lora.engine.runner.subnet_val_loop import resolve_subnets
+from tas_lora.engine.search.held_out_images import HeldOutImages
 from tas_lora.evaluation import CrossEntropy
 from tas_lora.models.backbones import ElasticViT
 from tas_lora.models.heads import (
@@ -77,13 +78,6 @@ class FortyImages(BaseDataset):
 
     def load_data_list(self) -> list[dict]:
         return [dict(img_path=f'{i // 20}/{i}.jpg', gt_label=0) for i in range(40)]
-
-
-class Loader:
-    dataset = ()
-
-    def __len__(self):
-        return 1
 
 
 def arch(**change):
@@ -200,7 +194,7 @@ def table():
 
     yield SandwichRule, 'train_cfg.strategy', 'num_random', 'natural'
     yield SandwichRule, 'train_cfg.strategy', 'distill', 'boolean'
-    yield with_(KeptBatches, dataloader=Loader()), 'val_cfg', 'memory_share', 'share'
+    yield with_(HeldOutImages, dataloader=DataLoader([0])), 'val_cfg', 'memory_share', 'share'
     for size in ('population', 'generations', 'parents'):
         yield evolution, 'evolution', size, 'positive'
     for size in ('mutations', 'crossovers', 'seed'):

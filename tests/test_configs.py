@@ -21,7 +21,6 @@ from PIL import Image
 from tas_lora import SearchSpace, Subnet, cli
 from tas_lora.apis import load_config
 from tas_lora.engine import MoLEHook
-from tas_lora.engine.runner.kept_batches import KeptBatches
 from tas_lora.models.heads import group_wise_bias
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -190,8 +189,7 @@ def test_batches_reach_the_model(runner):
     shape = (4, spec['in_channels'], spec['img_size'], spec['img_size'])
     for loop in filter(None, (runner.train_loop, runner.val_loop, runner.test_loop)):
         assert len(loop.dataloader) > 0
-        kept = isinstance(loop.dataloader, KeptBatches)
-        batch = first_batch(loop.dataloader.dataloader if kept else loop.dataloader, 4)
+        batch = first_batch(loop.dataloader, 4)
         batch = runner.model.data_preprocessor(batch, training=loop is runner.train_loop)
         assert batch['inputs'].shape == shape
         assert batch['inputs'].abs().max() < 10  # normalised, and no NaN

@@ -1,7 +1,9 @@
 """The evolution: what it finds, what it never does."""
 
 import time
+from hashlib import sha256
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from tiny import SPACE, autoformer, every, repeatable, spaces
 
 from tas_lora import SearchSpace, Subnet, UserError, count_params
 from tas_lora.search import Evolution
+from tas_lora.search.surrogate import Surrogate
 
 # About 2 million subnets; one of them scores 0.
 LARGE = SearchSpace((16, 24, 32), (4, 5, 6), (1, 2, 3), (1.0, 2.0, 3.0))
@@ -224,3 +227,86 @@ def test_nan_ranks_behind_infinity():
     first, second, third = evolution.ask()[:3]
     evolution.tell({first: float('nan'), second: float('inf'), third: 1.0})
     assert evolution.best(3) == [third, second, first]
+
+
+class Oracle:
+    """Knows all distances; remembers what it was asked and told."""
+
+    def __init__(self, is_trusted: bool):
+        self.is_trusted = is_trusted
+        self.offers, self.learned = [], []
+
+    def learn(self, scores):
+        self.learned.append(scores)
+
+    def select(self, children, count):
+        self.offers.append((children, count))
+        best = sorted(children, key=distance)[:count]
+        return [child for child in children if child in best]
+
+
+def test_draws_are_those_of_the_first_release():
+    generations = run(Evolution(LARGE, anything, **SMALL))
+    digest = sha256(repr(generations).encode()).hexdigest()  # recorded before there were surrogates
+    assert digest == '6c4b2cc092d1e0389e723809593926ce3adaacdff2b1fd6fea0e77e3ac77b86d'
+
+
+def test_a_surrogate_that_is_not_trusted_changes_nothing():
+    surrogate = Oracle(is_trusted=False)
+    watched = run(Evolution(LARGE, anything, **SMALL, surrogate=surrogate, oversample=9), distance)
+    assert watched == run(Evolution(LARGE, anything, **SMALL), distance)
+    assert surrogate.offers == []
+
+
+def test_the_surrogate_learns_every_score():
+    surrogate = Oracle(is_trusted=True)
+    generations = run(Evolution(LARGE, anything, **SMALL, surrogate=surrogate), distance)
+    assert [list(scores) for scores in surrogate.learned] == generations
+    assert all(scores[s] == distance(s) for scores in surrogate.learned for s in scores)
+
+
+def test_a_trusted_surrogate_selects_the_children_from_more():
+    surrogate = Oracle(is_trusted=True)
+    sizes = SMALL | dict(mutations=4, crossovers=2)
+    generations = run(Evolution(LARGE, anything, **sizes, surrogate=surrogate, oversample=3))
+    assert [(len(offer), count) for offer, count in surrogate.offers] == [(12, 4), (6, 2)] * 3
+    seen = set(generations[0])
+    for i, generation in enumerate(generations[1:]):
+        (mutants, _), (crosses, _) = surrogate.offers[2 * i : 2 * i + 2]
+        selected = [child for child in generation if child in {*mutants, *crosses}]
+        assert len(generation) == 12
+        assert sum(map(distance, generation[:4])) == sum(sorted(map(distance, mutants))[:4])
+        assert selected[:6] == generation[:6]
+        assert not seen & {*generation}
+        seen |= {*generation}
+
+
+@given(spaces(depths=(1, 2)), st.floats(0, 1))
+@few
+def test_limits_hold_and_nothing_repeats_with_a_surrogate(space, share):
+    counts = sorted(map(count_params, every(space)))
+    limit = counts[int(share * (len(counts) - 1))]
+    search = Evolution(
+        space,
+        lambda subnet: count_params(subnet) <= limit,
+        **SMALL | dict(generations=2),
+        surrogate=Oracle(is_trusted=True),
+    )
+    asked = flat(run(search))
+    assert len(asked) == len(set(asked)) >= 1
+    assert all(subnet in space and count_params(subnet) <= limit for subnet in asked)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_a_surrogate_that_has_learned_brings_better_children(seed):
+    def mean_of_children(surrogate):
+        search = Evolution(LARGE, anything, generations=5, seed=seed, surrogate=surrogate)
+        return np.mean([distance(child) for child in flat(run(search, distance)[2:])])
+
+    assert mean_of_children(Surrogate(LARGE)) < mean_of_children(None)
+
+
+@pytest.mark.parametrize('bad', [0, 1.5, None])
+def test_oversample_is_a_positive_integer(bad):
+    with pytest.raises(UserError, match='evolution.oversample must be a positive integer'):
+        Evolution(SPACE, anything, oversample=bad)

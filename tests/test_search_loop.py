@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import call_tool
+from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from torch.utils.data import DataLoader
 
 from tas_lora import Subnet, UserError, count_params
-from tas_lora.engine.runner.kept_batches import KeptBatches, size_in_bytes
+from tas_lora.engine.search.held_out_images import HeldOutImages, size_in_bytes
 from tas_lora.evaluation import CrossEntropy
 
 SMALL = {
@@ -150,29 +151,45 @@ def _counted(getitem, seen):
     return spy
 
 
-def test_batches_are_kept_only_if_they_fit():
-    loader = DataLoader(
-        [dict(inputs=torch.ones(8, dtype=torch.uint8), data_samples=DataSample())] * 6,
-        batch_size=2,
-        collate_fn=lambda items: dict(
-            inputs=torch.stack([i['inputs'] for i in items]),
-            data_samples=[i['data_samples'] for i in items],
-        ),
-    )
-    for share, kept in ((1.0, True), (1e-12, False), (0, False)):
-        batches = KeptBatches(loader, share)
-        first, second = list(batches), list(batches)
-        assert (batches.kept is not None) == kept
-        assert len(batches) == len(first) == len(second) == 3
-        assert all(
-            torch.equal(a['inputs'], b['inputs']) for a, b in zip(first, second, strict=True)
-        )
-        first[0]['data_samples'][0].set_pred_label(1)
-        assert 'pred_label' not in next(iter(batches))['data_samples'][0]
-    half = KeptBatches(loader)
-    next(iter(half))  # left after one batch
-    assert half.kept is None
-    assert size_in_bytes(next(iter(loader))) == 16
+def numbered(count: int) -> DataLoader:
+    """Images that say which they are."""
+    samples = [
+        dict(inputs=torch.full((8,), i, dtype=torch.uint8), data_samples=DataSample())
+        for i in range(count)
+    ]
+    return DataLoader(samples, batch_size=2, collate_fn=pseudo_collate)
+
+
+def numbers(batches) -> list[list[int]]:
+    return [[int(image[0]) for image in batch['inputs']] for batch in batches]
+
+
+@pytest.mark.parametrize(('share', 'kept'), [(1.0, True), (1e-12, False), (0, False)])
+def test_images_are_kept_only_if_they_fit(share, kept):
+    images = HeldOutImages(numbered(5), share)
+    for _ in range(2):
+        assert numbers(images.batches()) == [[0, 1], [2, 3], [4]]
+        assert numbers(images.batches([3, 0, 4])) == [[3, 0], [4]]
+    assert (images.kept is not None) == kept
+    first = next(iter(images.batches()))
+    first['data_samples'][0].set_pred_label(1)
+    assert 'pred_label' not in next(iter(images.batches()))['data_samples'][0]
+    assert len(images) == 5
+
+
+def test_what_is_kept_of_some_images_serves_others():
+    images = HeldOutImages(numbered(5))
+    assert numbers(images.batches([1, 4])) == [[1, 4]]
+    assert sorted(images.kept) == [1, 4]
+    assert numbers(images.batches([4, 2])) == [[4, 2]]
+    assert sorted(images.kept) == [1, 2, 4]
+    assert size_in_bytes(images.kept[4]) == 8
+
+
+def test_a_batch_sampler_of_the_config_is_refused():
+    loader = DataLoader([0, 1], batch_sampler=[[0], [1]])
+    with pytest.raises(UserError, match=r'val_dataloader.batch_sampler: .* set batch_size'):
+        HeldOutImages(loader)
 
 
 def test_finalists_of_a_bfloat16_search_are_confirmed_in_float32(digits_config):
@@ -213,9 +230,9 @@ def test_kept_images_leave_shared_memory(digits_config):
     cfg = digits_config('search')
     cfg.val_dataloader.update(num_workers=1, batch_size=64)
     loop = Runner.from_cfg(cfg).val_loop
-    list(loop.dataloader)
-    assert loop.dataloader.kept
-    assert not any(t.is_shared() for batch in loop.dataloader.kept for t in batch['inputs'])
+    list(loop.images.batches())
+    assert len(loop.images.kept) == len(loop.images)
+    assert not any(sample['inputs'].is_shared() for sample in loop.images.kept.values())
 
 
 def test_the_picture_of_a_bfloat16_search_marks_a_finalist(tmp_path, capsys):

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from tiny import SPACE
 
 from tas_lora import UserError, apis, count_params
-from tas_lora.engine.runner import evolution_search_loop
+from tas_lora.engine.search.candidate_evaluator import CandidateEvaluator
 from tas_lora.search import Limits
 
 SMALL = {
@@ -51,16 +51,16 @@ def search(cfg) -> tuple[str, str]:
 
 def search_and_kill(cfg, monkeypatch, evaluations: int) -> int:
     """Kill a search in its n-th evaluation from here; returns the lines that are on disk."""
-    run, left = evolution_search_loop.run_subnet, [evaluations]
+    predict, left = CandidateEvaluator._predict, [evaluations]
 
-    def run_or_die(loop, subnet):
-        run(loop, subnet)
+    def predict_or_die(self, task, evaluator):
+        predict(self, task, evaluator)
         left[0] -= 1
         if not left[0]:
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(evolution_search_loop, 'run_subnet', run_or_die)
+        patch.setattr(CandidateEvaluator, '_predict', predict_or_die)
         with pytest.raises(Killed):
             Runner.from_cfg(cfg).val()
     return len(Path(cfg.work_dir, 'search_history.jsonl').read_text().splitlines())

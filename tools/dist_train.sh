@@ -9,27 +9,4 @@ if [ $# -lt 2 ]; then
     echo "usage: tools/dist_train.sh CONFIG GPUS [options of tools/train.py]" >&2
     exit 2
 fi
-CONFIG=$1
-GPUS=$2
-case $GPUS in
-    '' | *[!0-9]*) echo "error: GPUS must be a number, got $GPUS" >&2; exit 2 ;;
-esac
-TOOLS=$(dirname "$0")
-PYTHON=${PYTHON:-python}
-
-# A mistake in the config is said once, here, rather than by every process.
-"$PYTHON" "$TOOLS/train.py" "$CONFIG" "${@:3}" --check-only || exit
-
-# One machine without a PORT takes a free one.
-if [ "${NNODES:-1}" = 1 ] && [ -z "${PORT:-}" ]; then
-    RENDEZVOUS=(--standalone)
-else
-    RENDEZVOUS=(
-        --nnodes="${NNODES:-1}"
-        --node-rank="${NODE_RANK:-0}"
-        --master-addr="${MASTER_ADDR:-127.0.0.1}"
-        --master-port="${PORT:-29500}"
-    )
-fi
-exec "$PYTHON" -m torch.distributed.run "${RENDEZVOUS[@]}" --nproc-per-node="$GPUS" \
-    "$TOOLS/train.py" "$CONFIG" --launcher pytorch "${@:3}"
+exec "$(dirname "$0")/launch.sh" train.py "$2" "$1" "${@:3}"

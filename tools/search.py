@@ -2,28 +2,64 @@
 
 from pathlib import Path
 
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+
 from tas_lora import UserError, apis, cli
+from tas_lora.engine.search import check_checkpoint, compare_results, read_identity
 
 
 def parse_args():
     """Command line."""
-    parser = cli.config_parser(__doc__)
-    parser.add_argument('checkpoint', help='checkpoint with trained experts, or a bare supernet')
+    parser = cli.config_parser(__doc__, config='?')
+    parser.add_argument(
+        'checkpoint', nargs='?', help='checkpoint with trained experts, or a bare supernet'
+    )
     parser.add_argument(
         '--model',
         metavar='CONFIG',
         help='search with the model of this config, such as a variant in configs/ablations',
     )
     parser.add_argument(
+        '--goals',
+        nargs='+',
+        metavar='COST',
+        help='costs to keep low beside a good score, such as params or flops: NSGA-II finds the '
+        'front of trade-offs',
+    )
+    parser.add_argument(
+        '--exhaustive', action='store_true', help='evaluate every subnet on all images, no race'
+    )
+    parser.add_argument(
+        '--baseline', action='store_true', help='search at random, too, for comparison'
+    )
+    parser.add_argument(
+        '--test',
+        action='store_true',
+        help='at the end, read the test set once for the chosen subnets',
+    )
+    parser.add_argument('--no-report', action='store_true', help='write no page and no figures')
+    parser.add_argument(
         '--resume', action='store_true', help='go on with the search in the work directory'
     )
+    parser.add_argument(
+        '--replay',
+        metavar='RESULT',
+        help='in place of a config: repeat the search of this best_subnet.json (or its folder), '
+        'and compare; a CHECKPOINT is only needed if it has moved',
+    )
+    parser.add_argument(
+        '--check-only', action='store_true', help='only say whether config and data are in place'
+    )
     cli.add_launcher(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.replay is None and args.checkpoint is None:
+        parser.error('CONFIG and CHECKPOINT are needed, or --replay RESULT')
+    return args
 
 
-def main():
-    """Parse and search."""
-    args = parse_args()
+def searched_config(args) -> Config:
+    """The config of a search, with what the options say."""
     cfg = cli.config_from(args)
     if not str((cfg.get('val_cfg') or {}).get('type')).endswith('SearchLoop'):
         raise UserError(f'{args.config} is no search config: its val_cfg is no search loop')
@@ -31,9 +67,47 @@ def main():
         options = {k: v for k, v in (args.cfg_options or {}).items() if k.startswith('model.')}
         cfg.model = apis.load_config(args.model, options).model
         cfg.work_dir = args.work_dir or f'work_dirs/{Path(args.model).stem}_search'
-    if args.resume:
-        cfg.val_cfg.resume = True
-    apis.search(cfg, args.checkpoint)
+    if args.goals:
+        cfg.val_cfg.goals = args.goals
+    if args.exhaustive:
+        cfg.val_cfg.race = None
+    if args.baseline:
+        cfg.val_cfg.baseline = True
+    cfg.val_cfg.resume = args.resume
+    return cfg
+
+
+def replayed_config(args) -> tuple[Config, str]:
+    """Config and checkpoint of a search that is on disk."""
+    identity = read_identity(args.replay)
+    checkpoint = args.config or identity['checkpoint']  # the only positional argument
+    apis.check_checkpoint_file(checkpoint, 'give the file as CHECKPOINT')
+    check_checkpoint(checkpoint, identity)
+    cfg = apis.checked_config(Config(identity['config']), args.cfg_options)
+    folder = Path(args.replay) if Path(args.replay).is_dir() else Path(args.replay).parent
+    cfg.work_dir = args.work_dir or f'{folder}_replay'
+    cfg.launcher = args.launcher
+    cfg.val_cfg.resume = args.resume
+    if (folder / 'measured.jsonl').is_file():
+        cfg.val_cfg.measured = str(folder / 'measured.jsonl')
+    return cfg, checkpoint
+
+
+def main():
+    """Parse and search."""
+    args = parse_args()
+    if args.replay is None:
+        cfg, checkpoint = searched_config(args), args.checkpoint
+    else:
+        cfg, checkpoint = replayed_config(args)
+    if args.check_only:
+        apis.check_search(cfg, checkpoint)
+        return
+    apis.search(cfg, checkpoint, test=args.test, report=not args.no_report)
+    if args.replay is not None and is_main_process():
+        same, text = compare_results(args.replay, cfg.work_dir)
+        print(text)
+        raise SystemExit(0 if same else 1)
 
 
 if __name__ == '__main__':

@@ -7,7 +7,6 @@ from .hooks import (
 )
 from .optim import JointOptimWrapper, MoLEOptimWrapperConstructor, SupernetOptimWrapper
 from .runner import (
-    EvolutionarySearchLoop,
     ResumableTrainLoop,
     SandwichRule,
     SubnetSamplingTrainLoop,
@@ -16,6 +15,7 @@ from .runner import (
     SupernetRunner,
     UniformSampling,
 )
+from .search import EvolutionarySearchLoop
 
 __all__ = [
     'ComplexityAwareLRHook',

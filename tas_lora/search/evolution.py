@@ -8,6 +8,7 @@ import numpy as np
 from ..errors import UserError
 from ..structures import SearchSpace, Subnet
 from ..structures.subnet import bounded, natural, positive
+from .surrogate import Surrogate
 
 
 class Evolution:
@@ -33,6 +34,9 @@ class Evolution:
         gene_prob: Probability that mutation redraws a block's heads or MLP ratio.
         shape_prob: Probability that mutation redraws the depth, and the width.
         seed: Seed of all draws.
+        surrogate: Learns every score told; while it is trusted, it selects the children. Any
+            object with ``is_trusted``, ``learn`` and ``select`` will do.
+        oversample: How many children a trusted surrogate selects one from.
 
     Raises:
         UserError: If a size is no positive integer, or the children exceed the population.
@@ -53,6 +57,8 @@ class Evolution:
         gene_prob: float = 0.2,
         shape_prob: float = 0.4,
         seed: int = 0,
+        surrogate: Surrogate | None = None,
+        oversample: int = 4,
     ):
         self.space = space
         self.is_feasible = is_feasible
@@ -64,6 +70,8 @@ class Evolution:
         self.gene_prob = bounded(gene_prob, 'evolution.gene_prob')
         self.shape_prob = bounded(shape_prob, 'evolution.shape_prob')
         self.seed = natural(seed, 'evolution.seed')
+        self.surrogate = surrogate
+        self.oversample = positive(oversample, 'evolution.oversample', int)
         if self.mutations + self.crossovers > self.population:
             raise UserError(
                 f'{mutations} mutations and {crossovers} crossovers exceed the population of '
@@ -78,23 +86,16 @@ class Evolution:
             return []
         rng = np.random.default_rng((self.seed, self.generation))
         chosen: dict[Subnet, None] = {}  # a set that keeps its order
-        if self.scores:
-            elite = self.best(self.parents)
-            # AutoFormer gives up after ten draws per child wanted.
-            self._take(self._mutants(elite, rng), self.mutations, 10 * self.mutations, chosen)
-            self._take(self._crosses(elite, rng), self.crossovers, 10 * self.crossovers, chosen)
-        self._fill(self._randoms(rng), chosen)
-        if len(chosen) < self.population:  # narrow limits: go on from what is known to meet them
-            self._take(iter((self.space.smallest(), self.space.largest())), 2, 2, chosen)
-            known = [*self.best(self.parents), *chosen]
-            if known:
-                self._fill(self._mutants(known, rng), chosen)
+        self._breed(rng, chosen)
+        self._complete(rng, chosen)
         return list(chosen)[: self.population]
 
     def tell(self, scores: dict[Subnet, float]) -> None:
         """Record the scores of a generation; NaN ranks behind everything."""
         self.scores.update(scores)
         self.generation += 1
+        if self.surrogate is not None:
+            self.surrogate.learn(scores)
 
     def best(self, count: int) -> list[Subnet]:
         """The ``count`` best subnets so far, older first among equals."""
@@ -104,6 +105,32 @@ class Evolution:
             return score != score, score
 
         return sorted(self.scores, key=rank)[:count]
+
+    def _breed(self, rng: np.random.Generator, chosen: dict) -> None:
+        """Add the children of what has been scored."""
+        if self.scores:
+            elite = self.best(self.parents)
+            self._add_children(self._mutants(elite, rng), self.mutations, chosen)
+            self._add_children(self._crosses(elite, rng), self.crossovers, chosen)
+
+    def _add_children(self, draws: Iterator[Subnet], wanted: int, chosen: dict) -> None:
+        """Add up to ``wanted`` children; a trusted surrogate selects them from more."""
+        trusted = self.surrogate is not None and self.surrogate.is_trusted
+        drawn, most = dict(chosen), wanted * (self.oversample if trusted else 1)
+        self._take(draws, most, 10 * most, drawn)  # AutoFormer gives up after ten draws per child
+        children = list(drawn)[len(chosen) :]
+        if trusted:
+            children = self.surrogate.select(children, wanted)
+        chosen.update(dict.fromkeys(children))
+
+    def _complete(self, rng: np.random.Generator, chosen: dict) -> None:
+        """Fill the population by random draws or, if limits are narrow, from what meets them."""
+        self._fill(self._randoms(rng), chosen)
+        if len(chosen) < self.population:
+            self._take(iter((self.space.smallest(), self.space.largest())), 2, 2, chosen)
+            known = [*self.best(self.parents), *chosen]
+            if known:
+                self._fill(self._mutants(known, rng), chosen)
 
     def _take(self, draws: Iterator[Subnet], wanted: int, limit: int, chosen: dict) -> None:
         """Add up to ``wanted`` new feasible subnets from at most ``limit`` draws."""

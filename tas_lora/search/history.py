@@ -1,13 +1,14 @@
 """The history of a search: a line for each subnet, written as it is scored, and read back."""
 
 import json
-import warnings
 from pathlib import Path
-from reprlib import repr as short
 
 from ..errors import UserError
-from ..files import append_line, write_atomic
-from ..structures import Subnet
+from ..files import append_line
+from .lines import open_lines, read_lines
+
+_SAME = ('subnet', 'phase', 'generation', 'precision')  # of a search that goes on
+_TEXTS = ('phase', 'precision')
 
 
 def open_history(path: str | Path, resume: bool) -> list[dict]:
@@ -16,14 +17,7 @@ def open_history(path: str | Path, resume: bool) -> list[dict]:
     Without ``resume`` there are none: those of an earlier search are moved aside, to a file that
     ends in ``.old``.
     """
-    path = Path(path)
-    if not resume and path.exists():
-        path.replace(path.with_name(f'{path.name}.old'))
-    if not path.exists() or not path.stat().st_size:
-        return []
-    lines = read_history(path)
-    write_atomic(path, ''.join(json.dumps(line) + '\n' for line in lines))
-    return lines
+    return open_lines(path, resume, read_history)
 
 
 def read_history(path: str | Path) -> list[dict]:
@@ -35,30 +29,26 @@ def read_history(path: str | Path) -> list[dict]:
         path: ``search_history.jsonl`` of a search.
 
     Returns:
-        A dict for each subnet: ``subnet``, the fields of a :class:`~tas_lora.Subnet`,
-        ``precision``, and under any other name a number.
+        A dict for each subnet: ``subnet``, the fields of a :class:`~tas_lora.Subnet`, ``phase``
+        ('search', 'baseline' or 'finals'), ``precision``, and under any other name a number:
+        ``generation``, ``images`` that the score rests on, its standard ``error`` (0 where that
+        is all of them), costs and metrics.
 
     Raises:
         UserError: If there is no such file, no line in it, or anything else in a line, with the
             number of the line.
     """
-    try:
-        *lines, rest = Path(path).read_bytes().split(b'\n')
-    except (OSError, ValueError) as error:  # ValueError: a path that no system takes
-        raise UserError(f'search history {path} cannot be read: {error}') from error
-    if rest or (lines and not _is_json(lines[-1])):
-        warnings.warn(f'{path}: the last line is torn, and left out', stacklevel=2)
-        lines = lines if rest else lines[:-1]
+    lines = read_lines(path, 'search history', _TEXTS)
     if not lines:
         raise UserError(f'{path} is empty: the search scored no subnet')
-    return [_record(line, f'{path}, line {number}') for number, line in enumerate(lines, 1)]
+    return lines
 
 
 class History:
-    """What a search has found out so far, on disk line by line.
+    """The lines of a search, on disk as they come.
 
-    A search that goes on asks for the same subnets in the same order again; those that have a
-    line are not scored anew.
+    A search that goes on writes the same lines in the same order again; those that are there
+    already are compared and not written anew.
 
     Args:
         path: ``search_history.jsonl``.
@@ -69,54 +59,18 @@ class History:
         self.path, self.known = Path(path), known
         self.place = 0  # of the next line
 
-    def recall(self, subnet: Subnet, precision: str) -> dict | None:
-        """The next line, if there is one; it must be of ``subnet`` at this precision.
+    def add(self, line: dict) -> None:
+        """Write the next line, synced to disk, or compare it with the one that is there.
 
         Raises:
-            UserError: If it is of another, so that the history is of another search.
+            UserError: If that is of another subnet, so that the history is of another search.
         """
         if self.place == len(self.known):
-            return None
-        line = self.known[self.place]
-        if (line['subnet'], line.get('precision')) != (subnet.to_dict(), precision):
+            append_line(self.path, json.dumps(line))
+            self.known.append(line)
+        elif any(self.known[self.place].get(key) != line[key] for key in _SAME):
             raise UserError(
                 f'{self.path}, line {self.place + 1} is not of the subnet that this search scores '
                 'next: it is the history of another one; search anew, without --resume'
             )
         self.place += 1
-        return line
-
-    def append(self, line: dict, write: bool = True) -> None:
-        """Add a line; of several processes one writes it, synced to disk."""
-        if write:
-            append_line(self.path, json.dumps(line))
-        self.known.append(line)
-        self.place += 1
-
-
-def _record(line: bytes, where: str) -> dict:
-    try:
-        record = json.loads(line.decode())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f'{where} is no JSON: {error}') from error
-    if not isinstance(record, dict) or not isinstance(record.get('subnet'), dict):
-        raise UserError(f'{where} must be a dict with a subnet and numbers, got {short(record)}')
-    for name, value in record.items():
-        if name == 'precision' and not isinstance(value, str):
-            raise UserError(f'{where}: precision must be a string, got {short(value)}')
-        if name not in ('subnet', 'precision') and not _is_number(value):
-            raise UserError(f'{where}: {short(name)} must be a number, got {short(value)}')
-    return record
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line.decode())
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _is_number(value) -> bool:
-    """Whether it is a float, NaN too, or an integer that fits one."""
-    return isinstance(value, float) or (type(value) is int and abs(value) < 10**300)

@@ -1,4 +1,3 @@
-from .evolution_search_loop import EvolutionarySearchLoop
 from .resumable_train_loop import ResumableTrainLoop
 from .strategy import SandwichRule, UniformSampling
 from .subnet_train_loop import SubnetSamplingTrainLoop
@@ -6,7 +5,6 @@ from .subnet_val_loop import SubnetTestLoop, SubnetValLoop
 from .supernet_runner import SupernetRunner
 
 __all__ = [
-    'EvolutionarySearchLoop',
     'ResumableTrainLoop',
     'SandwichRule',
     'SubnetSamplingTrainLoop',

@@ -19,6 +19,7 @@ _SECTIONS = (
 )
 _HARMLESS = {
     'allow_changes',
+    'baseline',  # comes behind the search
     'compile_blocks',
     'data_root',
     'disable_subprocess_warning',

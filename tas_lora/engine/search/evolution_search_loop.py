@@ -1,0 +1,213 @@
+"""Evolutionary search as a validation loop."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from mmengine.runner import ValLoop
+
+from ...analysis.deployed import Deployed
+from ...datasets.replay import readable
+from ...errors import UserError
+from ...evaluation import CrossEntropy
+from ...registry import LOOPS
+from ...search import (
+    NSGA2,
+    Evolution,
+    Limits,
+    Measured,
+    RaceRules,
+    Surrogate,
+    Task,
+    count_flops,
+    count_params,
+    read_measured,
+)
+from ...search.limits import UNITS
+from ...structures import SearchSpace
+from ...structures.subnet import boolean, one_of, positive, some_of
+from ..of_runner import supernet_of
+from .candidate_evaluator import CandidateEvaluator
+from .crew import Crew
+from .held_out_images import HeldOutImages
+from .identity import refuse_test_set
+from .lead import Lead
+from .progress import stopped_by_signals
+
+COUNTERS = dict(params=count_params, flops=count_flops)
+_OF_NSGA2 = ('population', 'generations', 'gene_prob', 'shape_prob', 'seed')
+
+
+@LOOPS.register_module()
+class EvolutionarySearchLoop(ValLoop):
+    """Finds the subnet with the best score within limits (TAS-LoRA, Algorithm 2).
+
+    It is the ``val_cfg`` of a search config and started by ``runner.val()``. The validation data
+    must be images that no training stage has seen, and not the test set. To the work directory
+    go ``best_subnet.json``, ``front.json``, ``search_history.jsonl`` with a line per subnet,
+    ``search_journal.bin`` from which a killed search goes on, and ``search.json``, which says
+    what search it is. Several ranks evaluate different subnets and find the same as one. A subnet
+    whose evaluation runs out of memory gets no score, cannot win, and does not end the search.
+
+    Args:
+        runner: The runner.
+        dataloader: As in ``ValLoop``: the held-out images.
+        evaluator: As there; must yield ``score``.
+        space: The search space, or its dict.
+        constraints: Limits, ``{'params': (low, high), ...}``, inclusive; None leaves a side open.
+            Costs are ``params`` and ``flops``, and with ``measure`` ``latency`` in ms and
+            ``memory`` in MiB.
+        goals: Costs that are to be low as well as the score is to be good; with any, the search
+            is NSGA-II and its result the front of trade-offs. The race is then off.
+        score: Name of the metric subnets are ranked by.
+        rule: 'less' if a lower score is better, 'greater' for metrics like accuracy.
+        race: Arguments of :class:`~tas_lora.search.RaceRules`: subnets that surely are none of the
+            best are not evaluated to the end, by their ``cross_entropy``. None evaluates all.
+        surrogate: Let a regressor preselect children while it ranks them well.
+        measure: How latency and peak memory of an exported subnet are measured: arguments of
+            :class:`~tas_lora.analysis.deployed.Deployed`; None leaves both out.
+        measured: ``measured.jsonl`` of another search, whose numbers are taken as they are.
+        baseline: Run a random search of as many subnets after it, and report both.
+        precision: Of the forward, 'float32' or 'bfloat16'.
+        finalists: After a search in bfloat16, as many of its best are scored again in float32,
+            and the best of those is the result.
+        evolution: Arguments of :class:`~tas_lora.search.Evolution`: ``population``,
+            ``generations``, ``parents``, ``mutations``, ``crossovers``, ``gene_prob``,
+            ``shape_prob``, ``seed``; those of them that NSGA-II has are its, too.
+        memory_share: Share of the free memory that decoded images may take; if they need more,
+            they are decoded anew for every subnet.
+        log_interval: Subnets between two log lines.
+        resume: Go on with the search in the work directory, of which nothing is evaluated twice.
+            It must be the same search.
+        search_on_test_set: Do not refuse a dataset that is marked as test set, or is that of the
+            config's test.
+        **kwargs: As in ``ValLoop``.
+
+    Raises:
+        UserError: If the space does not fit the supernet, or no subnet was found in the limits.
+    """
+
+    def __init__(
+        self,
+        runner,
+        dataloader,
+        evaluator,
+        space: dict,
+        constraints: dict | None = None,
+        goals: Sequence[str] = (),
+        score: str = 'cross_entropy',
+        rule: str = 'less',
+        race: dict | None = None,
+        surrogate: bool = False,
+        measure: dict | None = None,
+        measured: str | None = None,
+        baseline: bool = False,
+        precision: str = 'float32',
+        finalists: int = 10,
+        evolution: dict | None = None,
+        memory_share: float = 0.5,
+        log_interval: int = 10,
+        resume: bool = False,
+        search_on_test_set: bool = False,
+        **kwargs,
+    ):
+        if kwargs.get('fp16'):
+            raise UserError("val_cfg.fp16: a search has val_cfg.precision='bfloat16' in its place")
+        if not boolean(search_on_test_set, 'val_cfg.search_on_test_set'):
+            refuse_test_set(runner.cfg)
+        super().__init__(runner, readable(dataloader), evaluator, **kwargs)
+        self.images = HeldOutImages(self.dataloader, memory_share)
+        self.resume = boolean(resume, 'val_cfg.resume')
+        self.model = supernet_of(runner)
+        self.space = SearchSpace.coerce(space)
+        self.space.largest().check_fits(self.model.backbone.arch, 'the largest subnet of the space')
+        one_of(rule, 'val_cfg.rule', ('less', 'greater'))
+        one_of(precision, 'val_cfg.precision', ('float32', 'bfloat16'))
+        self.score, self.rule, self.precision = score, rule, precision
+        self.finalists = positive(finalists, 'val_cfg.finalists', int)
+        self.log_interval = positive(log_interval, 'val_cfg.log_interval', int)
+        self.baseline = boolean(baseline, 'val_cfg.baseline')
+        self.measured = self._measured(measure, measured)
+        self.limits = self._limits(constraints, goals)
+        self.goals = self.limits.goals
+        self.race = None if self.goals else self._race_rules(race)
+        self.evolution = self._algorithm(evolution, boolean(surrogate, 'val_cfg.surrogate'))
+        self.evaluate = CandidateEvaluator(runner, self.images, self.evaluator)
+
+    def run(self) -> dict:
+        """Search; returns the score and the costs of the best subnet."""
+        self.runner.call_hook('before_val')
+        self.runner.call_hook('before_val_epoch')
+        lead = Lead(self)
+        with stopped_by_signals(self.runner, lambda: lead.scored), Crew(self._checked) as crew:
+            metrics = lead.run(crew) if crew.leads else crew.serve()
+        self.runner.call_hook('after_val_epoch', metrics=metrics)
+        self.runner.call_hook('after_val')
+        return metrics
+
+    def random_search(self) -> Evolution:
+        """A search of as many subnets, all drawn at random."""
+        search = self.evolution
+        return Evolution(
+            self.space,
+            self.limits.allow,
+            population=search.population,
+            generations=search.generations,
+            mutations=0,
+            crossovers=0,
+            seed=search.seed + 1,  # another one's first generation would be this one's
+        )
+
+    def _checked(self, task: Task):
+        outcome = self.evaluate(task)
+        if outcome.metrics and self.score not in outcome.metrics:
+            raise UserError(
+                f'val_cfg.score is {self.score!r}, but val_evaluator gives '
+                f'{sorted(outcome.metrics)}'
+            )
+        return outcome
+
+    def _measured(self, measure: dict | None, others: str | None) -> Measured | None:
+        if measure is None:
+            return None
+        path = Path(self.runner.work_dir) / 'measured.jsonl'
+        known = [] if others is None else read_measured(others)
+        return Measured(path, Deployed.of_model(self.model, measure), known)
+
+    def _limits(self, constraints: dict | None, goals: Sequence[str]) -> Limits:
+        spec, names = self.model.image_spec, () if self.measured is None else tuple(UNITS)
+        measured = {name: partial(self.measured.cost, name) for name in names}
+        goals = tuple(goals) and some_of(goals, 'val_cfg.goals', (*COUNTERS, *names))
+        counters = {name: partial(count, **spec) for name, count in COUNTERS.items()}
+        return Limits(constraints, counters, measured, goals)
+
+    def _race_rules(self, race: dict | None) -> RaceRules | None:
+        if race is None:
+            return None
+        if not isinstance(race, Mapping):
+            raise UserError(f'val_cfg.race must be a dict or None, got {race!r}')
+        measures = any(isinstance(metric, CrossEntropy) for metric in self.evaluator.metrics)
+        if (self.score, self.rule) != ('cross_entropy', 'less') or not measures:
+            raise UserError(
+                "val_cfg.race compares losses image by image: it needs score='cross_entropy', "
+                "rule='less' and dict(type='tas_lora.CrossEntropy') in val_evaluator; or set "
+                'val_cfg.race=None'
+            )
+        return RaceRules(**race)
+
+    def _algorithm(self, arguments: dict | None, surrogate: bool) -> Evolution | NSGA2:
+        if not isinstance(arguments, (Mapping, type(None))):
+            raise UserError(f'val_cfg.evolution must be a dict, got {arguments!r}')
+        arguments = dict(arguments or {})
+        if not self.goals:
+            seed = arguments.get('seed', 0)
+            arguments['surrogate'] = Surrogate(self.space, seed) if surrogate else None
+            return Evolution(self.space, self.limits.allow, **arguments)
+        if surrogate:
+            raise UserError(
+                'val_cfg.surrogate preselects for one goal alone; leave out goals or it'
+            )
+        Evolution(self.space, self.limits.allow, **arguments)  # what it refuses is a mistake here
+        costs = {name: partial(self.limits.cost, name) for name in self.goals}
+        own = {name: value for name, value in arguments.items() if name in _OF_NSGA2}
+        return NSGA2(self.space, self.limits.allow, costs, **own)

@@ -1,0 +1,161 @@
+"""What a search is: by which it is resumed, repeated, and told from another."""
+
+import json
+import os
+import platform
+import sys
+import warnings
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from ...errors import UserError
+from ...files import write_atomic
+from ..runner.same_run import differences, run_record
+
+FILE = 'search.json'
+_SECTIONS = ('model', 'val_cfg', 'val_dataloader', 'val_evaluator')
+_PACKAGES = ('tas-lora', 'torch', 'mmengine', 'mmpretrain', 'numpy', 'pymoo', 'scikit-learn')
+_OF_THE_RUN = ('work_dir', 'load_from', 'launcher', 'resume', 'experiment_name')  # no more
+
+
+def identity_of(config: dict, checkpoint: str | None) -> dict:
+    """All that a search follows from, and by what it was run.
+
+    Args:
+        config: The whole config.
+        checkpoint: Path of the weights, if any were loaded.
+    """
+    digest = None
+    if checkpoint and Path(checkpoint).is_file():
+        digest = sha256(Path(checkpoint).read_bytes()).hexdigest()
+    settings = run_record(config, _SECTIONS)
+    if (config.get('val_cfg') or {}).get('measure') is not None:
+        settings['measured on'] = _device()
+    versions = {package: _version(package) for package in _PACKAGES}
+    kept = {key: value for key, value in dict(config).items() if key not in _OF_THE_RUN}
+    kept['val_cfg'] = {k: v for k, v in (kept.get('val_cfg') or {}).items() if k != 'resume'}
+    return dict(
+        checkpoint=checkpoint,
+        checkpoint_sha256=digest,
+        command=sys.argv,
+        versions=versions | dict(python=platform.python_version()),
+        settings=settings,
+        config=json.loads(json.dumps(kept, default=_name)),
+    )
+
+
+def begin_search(folder: Path, identity: dict, resume: bool) -> dict:
+    """Write the identity of a search beside its history, or compare it with the one there.
+
+    Returns:
+        That of the search's beginning.
+
+    Raises:
+        UserError: If the search to go on with is another one, naming what differs.
+    """
+    path = folder / FILE
+    if not (resume and path.exists()):
+        write_atomic(path, json.dumps(identity, indent=2) + '\n')
+        return identity
+    before = _read(path)
+    records = [
+        dict(found['settings'], checkpoint_sha256=found['checkpoint_sha256'])
+        for found in (before, identity)
+    ]
+    if changes := differences(*records):
+        raise UserError(f'{path} is of another search: {changes}; search anew, without --resume')
+    if changes := differences(before['versions'], identity['versions']):
+        warnings.warn(f'The search goes on with other versions: {changes}', stacklevel=2)
+    return before
+
+
+def read_identity(result: str | Path) -> dict:
+    """What a search was, from ``best_subnet.json``, ``search.json``, or the folder of both.
+
+    Raises:
+        UserError: If there is none.
+    """
+    path = Path(result) / FILE if Path(result).is_dir() else Path(result)
+    return _read(path)
+
+
+def check_checkpoint(path: str, identity: dict) -> None:
+    """Raise :class:`UserError` unless the file holds the weights of a search."""
+    digest, expected = sha256(Path(path).read_bytes()).hexdigest(), identity['checkpoint_sha256']
+    if digest != expected:
+        raise UserError(
+            f'{path} does not hold the weights of that search: its SHA-256 is {digest[:12]}..., '
+            f'theirs {str(expected)[:12]}...; give the right file as CHECKPOINT'
+        )
+
+
+def refuse_test_set(config: dict) -> None:
+    """Refuse a search on the images that its result is to be tested on.
+
+    Raises:
+        UserError: If the dataset of the search is marked as test set, or is the one of the test.
+    """
+    searched, tested = (
+        _innermost((config.get(loader) or {}).get('dataset'))
+        for loader in ('val_dataloader', 'test_dataloader')
+    )
+    marked = searched.get('test_mode') is True or searched.get('split') == 'test'
+    same = bool(searched) and _source(searched) == _source(tested)
+    if marked or (same and not _is_held_out(config['val_dataloader'])):
+        raise UserError(
+            'val_dataloader.dataset is the test set; what is found on it cannot be tested on it. '
+            'Search on tas_lora.HeldOutSplit(part="heldout") of the training set, or set '
+            'val_cfg.search_on_test_set=True if you know what you do'
+        )
+
+
+def _read(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text())
+        found = content.get('search', content)
+        if not {'config', 'checkpoint_sha256', 'settings', 'versions'} <= set(found):
+            raise ValueError('it says not by which config, weights and versions')
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(
+            f'{path} is no result of a search: {error}; tools/search.py writes best_subnet.json '
+            'and search.json'
+        ) from error
+    return found
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f'{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads'
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # on the path without an installation
+        return 'not installed'
+
+
+def _name(value) -> str:
+    """A class or function of a config in Python's own style, by the name the registries find."""
+    return f'{value.__module__}.{value.__qualname__}' if callable(value) else str(value)
+
+
+def _innermost(dataset) -> dict:
+    """The dataset inside of wrappers."""
+    while isinstance(dataset, dict) and isinstance(dataset.get('dataset'), dict):
+        dataset = dataset['dataset']
+    return dict(dataset) if isinstance(dataset, dict) else {}
+
+
+def _source(dataset: dict) -> dict:
+    """Where the images of a dataset come from."""
+    return {key: value for key, value in dataset.items() if key != 'pipeline'}
+
+
+def _is_held_out(loader: dict) -> bool:
+    dataset = loader.get('dataset') or {}
+    return dataset.get('type') == 'tas_lora.HeldOutSplit' and dataset.get('part') == 'heldout'

@@ -1,0 +1,153 @@
+"""What to choose from many subnets: a Pareto front, its knees, the best within limits."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from math import inf, isnan, nan
+from numbers import Real
+
+import numpy as np
+
+from ..errors import UserError
+from ..structures.subnet import one_of
+
+
+def pareto_front(points: np.ndarray) -> np.ndarray:
+    """Which points no other one dominates: is at most as large in all goals, and less in one.
+
+    Args:
+        points: Goals to minimise, (n, goals). A row with a NaN is never on the front, and
+            dominates nothing; of equal rows only the first is.
+
+    Returns:
+        A mask, (n,).
+
+    Raises:
+        UserError: If ``points`` is no array of n rows with one goal or more.
+    """
+    points = _points(points)
+    known = np.flatnonzero(~np.isnan(points).any(axis=1))
+    ordered = points[known]
+    order = np.lexsort(ordered.T[::-1])  # stable; nothing is dominated by what comes after it
+    front, size = np.empty((points.shape[1] - 1, len(order))), 0  # the order decides the first goal
+    mask = np.zeros(len(points), bool)
+    for i in order:
+        rest = ordered[i, 1:]
+        if not (front[:, :size] <= rest[:, None]).all(axis=0).any():
+            front[:, size], size = rest, size + 1
+            mask[known[i]] = True
+    return mask
+
+
+def knee_points(points: np.ndarray) -> np.ndarray:
+    """Points of a front from which any step costs much in one goal and gains little in another.
+
+    pymoo's ``HighTradeoffPoints`` (Rachmawati and Srinivasan 2009), with every goal scaled to
+    0 to 1 over the front.
+
+    Args:
+        points: A front, goals to minimise: (n, goals), finite, none dominating another.
+
+    Returns:
+        Indices of the knees, ascending; empty if none stands out, as of two points or fewer.
+
+    Raises:
+        UserError: If ``points`` is no such front, or pymoo is not installed.
+    """
+    points = _points(points)
+    if not np.isfinite(points).all() or not pareto_front(points).all():
+        raise UserError('knee_points takes a front: finite points[pareto_front(points)]')
+    if len(points) < 3:
+        return np.empty(0, int)
+    low, high = points.min(axis=0), points.max(axis=0)
+    scaled = (points - low) / np.where(high > low, high - low, 1)
+    if np.linalg.matrix_rank(scaled - scaled.mean(axis=0), tol=1e-9) < 2:
+        return np.empty(0, int)  # a straight line has no knee; rounding would give it some
+    found = _high_tradeoff(scaled)
+    return np.sort(np.array([] if found is None else found, int))
+
+
+def best_within(
+    records: Sequence[Mapping],
+    limits: Mapping[str, tuple[float | None, float | None]],
+    score: str,
+    rule: str,
+) -> Mapping:
+    """The best of the records of a search that are within limits; the first among equals.
+
+    Args:
+        records: Lines of a search history: numbers by name, NaN where one is unknown. Those with
+            fewer ``images`` than the most are estimates, and left out.
+        limits: ``{name: (low, high)}``, inclusive; None leaves a side open.
+        score: Name of the number to choose by.
+        rule: Whether ``'less'`` or ``'greater'`` of it is better.
+
+    Raises:
+        UserError: If no record is within the limits, or has one of the names; it says what
+            range the records have.
+    """
+    one_of(rule, 'rule', ('less', 'greater'))
+    records = _complete(records)
+    ranges = {name: _range(name, limit) for name, limit in limits.items()}
+    offers = {name: _offer(records, name) for name in (*ranges, score)}
+    fits = [r for r in records if _is_within(r, ranges) and not isnan(_number(r, score))]
+    if not fits:
+        have = '; '.join(
+            f'{name} asked for {low:,.6g} to {high:,.6g}, they have {offers[name]}'
+            for name, (low, high) in ranges.items()
+        )
+        raise UserError(f'none of {len(records)} records is within all limits: {have}')
+    return (min if rule == 'less' else max)(fits, key=lambda record: record[score])
+
+
+def _points(points: np.ndarray) -> np.ndarray:
+    points = np.asarray(points, float)
+    if points.ndim != 2 or not points.shape[1]:
+        raise UserError(f'points must be an array (n, goals), got one of shape {points.shape}')
+    return points
+
+
+def _high_tradeoff(points: np.ndarray) -> np.ndarray | None:
+    with warnings.catch_warnings():  # pymoo imports an old name of SciPy's, and mutes all warnings
+        warnings.simplefilter('ignore')
+        try:
+            from pymoo.mcdm.high_tradeoff import HighTradeoffPoints
+        except ImportError as error:
+            raise UserError('knees need pymoo: pip install "tas-lora[search]"') from error
+        return HighTradeoffPoints()(points)
+
+
+def _complete(records: Sequence[Mapping]) -> list[Mapping]:
+    """The records of the most images; those that count none are complete."""
+    most = max((record.get('images', 0) for record in records), default=0)
+    return [record for record in records if record.get('images', most) == most]
+
+
+def _number(record: Mapping, name: str) -> float:
+    value = record.get(name)
+    return float(value) if isinstance(value, Real) else nan
+
+
+def _is_within(record: Mapping, ranges: Mapping[str, tuple[float, float]]) -> bool:
+    return all(low <= _number(record, name) <= high for name, (low, high) in ranges.items())
+
+
+def _range(name: str, limit) -> tuple[float, float]:
+    """The ends of a limit, infinite where it is open."""
+    is_pair = isinstance(limit, (list, tuple)) and len(limit) == 2
+    ends = limit if is_pair else (nan, nan)
+    low, high = (d if end is None else end for end, d in zip(ends, (-inf, inf), strict=True))
+    if not isinstance(low, Real) or not isinstance(high, Real) or not low <= high:
+        raise UserError(
+            f'the limit of {name} must be (low, high), low at most high, None where it is open; '
+            f'got {limit!r}'
+        )
+    return float(low), float(high)
+
+
+def _offer(records: Sequence[Mapping], name: str) -> str:
+    """The range of a number in the records."""
+    numbers = [n for n in (_number(record, name) for record in records) if not isnan(n)]
+    if not numbers:
+        known = sorted({k for r in records for k in r if not isnan(_number(r, k))})
+        raise UserError(f'no record has a number {name!r}; choose from {known}')
+    return f'{min(numbers):,.6g} to {max(numbers):,.6g}'

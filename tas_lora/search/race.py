@@ -1,0 +1,169 @@
+"""Racing: a candidate that surely is none of the best is not evaluated to the end.
+
+All candidates of a generation see the same images, in slices that grow. After each slice their
+mean losses over all images are estimated (:class:`~tas_lora.search.strata.Strata`); a candidate
+whose interval lies above the bar is dropped.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..errors import UserError
+from ..structures.subnet import natural, positive
+from .strata import Strata
+
+
+class RaceRules:
+    """How candidates race.
+
+    Args:
+        first: Images of the first slice; a set that is not larger is evaluated whole.
+        growth: How many times more images have been seen after a slice than before it.
+        z: Half width of the intervals, in standard errors.
+        controls: Subnets known whole whose losses predict a candidate's, at most.
+        strata: Groups of images, by how much they cost the known subnets.
+
+    Raises:
+        UserError: If one of them is no number that makes sense.
+    """
+
+    def __init__(
+        self,
+        first: int = 500,
+        growth: float = 1.5,
+        z: float = 3.0,
+        controls: int = 20,
+        strata: int = 20,
+    ):
+        self.first = positive(first, 'val_cfg.race.first', int)
+        self.growth = positive(growth, 'val_cfg.race.growth', float, most=100)
+        self.z = positive(z, 'val_cfg.race.z', float, most=100)
+        self.controls = natural(controls, 'val_cfg.race.controls', most=200)
+        self.strata = positive(strata, 'val_cfg.race.strata', int, most=100)
+        if self.growth < 1.05:
+            raise UserError(f'val_cfg.race.growth must be at least 1.05, got {growth}')
+        if self.first < 2 * (self.strata * Strata.LEAST + self.controls):
+            raise UserError(
+                f'val_cfg.race.first is {first}: too few images for {strata} strata and '
+                f'{controls} controls; it must be at least '
+                f'{2 * (self.strata * Strata.LEAST + self.controls)}, or lower these'
+            )
+
+    def sizes(self, images: int) -> list[int]:
+        """Images seen after each slice; the last is all of them."""
+        sizes, size = [], float(self.first)
+        while size < 0.97 * images:  # a last slice of a few images would cost a round
+            sizes.append(int(size))
+            size *= self.growth
+        return [*sizes, images]
+
+
+class Race:
+    """One generation's race for a place among the best, as ask and tell.
+
+    Usage::
+
+        while (slice := race.ask()) is not None:
+            race.tell({candidate: losses for candidate in slice[0]})  # losses of images slice[1]
+
+    As long as fewer than ``keep`` subnets are known whole, the first candidates are evaluated
+    whole: they set the bar and predict the others.
+
+    Args:
+        candidates: How many there are; they are numbered from 0.
+        images: How many images there are.
+        keep: Places.
+        known: Losses (k, images) of subnets known whole, any number of them: what predicts.
+        bar: Mean losses of known subnets that compete for the places.
+        rules: How to race.
+        rng: Draws the images of a slice.
+
+    Attributes:
+        means: Mean loss of each candidate, estimated if it was dropped; NaN if it has none.
+        errors: Standard errors of these; 0 where all images were seen.
+        seen: Images that each was evaluated on.
+    """
+
+    def __init__(
+        self,
+        candidates: int,
+        images: int,
+        keep: int,
+        known: np.ndarray,
+        bar: Sequence[float],
+        rules: RaceRules,
+        rng: np.random.Generator,
+    ):
+        self.images, self.keep, self.rules, self.rng = images, keep, rules, rng
+        self.known = np.asarray(known, np.float64).reshape(-1, images)
+        self.bar = list(bar)
+        self.losses = np.full((candidates, images), np.nan, np.float32)
+        self.means, self.errors = np.full(candidates, np.nan), np.zeros(candidates)
+        self.seen = np.zeros(candidates, int)
+        self.alive = list(range(candidates))
+        self.sizes = rules.sizes(images)
+        self.strata: Strata | None = None
+
+    def ask(self) -> tuple[list[int], np.ndarray] | None:
+        """Candidates of the next slice, and its images; None when the race is over."""
+        if not self.alive:
+            return None
+        if self.strata is None and (len(self.sizes) == 1 or len(self.bar) < self.keep):
+            first = self.alive if len(self.sizes) == 1 else self.alive[: self.keep - len(self.bar)]
+            return self._slice(first, np.arange(self.images))
+        if self.strata is None:
+            self.strata = Strata(self.known, self.rules.strata, self.rng)
+        return self._slice(self.alive, self.strata.draw(self.sizes[0]))
+
+    def tell(self, losses: Mapping[int, np.ndarray | None]) -> list[int]:
+        """Losses of each candidate on the images asked for, or None if it has none.
+
+        Returns:
+            The candidates that are decided by now: dropped, or seen on all images.
+        """
+        asked, images = self.pending
+        for candidate in asked:
+            if losses[candidate] is not None:
+                self.losses[candidate, images] = losses[candidate]
+                self.seen[candidate] += len(images)
+        failed = [c for c in asked if not np.isfinite(self.losses[c, images]).all()]
+        running = [c for c in asked if c not in failed]
+        self.means[failed] = np.nan
+        decided = failed + (self._finish(running) if self._is_last() else self._drop(running))
+        self.alive = [c for c in self.alive if c not in decided]
+        return sorted(decided)
+
+    def whole(self, candidate: int) -> np.ndarray | None:
+        """Losses of a candidate that was seen on all images; else None."""
+        losses = self.losses[candidate]
+        return losses if np.isfinite(losses).all() else None
+
+    def _slice(self, candidates: list[int], images: np.ndarray):
+        self.pending = (list(candidates), images)
+        return self.pending
+
+    def _is_last(self) -> bool:
+        return self.strata is None or len(self.sizes) == 1
+
+    def _finish(self, candidates: list[int]) -> list[int]:
+        """Candidates that were seen on all images: their means are exact."""
+        for candidate in candidates:
+            self.means[candidate] = self.losses[candidate].mean(dtype=np.float64)
+            self.errors[candidate] = 0.0
+        if self.strata is None:
+            self.known = np.concatenate([self.known, self.losses[candidates]])
+        self.bar += [self.means[c] for c in candidates]
+        return candidates
+
+    def _drop(self, candidates: list[int]) -> list[int]:
+        """Those whose interval is above the bar: that of the last place, if all were unlucky."""
+        self.sizes.pop(0)
+        if not candidates:
+            return []
+        means, errors = self.strata.estimate(self.losses[candidates])
+        self.means[candidates], self.errors[candidates] = means, errors
+        upper = np.sort([*self.bar, *(means + self.rules.z * errors)])
+        bar = upper[self.keep - 1] if len(upper) >= self.keep else np.inf
+        lost = means - self.rules.z * errors > bar
+        return [c for c, is_lost in zip(candidates, lost, strict=True) if is_lost]

@@ -1,0 +1,94 @@
+"""What a subnet loses on all images, from some of them and what known subnets lose on all.
+
+What is left of a loss after subtracting what known subnets predict is small, so that a slice of
+the images tells the mean over all closely. This is the regression estimator of survey sampling for
+a stratified sample (Cochran, Sampling Techniques, 1977, 5.5, 5A.9 and 7.9), its variance from the
+run's own losses.
+"""
+
+import numpy as np
+
+
+class Strata:
+    """Images in groups of like mean loss, and what a sample of each tells about all.
+
+    Groups are cut so that subnets differ about as much within each (equal sums of the spread over
+    known subnets); more is drawn where they differ more (Neyman's allocation).
+
+    Args:
+        known: Losses (k, images) of known subnets.
+        count: Groups, at most.
+        rng: Orders the images of a group.
+    """
+
+    LEAST = 8  # images drawn from a group; a variance needs some
+    RIDGE = 1e-4  # of the mean variance of the controls, against over-fitting
+    PRIOR = 10  # images that the known subnets' spread is worth in a group's variance
+
+    def __init__(self, known: np.ndarray, count: int, rng: np.random.Generator):
+        self.known, self.typical = known, known.mean(0)
+        spread = known.std(0)
+        by_loss = np.argsort(self.typical, kind='stable')
+        smooth = np.convolve(spread[by_loss], np.ones(51) / 51, 'same') + 1e-9
+        label = np.minimum((count * np.cumsum(smooth) / smooth.sum()).astype(int), count - 1)
+        groups = (by_loss[label == i] for i in range(count))
+        self.groups = [rng.permutation(group) for group in groups if len(group)]
+        self.sizes = np.array([len(group) for group in self.groups])
+        self.spread = np.array([np.sqrt((spread[g] ** 2).mean()) for g in self.groups])
+        self.drawn = np.zeros(len(self.groups), int)
+
+    def draw(self, total: int) -> np.ndarray:
+        """Images to add so that about ``total`` are drawn in all, or exactly all."""
+        shares = self.sizes if total == self.sizes.sum() else self._shares(total)
+        before, self.drawn = self.drawn, np.maximum(self.drawn, shares)
+        parts = zip(self.groups, before, self.drawn, strict=True)
+        return np.concatenate([group[start:end] for group, start, end in parts])
+
+    def estimate(self, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Means over all images, and their standard errors.
+
+        Args:
+            losses: (A, images) of the candidates, of which only drawn images are read.
+        """
+        drawn = np.concatenate([g[:n] for g, n in zip(self.groups, self.drawn, strict=True)])
+        weight = np.repeat(self.sizes / self.drawn, self.drawn) / self.sizes.sum()
+        rest = losses[:, drawn] - self.typical[drawn]  # (A, n)
+        coefficients = self._regression(rest, drawn, weight)  # (A, k)
+        rest = rest - coefficients @ self.known[:, drawn]
+        means = self.typical.mean() + coefficients @ self.known.mean(1) + rest @ weight
+        return means, np.sqrt(self._variance(rest))
+
+    def _regression(self, rest: np.ndarray, drawn: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """How the known subnets' losses predict what the candidates' differ from their mean."""
+        controls = self.known[:, drawn]
+        controls = controls - (controls @ weight)[:, None]
+        products = controls * weight @ controls.T
+        ridge = self.RIDGE * np.trace(products) / len(products) + 1e-12
+        right = controls * weight @ (rest - (rest @ weight)[:, None]).T  # (k, A)
+        return np.linalg.solve(products + ridge * np.eye(len(products)), right).T
+
+    def _variance(self, rest: np.ndarray) -> np.ndarray:
+        """Of the estimated means, from residuals (A, n) in the order of the groups."""
+        total, fitted = rest.shape[1], len(self.known)
+        inflation = total / max(total - fitted, 1)
+        scale = rest.var(axis=1) / max((self.spread**2 @ self.sizes) / self.sizes.sum(), 1e-12)
+        share, variance, start = self.sizes / self.sizes.sum(), np.zeros(len(rest)), 0
+        for size, n, w, spread in zip(self.sizes, self.drawn, share, self.spread, strict=True):
+            part, start = rest[:, start : start + n], start + n
+            own = part.var(axis=1) * n * inflation  # a sum of squares
+            within = (own + self.PRIOR * spread**2 * scale) / (n - 1 + self.PRIOR)
+            variance += w**2 * (1 - n / size) * within / n
+        return variance
+
+    def _shares(self, total: int) -> np.ndarray:
+        """Images to draw from each group: by size times spread, none above its size."""
+        want = self.sizes * (self.spread + 0.1 * self.spread @ self.sizes / self.sizes.sum())
+        shares, full = np.zeros(len(want)), np.zeros(len(want), bool)
+        while not full.all():
+            left = total - self.sizes[full].sum()
+            shares = np.where(full, self.sizes, left * want / want[~full].sum())
+            over = ~full & (shares > self.sizes)
+            if not over.any():
+                break
+            full |= over
+        return np.clip(np.round(shares).astype(int), np.minimum(self.sizes, self.LEAST), self.sizes)

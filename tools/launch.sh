@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Start a tool on several GPUs, or in several CPU processes where there is no GPU.
+#
+#   tools/launch.sh TOOL GPUS [arguments and options of the tool]
+#
+# dist_train.sh and dist_search.sh call it. On several machines, run it on each with NNODES,
+# NODE_RANK, MASTER_ADDR and PORT set.
+set -euo pipefail
+TOOL=$1
+GPUS=$2
+case $GPUS in
+    '' | *[!0-9]*) echo "error: GPUS must be a number, got $GPUS" >&2; exit 2 ;;
+esac
+TOOLS=$(dirname "$0")
+PYTHON=${PYTHON:-python}
+
+# A mistake in the config is said once, here, rather than by every process.
+"$PYTHON" "$TOOLS/$TOOL" "${@:3}" --check-only || exit
+
+# One machine without a PORT takes a free one.
+if [ "${NNODES:-1}" = 1 ] && [ -z "${PORT:-}" ]; then
+    RENDEZVOUS=(--standalone)
+else
+    RENDEZVOUS=(
+        --nnodes="${NNODES:-1}"
+        --node-rank="${NODE_RANK:-0}"
+        --master-addr="${MASTER_ADDR:-127.0.0.1}"
+        --master-port="${PORT:-29500}"
+    )
+fi
+exec "$PYTHON" -m torch.distributed.run "${RENDEZVOUS[@]}" --nproc-per-node="$GPUS" \
+    "$TOOLS/$TOOL" "${@:3}" --launcher pytorch
