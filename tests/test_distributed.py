@@ -84,25 +84,35 @@ def test_two_processes_equal_one(digits_config, tmp_path, case):
         assert (found[name] - value).abs().max() <= 1e-5, name
 
 
-def history(work_dir) -> list[dict]:
-    lines = (Path(work_dir) / 'search_history.jsonl').read_text().splitlines()
-    return [json.loads(line) for line in lines]
+def searched(work_dir) -> tuple[str, dict]:
+    """The history of a search, and its result but for the command."""
+    result = json.loads((Path(work_dir) / 'best_subnet.json').read_text())
+    result['search'].pop('command')
+    return (Path(work_dir) / 'search_history.jsonl').read_text(), result
 
 
-def test_a_search_is_the_same_on_two_ranks(digits_config, tmp_path):
-    options = {'val_cfg.evolution': dict(population=6, generations=2, mutations=2, crossovers=2)}
-    alone, pair = (digits_config('search', options=options) for _ in range(2))
+RACE = dict(first=60, strata=2, controls=4)
+
+
+@pytest.mark.parametrize(('race', 'counts'), [(None, (1, 2)), (RACE, (1, 2, 4))])
+def test_a_search_is_the_same_on_any_number_of_ranks(digits_config, tmp_path, race, counts):
+    options = {
+        'val_cfg.evolution': dict(population=6, generations=2, mutations=2, crossovers=2),
+        'val_cfg.race': race,
+    }
+    cfg = digits_config('search', options=options)
+    cfg.dump(tmp_path / 'search.py')
     weights = tmp_path / 'start.pth'
-    torch.save(dict(state_dict=apis.load_supernet(alone).state_dict()), weights)
-    apis.search(alone, weights)
-
-    pair.work_dir = str(tmp_path / 'pair')
-    pair.dump(tmp_path / 'pair.py')
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
-    command += [ROOT / 'tools' / 'search.py', tmp_path / 'pair.py', weights, '--launcher=pytorch']
-    subprocess.run(command, check=True, capture_output=True)
-
-    one, two = history(alone.work_dir), history(pair.work_dir)
-    assert [line['subnet'] for line in one] == [line['subnet'] for line in two]
-    scores = [[line['cross_entropy'] for line in lines] for lines in (one, two)]
-    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    torch.save(dict(state_dict=apis.load_supernet(cfg).state_dict()), weights)
+    found = []
+    for ranks in counts:
+        folder = tmp_path / str(ranks)
+        command = [ROOT / 'tools' / 'dist_search.sh', tmp_path / 'search.py', weights, str(ranks)]
+        command += ['--work-dir', folder, '--no-report']
+        environment = os.environ | dict(PYTHON=sys.executable, CUDA_VISIBLE_DEVICES='')
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        cost = json.loads((folder / 'search_cost.json').read_text())
+        assert cost['processes'] == ranks
+        found.append(searched(folder))
+    assert all(other == found[0] for other in found)

@@ -22,6 +22,9 @@ SMALL = {
 }
 
 
+RACE = dict(first=60, strata=2, controls=4)
+
+
 class Killed(BaseException):
     """In place of SIGKILL."""
 
@@ -66,17 +69,35 @@ def search_and_kill(cfg, monkeypatch, evaluations: int) -> int:
     return len(Path(cfg.work_dir, 'search_history.jsonl').read_text().splitlines())
 
 
-@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
-def test_killed_at_random_moments_and_resumed(config, monkeypatch, precision):
-    options = {'val_cfg.precision': precision, 'val_cfg.finalists': 4}
+KINDS = {
+    'whole': {},
+    'bfloat16': {'val_cfg.precision': 'bfloat16', 'val_cfg.finalists': 4},
+    'race': {'val_cfg.race': RACE, 'val_cfg.baseline': True},
+    'goals': {'val_cfg.goals': ['params'], 'val_cfg.evolution.generations': 4},
+    'surrogate': {'val_cfg.surrogate': True, 'val_cfg.evolution.generations': 8},
+}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_killed_at_random_moments_and_resumed(config, monkeypatch, kind):
+    options = SMALL | KINDS[kind]
     expected, rng = search(config('whole', options=options)), random.Random(0)
-    done = 0
+    evaluated = 0
     for number in range(5):
-        more = rng.randint(1, 4)
+        more = rng.randint(1, 5)
         cfg = config('killed', resume=number > 0, options=options)
-        assert search_and_kill(cfg, monkeypatch, more) == done + more - 1
-        done += more - 1
+        lines = search_and_kill(cfg, monkeypatch, more)
+        evaluated += more - 1
+        # In a race, a subnet has a line once it is decided, after some slices.
+        assert lines <= evaluated if kind == 'race' else lines == evaluated
     assert search(config('killed', resume=True, options=options)) == expected
+
+
+def test_what_was_evaluated_is_not_evaluated_again(config, monkeypatch):
+    options = {'val_cfg.race': RACE}
+    search(config('first', options=options))
+    monkeypatch.setattr(CandidateEvaluator, '_predict', None)  # any use of it fails
+    search(config('first', resume=True, options=options))
 
 
 def test_a_torn_last_line_is_scored_again(config):

@@ -1,7 +1,9 @@
 # TAS-LoRA, Algorithm 2: AutoFormer's evolution with the loss on held-out images as the score.
+# The race leaves out images of candidates that surely are none of the best; race=None evaluates all.
 val_cfg = dict(
     type='tas_lora.EvolutionarySearchLoop',
     score='cross_entropy',
+    race=dict(first=500, growth=1.5, z=3.0, controls=20, strata=20),
     evolution=dict(
         population=50,
         generations=20,

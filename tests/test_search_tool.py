@@ -1,0 +1,226 @@
+"""What a user types: searches with several goals, at random, tested, replayed, picked from."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, call_tool
+
+from tas_lora import Subnet, apis
+from tas_lora.engine.search.candidate_evaluator import CandidateEvaluator
+from tas_lora.engine.search.final_test import SubnetTestLoop
+
+EVOLUTION = dict(population=6, generations=3, parents=3, mutations=2, crossovers=2)
+SMALL = {'val_cfg.evolution': EVOLUTION, 'val_cfg.constraints': dict(params=(20e3, 60e3))}
+
+
+@pytest.fixture
+def searched(digits_config, tmp_path, monkeypatch):
+    """Runs ``tools/search.py`` on a small config; returns exit code and work directory."""
+    monkeypatch.chdir(tmp_path)
+    cfg = digits_config('search', options=SMALL)
+    cfg.pop('work_dir')
+    cfg.dump(tmp_path / 'search.py')
+    torch.save(dict(state_dict=apis.load_supernet(cfg).state_dict()), tmp_path / 'weights.pth')
+
+    def run(*options, folder: str = 'out') -> tuple[int, Path]:
+        arguments = ('search.py', 'weights.pth', '--work-dir', folder, '--no-report', *options)
+        return call_tool('search.py', *arguments), tmp_path / folder
+
+    return run
+
+
+def result_of(folder: Path) -> dict:
+    return json.loads((folder / 'best_subnet.json').read_text())
+
+
+def lines_of(folder: Path, phase: str) -> list[dict]:
+    lines = map(json.loads, (folder / 'search_history.jsonl').read_text().splitlines())
+    return [line for line in lines if line['phase'] == phase]
+
+
+def test_several_goals_give_a_front_that_nothing_beats(searched):
+    code, folder = searched('--goals', 'params', 'flops')
+    assert code == 0
+    front = json.loads((folder / 'front.json').read_text())
+    names = ('cross_entropy', 'params', 'flops')
+    points = [[record[name] for name in names] for record in front]
+    lines = [[line[name] for name in names] for line in lines_of(folder, 'search')]
+    assert len(lines) == 18
+    for point in lines:
+        beaten = any(all(a <= b for a, b in zip(other, point, strict=True)) for other in points)
+        assert beaten  # by itself, if it is on the front
+    for point in points:
+        assert not any(
+            all(a <= b for a, b in zip(other, point, strict=True)) and other != point
+            for other in lines
+        )
+    assert result_of(folder)['goals'] == ['params', 'flops']
+
+
+def test_a_random_search_of_as_many_subnets_is_reported(searched, capsys):
+    code, folder = searched('--baseline')
+    assert code == 0
+    found, random = lines_of(folder, 'search'), lines_of(folder, 'baseline')
+    assert len(found) == len(random) == 18
+    best = min(line['cross_entropy'] for line in random)
+    assert result_of(folder)['baseline']['cross_entropy'] == best
+    assert f'{best:.4f} of random search' in capsys.readouterr().out
+    # What both drew was evaluated once.
+    subnets = {str(line['subnet']) for line in found + random}
+    assert result_of(folder)['candidates'] == len(subnets)
+    assert result_of(folder)['images_evaluated'] == 287 * len(subnets)
+
+
+def test_a_baseline_is_added_to_a_search_that_is_over(searched, monkeypatch):
+    assert searched()[0] == 0
+    code, folder = searched('--baseline', '--resume')
+    assert code == 0
+    assert len(lines_of(folder, 'search')) == len(lines_of(folder, 'baseline')) == 18
+    whole = searched('--baseline', folder='other')[1]
+    for name in ('search_history.jsonl', 'front.json'):
+        assert (folder / name).read_text() == (whole / name).read_text()
+
+
+def test_the_test_set_is_read_once_for_what_was_chosen(searched, monkeypatch):
+    runs, run = [], SubnetTestLoop.run
+    monkeypatch.setattr(SubnetTestLoop, 'run', lambda self: (runs.append(1), run(self))[1])
+    code, folder = searched('--test', '--baseline')
+    assert code == 0
+    tested = result_of(folder)['test']
+    assert set(tested) == {'found', 'random'}
+    cfg = apis.load_config('search.py')
+    cfg.work_dir = 'alone'
+    expected = apis.evaluate(cfg, 'weights.pth', dict(found=result_of(folder)['subnet']))
+    assert tested['found']['accuracy/top1'] == pytest.approx(expected['found/accuracy/top1'])
+    assert len(runs) == 2  # one of them here
+    assert searched('--test', '--baseline', '--resume')[0] == 0
+    assert len(runs) == 2
+    assert result_of(folder)['test'] == tested
+
+
+@pytest.mark.parametrize(
+    'options', [(), ('--cfg-options', 'val_cfg.measure.rounds=1', 'val_cfg.goals=[latency]')]
+)
+def test_a_search_is_repeated_from_its_result(searched, capsys, options):
+    code, folder = searched(*options)
+    assert code == 0
+    result = folder / 'best_subnet.json'
+    assert call_tool('search.py', '--replay', result, '--no-report') == 0
+    assert 'The same result: cross_entropy' in capsys.readouterr().out
+    again = Path(f'{folder}_replay')
+    for name in ('search_history.jsonl', 'front.json'):
+        assert (folder / name).read_text() == (again / name).read_text()
+
+
+def test_a_replay_that_differs_says_so(searched, capsys):
+    folder = searched()[1]
+    result = result_of(folder)
+    result['cross_entropy'] += 1
+    (folder / 'best_subnet.json').write_text(json.dumps(result))
+    assert call_tool('search.py', '--replay', folder / 'best_subnet.json', '--no-report') == 1
+    assert 'Not the same result: cross_entropy was' in capsys.readouterr().out
+
+
+def test_what_cannot_be_replayed(searched, capsys, tmp_path):
+    folder = searched()[1]
+    capsys.readouterr()
+
+    def error(*arguments) -> str:
+        assert call_tool('search.py', *arguments) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    torch.save(dict(state_dict={}), tmp_path / 'others.pth')
+    assert 'does not hold the weights of that search' in error('others.pth', '--replay', folder)
+    (tmp_path / 'weights.pth').unlink()
+    line = error('--replay', folder)
+    assert 'weights.pth does not exist; give the file as CHECKPOINT' in line
+    assert 'nowhere is no result of a search' in error('--replay', 'nowhere')
+    (tmp_path / 'subnet.json').write_text(json.dumps(result_of(folder)['subnet']))
+    assert 'it says not by which config' in error('--replay', 'subnet.json')
+    assert 'CONFIG and CHECKPOINT are needed, or --replay RESULT' in error('search.py')
+
+
+def test_the_best_of_a_budget_is_read_off(searched, capsys, tmp_path):
+    folder = searched('--goals', 'params')[1]
+    lines = lines_of(folder, 'search')
+    capsys.readouterr()
+    for limit in sorted(line['params'] for line in lines)[2::5]:
+        out = tmp_path / 'picked.json'
+        assert call_tool('pick_subnet.py', folder, '--max', f'params={limit}', '--out', out) == 0
+        picked = json.loads(out.read_text())
+        scores = [line['cross_entropy'] for line in lines if line['params'] <= limit]
+        assert picked['cross_entropy'] == min(scores)
+        assert apis.read_subnet(out) == Subnet.from_dict(picked['subnet'])
+    assert call_tool('pick_subnet.py', folder, '--max', 'params=1000') == 2
+    assert '1,000' in capsys.readouterr().err
+    assert call_tool('pick_subnet.py', tmp_path) == 2
+    assert 'is no result of a search' in capsys.readouterr().err
+    assert call_tool('pick_subnet.py', folder, '--max', 'params=few') == 2
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_search_that_can_go_on(searched, capsys, monkeypatch, number):
+    predict, left = CandidateEvaluator._predict, [7]
+
+    def predict_and_signal(self, task, evaluator):
+        predict(self, task, evaluator)
+        left[0] -= 1
+        if not left[0]:
+            signal.raise_signal(number)
+
+    whole = searched(folder='whole')[1]
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(CandidateEvaluator, '_predict', predict_and_signal)
+        code, folder = searched()
+    assert code == 75
+    assert '6 candidates are scored and on disk, go on by --resume' in capsys.readouterr().out
+    assert signal.getsignal(number) == before
+    assert searched('--resume')[0] == 0
+    for name in ('search_history.jsonl', 'front.json'):
+        assert (folder / name).read_text() == (whole / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--goals', 'speed'], "val_cfg.goals must be some of ('params', 'flops')"),
+        (['--goals', 'latency'], 'val_cfg.goals must be some of'),
+        (['--cfg-options', 'val_cfg.constraints.latency=(0,1)'], 'only if val_cfg.measure is set'),
+        (['--cfg-options', 'val_cfg.measure.rounds=0'], 'val_cfg.measure.rounds must be a pos'),
+        (['--cfg-options', 'val_cfg.measure.runs=3'], 'val_cfg.measure must be a dict of'),
+        (['--cfg-options', 'val_cfg.race.first=20'], 'val_cfg.race.first is 20: too few images'),
+        (['--cfg-options', 'val_cfg.race=3'], 'val_cfg.race must be a dict or None, got 3'),
+        (
+            ['--cfg-options', 'val_cfg.race.first=500', 'val_cfg.score=accuracy/top1'],
+            'val_cfg.race compares losses image by image',
+        ),
+        (
+            ['--goals', 'params', '--cfg-options', 'val_cfg.surrogate=True'],
+            'val_cfg.surrogate preselects for one goal alone',
+        ),
+        (['--cfg-options', 'val_cfg.surrogate=3'], 'val_cfg.surrogate must be True or False'),
+        (['--test', '--cfg-options', 'test_cfg=None'], 'has no test_cfg'),
+    ],
+)
+def test_options_that_make_no_sense(searched, capsys, options, message):
+    assert searched(*options)[0] == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_check_only_searches_nothing(searched):
+    code, folder = searched('--check-only')
+    assert code == 0
+    assert not (folder / 'search.json').exists()
+
+
+def test_usage_of_the_script():
+    script = ROOT / 'tools' / 'dist_search.sh'
+    for arguments, said in ((['a', 'b'], 'usage: '), (['a', 'b', 'two'], 'GPUS must be a number')):
+        done = subprocess.run([script, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert said in done.stderr
