@@ -39,7 +39,11 @@ default_hooks = dict(logger=dict(interval=1))
 """
 SEARCH = """
 _base_ = '{root}/configs/digits_search.py'
-val_cfg = dict(evolution=dict(population=20, generations=10))
+val_cfg = dict(
+    evolution=dict(population=20, generations=10),
+    race=dict(first=60, strata=2, controls=4),
+    baseline=True,
+)
 """
 NAN_LOSS = """
 custom_hooks = [dict(type='tas_lora.MoLEHook'), dict(type='SpoilInputs', iterations=[99])]
@@ -242,34 +246,43 @@ class Soak:
             lost.append(f'exit code {code}: {output[-300:]}')
         self.report('NaN loss', 2, lost)
 
-    def killed_search(self) -> None:
+    def killed_search(self, processes: int) -> None:
         """SIGKILL at random moments of a search, which then goes on."""
         weights = self.folder / 'undisturbed_moLE_1' / 'work' / LAST
         config, lost, killed = self.folder / 'search.py', [], 0
         config.write_text(SEARCH.format(root=ROOT))
+        whole, name = self.folder / 'search_undisturbed', f'search_{processes}'
 
-        def start(name: str) -> subprocess.Popen:
+        def start(folder: str) -> subprocess.Popen:
             command = [sys.executable, ROOT / 'tools/search.py', config, weights, '--resume']
-            command += ['--work-dir', self.folder / name]
+            if processes > 1:
+                launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node']
+                command[1:1] = [*launcher, str(processes)]
+                command += ['--launcher', 'pytorch']
+            command += ['--work-dir', self.folder / folder, '--no-report']
             return subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+                command,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=environment(),
             )
 
-        start('search_undisturbed').wait()
+        if not whole.exists():
+            start(whole.name).wait()
         for _ in range(self.times):
-            process, history = start('search'), self.folder / 'search' / 'search_history.jsonl'
+            process, history = start(name), self.folder / name / 'search_history.jsonl'
             lines = number_of_lines(history) + self.rng.randint(1, 40)
             while process.poll() is None and number_of_lines(history) < lines:
                 time.sleep(0.001)
             killed += process.poll() is None
             signal_all(process)
             process.wait()
-        start('search').wait()
-        for file in ('search_history.jsonl', 'best_subnet.json'):
-            one, other = (self.folder / name / file for name in ('search_undisturbed', 'search'))
-            if one.read_text() != other.read_text():
+        start(name).wait()
+        for file in ('search_history.jsonl', 'front.json'):
+            if (whole / file).read_text() != (self.folder / name / file).read_text():
                 lost.append(f'{file} differs from that of an undisturbed search')
-        self.report('SIGKILL, search', killed, lost)
+        where = f', {processes} processes' if processes > 1 else ''
+        self.report(f'SIGKILL, search{where}', killed, lost)
 
     def tests(self, fault: str, *selection: str) -> None:
         """Faults that tests of their own cover."""
@@ -340,7 +353,8 @@ def main() -> None:
         soak.signalled(signal.SIGKILL, 'moLE', processes=2)
         soak.signalled(signal.SIGTERM, 'moLE', processes=2)
         soak.killed_while_writing()
-        soak.killed_search()
+        soak.killed_search(1)
+        soak.killed_search(2)
         soak.full_disk()
         soak.damaged('newest checkpoint cut short', soak.cut)
         soak.damaged('bit of the newest checkpoint flipped', soak.flip)

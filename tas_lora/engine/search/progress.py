@@ -1,19 +1,21 @@
 """What a search shows while it runs: a bar on a terminal, lines in the log, scalars."""
 
+import logging
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from mmengine.dist import is_main_process
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from ...errors import STOPPED
 from ...search import Outcome, Task
 
-_COLUMNS = '{task.completed}/{task.total} candidates  {task.fields[text]}'
+_WIDTH = 10  # of the bar: the text beside it fits in 80 columns
 
 
 class SearchProgress:
@@ -35,15 +37,23 @@ class SearchProgress:
         self.seconds = 0.0  # of evaluations
         self.fresh = self.fresh_images = self.done = 0
         on_terminal = sys.stdout.isatty() and is_main_process()
-        columns = (BarColumn(), TextColumn(_COLUMNS), TimeElapsedColumn())
+        columns = (BarColumn(_WIDTH), TextColumn('{task.fields[text]}'))
         self.bar = Progress(*columns, transient=True, disable=not on_terminal)
+        self.streams: list[tuple[logging.StreamHandler, TextIO]] = []
         self.place = self.bar.add_task('', total=total, text='')
 
     def __enter__(self) -> 'SearchProgress':
+        before = sys.stdout
         self.bar.start()
+        for handler in self.runner.logger.handlers:  # what is logged goes above the bar
+            if type(handler) is logging.StreamHandler and handler.stream is before:
+                self.streams.append((handler, handler.setStream(sys.stdout)))
         return self
 
     def __exit__(self, *_) -> None:
+        while self.streams:
+            handler, stream = self.streams.pop()
+            handler.setStream(stream)
         self.bar.stop()
 
     def timed(self, outcomes: Iterable[tuple[Task, Outcome]]) -> Iterator[tuple[Task, Outcome]]:
@@ -68,7 +78,7 @@ class SearchProgress:
             }
             self.runner.visualizer.add_scalars({**scalars, 'search/best': best}, step=self.done)
         if self.done % self.interval == 0:
-            self.runner.logger.info(f'Search [{self.done}/{self.total}]  {text}')
+            self.runner.logger.info(f'Search {text}')
 
     def cost(self) -> dict[str, float]:
         """What it took since the start, or since the search was taken up again."""
@@ -83,9 +93,9 @@ class SearchProgress:
         spent = time.monotonic() - self.start
         left = spent / self.done * max(self.total - self.done, 0)
         return (
-            f'best {self.name}: {best:.4f}  '
+            f'{self.done}/{self.total}  best {best:.4f}  '
             f'{self.fresh_images / max(self.seconds, 1e-9):,.0f} images/s  '
-            f'within limits: {self.share:.1%}  eta: {_duration(left)}'
+            f'eta {_duration(left)}  {self.share:.0%} within limits'
         )
 
 
