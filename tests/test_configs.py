@@ -69,7 +69,7 @@ def one_thread():
 
 @pytest.fixture(scope='session')
 def data(tmp_path_factory) -> Path:
-    """A folder with ``imagenet``, 1,000 classes of one image, and ``digits``."""
+    """A folder with ``imagenet``, 1,000 classes of one image, ``digits``, ``fashion_mnist``."""
     root, rng = tmp_path_factory.mktemp('data'), np.random.default_rng(0)
     for i in range(1000):
         for split in ('train', 'val'):
@@ -78,11 +78,12 @@ def data(tmp_path_factory) -> Path:
             pixels = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / 'x.JPEG')
     write_idx = runpy.run_path(ROOT / 'tools' / 'prepare_digits.py')['write_idx']
-    (root / 'digits').mkdir()
-    for name, n in (('train', 100), ('t10k', 20)):
-        images = root / 'digits' / f'{name}-images-idx3-ubyte'
-        write_idx(images, rng.integers(0, 256, (n, 8, 8)))
-        write_idx(images.with_name(f'{name}-labels-idx1-ubyte'), rng.integers(0, 10, n))
+    for folder, side in (('digits', 8), ('fashion_mnist', 28)):
+        (root / folder).mkdir()
+        for name, n in (('train', 200), ('t10k', 20)):
+            images = root / folder / f'{name}-images-idx3-ubyte'
+            write_idx(images, rng.integers(0, 256, (n, side, side)))
+            write_idx(images.with_name(f'{name}-labels-idx1-ubyte'), rng.integers(0, 10, n))
     return root
 
 

@@ -43,6 +43,11 @@ class Outcome:
     metrics: dict[str, float] = field(default_factory=dict)
     losses: np.ndarray | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was evaluated."""
+        return not self.metrics and self.losses is None
+
 
 class Journal:
     """Outcomes of tasks, appended one by one; those of a killed search are recalled.
@@ -52,7 +57,7 @@ class Journal:
         resume: Keep what is in it; else it is moved aside, to a file that ends in ``.old``.
 
     Raises:
-        UserError: If the file is something else.
+        UserError: If the file is something else, or cannot be read.
     """
 
     def __init__(self, path: str | Path, resume: bool):
@@ -63,7 +68,7 @@ class Journal:
         self.synced = 0.0  # when
 
     def recall(self, task: Task) -> Outcome | None:
-        """What is known of a task; the journal must have it of the same subnet.
+        """What is known of a task; the journal must have it of the same subnet and images.
 
         Raises:
             UserError: If it is of another, so that the journal is of another search.
@@ -71,12 +76,11 @@ class Journal:
         header, losses = self.known.get(task.number, (None, None))
         if header is None:
             return None
-        same = header['subnet'] == task.subnet.to_dict() and header['precision'] == task.precision
-        count = None if task.images is None else len(task.images)
-        if not same or header['images'] != count:
+        if any(header[key] != value for key, value in _identity(task).items()):
             raise UserError(
-                f'{self.path}: entry {task.number} is not of the subnet that this search evaluates '
-                'next: it is the journal of another one; search anew, without --resume'
+                f'{self.path}: entry {task.number} is not of the subnet and images that this '
+                'search evaluates next: it is the journal of another one; search anew, without '
+                '--resume'
             )
         return Outcome(header['metrics'], losses)
 
@@ -86,13 +90,7 @@ class Journal:
         A killed process loses nothing of it. A power failure may take the last second, for
         syncing every slice of a race to disk would cost more than all else that is written down.
         """
-        header = dict(
-            number=task.number,
-            subnet=task.subnet.to_dict(),
-            precision=task.precision,
-            images=None if task.images is None else len(task.images),
-            metrics=outcome.metrics,
-        )
+        header = dict(number=task.number, **_identity(task), metrics=outcome.metrics)
         text = json.dumps(header).encode()
         losses = b'' if outcome.losses is None else outcome.losses.astype('<f4').tobytes()
         head = _HEAD.pack(_MARK, len(text), len(losses), zlib.crc32(text + losses))
@@ -104,16 +102,30 @@ class Journal:
                 self.synced = time.monotonic()
 
 
+def _identity(task: Task) -> dict:
+    """What tells a task from others of the same number, of the images a checksum."""
+    images = None if task.images is None else np.asarray(task.images, '<i8')
+    return dict(
+        subnet=task.subnet.to_dict(),
+        precision=task.precision,
+        images=None if images is None else [len(images), zlib.crc32(images.tobytes())],
+    )
+
+
 def _read(path: Path) -> dict[int, tuple[dict, np.ndarray | None]]:
-    """Entries by number; what is torn at the end is cut off, with a warning."""
-    content, entries, place = path.read_bytes(), {}, 0
+    """Entries by number; from the first one that is torn or damaged the rest is cut off."""
+    try:
+        content, entries, place = path.read_bytes(), {}, 0
+    except OSError as error:
+        raise UserError(f'search journal {path} cannot be read: {error}') from error
     while (entry := _entry(content, place)) is not None:
         header, losses, place = entry
         entries[header['number']] = header, losses
     if content and not entries and not _MARK.startswith(content[:4]):
         raise UserError(f'{path} is no journal of a search; search anew, without --resume')
     if place < len(content):
-        warnings.warn(f'{path}: the last entry is torn, and left out', stacklevel=3)
+        rest = len(content) - place
+        warnings.warn(f'{path}: the last {rest:,} bytes are torn, and left out', stacklevel=3)
         os.truncate(path, place)
     return entries
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..errors import UserError
-from ..structures.subnet import natural, positive
+from ..structures.subnet import positive
 from .strata import Strata
 
 
@@ -39,7 +39,7 @@ class RaceRules:
         self.first = positive(first, 'val_cfg.race.first', int)
         self.growth = positive(growth, 'val_cfg.race.growth', float, most=100)
         self.z = positive(z, 'val_cfg.race.z', float, most=100)
-        self.controls = natural(controls, 'val_cfg.race.controls', most=200)
+        self.controls = positive(controls, 'val_cfg.race.controls', int, most=200)
         self.strata = positive(strata, 'val_cfg.race.strata', int, most=100)
         if self.growth < 1.05:
             raise UserError(f'val_cfg.race.growth must be at least 1.05, got {growth}')
@@ -55,7 +55,7 @@ class RaceRules:
         sizes, size = [], float(self.first)
         while size < 0.97 * images:  # a last slice of a few images would cost a round
             sizes.append(int(size))
-            size *= self.growth
+            size = max(size * self.growth, size + 1)
         return [*sizes, images]
 
 
@@ -67,21 +67,24 @@ class Race:
         while (slice := race.ask()) is not None:
             race.tell({candidate: losses for candidate in slice[0]})  # losses of images slice[1]
 
-    As long as fewer than ``keep`` subnets are known whole, the first candidates are evaluated
-    whole: they set the bar and predict the others.
+    As long as fewer than ``keep`` subnets compete, the first candidates are evaluated whole: they
+    set the bar and predict the others; if they fail, others go first. A candidate that fails later
+    does not bring back those that were dropped meanwhile. Asking again gives the same slice, until
+    its losses are told.
 
     Args:
         candidates: How many there are; they are numbered from 0.
         images: How many images there are.
         keep: Places.
-        known: Losses (k, images) of subnets known whole, any number of them: what predicts.
+        known: Losses (k, images) of subnets known whole, any number of them, best first: what
+            predicts.
         bar: Mean losses of known subnets that compete for the places.
         rules: How to race.
         rng: Draws the images of a slice.
 
     Attributes:
         means: Mean loss of each candidate, estimated if it was dropped; NaN if it has none.
-        errors: Standard errors of these; 0 where all images were seen.
+        errors: Standard errors of these; 0 where all images were seen, or there is no mean.
         seen: Images that each was evaluated on.
     """
 
@@ -104,17 +107,13 @@ class Race:
         self.alive = list(range(candidates))
         self.sizes = rules.sizes(images)
         self.strata: Strata | None = None
+        self.pending: tuple[list[int], np.ndarray] | None = None  # asked for and not told
 
     def ask(self) -> tuple[list[int], np.ndarray] | None:
         """Candidates of the next slice, and its images; None when the race is over."""
-        if not self.alive:
-            return None
-        if self.strata is None and (len(self.sizes) == 1 or len(self.bar) < self.keep):
-            first = self.alive if len(self.sizes) == 1 else self.alive[: self.keep - len(self.bar)]
-            return self._slice(first, np.arange(self.images))
-        if self.strata is None:
-            self.strata = Strata(self.known, self.rules.strata, self.rng)
-        return self._slice(self.alive, self.strata.draw(self.sizes[0]))
+        if self.pending is None and self.alive:
+            self.pending = self._next_slice()
+        return self.pending
 
     def tell(self, losses: Mapping[int, np.ndarray | None]) -> list[int]:
         """Losses of each candidate on the images asked for, or None if it has none.
@@ -122,14 +121,14 @@ class Race:
         Returns:
             The candidates that are decided by now: dropped, or seen on all images.
         """
-        asked, images = self.pending
+        (asked, images), self.pending = self.pending, None
         for candidate in asked:
             if losses[candidate] is not None:
                 self.losses[candidate, images] = losses[candidate]
                 self.seen[candidate] += len(images)
         failed = [c for c in asked if not np.isfinite(self.losses[c, images]).all()]
         running = [c for c in asked if c not in failed]
-        self.means[failed] = np.nan
+        self.means[failed], self.errors[failed] = np.nan, 0.0
         decided = failed + (self._finish(running) if self._is_last() else self._drop(running))
         self.alive = [c for c in self.alive if c not in decided]
         return sorted(decided)
@@ -139,9 +138,19 @@ class Race:
         losses = self.losses[candidate]
         return losses if np.isfinite(losses).all() else None
 
-    def _slice(self, candidates: list[int], images: np.ndarray):
-        self.pending = (list(candidates), images)
-        return self.pending
+    def _next_slice(self) -> tuple[list[int], np.ndarray]:
+        if self.strata is None:
+            if pioneers := self._pioneers():
+                return pioneers, np.arange(self.images)
+            self.strata = Strata(self.known[: self.rules.controls], self.rules.strata, self.rng)
+        return list(self.alive), self.strata.draw(self.sizes[0])
+
+    def _pioneers(self) -> list[int]:
+        """Candidates to evaluate whole before the others: those without which there is no race."""
+        if len(self.sizes) == 1:
+            return list(self.alive)
+        missing = max(self.keep - len(self.bar), 1 - len(self.known), 0)
+        return self.alive[:missing]
 
     def _is_last(self) -> bool:
         return self.strata is None or len(self.sizes) == 1

@@ -16,7 +16,7 @@ class Strata:
     known subnets); more is drawn where they differ more (Neyman's allocation).
 
     Args:
-        known: Losses (k, images) of known subnets.
+        known: Losses (k, images) of known subnets, one or more.
         count: Groups, at most.
         rng: Orders the images of a group.
     """
@@ -24,23 +24,27 @@ class Strata:
     LEAST = 8  # images drawn from a group; a variance needs some
     RIDGE = 1e-4  # of the mean variance of the controls, against over-fitting
     PRIOR = 10  # images that the known subnets' spread is worth in a group's variance
+    FLOOR = 0.1  # of the mean spread; where known subnets are alike, others need not be
+    TINY = 1e-9  # spread where there is none at all, as of a single known subnet
 
     def __init__(self, known: np.ndarray, count: int, rng: np.random.Generator):
         self.known, self.typical = known, known.mean(0)
         spread = known.std(0)
         by_loss = np.argsort(self.typical, kind='stable')
-        smooth = np.convolve(spread[by_loss], np.ones(51) / 51, 'same') + 1e-9
+        width = min(51, len(by_loss))
+        smooth = np.convolve(spread[by_loss], np.ones(width) / width, 'same') + self.TINY
         label = np.minimum((count * np.cumsum(smooth) / smooth.sum()).astype(int), count - 1)
         groups = (by_loss[label == i] for i in range(count))
         self.groups = [rng.permutation(group) for group in groups if len(group)]
         self.sizes = np.array([len(group) for group in self.groups])
-        self.spread = np.array([np.sqrt((spread[g] ** 2).mean()) for g in self.groups])
+        spreads = np.array([np.sqrt((spread[g] ** 2).mean()) for g in self.groups])
+        mean = spreads @ self.sizes / self.sizes.sum()
+        self.spread = spreads + self.FLOOR * mean + self.TINY
         self.drawn = np.zeros(len(self.groups), int)
 
     def draw(self, total: int) -> np.ndarray:
-        """Images to add so that about ``total`` are drawn in all, or exactly all."""
-        shares = self.sizes if total == self.sizes.sum() else self._shares(total)
-        before, self.drawn = self.drawn, np.maximum(self.drawn, shares)
+        """Images to add so that ``total`` are drawn in all; none twice."""
+        before, self.drawn = self.drawn, self._shares(total)
         parts = zip(self.groups, before, self.drawn, strict=True)
         return np.concatenate([group[start:end] for group, start, end in parts])
 
@@ -71,8 +75,8 @@ class Strata:
         """Of the estimated means, from residuals (A, n) in the order of the groups."""
         total, fitted = rest.shape[1], len(self.known)
         inflation = total / max(total - fitted, 1)
-        scale = rest.var(axis=1) / max((self.spread**2 @ self.sizes) / self.sizes.sum(), 1e-12)
         share, variance, start = self.sizes / self.sizes.sum(), np.zeros(len(rest)), 0
+        scale = rest.var(axis=1) / (self.spread**2 @ share)
         for size, n, w, spread in zip(self.sizes, self.drawn, share, self.spread, strict=True):
             part, start = rest[:, start : start + n], start + n
             own = part.var(axis=1) * n * inflation  # a sum of squares
@@ -81,14 +85,19 @@ class Strata:
         return variance
 
     def _shares(self, total: int) -> np.ndarray:
-        """Images to draw from each group: by size times spread, none above its size."""
-        want = self.sizes * (self.spread + 0.1 * self.spread @ self.sizes / self.sizes.sum())
-        shares, full = np.zeros(len(want)), np.zeros(len(want), bool)
-        while not full.all():
-            left = total - self.sizes[full].sum()
-            shares = np.where(full, self.sizes, left * want / want[~full].sum())
-            over = ~full & (shares > self.sizes)
-            if not over.any():
-                break
-            full |= over
-        return np.clip(np.round(shares).astype(int), np.minimum(self.sizes, self.LEAST), self.sizes)
+        """Images of each group among ``total``: by its size times its spread.
+
+        None is below ``LEAST`` or what is drawn already, and none above its group.
+        """
+        want = self.sizes * self.spread
+        least = np.maximum(np.minimum(self.sizes, self.LEAST), self.drawn)
+        low, high = 0.0, (self.sizes / want).max()  # bisection for the images per unit of want
+        for _ in range(60):
+            middle = (low + high) / 2
+            if np.clip(middle * want, least, self.sizes).sum() < total:
+                low = middle
+            else:
+                high = middle
+        ends = np.cumsum(np.clip(high * want, least, self.sizes))
+        shares = np.diff(np.floor(ends + 0.5), prepend=0).astype(int)  # their sum is the total
+        return np.clip(shares, least, self.sizes)

@@ -43,7 +43,7 @@ class Study:
 
     Attributes:
         lines: All lines so far; ``images`` of them says on how many images a score rests.
-        evaluated: Images evaluated so far, over all subnets.
+        evaluated: Images evaluated so far, over all subnets; a task that gave nothing counts none.
         exhaustive: Images it would have been without the race.
     """
 
@@ -80,21 +80,40 @@ class Study:
     def score_again(self, subnets: Sequence[Subnet], generation: int) -> None:
         """Score subnets in float32, on all images and metrics, in the phase 'finals'."""
         where = dict(phase='finals', generation=generation, precision='float32')
-        self._score_whole(subnets, where)
+        finals = [line for line in self.lines if line['phase'] == 'finals']
+        known = {Subnet.from_dict(line['subnet']): line for line in finals}
+        for subnet in subnets:
+            if subnet in known:
+                self._write(subnet, where, {**known[subnet], **where})
+        fresh = [subnet for subnet in subnets if subnet not in known]
+        new = [subnet for subnet in fresh if (subnet, 'float32') not in self.known]
+        self._score_whole(fresh, where)
+        self._count_exhaustive(new, 'float32')
 
     def _generation(self, subnets: Sequence[Subnet], where: dict, keep: int) -> dict[Subnet, float]:
-        """Score subnets, those known already without evaluation; lower is better."""
+        """Score subnets, those known already without evaluation; lower is better.
+
+        One that was dropped in another phase races again: among others it may be the best.
+        """
         precision = where['precision']
-        fresh = [subnet for subnet in subnets if (subnet, precision) not in self.known]
-        for subnet in subnets:
-            if subnet not in fresh:
-                self._write(subnet, where, {**self.known[subnet, precision], **where})
-        self.exhaustive += self.images * len(fresh)
+        known = {s: self.known[s, precision] for s in subnets if (s, precision) in self.known}
+        settled = {s: line for s, line in known.items() if not self._was_dropped(line)}
+        for subnet, line in settled.items():
+            self._write(subnet, where, {**line, **where})
+        fresh = [subnet for subnet in subnets if subnet not in settled]
         if self.race is None:
             self._score_whole(fresh, where)
         else:
             self._race(fresh, where, keep)
+        self._count_exhaustive([s for s in fresh if s not in known], precision)
         return {s: self.sign * self._score_of(self.known[s, precision]) for s in subnets}
+
+    def _count_exhaustive(self, new: Sequence[Subnet], precision: str) -> None:
+        """Count subnets that were not known before; one that gave nothing costs nothing."""
+        self.exhaustive += sum(self.images for s in new if self.known[s, precision]['images'])
+
+    def _was_dropped(self, line: dict) -> bool:
+        return line['images'] < self.images and isfinite(self._score_of(line))
 
     def best(self, count: int, **where) -> list[dict]:
         """The best lines, such as those of a ``phase``, among those scored on all images."""
@@ -162,7 +181,8 @@ class Study:
             Task(first + place, subnet, precision, images) for place, subnet in enumerate(subnets)
         ]
         for task, outcome in self.perform(tasks):
-            self.evaluated += self.images if images is None else len(images)
+            if not outcome.is_empty:
+                self.evaluated += self.images if images is None else len(images)
             yield task.number - first, outcome
 
     def _write(self, subnet: Subnet, where: dict, numbers: dict) -> None:
