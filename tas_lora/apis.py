@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.registry import MODELS, init_default_scope
 
+from .analysis.search_report import write_report
 from .config_check import check_arguments, check_data, check_names, check_options
 from .engine import SupernetRunner
 from .engine.search import test_chosen
@@ -147,8 +148,6 @@ def search(
     if test:
         metrics = metrics | test_chosen(runner)
     if report and is_main_process():
-        from .analysis.search_report import write_report
-
         runner.logger.info(f'Report: {write_report(runner.work_dir)}')
     return metrics
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import call_tool
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
@@ -233,14 +232,3 @@ def test_kept_images_leave_shared_memory(digits_config):
     list(loop.images.batches())
     assert len(loop.images.kept) == len(loop.images)
     assert not any(sample['inputs'].is_shared() for sample in loop.images.kept.values())
-
-
-def test_the_picture_of_a_bfloat16_search_marks_a_finalist(tmp_path, capsys):
-    """A lucky score in bfloat16 is not the result."""
-    line = dict(params=10, generation=0, precision='bfloat16')
-    low = [dict(line, subnet=dict(a=i), cross_entropy=0.1 * i) for i in range(3)]
-    final = dict(low[1], generation=1, precision='float32', cross_entropy=0.5)
-    history = tmp_path / 'h.jsonl'
-    history.write_text('\n'.join([*map(json.dumps, [*low, final]), '']))
-    assert call_tool('analysis/plot_search.py', history, tmp_path / 'x.png') == 0
-    assert '3 subnets' in capsys.readouterr().out

@@ -23,7 +23,7 @@ SUPERNET = 'work_dirs/digits_supernet/epoch_30.pth'
 EXPERTS = 'work_dirs/digits_moLE/epoch_12.pth'
 FOUND = 'work_dirs/digits_search/best_subnet.json'
 HISTORY = 'work_dirs/digits_search/search_history.jsonl'
-PLOT = 'work_dirs/digits_search/search.png'
+REPORT = 'work_dirs/digits_search/report.html'
 EXPORT = 'work_dirs/digits_export'
 GOAL = 95.0  # test top-1 of the found subnet, in percent
 
@@ -37,10 +37,6 @@ STEPS = [
     (
         'Stage 3: search under a parameter limit, on held-out images',
         f'tools/search.py configs/digits_search.py {EXPERTS}',
-    ),
-    (
-        'Draw the search',
-        f'tools/analysis/plot_search.py {HISTORY} {PLOT}',
     ),
     (
         'Export the found subnet, read it back, compare logits',
@@ -59,7 +55,7 @@ STEPS = [
 ]
 # Of what the tools print, the lines that show progress.
 PROGRESS = re.compile(
-    r'INFO - ((Epoch\((train|val|test)\)|Experts after|Generation|Best after|The checkpoint is).*)'
+    r'INFO - ((Epoch\((train|val|test)\)|Experts after|Generation|Best after|Report|The checkpoint is).*)'
 )
 console = Console(highlight=False)
 
@@ -92,7 +88,7 @@ def run_step(number: int, title: str, command: str) -> None:
 def show(line: str) -> None:
     """Print a line of a tool if it is progress or the tool's own report."""
     progress = PROGRESS.search(line)
-    if progress or line.startswith(('data/', 'Exported', PLOT)):
+    if progress or line.startswith(('data/', 'Exported')):
         text = progress.group(1) if progress else line.rstrip()
         console.print('  ' + text, markup=False, soft_wrap=True)
 
@@ -152,7 +148,7 @@ def main():
         f'The exported files alone, in plain torch: {exported:.2f} %\n\n'
         f'supernet  {SUPERNET}\nexperts   {EXPERTS}\nsubnet    {FOUND}\n'
         f'export    {EXPORT}/weights.safetensors, {EXPORT}/architecture.json\n'
-        f'history   {HISTORY}\nplot      {PLOT}\nlogs      {LOGS}/\n\n'
+        f'history   {HISTORY}\nreport    {REPORT}\nlogs      {LOGS}/\n\n'
         f'{time.monotonic() - started:.0f} s in all',
         soft_wrap=True,
     )

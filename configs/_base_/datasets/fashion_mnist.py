@@ -1,5 +1,5 @@
-# Fashion-MNIST (Xiao et al. 2017), 60,000 + 10,000 images of 28 pixels. Put the four files of the
-# MNIST format, unzipped, in data/fashion_mnist. 10,000 training images, drawn with a fixed seed, are
+# Fashion-MNIST (Xiao et al. 2017), 60,000 + 10,000 images of 28 pixels: the four files of the
+# MNIST format, unzipped, in data/fashion_mnist. 10,000 training images, drawn by a fixed seed, are
 # held out and left to the search.
 data_preprocessor = dict(num_classes=10, mean=[72.9], std=[90.0])
 

@@ -8,9 +8,7 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from ...errors import UserError
 from ...files import write_atomic
 from ..runner import SubnetTestLoop
-from .result import FRONT, RESULT, result_of
-
-TEST = 'test.json'
+from .result import FRONT, RESULT, TEST, result_of
 
 
 def test_chosen(runner) -> dict[str, float]:

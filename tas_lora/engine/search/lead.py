@@ -23,7 +23,7 @@ from ...structures import Subnet
 from .crew import Crew
 from .identity import begin_search, identity_of
 from .progress import SearchProgress
-from .result import front_of, gates_of, record_of, write_result
+from .result import front_of, gates_of, record_of, set_aside, write_result
 
 if TYPE_CHECKING:
     from .evolution_search_loop import EvolutionarySearchLoop
@@ -55,6 +55,8 @@ class Lead:
         loop = self.loop
         identity = identity_of(loop.runner.cfg, loop.runner._load_from)
         self.identity = begin_search(self.folder, identity, loop.resume)
+        if not loop.resume:
+            set_aside(self.folder)
         lines = open_history(self.folder / HISTORY, loop.resume)
         journal = Journal(self.folder / JOURNAL, loop.resume)
         if loop.measured is not None:

@@ -13,7 +13,8 @@ from ...search import Study
 from ...search.front import knee_points, pareto_front
 from ...structures import Subnet
 
-RESULT, FRONT, GATES, COST = 'best_subnet.json', 'front.json', 'gates.json', 'search_cost.json'
+RESULT, FRONT, GATES = 'best_subnet.json', 'front.json', 'gates.json'
+COST, TEST = 'search_cost.json', 'test.json'
 _OF_A_LINE = ('phase', 'generation', 'error')  # not of a result
 _LAYERS = ('qkv', 'proj', 'fc1', 'fc2')
 
@@ -31,6 +32,14 @@ def write_result(
     write_together(
         {folder / name: json.dumps(value, indent=2) + '\n' for name, value in contents.items()}
     )
+
+
+def set_aside(folder: Path) -> None:
+    """Before a new search: an earlier result must not be taken for its own."""
+    if (folder / RESULT).exists():
+        (folder / RESULT).replace(folder / f'{RESULT}.old')
+    for name in (FRONT, GATES, COST, TEST, 'report.html'):
+        (folder / name).unlink(missing_ok=True)
 
 
 def result_of(folder: str | Path) -> dict:

@@ -1,0 +1,22 @@
+"""Show a search as one page, report.html, and figures; also one that still runs."""
+
+import argparse
+
+from tas_lora import cli
+from tas_lora.analysis.search_report import write_report
+
+
+def main():
+    """Parse and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('work_dir', help='work directory of a search')
+    parser.add_argument(
+        '--score', default='cross_entropy', help='metric to rank by, if the search does not say it'
+    )
+    parser.add_argument('--rule', choices=['less', 'greater'], default='less', help='likewise')
+    args = parser.parse_args()
+    print(write_report(args.work_dir, args.score, args.rule))
+
+
+if __name__ == '__main__':
+    cli.run(main)
