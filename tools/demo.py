@@ -55,7 +55,8 @@ STEPS = [
 ]
 # Of what the tools print, the lines that show progress.
 PROGRESS = re.compile(
-    r'INFO - ((Epoch\((train|val|test)\)|Experts after|Generation|Best after|Report|The checkpoint is).*)'
+    r'INFO - ((Epoch\((train|val|test)\)|Experts after|Generation|Best after|Report|'
+    r'The checkpoint is).*)'
 )
 console = Console(highlight=False)
 

@@ -46,7 +46,8 @@ class SearchProgress:
         before = sys.stdout
         self.bar.start()
         for handler in self.runner.logger.handlers:  # what is logged goes above the bar
-            if type(handler) is logging.StreamHandler and handler.stream is before:
+            is_ours = type(handler) is logging.StreamHandler and handler.stream is before
+            if is_ours and sys.stdout is not before:
                 self.streams.append((handler, handler.setStream(sys.stdout)))
         return self
 
