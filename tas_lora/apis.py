@@ -1,5 +1,6 @@
 """From a config to a running job: thin functions behind the tools."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -182,8 +183,17 @@ def evaluate(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -
 def _build_runner(cfg: Config) -> SupernetRunner:
     if cfg.get('launcher', 'none') == 'pytorch' and not torch.cuda.is_available():
         _use_gloo(cfg)
+    if find_spec('tensorboard') is not None:
+        _add_tensorboard(cfg)
     with blame('the model or the runner cannot be built'):
         return SupernetRunner.from_cfg(cfg)
+
+
+def _add_tensorboard(cfg: Config) -> None:
+    """Scalars go to TensorBoard, too, unless the config says where they go."""
+    backends = (cfg.get('visualizer') or {}).get('vis_backends')
+    if backends == [dict(type='LocalVisBackend')]:
+        cfg.visualizer.vis_backends = [*backends, dict(type='TensorboardVisBackend')]
 
 
 def find_resumable(work_dir: str | Path) -> Path | None:

@@ -226,3 +226,12 @@ def test_usage_of_the_script():
         done = subprocess.run([script, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 2
         assert said in done.stderr
+
+
+def test_tensorboard_is_written_to_unless_the_config_says_where():
+    cfg = apis.load_config(ROOT / 'configs' / 'digits_search.py')
+    apis._add_tensorboard(cfg)
+    names = [backend['type'] for backend in cfg.visualizer.vis_backends]
+    assert names == ['LocalVisBackend', 'TensorboardVisBackend']
+    apis._add_tensorboard(cfg)
+    assert len(cfg.visualizer.vis_backends) == 2
