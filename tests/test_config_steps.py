@@ -19,6 +19,7 @@ from tas_lora.apis import load_config
 
 SPACE = {'embed_dim', 'depth', 'num_heads', 'mlp_ratio'}
 BLOCKS_LESS = 10  # of 12 to 16
+SMALL = dict(MNIST=(8, 8, 1), FashionMNIST=(28, 28, 1))
 FULL_SIZE = ('autoformer_t_supernet', 'autoformer_t_moLE')
 
 
@@ -51,9 +52,9 @@ def make_up(node, photo: str, classes: int) -> None:
     """Replace every data set that reads a folder, and let this process do the loading."""
     if isinstance(node, dict):
         if 'data_root' in node:
-            pipeline, digits = node['pipeline'], node['type'] == 'MNIST'
+            pipeline, small = node['pipeline'], SMALL.get(node['type'], (32, 32, 3))
             loads = any(step['type'] == 'LoadImageFromFile' for step in pipeline)
-            image = photo if loads else (8, 8, 1) if digits else (32, 32, 3)
+            image = photo if loads else small
             node.clear()
             node.update(type='MadeUpImages', image=image, classes=classes, pipeline=pipeline)
         if node.get('type') == 'tas_lora.HeldOutSplit':
@@ -130,7 +131,7 @@ def search_two(cfg) -> None:
 def test_two_steps(name, photo, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     cfg = made_up(name, photo, tmp_path)
-    if name not in FULL_SIZE and not name.startswith('digits'):
+    if name not in FULL_SIZE and not name.startswith(('digits', 'fashion')):
         cfg = Config(shrunk(cfg.to_dict()))
     if name.endswith('search'):
         search_two(cfg)

@@ -164,6 +164,15 @@ def test_the_best_of_a_budget_is_read_off(searched, capsys, tmp_path):
     assert call_tool('pick_subnet.py', folder, '--max', 'params=few') == 2
 
 
+@pytest.fixture
+def ctrl_c():
+    """As in a terminal; a test runner may have its processes ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures('ctrl_c')
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_search_that_can_go_on(searched, capsys, monkeypatch, number):
     predict, left = CandidateEvaluator._predict, [7]

@@ -1,19 +1,20 @@
 """Ranks that share the candidates of a search: each takes the next one when it is free."""
 
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
+import numpy as np
 from mmengine.dist import broadcast_object_list, get_rank, get_world_size
 from torch.distributed import TCPStore
 
 from ...errors import UserError
 from ...search import Outcome, Task
+from .messages import pack, pack_outcome, pack_tasks, unpack, unpack_outcome, unpack_tasks
 
 _POLL = 0.002  # seconds
-_OVER = b'over'
+_OVER = 'over'
 _ALL = 10**9  # tasks; more than any round has
 
 
@@ -48,7 +49,8 @@ class Crew:
         if self.store is not None and self.leads:
             self._count('taken', _ALL)
             message = None if error is None else f'{kind.__name__}: {error}'
-            self.store.set(f'{self.round + 1}/tasks', pickle.dumps((_OVER, self.farewell, message)))
+            farewell = pack({_OVER: self.farewell, 'error': message})
+            self.store.set(f'{self.round + 1}/tasks', farewell)
             if error is None or isinstance(error, Exception):  # a signal has reached all
                 self._wait_for_leavers()
 
@@ -62,7 +64,7 @@ class Crew:
             yield from ((task, self.work(task)) for task in tasks)
             return
         self.round += 1
-        self.store.set(f'{self.round}/tasks', pickle.dumps(tasks))
+        self.store.set(f'{self.round}/tasks', pack_tasks(tasks))
         missing, arrived = len(tasks), 0
         while missing:
             if (number := self._take(len(tasks))) is not None:
@@ -83,38 +85,37 @@ class Crew:
         """
         while True:
             self.round += 1
-            tasks = self._next_tasks()
-            if tasks[0] == _OVER:
-                _, farewell, error = tasks
+            message, images = self._next_message()
+            if _OVER in message:
                 self.store.add('left', 1)
-                if error is not None:
-                    raise UserError(f'rank 0: {error}')
-                return farewell
+                if message['error'] is not None:
+                    raise UserError(f'rank 0: {message["error"]}')
+                return message[_OVER]
+            tasks = unpack_tasks(message, images)
             while (number := self._take(len(tasks))) is not None:
                 self._work_and_tell(number, tasks[number])
 
     def _work_and_tell(self, number: int, task: Task) -> None:
         try:
-            answer = (number, self.work(task), None)
+            outcome = self.work(task)
         except Exception as error:
-            answer = (number, None, f'rank {self.rank}: {type(error).__name__}: {error}')
-            self._tell(answer)
+            self._tell(pack(dict(error=f'rank {self.rank}: {type(error).__name__}: {error}')))
             time.sleep(1)  # a launcher ends all as soon as one has ended: let the leader speak
             raise
-        self._tell(answer)
+        self._tell(pack_outcome(number, outcome))
 
-    def _tell(self, answer: tuple) -> None:
+    def _tell(self, answer: bytes) -> None:
         place = self._count('told', 1)
-        self.store.set(f'{self.round}/{place}', pickle.dumps(answer))
+        self.store.set(f'{self.round}/{place}', answer)
         self._count('done', 1)
 
     def _collect(self, place: int) -> tuple[int, Outcome]:
         key = f'{self.round}/{place}'
-        number, outcome, error = pickle.loads(self.store.get(key))
+        message, losses = unpack(self.store.get(key))
         self.store.delete_key(key)
-        if error is not None:
-            raise UserError(error)
-        return number, outcome
+        if 'error' in message:
+            raise UserError(message['error'])
+        return unpack_outcome(message, losses)
 
     def _take(self, count: int) -> int | None:
         """The next task that nobody has."""
@@ -135,9 +136,9 @@ class Crew:
                 )
             time.sleep(_POLL)
 
-    def _next_tasks(self):
+    def _next_message(self) -> tuple[dict, np.ndarray | None]:
         try:
-            return pickle.loads(self.store.get(f'{self.round}/tasks'))
+            return unpack(self.store.get(f'{self.round}/tasks'))
         except RuntimeError as error:  # DistStoreError, DistNetworkError: closed, or too long
             raise UserError('rank 0 of the search has gone; see its log') from error
 
