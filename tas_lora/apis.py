@@ -1,16 +1,17 @@
 """From a config to a running job: thin functions behind the tools."""
 
+import inspect
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import LOOPS, MODELS, init_default_scope
 
 from .analysis.search_report import write_report
 from .config_check import check_arguments, check_data, check_names, check_options
-from .engine import SupernetRunner
+from .engine import SubnetTestLoop, SupernetRunner
 from .engine.search import test_chosen
 from .errors import UserError, blame
 from .files import checkpoints_in, is_damaged, newest_whole
@@ -124,8 +125,10 @@ def prepare_search(cfg: Config, checkpoint: str | Path) -> SupernetRunner:
     return runner
 
 
-def check_search(cfg: Config, checkpoint: str | Path) -> None:
+def check_search(cfg: Config, checkpoint: str | Path, test: bool = False) -> None:
     """Build all that a search needs, and read its checkpoint, but do not search."""
+    if test:
+        _check_test(cfg)
     prepare_search(cfg, checkpoint).load_checkpoint(str(checkpoint))
 
 
@@ -140,10 +143,8 @@ def search(
         test: At the end, read the test set once, for the subnets that were chosen.
         report: Draw the search: ``report.html`` and figures in the work directory.
     """
-    if test and cfg.get('test_cfg') is None:
-        raise UserError('this config tests nothing: it has no test_cfg')
     if test:
-        check_data(cfg, ('test_dataloader',))
+        _check_test(cfg)
     runner = prepare_search(cfg, checkpoint)
     metrics = runner.val()
     if test:
@@ -181,12 +182,25 @@ def evaluate(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -
 
 
 def _build_runner(cfg: Config) -> SupernetRunner:
+    if Path(cfg.get('work_dir') or '.').is_file():
+        raise UserError(f'work_dir {cfg.work_dir} is a file; give a folder by --work-dir')
     if cfg.get('launcher', 'none') == 'pytorch' and not torch.cuda.is_available():
         _use_gloo(cfg)
     if find_spec('tensorboard') is not None:
         _add_tensorboard(cfg)
     with blame('the model or the runner cannot be built'):
         return SupernetRunner.from_cfg(cfg)
+
+
+def _check_test(cfg: Config) -> None:
+    """Refuse what could not be tested at the end of a search, before it begins."""
+    if cfg.get('test_cfg') is None:
+        raise UserError('this config tests nothing: it has no test_cfg')
+    loop = cfg.test_cfg.get('type')
+    loop = LOOPS.get(loop) if isinstance(loop, str) else loop
+    if not (inspect.isclass(loop) and issubclass(loop, SubnetTestLoop)):
+        raise UserError("--test needs test_cfg=dict(type='tas_lora.SubnetTestLoop', ...)")
+    check_data(cfg, ('test_dataloader',))
 
 
 def _add_tensorboard(cfg: Config) -> None:

@@ -13,7 +13,9 @@ from mmengine.runner import Runner
 from tiny import SPACE
 
 from tas_lora import UserError, apis, count_params
+from tas_lora.engine.search import lead
 from tas_lora.engine.search.candidate_evaluator import CandidateEvaluator
+from tas_lora.engine.search.identity import identity_of
 from tas_lora.search import Limits
 
 SMALL = {
@@ -127,6 +129,9 @@ OTHERS = {
     ),
     'val_cfg.space.depth': ([2, 3], r'val_cfg.space.depth was \[2, 3, 4\], is \[2, 3\] now'),
     'val_dataloader.dataset.seed': (1, 'val_dataloader.dataset.seed was 0, is 1 now'),
+    'data_preprocessor.mean': ([10.0], r'data_preprocessor.mean was \[78.0\], is \[10.0\] now'),
+    'val_cfg.race': (RACE, 'val_cfg.race.first was nothing, is 60 now'),
+    'val_dataloader.dataset.size': (100, 'val_dataloader.dataset.size was 287, is 100 now'),
 }
 
 
@@ -136,6 +141,77 @@ def test_another_search_is_not_resumed(config, field):
     value, message = OTHERS[field]
     with pytest.raises(UserError, match=f'is of another search: .*{message}'):
         search(config('first', resume=True, options={field: value}))
+
+
+def test_other_images_at_the_same_place_are_noticed(config, digits_root):
+    search(config('first'))
+    labels = digits_root / 'train-labels-idx1-ubyte'
+    content = labels.read_bytes()
+    try:
+        labels.write_bytes(content[:8] + content[8:][::-1])
+        with pytest.raises(UserError, match='held-out images was 287, checksum'):
+            search(config('first', resume=True))
+    finally:
+        labels.write_bytes(content)
+
+
+@pytest.mark.parametrize('moment', ['begin_search', 'open_history', 'Journal'])
+def test_killed_while_a_new_search_begins_in_the_folder_of_another(
+    config, tmp_path, monkeypatch, moment
+):
+    """What the other one found is never taken for the new one's."""
+    expected = search(config('new', options={'val_cfg.evolution.seed': 5}))
+    search(config('folder'))
+
+    def die(*arguments):
+        raise Killed
+
+    again = config('folder', options={'val_cfg.evolution.seed': 5})
+    with monkeypatch.context() as patch:
+        patch.setattr(lead, moment, die)
+        with pytest.raises(Killed):
+            search(again)
+    again.val_cfg.resume = True
+    assert search(again) == expected
+
+
+def test_what_has_no_name_is_not_resumed(config):
+    search(config('first'))
+    (Path(config('first').work_dir) / 'search.json').unlink()
+    with pytest.raises(UserError, match='has search_history.jsonl without search.json'):
+        search(config('first', resume=True))
+
+
+@pytest.mark.parametrize('content', ['{', '[]', '{"config": 1, "settings": 2}', ''])
+def test_an_identity_that_is_damaged(config, content):
+    search(config('first'))
+    path = Path(config('first').work_dir) / 'search.json'
+    whole = json.loads(path.read_text())
+    path.write_text(content if content != '' else json.dumps(whole | dict(settings=2)))
+    with pytest.raises(UserError, match=r'search.json is no result of a search'):
+        search(config('first', resume=True))
+
+
+def test_without_the_journal_all_is_evaluated_again(config, caplog):
+    expected = search(config('first'))
+    (Path(config('first').work_dir) / 'search_journal.bin').unlink()
+    assert search(config('first', resume=True)) == expected
+
+
+def test_a_history_of_other_numbers_is_refused(config):
+    search(config('first'))
+    path = Path(config('first').work_dir, 'search_history.jsonl')
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[3]['cross_entropy'] *= 1.5
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    with pytest.raises(UserError, match='line 4 is not of the subnet .* or has other numbers'):
+        search(config('first', resume=True))
+
+
+def test_weights_at_an_address_have_no_identity(config):
+    cfg = config('first')
+    with pytest.raises(UserError, match='download the file first'):
+        identity_of(cfg, 'http://somewhere/weights.pth', '')
 
 
 def test_other_weights_are_noticed(config, tmp_path):
@@ -172,11 +248,17 @@ def test_the_tool_resumes(config, tmp_path, capsys):
     assert 'Going on behind 18 subnets that are scored' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('kind', ['marked', 'the same'])
+@pytest.mark.parametrize('kind', ['marked', 'marked by a number', 'concatenated', 'the same'])
 def test_the_test_set_is_refused(config, kind):
     cfg = config('test')
     cfg.val_dataloader = cfg.test_dataloader.copy()
+    if kind == 'marked by a number':
+        cfg.val_dataloader.dataset.test_mode = 1
+    if kind == 'concatenated':
+        part = cfg.val_dataloader.dataset
+        cfg.val_dataloader.dataset = dict(type='ConcatDataset', datasets=[part])
     if kind == 'the same':
+        cfg.val_dataloader.dataset.data_root += '/'
         for loader in (cfg.val_dataloader, cfg.test_dataloader):
             loader.dataset.update(split='train', test_mode=False)
     with pytest.raises(UserError, match='val_dataloader.dataset is the test set'):

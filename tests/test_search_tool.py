@@ -10,10 +10,11 @@ import torch
 from conftest import ROOT, call_tool
 
 from tas_lora import Subnet, apis
+from tas_lora.engine import SubnetTestLoop
 from tas_lora.engine.search.candidate_evaluator import CandidateEvaluator
-from tas_lora.engine.search.final_test import SubnetTestLoop
 
 EVOLUTION = dict(population=6, generations=3, parents=3, mutations=2, crossovers=2)
+RACE = dict(first=60, strata=2, controls=4)
 SMALL = {'val_cfg.evolution': EVOLUTION, 'val_cfg.constraints': dict(params=(20e3, 60e3))}
 
 
@@ -85,6 +86,7 @@ def test_a_baseline_is_added_to_a_search_that_is_over(searched, monkeypatch):
     whole = searched('--baseline', folder='other')[1]
     for name in ('search_history.jsonl', 'front.json'):
         assert (folder / name).read_text() == (whole / name).read_text()
+    assert call_tool('search.py', '--replay', folder, '--no-report') == 0
 
 
 def test_the_test_set_is_read_once_for_what_was_chosen(searched, monkeypatch):
@@ -101,6 +103,8 @@ def test_the_test_set_is_read_once_for_what_was_chosen(searched, monkeypatch):
     assert len(runs) == 2  # one of them here
     assert searched('--test', '--baseline', '--resume')[0] == 0
     assert len(runs) == 2
+    assert result_of(folder)['test'] == tested
+    assert searched('--baseline', '--resume')[0] == 0
     assert result_of(folder)['test'] == tested
 
 
@@ -164,6 +168,21 @@ def test_the_best_of_a_budget_is_read_off(searched, capsys, tmp_path):
     assert call_tool('pick_subnet.py', folder, '--max', 'params=few') == 2
 
 
+def test_after_a_race_an_estimate_may_be_the_best_of_a_budget(searched, capsys):
+    options = [f'val_cfg.race.{name}={value}' for name, value in RACE.items()]
+    folder = searched('--cfg-options', *options)[1]
+    path = folder / 'search_history.jsonl'
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    smallest = min(lines, key=lambda line: line['params'])
+    smallest.update(images=60, error=0.0123)  # as of one that was dropped
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    capsys.readouterr()
+    assert call_tool('pick_subnet.py', folder, '--max', f'params={smallest["params"]}') == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)['subnet'] == smallest['subnet']
+    assert 'is an estimate, with a standard error of 0.012' in captured.err
+
+
 @pytest.fixture
 def ctrl_c():
     """As in a terminal; a test runner may have its processes ignore it."""
@@ -216,11 +235,23 @@ def test_a_signal_ends_a_search_that_can_go_on(searched, capsys, monkeypatch, nu
         ),
         (['--cfg-options', 'val_cfg.surrogate=3'], 'val_cfg.surrogate must be True or False'),
         (['--test', '--cfg-options', 'test_cfg=None'], 'has no test_cfg'),
+        (['--replay', 'x', '--goals', 'params'], 'leave out options that change it'),
+        (['--work-dir', 'weights.pth'], 'work_dir weights.pth is a file; give a folder'),
     ],
 )
 def test_options_that_make_no_sense(searched, capsys, options, message):
     assert searched(*options)[0] == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_test_that_cannot_be_is_refused_before_the_search(searched, tmp_path, capsys):
+    text = (tmp_path / 'search.py').read_text()
+    (tmp_path / 'search.py').write_text(text + "\ntest_cfg = dict(type='TestLoop')\n")
+    for options in (['--test'], ['--test', '--check-only']):
+        code, folder = searched(*options)
+        assert code == 2
+        assert '--test needs test_cfg=dict(' in capsys.readouterr().err.splitlines()[-1]
+        assert not folder.exists()
 
 
 def test_check_only_searches_nothing(searched):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from tas_lora import cli
@@ -36,7 +37,14 @@ def main():
         if line.get('phase') == 'search'
     ]
     limits = {name: (None, number) for name, number in args.max}
-    best = best_within(lines, limits, result['score'], result['rule'])
+    best = best_within(lines, limits, result['score'], result['rule'], estimates=True)
+    if best.get('error'):
+        print(
+            f'{result["score"]} of this subnet is an estimate, with a standard error of '
+            f'{best["error"]:.2g}: the race dropped it. For exact scores search with --exhaustive '
+            'or with --goals',
+            file=sys.stderr,
+        )
     print(json.dumps(best))
     if args.out:
         Path(args.out).write_text(json.dumps(best, indent=2) + '\n')

@@ -55,13 +55,16 @@ def parse_args():
     args = parser.parse_args()
     if args.replay is None and args.checkpoint is None:
         parser.error('CONFIG and CHECKPOINT are needed, or --replay RESULT')
+    if args.replay is not None and (args.model or args.goals or args.exhaustive or args.baseline):
+        parser.error('--replay repeats a search as it was: leave out options that change it')
     return args
 
 
 def searched_config(args) -> Config:
     """The config of a search, with what the options say."""
     cfg = cli.config_from(args)
-    if not str((cfg.get('val_cfg') or {}).get('type')).endswith('SearchLoop'):
+    loop = (cfg.get('val_cfg') or {}).get('type')
+    if not str(getattr(loop, '__name__', loop)).endswith('SearchLoop'):  # a class, or its name
         raise UserError(f'{args.config} is no search config: its val_cfg is no search loop')
     if args.model is not None:
         options = {k: v for k, v in (args.cfg_options or {}).items() if k.startswith('model.')}
@@ -84,7 +87,8 @@ def replayed_config(args) -> tuple[Config, str]:
     apis.check_checkpoint_file(checkpoint, 'give the file as CHECKPOINT')
     check_checkpoint(checkpoint, identity)
     cfg = apis.checked_config(Config(identity['config']), args.cfg_options)
-    folder = Path(args.replay) if Path(args.replay).is_dir() else Path(args.replay).parent
+    path = Path(args.replay).resolve()
+    folder = path if path.is_dir() else path.parent
     cfg.work_dir = args.work_dir or f'{folder}_replay'
     cfg.launcher = args.launcher
     cfg.val_cfg.resume = args.resume
@@ -101,7 +105,7 @@ def main():
     else:
         cfg, checkpoint = replayed_config(args)
     if args.check_only:
-        apis.check_search(cfg, checkpoint)
+        apis.check_search(cfg, checkpoint, test=args.test)
         return
     apis.search(cfg, checkpoint, test=args.test, report=not args.no_report)
     if args.replay is not None and is_main_process():

@@ -71,22 +71,24 @@ def best_within(
     limits: Mapping[str, tuple[float | None, float | None]],
     score: str,
     rule: str,
+    estimates: bool = False,
 ) -> Mapping:
     """The best of the records of a search that are within limits; the first among equals.
 
     Args:
         records: Lines of a search history: numbers by name, NaN where one is unknown. Those with
-            fewer ``images`` than the most are estimates, and left out.
+            fewer ``images`` than the most are estimates of a race.
         limits: ``{name: (low, high)}``, inclusive; None leaves a side open.
         score: Name of the number to choose by.
         rule: Whether ``'less'`` or ``'greater'`` of it is better.
+        estimates: Whether they may be chosen, too.
 
     Raises:
         UserError: If no record is within the limits, or has one of the names; it says what
             range the records have.
     """
     one_of(rule, 'rule', ('less', 'greater'))
-    records = _complete(records)
+    records = list(records) if estimates else _complete(records)
     ranges = {name: _range(name, limit) for name, limit in limits.items()}
     offers = {name: _offer(records, name) for name in (*ranges, score)}
     fits = [r for r in records if _is_within(r, ranges) and not isnan(_number(r, score))]

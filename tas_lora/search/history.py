@@ -1,6 +1,7 @@
 """The history of a search: a line for each subnet, written as it is scored, and read back."""
 
 import json
+from math import isclose, isnan
 from pathlib import Path
 
 from ..errors import UserError
@@ -68,9 +69,21 @@ class History:
         if self.place == len(self.known):
             append_line(self.path, json.dumps(line))
             self.known.append(line)
-        elif any(self.known[self.place].get(key) != line[key] for key in _SAME):
+        elif not _is_same(self.known[self.place], line):
             raise UserError(
                 f'{self.path}, line {self.place + 1} is not of the subnet that this search scores '
-                'next: it is the history of another one; search anew, without --resume'
+                'next, or has other numbers: it is the history of another one; search anew, '
+                'without --resume'
             )
         self.place += 1
+
+
+def _is_same(known: dict, line: dict) -> bool:
+    """Whether two lines agree; scores may differ as they do between machines."""
+    if any(known.get(key) != line[key] for key in _SAME) or set(known) != set(line):
+        return False
+    numbers = [key for key in line if key not in _SAME and key != 'error']
+    return all(
+        isclose(known[key], line[key], rel_tol=1e-3) or isnan(line[key]) and isnan(known[key])
+        for key in numbers
+    )

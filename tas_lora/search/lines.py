@@ -28,6 +28,10 @@ def open_lines(
         path.replace(path.with_name(f'{path.name}.old'))
     if not path.exists() or not path.stat().st_size:
         return []
+    if b'\n' not in path.read_bytes():  # the first line was being written
+        warnings.warn(f'{path}: the last line is torn, and left out', stacklevel=3)
+        path.write_bytes(b'')
+        return []
     lines = read(path)
     write_atomic(path, ''.join(json.dumps(line) + '\n' for line in lines))
     return lines

@@ -7,8 +7,7 @@ from mmengine.dist import broadcast_object_list, is_main_process
 
 from ...errors import UserError
 from ...files import write_atomic
-from ..runner import SubnetTestLoop
-from .result import FRONT, RESULT, TEST, result_of
+from .result import FRONT, RESULT, TEST, by_name, chosen_of, known_test, result_of
 
 
 def test_chosen(runner) -> dict[str, float]:
@@ -33,41 +32,20 @@ def test_chosen(runner) -> dict[str, float]:
         if is_main_process():
             write_atomic(folder / TEST, json.dumps(dict(subnets=chosen, metrics=metrics)))
     if is_main_process():
-        result = result_of(folder) | dict(test=_by_name(chosen, metrics))
+        result = result_of(folder) | dict(test=by_name(chosen, metrics))
         write_atomic(folder / RESULT, json.dumps(result, indent=2) + '\n')
     return {f'test/{name}': value for name, value in metrics.items()}
 
 
 def _plan(folder: Path) -> tuple[dict, dict | None]:
     """Chosen subnets by name, and their metrics if they are known."""
-    result = result_of(folder)
-    chosen = dict(found=result['subnet'])
-    if result['baseline']:
-        chosen['random'] = result['baseline']['subnet']
-    knees = [r for r in json.loads((folder / FRONT).read_text()) if r['knee']]
-    if result['goals']:
-        chosen |= {f'knee{number}': record['subnet'] for number, record in enumerate(knees, 1)}
-    path = folder / TEST
-    known = json.loads(path.read_text()) if path.exists() else {}
-    return chosen, known['metrics'] if known.get('subnets') == chosen else None
+    chosen = chosen_of(result_of(folder), json.loads((folder / FRONT).read_text()))
+    return chosen, known_test(folder, chosen)
 
 
 def _test(runner, chosen: dict) -> dict[str, float]:
-    if runner._test_loop is None or 'type' not in runner._test_loop:
+    if 'subnets' not in (runner._test_loop or {}):
         raise UserError("test_cfg must be dict(type='tas_lora.SubnetTestLoop', ...)")
     runner._test_loop = dict(runner._test_loop, subnets=chosen)
     runner.prepare('test')
-    if not isinstance(runner.test_loop, SubnetTestLoop):
-        raise UserError("test_cfg.type must be 'tas_lora.SubnetTestLoop' to test what was found")
     return {name: float(value) for name, value in runner.test().items()}
-
-
-def _by_name(chosen: dict, metrics: dict) -> dict[str, dict]:
-    return {
-        name: {
-            metric.removeprefix(f'{name}/'): value
-            for metric, value in metrics.items()
-            if metric.startswith(f'{name}/')
-        }
-        for name in chosen
-    }

@@ -1,16 +1,18 @@
 """The images that candidates are scored on, by index, decoded once for all of them."""
 
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import torch
+from mmengine.dataset import BaseDataset
 from mmengine.dist import get_world_size
 from torch.utils.data import DataLoader
 
-from ...datasets.replay import check_readable
+from ...datasets.replay import UNREADABLE, ReplayDataset, check_readable
 from ...errors import UserError
 from ...structures.subnet import bounded
 
@@ -61,6 +63,17 @@ class HeldOutImages:
         """Number of images."""
         return len(self.dataset)
 
+    def fingerprint(self) -> str:
+        """How many images there are, and a checksum of their labels and file names."""
+        described = 0
+        data = self.dataset.dataset if isinstance(self.dataset, ReplayDataset) else self.dataset
+        if isinstance(data, BaseDataset):
+            for index in range(len(data)):
+                info = data.get_data_info(index)
+                text = f'{info.get("gt_label")} {Path(str(info.get("img_path", ""))).name}'
+                described = zlib.crc32(text.encode(), described)
+        return f'{len(self):,}, checksum {described:08x}'
+
     def batches(self, indices: Sequence[int] | None = None) -> Iterator[dict]:
         """Batches of the images with these indices, or of all, in order.
 
@@ -79,7 +92,8 @@ class HeldOutImages:
         self.chosen.indices = wanted
         for chunk, samples in zip(_chunks(wanted, self.batch_size), self.loader, strict=True):
             for sample in samples:
-                check_readable(sample)
+                if UNREADABLE in sample:
+                    check_readable({UNREADABLE: [sample[UNREADABLE]]})
             self._keep(chunk, samples)
             yield samples
 

@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 import warnings
+from collections.abc import Iterator
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,22 +17,34 @@ from ...files import write_atomic
 from ..runner.same_run import differences, run_record
 
 FILE = 'search.json'
-_SECTIONS = ('model', 'val_cfg', 'val_dataloader', 'val_evaluator')
+_SECTIONS = (
+    'model',
+    'data_preprocessor',
+    'custom_hooks',
+    'val_cfg',
+    'val_dataloader',
+    'val_evaluator',
+)
 _PACKAGES = ('tas-lora', 'torch', 'mmengine', 'mmpretrain', 'numpy', 'pymoo', 'scikit-learn')
 _OF_THE_RUN = ('work_dir', 'load_from', 'launcher', 'resume', 'experiment_name')  # no more
 
 
-def identity_of(config: dict, checkpoint: str | None) -> dict:
+def identity_of(config: dict, checkpoint: str | None, images: str) -> dict:
     """All that a search follows from, and by what it was run.
 
     Args:
         config: The whole config.
         checkpoint: Path of the weights, if any were loaded.
+        images: What tells the held-out images from others.
     """
+    if '://' in str(checkpoint):
+        raise UserError(
+            f'{checkpoint}: a search is known by the SHA-256 of its weights; download the file first'
+        )
     digest = None
-    if checkpoint and Path(checkpoint).is_file():
+    if checkpoint:
         digest = sha256(Path(checkpoint).read_bytes()).hexdigest()
-    settings = run_record(config, _SECTIONS)
+    settings = run_record(config, _SECTIONS) | {'held-out images': images}
     if (config.get('val_cfg') or {}).get('measure') is not None:
         settings['measured on'] = _device()
     versions = {package: _version(package) for package in _PACKAGES}
@@ -57,6 +70,8 @@ def begin_search(folder: Path, identity: dict, resume: bool) -> dict:
         UserError: If the search to go on with is another one, naming what differs.
     """
     path = folder / FILE
+    if resume and not path.exists():
+        _refuse_nameless(folder)
     if not (resume and path.exists()):
         write_atomic(path, json.dumps(identity, indent=2) + '\n')
         return identity
@@ -69,6 +84,10 @@ def begin_search(folder: Path, identity: dict, resume: bool) -> dict:
         raise UserError(f'{path} is of another search: {changes}; search anew, without --resume')
     if changes := differences(before['versions'], identity['versions']):
         warnings.warn(f'The search goes on with other versions: {changes}', stacklevel=2)
+    # A random search may be added to one that is over.
+    stored, now = (found['config']['val_cfg'] for found in (before, identity))
+    stored.update({key: now[key] for key in ('baseline',) if key in now})
+    write_atomic(path, json.dumps(before, indent=2) + '\n')
     return before
 
 
@@ -99,11 +118,12 @@ def refuse_test_set(config: dict) -> None:
         UserError: If the dataset of the search is marked as test set, or is the one of the test.
     """
     searched, tested = (
-        _innermost((config.get(loader) or {}).get('dataset'))
+        list(_innermost((config.get(loader) or {}).get('dataset')))
         for loader in ('val_dataloader', 'test_dataloader')
     )
-    marked = searched.get('test_mode') is True or searched.get('split') == 'test'
-    same = bool(searched) and _source(searched) == _source(tested)
+    marked = any(data.get('test_mode') or data.get('split') == 'test' for data in searched)
+    sources = [_source(data) for data in tested]
+    same = any(_source(data) in sources for data in searched)
     if marked or (same and not _is_held_out(config['val_dataloader'])):
         raise UserError(
             'val_dataloader.dataset is the test set; what is found on it cannot be tested on it. '
@@ -118,6 +138,10 @@ def _read(path: Path) -> dict:
         found = content.get('search', content)
         if not {'config', 'checkpoint_sha256', 'settings', 'versions'} <= set(found):
             raise ValueError('it says not by which config, weights and versions')
+        if not all(isinstance(found[key], dict) for key in ('config', 'settings', 'versions')):
+            raise ValueError('config, settings and versions must be dicts')
+        if not isinstance(found['config'].get('val_cfg'), dict):
+            raise ValueError('its config has no val_cfg')
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(
             f'{path} is no result of a search: {error}; tools/search.py writes best_subnet.json '
@@ -144,16 +168,37 @@ def _name(value) -> str:
     return f'{value.__module__}.{value.__qualname__}' if callable(value) else str(value)
 
 
-def _innermost(dataset) -> dict:
-    """The dataset inside of wrappers."""
-    while isinstance(dataset, dict) and isinstance(dataset.get('dataset'), dict):
-        dataset = dataset['dataset']
-    return dict(dataset) if isinstance(dataset, dict) else {}
+def _innermost(dataset) -> Iterator[dict]:
+    """The datasets inside of wrappers and concatenations."""
+    if not isinstance(dataset, dict):
+        return
+    inside = [dataset.get('dataset'), *(dataset.get('datasets') or ())]
+    if any(isinstance(part, dict) for part in inside):
+        for part in inside:
+            yield from _innermost(part)
+    else:
+        yield dict(dataset)
 
 
 def _source(dataset: dict) -> dict:
     """Where the images of a dataset come from."""
-    return {key: value for key, value in dataset.items() if key != 'pipeline'}
+    source = {key: dataset.get(key) for key in ('type', 'ann_file', 'data_prefix', 'split')}
+    root = dataset.get('data_root')
+    return source | dict(
+        data_root=root and str(Path(root)), test_mode=bool(dataset.get('test_mode'))
+    )
+
+
+def _refuse_nameless(folder: Path) -> None:
+    """What a search has left without its identity could be of any search."""
+    left = [
+        name for name in ('search_history.jsonl', 'search_journal.bin') if (folder / name).exists()
+    ]
+    if left:
+        raise UserError(
+            f'{folder} has {left[0]} without {FILE}, which says of what search it is; search anew, '
+            'without --resume'
+        )
 
 
 def _is_held_out(loader: dict) -> bool:

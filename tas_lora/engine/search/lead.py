@@ -53,10 +53,11 @@ class Lead:
     def run(self, crew: Crew) -> dict:
         """Search with a crew; returns score and costs of the best subnet."""
         loop = self.loop
-        identity = identity_of(loop.runner.cfg, loop.runner._load_from)
-        self.identity = begin_search(self.folder, identity, loop.resume)
+        weights, images = loop.runner._load_from, loop.images.fingerprint()
+        identity = identity_of(loop.runner.cfg, weights, images)
         if not loop.resume:
             set_aside(self.folder)
+        self.identity = begin_search(self.folder, identity, loop.resume)
         lines = open_history(self.folder / HISTORY, loop.resume)
         journal = Journal(self.folder / JOURNAL, loop.resume)
         if loop.measured is not None:
@@ -64,6 +65,8 @@ class Lead:
         share = self._check_limits()
         if lines:
             self.logger.info(f'Going on behind {len(lines)} subnets that are scored.')
+        if lines and not journal.known:
+            self.logger.warning(f'{journal.path} is missing: all of them are evaluated again.')
         self.progress = self._new_progress(share)
         self.study = Study(
             lambda tasks: self._perform(tasks, journal, crew),
@@ -171,12 +174,11 @@ class Lead:
             )
         baseline = self._winner('baseline') if loop.baseline else None
         winner = Subnet.from_dict(best['subnet'])
-        goals = loop.goals or ('params',)
         cost = self.progress.cost() | dict(processes=get_world_size())
         write_result(
             self.folder,
             self._record(best, baseline),
-            front_of(study, goals, 'search', loop.precision),
+            front_of(study, loop.goals, 'search', loop.precision),
             gates_of(loop.model, winner),
             cost,
         )

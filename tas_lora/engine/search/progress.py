@@ -36,6 +36,7 @@ class SearchProgress:
         self.start = time.monotonic()
         self.seconds = 0.0  # of evaluations
         self.fresh = self.fresh_images = self.done = 0
+        self.recalled = 0  # candidates that were known when this run began
         on_terminal = sys.stdout.isatty() and is_main_process()
         columns = (BarColumn(_WIDTH), TextColumn('{task.fields[text]}'))
         self.bar = Progress(*columns, transient=True, disable=not on_terminal)
@@ -71,6 +72,7 @@ class SearchProgress:
     def note(self, line: dict, best: float) -> None:
         """A candidate is decided; ``best`` is the best score so far."""
         self.done += 1
+        self.recalled += self.fresh == 0
         text = self._text(best)
         self.bar.update(self.place, completed=self.done, text=text)
         if is_main_process():
@@ -92,7 +94,8 @@ class SearchProgress:
 
     def _text(self, best: float) -> str:
         spent = time.monotonic() - self.start
-        left = spent / self.done * max(self.total - self.done, 0)
+        fresh = max(self.done - self.recalled, 1)
+        left = spent / fresh * max(self.total - self.done, 0)
         return (
             f'{self.done}/{self.total}  best {best:.4f}  '
             f'{self.fresh_images / max(self.seconds, 1e-9):,.0f} images/s  '

@@ -1,7 +1,10 @@
 """What a search leaves behind: the best subnet, the front, and how its experts are mixed."""
 
 import json
+from hashlib import sha256
+from math import isfinite, nan
 from pathlib import Path
+from reprlib import repr as short
 
 import numpy as np
 import torch
@@ -12,11 +15,40 @@ from ...models import SupernetClassifier
 from ...search import Study
 from ...search.front import knee_points, pareto_front
 from ...structures import Subnet
+from ..runner.same_run import differences
 
 RESULT, FRONT, GATES = 'best_subnet.json', 'front.json', 'gates.json'
 COST, TEST = 'search_cost.json', 'test.json'
 _OF_A_LINE = ('phase', 'generation', 'error')  # not of a result
 _LAYERS = ('qkv', 'proj', 'fc1', 'fc2')
+
+
+def chosen_of(result: dict, front: list[dict]) -> dict[str, dict]:
+    """Subnets that a search has chosen, by name: the best, that of random search, the knees."""
+    chosen = dict(found=result['subnet'])
+    if result['baseline']:
+        chosen['random'] = result['baseline']['subnet']
+    knees = [record['subnet'] for record in front if record['knee']]
+    return chosen | {f'knee{number}': subnet for number, subnet in enumerate(knees, 1)}
+
+
+def known_test(folder: Path, chosen: dict[str, dict]) -> dict[str, float] | None:
+    """Metrics of an earlier test of just these subnets; None if there was none."""
+    path = folder / TEST
+    known = json.loads(path.read_text()) if path.exists() else {}
+    return known['metrics'] if known.get('subnets') == chosen else None
+
+
+def by_name(chosen: dict[str, dict], metrics: dict[str, float]) -> dict[str, dict]:
+    """Metrics 'name/metric' as a dict for each name."""
+    return {
+        name: {
+            metric.removeprefix(f'{name}/'): value
+            for metric, value in metrics.items()
+            if metric.startswith(f'{name}/')
+        }
+        for name in chosen
+    }
 
 
 def record_of(line: dict) -> dict:
@@ -27,7 +59,10 @@ def record_of(line: dict) -> dict:
 def write_result(
     folder: Path, record: dict, front: list[dict], gates: dict | None, cost: dict
 ) -> None:
-    """Write all files of a result, whole."""
+    """Write all files of a result, whole; a test of what was chosen stays in it."""
+    chosen = chosen_of(record, front)
+    if (tested := known_test(folder, chosen)) is not None:
+        record = record | dict(test=by_name(chosen, tested))
     contents = {RESULT: record, FRONT: front, GATES: gates or {}, COST: cost}
     write_together(
         {folder / name: json.dumps(value, indent=2) + '\n' for name, value in contents.items()}
@@ -35,11 +70,15 @@ def write_result(
 
 
 def set_aside(folder: Path) -> None:
-    """Before a new search: an earlier result must not be taken for its own."""
-    if (folder / RESULT).exists():
-        (folder / RESULT).replace(folder / f'{RESULT}.old')
-    for name in (FRONT, GATES, COST, TEST, 'report.html'):
+    """Before a new search: nothing of an earlier one must be taken for its own.
+
+    Its identity goes first, so that what is left by a kill in between belongs to no search.
+    """
+    for name in ('search.json', FRONT, GATES, COST, TEST, 'report.html'):
         (folder / name).unlink(missing_ok=True)
+    for name in (RESULT, 'search_history.jsonl', 'search_journal.bin', 'measured.jsonl'):
+        if (folder / name).exists():
+            (folder / name).replace(folder / f'{name}.old')
 
 
 def result_of(folder: str | Path) -> dict:
@@ -60,34 +99,64 @@ def result_of(folder: str | Path) -> dict:
 
 def compare_results(one: str | Path, other: str | Path) -> tuple[bool, str]:
     """Whether two searches found the same, and a line on it."""
-    before, now = result_of(one), result_of(other)
+    before, now = (_comparable(path) for path in (one, other))
     name = before['score']
-    compared = ('subnet', name, 'candidates', 'images_evaluated')
-    differing = [key for key in compared if before.get(key) != now.get(key)]
+    compared = ('subnet', name, 'candidates', 'images_evaluated', 'baseline', 'front', 'history')
+    lost = [key for key in ('front', 'history') if before[key] is None]  # a result on its own
+    differing = [k for k in compared if k not in lost and before.get(k) != now.get(k)]
     if not differing:
         return True, f'The same result: {name} {now.get(name)}, {Subnet.coerce(now)}'
-    said = '; '.join(f'{key} was {before.get(key)}, is {now.get(key)} now' for key in differing)
-    return False, f'Not the same result: {said}'
+    said = '; '.join(
+        f'{key} was {short(before.get(key))}, is {short(now.get(key))} now' for key in differing
+    )
+    return False, f'Not the same result: {said}{_versions(before, now)}'
+
+
+def _comparable(path: str | Path) -> dict:
+    """A result with the digest of its history, and its front."""
+    result, folder = result_of(path), Path(path)
+    folder = folder if folder.is_dir() else folder.parent
+    for name, file in (('front', FRONT), ('history', 'search_history.jsonl')):
+        path = folder / file
+        result[name] = sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else None
+    return result
+
+
+def _versions(before: dict, now: dict) -> str:
+    text = differences(before['search']['versions'], now['search']['versions'])
+    return f'; versions differ: {text}' if text else ''
 
 
 def front_of(study: Study, goals: tuple[str, ...], phase: str, precision: str) -> list[dict]:
     """Records that no other one beats in score and all goals, best score first.
 
+    After a race, the scores of those it dropped are estimates: ``images`` and ``error`` say so.
+
     Args:
         study: The search.
-        goals: Costs that are to be low.
+        goals: Costs that are to be low; without any, the front is that of the parameters, and
+            has no knees.
         phase: Whose lines count.
         precision: Likewise.
 
     Returns:
         Records with ``knee``: whether giving up a little of one gains much of another there.
     """
-    lines = study.best(len(study.lines), phase=phase, precision=precision)
-    points = np.array([_point(study, line, goals) for line in lines]).reshape(len(lines), -1)
+    lines = [
+        line
+        for line in study.lines
+        if (line['phase'], line['precision']) == (phase, precision)
+        and isfinite(line.get(study.score, nan))
+    ]
+    lines.sort(key=lambda line: study.sign * line[study.score])
+    costs = goals or ('params',)
+    points = np.array([_point(study, line, costs) for line in lines]).reshape(len(lines), -1)
     chosen = np.flatnonzero(pareto_front(points)) if lines else []
-    knees = set(knee_points(points[chosen])) if len(chosen) > 2 else set()
+    knees = set(knee_points(points[chosen])) if goals else set()
+    errors = (dict(error=lines[index]['error']) for index in chosen)
     return [
-        {**record_of(lines[index]), 'knee': place in knees} for place, index in enumerate(chosen)
+        {**record_of(lines[index]), **error, 'knee': place in knees}
+        for place, (index, error) in enumerate(zip(chosen, errors, strict=True))
     ]
 
 
