@@ -1,11 +1,9 @@
 """The weight-entangled vision transformer of AutoFormer, top to bottom."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -14,9 +12,7 @@ from ...registry import MODELS
 from ...structures import Subnet
 from ...structures.subnet import boolean, bounded, one_of, positive, within
 from ..layers import (
-    ElasticAttention,
     ElasticLayerNorm,
-    ElasticLinear,
     ElasticPatchEmbed,
     MoLELinear,
     check_supernet,
@@ -27,69 +23,9 @@ from ..layers import (
     token_index,
 )
 from .compiled import compile_branches
-
-
-class ElasticBlock(nn.Module):
-    """Pre-norm transformer block; it stores no architecture.
-
-    Args:
-        embed_dim, num_heads, hidden_dim: Full width C, number of heads H and MLP width.
-        head_dim: Width D of a head.
-        max_relative_position: Offset R at which relative positions are clipped.
-        drop_path_rate: Stochastic depth, the same rate for both branches.
-        linear: Makes the linear layers, as ``linear(kind, in_features, out_features, parts=1)``
-            with kind one of ``LAYER_KINDS``.
-        init_std: Standard deviation of the initial position tables.
-    """
-
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        hidden_dim: int,
-        head_dim: int,
-        max_relative_position: int,
-        drop_path_rate: float,
-        linear: Callable[..., ElasticLinear],
-        init_std: float,
-    ):
-        super().__init__()
-        self.attn_norm = ElasticLayerNorm(embed_dim)
-        self.attn = ElasticAttention(
-            embed_dim, num_heads, head_dim, max_relative_position, linear, init_std
-        )
-        self.ffn_norm = ElasticLayerNorm(embed_dim)
-        self.fc1 = linear('fc1', embed_dim, hidden_dim)
-        self.fc2 = linear('fc2', hidden_dim, embed_dim)
-        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
-
-    def forward(
-        self, x: Tensor, num_heads: int, hidden_dim: int, rel_index: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """Map (B, N, C) to (B, N, C)."""
-        x = x + self.drop_path(self.attention(x, num_heads, rel_index))
-        return x + self.drop_path(self.mlp(x, hidden_dim))
-
-    def attention(self, x: Tensor, num_heads: int, rel_index: tuple[Tensor, Tensor]) -> Tensor:
-        """The first branch, (B, N, C) to itself."""
-        return self.attn(self.attn_norm(x), num_heads, rel_index)
-
-    def mlp(self, x: Tensor, hidden_dim: int) -> Tensor:
-        """The second branch, (B, N, C) to itself."""
-        return self.fc2(F.gelu(self.fc1(self.ffn_norm(x), hidden_dim)), x.shape[-1])
-
-    def sliced_linears(
-        self, embed_dim: int, num_heads: int, hidden_dim: int
-    ) -> Iterator[tuple[ElasticLinear, int, int]]:
-        """Each linear layer with the (output, input) widths a subnet uses of it.
-
-        In the order of ``LAYER_KINDS``, which is the router's.
-        """
-        inner = num_heads * self.attn.head_dim
-        yield self.attn.qkv, inner, embed_dim
-        yield self.attn.proj, embed_dim, inner
-        yield self.fc1, hidden_dim, embed_dim
-        yield self.fc2, embed_dim, hidden_dim
+from .elastic_block import ElasticBlock
+from .outputs import OUT_TYPES, form_output, freeze, frozen_parts, frozen_stages_of, output_blocks
+from .pretrained import load_pretrained, pretrained_file
 
 
 @MODELS.register_module()
@@ -104,8 +40,12 @@ class ElasticViT(BaseModule):
         in_channels: Image channels.
         head_dim: Width of one attention head; the same in all subnets.
         max_relative_position: Offset at which 2-D relative positions are clipped.
-        out_type: What :meth:`forward` pools: 'avg_featmap', the mean over patches (AutoFormer),
-            or 'cls_token'.
+        out_type: What :meth:`forward` makes of tokens: 'avg_featmap', the mean over patches
+            (AutoFormer), 'cls_token', or 'featmap', all patches as a map.
+        out_indices: Blocks whose output is wanted, one or several in rising order; negative ones
+            count from the supernet's last, whose output alone is normalised (as in MMPretrain).
+        frozen_stages: Not trained are: nothing (-1), patches and positions (0), they and the
+            first k blocks (k), at k = depth the norm, too. Not for a backbone with ``mole``.
         drop_path_rate: Stochastic depth of the last block, linear over the supernet's depth; a
             shallower subnet keeps the first rates.
         mole: Experts of the linear layers, ``dict(num_experts=K, rank=R)`` and the options of
@@ -114,7 +54,8 @@ class ElasticViT(BaseModule):
         compile_blocks: Run the branches of blocks through ``torch.compile``; each pair of widths
             (6 + 6 in T) takes some seconds when it is first met.
         with_cp: Compute activations inside blocks again in the backward, to save memory.
-        init_cfg: MMEngine's initialisation config.
+        init_cfg: MMEngine's initialisation config. ``dict(type='Pretrained', checkpoint=FILE)``
+            takes all that ``load_supernet`` takes, positions resized to this image size.
 
     Raises:
         UserError: If an argument is out of range, or on an image of another size.
@@ -129,6 +70,8 @@ class ElasticViT(BaseModule):
         head_dim: int = 64,
         max_relative_position: int = 14,
         out_type: str = 'avg_featmap',
+        out_indices: int | Sequence[int] = -1,
+        frozen_stages: int = -1,
         drop_path_rate: float = 0.0,
         mole: dict | None = None,
         init_std: float = 0.02,
@@ -140,7 +83,7 @@ class ElasticViT(BaseModule):
         self.with_cp = boolean(with_cp, 'model.backbone.with_cp')
         with within('model.backbone.arch'):
             self.arch = Subnet.coerce(arch)
-        one_of(out_type, 'model.backbone.out_type', ('avg_featmap', 'cls_token'))
+        one_of(out_type, 'model.backbone.out_type', OUT_TYPES)
         rate = bounded(drop_path_rate, 'model.backbone.drop_path_rate', reached=False)
         init_std = positive(init_std, 'model.backbone.init_std', float)
         self.image_spec = checked_sizes(
@@ -151,6 +94,7 @@ class ElasticViT(BaseModule):
             max_relative_position=max_relative_position,
         )  # what count_params and count_flops take, classes excepted
         self.out_type = out_type
+        self.out_indices = output_blocks(out_indices, self.arch.depth)
         experts = expert_sizes(mole, self.arch.depth)
         check_supernet(self.arch, self.image_spec, experts)
         self._build_tokens(init_std)
@@ -159,16 +103,22 @@ class ElasticViT(BaseModule):
         if boolean(compile_blocks, 'model.backbone.compile_blocks'):
             compile_branches(self.blocks)
         self.norm = ElasticLayerNorm(self.arch.embed_dim)
+        self.frozen_stages = frozen_stages_of(frozen_stages, self.arch.depth, self.num_experts)
+        freeze(self)
 
-    def forward(self, images: Tensor, subnet: Subnet | None = None) -> tuple[Tensor]:
+    def forward(self, images: Tensor, subnet: Subnet | None = None) -> tuple[Tensor, ...]:
         """Features of ``subnet`` (the whole ``arch`` if None).
+
+        A block that the subnet does not have passes on what it is given: the output of a block
+        beyond its depth is that of its last one, so that every subnet gives as many features.
 
         Args:
             images: (B, in_channels, img_size, img_size).
             subnet: The slice to run; it must fit inside ``arch``.
 
         Returns:
-            One pooled feature (B, C), in a tuple as MMPretrain's heads expect.
+            For each of ``out_indices`` a pooled feature (B, C), or with 'featmap' a map
+            (B, C, img_size / patch_size, img_size / patch_size); C is the subnet's width.
         """
         subnet = subnet or self.arch
         self._check_images(images)
@@ -177,11 +127,32 @@ class ElasticViT(BaseModule):
         x = torch.cat([cls_token, x], dim=1) + self.pos_embed[..., : subnet.embed_dim]
         rel_index = (self.rel_index, self.rel_marks)
         recompute = self.with_cp and torch.is_grad_enabled()
-        for block, (_, num_heads, hidden_dim) in self.active_blocks(subnet):
+        outputs = {}
+        for i, (block, (_, num_heads, hidden_dim)) in enumerate(self.active_blocks(subnet)):
             inputs = (x, num_heads, hidden_dim, rel_index)
             x = recomputed(block, *inputs) if recompute else block(*inputs)
-        x = self.norm(x)
-        return (x[:, 0] if self.out_type == 'cls_token' else x[:, 1:].mean(dim=1),)
+            if i in self.out_indices:
+                outputs[i] = x
+        outputs = {i: outputs.get(i, x) for i in self.out_indices}
+        if self.arch.depth - 1 in outputs:
+            outputs[self.arch.depth - 1] = self.norm(x)
+        return tuple(form_output(tokens, self.out_type) for tokens in outputs.values())
+
+    def train(self, mode: bool = True) -> 'ElasticViT':
+        """As in torch; frozen blocks stay in evaluation mode, without drop path."""
+        super().train(mode)
+        for part in frozen_parts(self):
+            part.eval()
+        return self
+
+    def init_weights(self) -> None:
+        """As in MMEngine, but a pretrained file is read safely, and fits or is refused."""
+        file = pretrained_file(self.init_cfg)
+        if file is None:
+            super().init_weights()
+        else:
+            load_pretrained(self, file)
+            self.is_init = True
 
     def active_blocks(self, subnet: Subnet) -> Iterator[tuple[ElasticBlock, tuple[int, int, int]]]:
         """The blocks ``subnet`` runs, each with (embed_dim, num_heads, hidden_dim)."""

@@ -1,0 +1,3 @@
+from .plain_checkpoints import PlainCheckpoints
+
+__all__ = ['PlainCheckpoints']

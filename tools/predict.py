@@ -1,0 +1,206 @@
+"""Classify images with an exported subnet."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from tas_lora import UserError, cli
+from tas_lora.errors import blame
+from tas_lora.models.plain_vit import PlainViT, load_plain_vit
+from tas_lora.structures.subnet import positive
+
+_MODES = {1: 'L', 3: 'RGB'}  # Pillow's, by number of channels
+_ORDERS = ('RGB', 'BGR')
+_LONGEST = 100  # times the short edge
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('export', help='folder that tools/export.py wrote')
+    parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files, of any size')
+    parser.add_argument('--top', type=int, default=5, help='classes shown of each image')
+    parser.add_argument('--classes', help='text file with the name of a class in each line')
+    parser.add_argument('--out', help='write the predictions to this JSON file')
+    parser.add_argument('--batch-size', type=int, default=32)
+    parser.add_argument(
+        '--crop-ratio',
+        type=float,
+        default=1.0,
+        help='share of the short edge that the central square takes; '
+        "0.875 is ImageNet's 224 of 256 pixels (default: 1)",
+    )
+    parser.add_argument(
+        '--channel-order',
+        choices=_ORDERS,
+        help='what the network was trained on, where the export does not say',
+    )
+    return parser.parse_args()
+
+
+def load_export(folder: str) -> tuple[PlainViT, dict]:
+    """The network and ``architecture.json``; raises :class:`UserError` if there are none."""
+    if not (Path(folder) / 'architecture.json').is_file():
+        raise UserError(
+            f'{folder} is no export: it has no architecture.json; give the folder that '
+            'tools/export.py wrote to'
+        )
+    with blame(f'{folder} cannot be loaded'):
+        return load_plain_vit(folder)
+
+
+def class_names(path: str | None, description: dict) -> list[str] | None:
+    """Names from a file, or else from the export, None if neither has any."""
+    source, names = 'classes of architecture.json', description.get('classes')
+    if path is not None:
+        with blame(f'--classes {path} cannot be read'):
+            source, names = f'--classes {path}', Path(path).read_text('utf-8').split('\n')
+        while names and not names[-1].strip():  # the end of the last line
+            names.pop()
+    count = description['network']['num_classes']
+    if names is not None and (not isinstance(names, list) or len(names) != count):
+        found = len(names) if isinstance(names, list) else repr(names)
+        raise UserError(f'{source}: {found} names for a network of {count} classes; give {count}')
+    return names and [str(name).strip() for name in names]
+
+
+def read_image(path: str, mode: str, side: int, crop_ratio: float) -> np.ndarray:
+    """The central square of an image, as evaluations crop it.
+
+    The short edge is resized to ``side / crop_ratio`` (bicubic) and the centre cropped, exactly as
+    MMPretrain's ``ResizeEdge`` (of its Pillow backend) and ``CenterCrop`` do.
+
+    Args:
+        path: The file.
+        mode: 'L' or 'RGB'.
+        side: Side of the square in pixels.
+        crop_ratio: Share of the short edge that the square takes.
+
+    Returns:
+        (side, side) or (side, side, 3), values 0..255.
+    """
+    if not Path(path).is_file():
+        what = 'is no file' if Path(path).exists() else 'does not exist'
+        raise UserError(f'image {path} {what}')
+    with blame(f'image {path} cannot be read'), Image.open(path) as file:
+        if file.mode.startswith(('I', 'F')):  # Pillow would cut all values above 255
+            raise UserError(f'image {path} has more than 8 bits a channel; save it with 8')
+        image = ImageOps.exif_transpose(file).convert(mode)
+    edge, short = round(side / crop_ratio), min(image.size)
+    if max(image.size) > _LONGEST * short:  # enlarged, it might not fit in memory
+        raise UserError(f'image {path} is more than {_LONGEST} times as long as wide; cut it')
+    image = image.resize([edge * length // short for length in image.size], Image.BICUBIC)
+    left, top = (round((length - side) / 2) for length in image.size)
+    return np.asarray(image.crop((left, top, left + side, top + side)), np.float32)
+
+
+class Preprocessing:
+    """From files to the batches that an exported network takes.
+
+    Args:
+        description: Content of ``architecture.json``.
+        crop_ratio: As in :func:`read_image`.
+        channel_order: 'RGB' or 'BGR', where the export does not say.
+
+    Raises:
+        UserError: If the network takes no images of 1 or 3 channels, or the order is not known.
+    """
+
+    def __init__(self, description: dict, crop_ratio: float, channel_order: str | None):
+        network, preprocess = description['network'], description['preprocess']
+        channels = network['in_channels']
+        if channels not in _MODES:
+            raise UserError(f'the network takes {channels} channels; image files have 1 or 3')
+        order = preprocess.get('channel_order')
+        if channels == 3 and order not in _ORDERS:
+            if channel_order is None:
+                raise UserError(
+                    f'architecture.json gives the order of channels as {order!r}; set '
+                    '--channel-order to RGB, or to BGR if OpenCV read the images of the training'
+                )
+            order = channel_order
+        self.flip = channels == 3 and order == 'BGR'
+        self.mode, self.side, self.crop_ratio = _MODES[channels], network['img_size'], crop_ratio
+        mean, std = preprocess.get('mean') or [0.0], preprocess.get('std') or [1.0]
+        self.mean, self.std = (torch.tensor(value).view(-1, 1, 1) for value in (mean, std))
+
+    def __call__(self, paths: list[str]) -> Tensor:
+        """Normalised images (B, channels, side, side)."""
+        images = [read_image(path, self.mode, self.side, self.crop_ratio) for path in paths]
+        batch = torch.from_numpy(np.stack(images)).view(len(paths), self.side, self.side, -1)
+        batch = batch.flip(3) if self.flip else batch
+        return (batch.permute(0, 3, 1, 2) - self.mean) / self.std
+
+
+@torch.no_grad()
+def predict(
+    model: PlainViT, preprocessing: Preprocessing, paths: list[str], batch_size: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Each image with the probabilities of all classes, (classes,).
+
+    Raises:
+        UserError: On an image that cannot be read, or if the network's output is not finite.
+    """
+    for start in range(0, len(paths), batch_size):
+        batch = paths[start : start + batch_size]
+        logits = model(preprocessing(batch))
+        if not logits.isfinite().all():
+            raise UserError(f'the network gives no finite numbers for {batch[0]} and those behind')
+        yield from zip(batch, logits.softmax(dim=1), strict=True)
+
+
+def ranked(probabilities: Tensor, top: int, names: list[str] | None) -> list[dict]:
+    """The likeliest classes, best first."""
+    values, classes = probabilities.topk(min(top, len(probabilities)))
+    return [
+        dict(class_index=index, probability=value)
+        | ({} if names is None else dict(class_name=names[index]))
+        for index, value in zip(classes.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def table_of(results: list[dict]) -> Table:
+    """The predictions of all images."""
+    table = Table('image', 'class', 'probability')
+    for result in results:
+        for rank, found in enumerate(result['predictions']):
+            image = '' if rank else Path(result['image']).name
+            label = found.get('class_name', str(found['class_index']))
+            cells = (escape(image), escape(label), f'{found["probability"]:.1%}')
+            table.add_row(*cells, style='dim' if rank else '')
+        table.add_section()
+    return table
+
+
+def main() -> None:
+    """Parse, load, predict, print and write."""
+    args = parse_args()
+    top = positive(args.top, '--top', int)
+    batch_size = positive(args.batch_size, '--batch-size', int)
+    if not 0.1 <= args.crop_ratio <= 1:
+        raise UserError(f'--crop-ratio must be a number from 0.1 to 1, got {args.crop_ratio}')
+    if args.out:
+        cli.check_output(args.out)
+    model, description = load_export(args.export)
+    names = class_names(args.classes, description)
+    preprocessing = Preprocessing(description, args.crop_ratio, args.channel_order)
+    results = [
+        dict(image=path, predictions=ranked(probabilities, top, names))
+        for path, probabilities in predict(model, preprocessing, args.images, batch_size)
+    ]
+    Console().print(table_of(results))
+    if args.out:
+        Path(args.out).write_text(json.dumps(results, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    cli.run(main)
