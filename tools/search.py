@@ -15,24 +15,7 @@ def parse_args():
     parser.add_argument(
         'checkpoint', nargs='?', help='checkpoint with trained experts, or a bare supernet'
     )
-    parser.add_argument(
-        '--model',
-        metavar='CONFIG',
-        help='search with the model of this config, such as a variant in configs/ablations',
-    )
-    parser.add_argument(
-        '--goals',
-        nargs='+',
-        metavar='COST',
-        help='costs to keep low beside a good score, such as params or flops: NSGA-II finds the '
-        'front of trade-offs',
-    )
-    parser.add_argument(
-        '--exhaustive', action='store_true', help='evaluate every subnet on all images, no race'
-    )
-    parser.add_argument(
-        '--baseline', action='store_true', help='search at random, too, for comparison'
-    )
+    add_kind(parser)
     parser.add_argument(
         '--test',
         action='store_true',
@@ -58,6 +41,28 @@ def parse_args():
     if args.replay is not None and (args.model or args.goals or args.exhaustive or args.baseline):
         parser.error('--replay repeats a search as it was: leave out options that change it')
     return args
+
+
+def add_kind(parser) -> None:
+    """Add the options that say what is searched."""
+    parser.add_argument(
+        '--model',
+        metavar='CONFIG',
+        help='search with the model of this config, such as a variant in configs/ablations',
+    )
+    parser.add_argument(
+        '--goals',
+        nargs='+',
+        metavar='COST',
+        help='costs to keep low beside a good score, such as params or flops: NSGA-II finds the '
+        'front of trade-offs',
+    )
+    parser.add_argument(
+        '--exhaustive', action='store_true', help='evaluate every subnet on all images, no race'
+    )
+    parser.add_argument(
+        '--baseline', action='store_true', help='search at random, too, for comparison'
+    )
 
 
 def searched_config(args) -> Config:

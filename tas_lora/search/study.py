@@ -70,7 +70,7 @@ class Study:
     def run(self, search: AskAndTell, phase: str, precision: str, keep: int) -> Iterator[int]:
         """Run a search to its end; yields the number of generations that are scored.
 
-        Of its subnets the ``keep`` best are surely seen whole.
+        Of its subnets the ``keep`` best are seen whole, as surely as a race can tell.
         """
         while subnets := search.ask():
             where = dict(phase=phase, generation=search.generation, precision=precision)

@@ -39,7 +39,8 @@ def identity_of(config: dict, checkpoint: str | None, images: str) -> dict:
     """
     if '://' in str(checkpoint):
         raise UserError(
-            f'{checkpoint}: a search is known by the SHA-256 of its weights; download the file first'
+            f'{checkpoint}: a search is known by the SHA-256 of its weights; download the file '
+            'first'
         )
     digest = None
     if checkpoint:

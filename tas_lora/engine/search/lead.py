@@ -119,8 +119,8 @@ class Lead:
             yield task, outcome
 
     def _search(self) -> None:
-        loop, keep = self.loop, getattr(self.loop.evolution, 'parents', 1)  # NSGA-II has none
-        keep = max(keep, self._finals_of('search'))
+        loop = self.loop
+        keep = max(loop.evolution.parents, self._finals_of('search'))
         self._run_phase('search', loop.evolution, keep)
         if loop.evolution.generation < loop.evolution.generations:
             self.logger.info('No further subnet within the limits was found.')
@@ -192,7 +192,7 @@ class Lead:
             **record_of(best),
             score=loop.score,
             rule=loop.rule,
-            parents=getattr(loop.evolution, 'parents', 0),
+            parents=0 if loop.goals else loop.evolution.parents,
             goals=list(loop.goals),
             candidates=len({str(line['subnet']) for line in study.lines}),
             images_evaluated=study.evaluated,
