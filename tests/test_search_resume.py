@@ -210,7 +210,7 @@ def test_a_history_of_other_numbers_is_refused(config):
 
 def test_weights_at_an_address_have_no_identity(config):
     cfg = config('first')
-    with pytest.raises(UserError, match="download the file first"):
+    with pytest.raises(UserError, match='download the file first'):
         identity_of(cfg, 'http://somewhere/weights.pth', '')
 
 

@@ -114,9 +114,7 @@ class Lead:
                 unknown.append(task)
             else:
                 yield task, outcome
-        for task, outcome in self.progress.timed(crew.perform(unknown)):
-            journal.append(task, outcome)
-            yield task, outcome
+        yield from self.progress.timed(crew.perform(unknown, keep=journal.append))
 
     def _search(self) -> None:
         loop = self.loop
