@@ -34,8 +34,9 @@ class Crew:
 
     Each rank has a thread beside its work. The leader's takes in the answers; another's counts
     on in the store as long as the rank lives, however long its task takes. The store lives in
-    the leader's process, so a leader that ends is missed at once; one whose machine is cut off,
-    when the system gives the connection up (Linux: a quarter of an hour).
+    the leader's process, so that the others miss a leader that has ended as soon as they are
+    through with their tasks; one whose machine is cut off, when the system gives the connection
+    up (Linux: a quarter of an hour).
 
     Args:
         work: Evaluates a task.
