@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from conftest import ROOT, call_tool
 from tas_lora import Subnet, apis
 from tas_lora.engine import SubnetTestLoop
 from tas_lora.engine.search.candidate_evaluator import CandidateEvaluator
+from tas_lora.engine.search.result import front_of
 
 EVOLUTION = dict(population=6, generations=3, parents=3, mutations=2, crossovers=2)
 RACE = dict(first=60, strata=2, controls=4)
@@ -275,3 +277,21 @@ def test_tensorboard_is_written_to_unless_the_config_says_where():
     assert names == ['LocalVisBackend', 'TensorboardVisBackend']
     apis._add_tensorboard(cfg)
     assert len(cfg.visualizer.vis_backends) == 2
+
+
+def test_a_subnet_too_large_for_the_device_is_on_no_front():
+    """Its latency is infinite, of which pymoo's knees would make an error at a search's end."""
+    base = dict(phase='search', precision='float32', error=0.0, images=9)
+    costs = [
+        (0.1, float('inf')),
+        (0.2, 3.0),
+        (0.3, 2.0),
+        (0.4, 2.5),
+        (0.5, 1.0),
+        (0.0, float('nan')),
+    ]
+    lines = [dict(base, loss=loss, latency=latency) for loss, latency in costs]
+    study = SimpleNamespace(lines=lines, score='loss', sign=1)
+    front = front_of(study, ('latency',), 'search', 'float32')
+    assert [record['loss'] for record in front] == [0.2, 0.3, 0.5]
+    assert front_of(study, ('latency',), 'baseline', 'float32') == []

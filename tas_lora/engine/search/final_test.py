@@ -5,7 +5,6 @@ from pathlib import Path
 
 from mmengine.dist import broadcast_object_list, is_main_process
 
-from ...errors import UserError
 from ...files import write_atomic
 from .result import FRONT, RESULT, TEST, by_name, chosen_of, known_test, result_of
 
@@ -44,8 +43,6 @@ def _plan(folder: Path) -> tuple[dict, dict | None]:
 
 
 def _test(runner, chosen: dict) -> dict[str, float]:
-    if 'subnets' not in (runner._test_loop or {}):
-        raise UserError("test_cfg must be dict(type='tas_lora.SubnetTestLoop', ...)")
     runner._test_loop = dict(runner._test_loop, subnets=chosen)
     runner.prepare('test')
     return {name: float(value) for name, value in runner.test().items()}

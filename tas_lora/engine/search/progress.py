@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from mmengine.dist import is_main_process
 from rich.progress import BarColumn, Progress, TextColumn
 
 from ...errors import STOPPED
@@ -19,7 +18,7 @@ _WIDTH = 10  # of the bar: the text beside it fits in 80 columns
 
 
 class SearchProgress:
-    """Counts what is scored and how long it takes.
+    """Counts what is scored and how long it takes; for the rank that leads.
 
     Args:
         runner: Has the logger and the visualizer.
@@ -37,9 +36,8 @@ class SearchProgress:
         self.seconds = 0.0  # of evaluations
         self.fresh = self.fresh_images = self.done = 0
         self.recalled = 0  # candidates that were known when this run began
-        on_terminal = sys.stdout.isatty() and is_main_process()
         columns = (BarColumn(_WIDTH), TextColumn('{task.fields[text]}'))
-        self.bar = Progress(*columns, transient=True, disable=not on_terminal)
+        self.bar = Progress(*columns, transient=True, disable=not sys.stdout.isatty())
         self.streams: list[tuple[logging.StreamHandler, TextIO]] = []
         self.place = self.bar.add_task('', total=total, text='')
 
@@ -75,11 +73,8 @@ class SearchProgress:
         self.recalled += self.fresh == 0
         text = self._text(best)
         self.bar.update(self.place, completed=self.done, text=text)
-        if is_main_process():
-            scalars = {
-                f'search/{name}': line[name] for name in (self.name, 'images') if name in line
-            }
-            self.runner.visualizer.add_scalars({**scalars, 'search/best': best}, step=self.done)
+        scalars = {f'search/{name}': line[name] for name in (self.name, 'images') if name in line}
+        self.runner.visualizer.add_scalars({**scalars, 'search/best': best}, step=self.done)
         if self.done % self.interval == 0:
             self.runner.logger.info(f'Search {text}')
 

@@ -142,21 +142,23 @@ def front_of(study: Study, goals: tuple[str, ...], phase: str, precision: str) -
     Returns:
         Records with ``knee``: whether giving up a little of one gains much of another there.
     """
+    names = (study.score, *(goals or ('params',)))
     lines = [
         line
-        for line in study.lines
+        for line in study.lines  # a subnet too large for the device has infinite costs
         if (line['phase'], line['precision']) == (phase, precision)
-        and isfinite(line.get(study.score, nan))
+        and all(isfinite(line.get(name, nan)) for name in names)
     ]
+    if not lines:
+        return []
     lines.sort(key=lambda line: study.sign * line[study.score])
-    costs = goals or ('params',)
-    points = np.array([_point(study, line, costs) for line in lines]).reshape(len(lines), -1)
-    chosen = np.flatnonzero(pareto_front(points)) if lines else []
+    points = np.array([[line[name] for name in names] for line in lines])
+    points[:, 0] *= study.sign
+    chosen = np.flatnonzero(pareto_front(points))
     knees = set(knee_points(points[chosen])) if goals else set()
-    errors = (dict(error=lines[index]['error']) for index in chosen)
     return [
-        {**record_of(lines[index]), **error, 'knee': place in knees}
-        for place, (index, error) in enumerate(zip(chosen, errors, strict=True))
+        {**record_of(lines[index]), 'error': lines[index]['error'], 'knee': place in knees}
+        for place, index in enumerate(chosen)
     ]
 
 
@@ -171,7 +173,3 @@ def gates_of(model: SupernetClassifier, subnet: Subnet) -> dict[str, list[float]
         for block in range(len(gates))
         for place, layer in enumerate(_LAYERS)
     }
-
-
-def _point(study: Study, line: dict, goals: tuple[str, ...]) -> list[float]:
-    return [study.sign * line[study.score], *(line[goal] for goal in goals)]
