@@ -5,13 +5,15 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT, call_tool
-from safetensors.torch import load_file, save
-from tiny import SPACE, tiny_model
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tiny import SPACE, randomize, repeatable, tiny_config, tiny_model
 from vectors import VECTORS, images, model_config, official_weights, subnet
 
 from tas_lora import Subnet, UserError, count_params, export_subnet, load_supernet
-from tas_lora.models.plain_vit import load_plain_vit
+from tas_lora.models.plain_vit import Grid, PlainAttention, load_plain_vit
 
 
 def trained_like(model):
@@ -62,6 +64,49 @@ def test_export_holds_the_subnet_and_nothing_else(tmp_path):
     assert json.loads((folder / 'architecture.json').read_text())['params'] == stored
 
 
+def attention_by_hand(layer: PlainAttention, x: torch.Tensor, side: int, most: int):
+    """AutoFormer's attention of one image (N, C), pair by pair, as its definition says."""
+    H, D, N = layer.num_heads, layer.head_dim, side**2 + 1
+    q, k, v = layer.qkv(x).view(N, 3, H, D).permute(1, 2, 0, 3)
+
+    def embedding(rows, columns, i: int, j: int):
+        if 0 in (i, j):  # the class token
+            return rows[0] + columns[0]
+        (a, b), (c, d) = divmod(i - 1, side), divmod(j - 1, side)
+        down, right = (max(-most, min(most, step)) for step in (c - a, d - b))
+        return rows[down + most + 1] + columns[right + most + 1]
+
+    y = torch.zeros(N, H, D, dtype=x.dtype)
+    for h in range(H):
+        for i in range(N):
+            pairs = [embedding(layer.key_rows, layer.key_columns, i, j) for j in range(N)]
+            logits = torch.stack([q[h, i] @ (k[h, j] + pairs[j]) for j in range(N)])
+            weights = (logits * D**-0.5).softmax(0)
+            for j in range(N):
+                y[i, h] += weights[j] * (
+                    v[h, j] + embedding(layer.value_rows, layer.value_columns, i, j)
+                )
+    return layer.proj(y.flatten(1))
+
+
+@repeatable
+@given(
+    side=st.integers(1, 4),
+    most=st.integers(1, 5),
+    num_heads=st.integers(1, 2),
+    head_dim=st.sampled_from([4, 7, 8, 15]),
+    seed=st.integers(0, 99),
+)
+def test_attention_is_that_of_the_definition(side, most, num_heads, head_dim, seed):
+    torch.manual_seed(seed)
+    layer = randomize(PlainAttention(12, num_heads, head_dim, most)).double()
+    x = torch.randn(2, side**2 + 1, 12, dtype=torch.float64)
+    with torch.no_grad():
+        found = layer(x, Grid(side, most, head_dim).double())
+        for image, y in zip(x, found, strict=True):
+            torch.testing.assert_close(y, attention_by_hand(layer, image, side, most))
+
+
 def test_plain_network_is_torch_alone():
     source = (ROOT / 'tas_lora/models/plain_vit.py').read_text()
     modules = set()
@@ -72,23 +117,6 @@ def test_plain_network_is_torch_alone():
             assert node.level == 0
             modules.add(node.module.split('.')[0])
     assert modules == {'hashlib', 'json', 'pathlib', 'torch', 'safetensors'}
-
-
-def test_tool_notices_a_difference(digits_config, tmp_path, capsys, monkeypatch):
-    model = load_supernet(digits_config('moLE'))
-    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'experts.pth')
-    best = tmp_path / 'subnet.json'
-    best.write_text(json.dumps(dict(subnet=model.router.space.smallest().to_dict())))
-    arguments = (ROOT / 'configs/digits_moLE.py', tmp_path / 'experts.pth', '--subnet', best)
-    assert call_tool('export.py', *arguments, '--out', tmp_path / 'out') == 0
-    assert 'within 1e-04' in capsys.readouterr().out
-
-    def save_wrong(tensors):
-        return save(tensors | {'head.bias': tensors['head.bias'] + 1})
-
-    monkeypatch.setattr('tas_lora.models.export.save', save_wrong)
-    assert call_tool('export.py', *arguments, '--out', tmp_path / 'out') == 1
-    assert 'ABOVE 1e-04' in capsys.readouterr().out
 
 
 def test_a_flipped_bit_of_the_weights_is_named(tmp_path):
@@ -108,3 +136,24 @@ def test_subnets_that_cannot_be_exported(tmp_path):
     with pytest.raises(UserError, match='belongs to no group of experts'):
         export_subnet(model, Subnet(20, (1,), (1.0,)), tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
+
+
+def test_supernets_that_are_more_than_a_plain_network(tmp_path):
+    for part, change in (
+        ('backbone', dict(out_type='featmap')),
+        ('backbone', dict(out_indices=1)),
+        ('neck', dict(type='GlobalAveragePooling')),
+    ):
+        config = tiny_config(mole=False)
+        config['model'][part] = config['model'].get(part, {}) | change
+        with pytest.raises(UserError, match='a supernet to export from has a backbone with'):
+            export_subnet(load_supernet(config), SPACE.smallest(), tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_classes_are_named_in_the_description(tmp_path):
+    model, names = tiny_model(), ['a', 'b', 'c', 'd', 'e']
+    export_subnet(model, SPACE.smallest(), tmp_path, names)
+    assert load_plain_vit(tmp_path)[1]['classes'] == names
+    with pytest.raises(UserError, match='there are 2 names of classes for 5 logits'):
+        export_subnet(model, SPACE.smallest(), tmp_path, names[:2])

@@ -2,17 +2,19 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ..errors import UserError
 from ..files import write_together
 from ..search.complexity import count_flops, count_params
 from ..structures import Subnet
 from .classifiers.supernet_classifier import SupernetClassifier
-from .plain_vit import FORMAT
+from .plain_vit import FORMAT, POOLINGS
 
 
 def standalone_state_dict(model: SupernetClassifier, subnet: Subnet) -> dict[str, Tensor]:
@@ -38,7 +40,12 @@ def standalone_state_dict(model: SupernetClassifier, subnet: Subnet) -> dict[str
     return {name: value.detach().cpu().float().clone() for name, value in state.items()}
 
 
-def export_subnet(model: SupernetClassifier, subnet: Subnet | dict, out_dir: str | Path) -> Path:
+def export_subnet(
+    model: SupernetClassifier,
+    subnet: Subnet | dict,
+    out_dir: str | Path,
+    classes: Sequence[str] | None = None,
+) -> Path:
     """Write ``subnet`` as ``weights.safetensors`` and ``architecture.json``.
 
     The pair needs nothing of the supernet: ``tas_lora.models.plain_vit.load_plain_vit`` reads it
@@ -48,22 +55,46 @@ def export_subnet(model: SupernetClassifier, subnet: Subnet | dict, out_dir: str
         model: A loaded supernet, with or without experts.
         subnet: The subnet to cut out, or its dict.
         out_dir: Folder to write to; made if missing.
+        classes: Names of the classes, in the order of the logits, to go into the JSON.
 
     Returns:
         ``out_dir``.
 
     Raises:
-        UserError: If ``subnet`` does not fit the supernet or belongs to no group of experts.
+        UserError: If ``subnet`` does not fit the supernet or belongs to no group of experts, if
+            the supernet has parts that a ``PlainViT`` lacks, or if there are more or fewer names
+            than classes.
     """
     subnet = Subnet.coerce(subnet)
+    _check_parts(model)
+    _check_classes(classes, model.head.num_classes)
     state = standalone_state_dict(model, subnet)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     weights = save(state)
     digest = dict(weights_sha256=hashlib.sha256(weights).hexdigest())
-    text = json.dumps(_description(model, subnet) | digest, indent=2) + '\n'
+    names = {} if classes is None else dict(classes=list(classes))
+    text = json.dumps(_description(model, subnet) | names | digest, indent=2) + '\n'
     write_together({out_dir / 'weights.safetensors': weights, out_dir / 'architecture.json': text})
     return out_dir
+
+
+def _check_parts(model: SupernetClassifier) -> None:
+    backbone, head = model.backbone, model.head
+    linear = hasattr(head, 'fc')  # as in MMPretrain's LinearClsHead
+    at_the_end = backbone.out_indices == (backbone.arch.depth - 1,)
+    if not (backbone.out_type in POOLINGS and at_the_end and linear and not model.with_neck):
+        raise UserError(
+            'a supernet to export from has a backbone with the default out_indices and out_type '
+            f'{" or ".join(POOLINGS)}, no neck, and a linear head; this one has '
+            f'{backbone.out_indices}, {backbone.out_type}, {"a" if model.with_neck else "no"} neck '
+            f'and {type(head).__name__}'
+        )
+
+
+def _check_classes(classes: Sequence[str] | None, count: int) -> None:
+    if classes is not None and len(classes) != count:
+        raise UserError(f'there are {len(classes)} names of classes for {count} logits; name each')
 
 
 def _block_state(block, widths: tuple[int, int, int]) -> dict[str, Tensor]:

@@ -10,20 +10,53 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 FORMAT = 'tas_lora.plain_vit/1'
+POOLINGS = ('avg_featmap', 'cls_token')
 
 _SIZES = ('embed_dim', 'img_size', 'patch_size', 'in_channels', 'num_classes')
 _SIZES += ('head_dim', 'max_relative_position')
 _MOST_PATCHES = 64  # along a side: a table of positions grows with its fourth power
 
 
-class PlainAttention(nn.Module):
-    """Multi-head self-attention with AutoFormer's 2-D relative positions.
+class Grid(nn.Module):
+    """Which offset each token has from each row and column of patches, as table indices.
 
-    Args:
-        width: C.
-        num_heads: H.
-        head_dim: D.
-        max_offset: Offset R at which relative positions are clipped.
+    A token sees W lines: G rows, G columns, and blanks that make D + W a multiple of 16, as kernels
+    like it. ``to_offset`` (N, W) leads from lines to the 2 (2G - 1) offsets of both axes, and
+    ``to_line`` (N, 4G - 1) back, each to a blank where there is none. ``marks`` (N, W) are 1 at a
+    token's own row and column. The class token, the first, has blanks alone.
+    """
+
+    def __init__(self, side: int, max_offset: int, head_dim: int):
+        super().__init__()
+        self.sizes = side, max_offset, head_dim
+        for name, value in self.indices().items():
+            self.register_buffer(name, value, persistent=False)
+
+    def indices(self) -> dict[str, Tensor]:
+        """All buffers by name."""
+        side, most, head_dim = self.sizes
+        span, blanks = 2 * side - 1, 1 + -(head_dim + 2 * side + 1) % 16
+        patch, axis, shift = torch.arange(side**2), torch.arange(2)[:, None], side - 1
+        place = torch.stack([patch // side, patch % side], dim=1)[..., None]  # (patches, 2, 1)
+        offset = torch.arange(span) - shift
+        to_offset, line = torch.arange(side) - place + shift + span * axis, place + offset
+        to_line = torch.where((line >= 0) & (line < side), line + side * axis, 2 * side)
+        marks = F.one_hot(place[..., 0], side).flatten(1).float()
+        return dict(
+            table_rows=offset.clamp(-most, most) + most + 1,  # row 0: pairs with the class token
+            to_offset=F.pad(to_offset.flatten(1), (0, blanks, 1, 0), value=2 * span),
+            to_line=F.pad(to_line.flatten(1), (0, 1, 1, 0), value=2 * side),
+            marks=F.pad(marks, (0, blanks, 1, 0)),
+        )
+
+
+class PlainAttention(nn.Module):
+    """Attention of H heads of width D with AutoFormer's relative positions, clipped at R.
+
+    Softmax ignores what all keys of a query share, so key positions may be taken relative to the
+    class token's. What is left depends on a key's row and column alone: queries are widened by
+    their products with these, keys and values by marks. The output then holds how much attention
+    each row and column got, which weighs their value positions. One kernel does it all, exactly.
     """
 
     def __init__(self, width: int, num_heads: int, head_dim: int, max_offset: int):
@@ -31,26 +64,29 @@ class PlainAttention(nn.Module):
         self.num_heads, self.head_dim = num_heads, head_dim
         self.qkv = nn.Linear(width, 3 * num_heads * head_dim)
         self.proj = nn.Linear(num_heads * head_dim, width)
-        rows = 2 * max_offset + 2  # row 0: pairs with the class token
-        self.key_rows = nn.Parameter(torch.zeros(rows, head_dim))
-        self.key_columns = nn.Parameter(torch.zeros(rows, head_dim))
-        self.value_rows = nn.Parameter(torch.zeros(rows, head_dim))
-        self.value_columns = nn.Parameter(torch.zeros(rows, head_dim))
+        for name in ('key_rows', 'key_columns', 'value_rows', 'value_columns'):
+            table = nn.Parameter(torch.zeros(2 * max_offset + 2, head_dim))
+            self.register_parameter(name, table)
 
-    def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Map (B, N, C) to itself; ``rows`` and ``columns`` are table indices (N, N)."""
-        batch, tokens, _ = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, N, D)
-        rel_k = self.key_rows[rows] + self.key_columns[columns]  # (N, N, D)
-        rel_v = self.value_rows[rows] + self.value_columns[columns]
-        # Per query: one product against all positions, (N, B H, D) x (N, D, N).
-        by_query = q.flatten(0, 1).transpose(0, 1)
-        position = (by_query @ rel_k.transpose(1, 2)).transpose(0, 1).unflatten(0, q.shape[:2])
-        weights = ((q @ k.transpose(2, 3) + position) * self.head_dim**-0.5).softmax(-1)
-        by_query = weights.flatten(0, 1).transpose(0, 1)
-        position = (by_query @ rel_v).transpose(0, 1).unflatten(0, q.shape[:2])
-        return self.proj((weights @ v + position).transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Map (B, N, C) to itself."""
+        (B, N, _), H, D = x.shape, self.num_heads, self.head_dim
+        q, k, v = self.qkv(x).view(B, N, 3, H, D).permute(2, 0, 3, 1, 4)  # (B, H, N, D)
+        keys = self._by_offset(self.key_rows, self.key_columns, grid)
+        values = self._by_offset(self.value_rows, self.value_columns, grid)
+        marks = grid.marks.expand(B, H, -1, -1)
+        seen = (q @ keys.T).gather(-1, grid.to_offset.expand(B, H, -1, -1))  # (B, H, N, W)
+        wide = (torch.cat(pair, dim=-1) for pair in ((q, seen), (k, marks), (v, marks)))
+        y = F.scaled_dot_product_attention(*wide, scale=D**-0.5)  # (B, H, N, D + W)
+        by_offset = y[..., D:].gather(-1, grid.to_line.expand(B, H, -1, -1))
+        y = y[..., :D] + by_offset @ values + self.value_rows[0] + self.value_columns[0]
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+    @staticmethod
+    def _by_offset(rows: Tensor, columns: Tensor, grid: Grid) -> Tensor:
+        """Vectors of all offsets relative to the class token's, and a zero: (4G - 1, D)."""
+        tables = [(table - table[0])[grid.table_rows] for table in (rows, columns)]
+        return F.pad(torch.cat(tables), (0, 0, 0, 1))
 
 
 class PlainBlock(nn.Module):
@@ -64,9 +100,9 @@ class PlainBlock(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Map (B, N, C) to itself."""
-        x = x + self.attn(self.attn_norm(x), rows, columns)
+        x = x + self.attn(self.attn_norm(x), grid)
         return x + self.fc2(F.gelu(self.fc1(self.ffn_norm(x))))
 
 
@@ -75,12 +111,9 @@ class PlainViT(nn.Module):
 
     Args:
         embed_dim: Width C.
-        num_heads: Heads of each block.
-        hidden_dims: MLP width of each block.
-        img_size: Side of the image in pixels.
-        patch_size: Side of a patch in pixels.
-        in_channels: Image channels.
-        num_classes: Number of logits.
+        num_heads, hidden_dims: Heads and MLP width of each block.
+        img_size, patch_size: Sides of the image and of a patch in pixels.
+        in_channels, num_classes: Numbers of image channels and of logits.
         head_dim: Width of a head.
         max_relative_position: Offset at which relative positions are clipped.
         pooling: 'avg_featmap' or 'cls_token'.
@@ -100,32 +133,34 @@ class PlainViT(nn.Module):
         pooling: str,
     ):
         super().__init__()
-        grid, self.pooling = img_size // patch_size, pooling
+        side, self.pooling = img_size // patch_size, pooling
         self.patch_embed = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, grid**2 + 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, side**2 + 1, embed_dim))
         self.blocks = nn.ModuleList(
             PlainBlock(embed_dim, heads, head_dim, max_relative_position, hidden)
             for heads, hidden in zip(num_heads, hidden_dims, strict=True)
         )
         self.norm = nn.LayerNorm(embed_dim)
         self.head = nn.Linear(embed_dim, num_classes)
-        patch = torch.arange(grid**2)
-        for name, position in (('rows', patch // grid), ('columns', patch % grid)):
-            offset = (position[None, :] - position[:, None]).clamp(
-                -max_relative_position, max_relative_position
-            )
-            index = F.pad(offset + max_relative_position + 1, (1, 0, 1, 0))  # class token: row 0
-            self.register_buffer(name, index, persistent=False)
+        self.grid = Grid(side, max_relative_position, head_dim)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images."""
+        return self.head(self.pool(self.tokens(images)))
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Features of all tokens (B, N, C), the class token first."""
         x = self.patch_embed(images).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        first = self.cls_token.expand(x.shape[0], -1, -1)  # len(x) would be exported as a constant
+        x = torch.cat([first, x], dim=1) + self.pos_embed
         for block in self.blocks:
-            x = block(x, self.rows, self.columns)
-        x = self.norm(x)
-        return self.head(x[:, 0] if self.pooling == 'cls_token' else x[:, 1:].mean(dim=1))
+            x = block(x, self.grid)
+        return self.norm(x)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """What the classifier sees, (B, C)."""
+        return tokens[:, 0] if self.pooling == 'cls_token' else tokens[:, 1:].mean(dim=1)
 
 
 def load_plain_vit(folder: str | Path) -> tuple[PlainViT, dict]:
@@ -146,12 +181,12 @@ def load_plain_vit(folder: str | Path) -> tuple[PlainViT, dict]:
     weights = _read_weights(path, description.get('weights_sha256'))
     expected = _shapes(description['network'], len(weights))
     found = {name: tuple(value.shape) for name, value in weights.items()}
-    odd = sorted(name for name, _ in expected.items() ^ found.items())
+    odd = sorted({name for name, _ in expected.items() ^ found.items()})
     if odd:  # so that no memory is asked for that the weights do not fill
+        was, is_now = expected.get(odd[0], 'none'), found.get(odd[0], 'missing')
         raise ValueError(
-            f'{path} and architecture.json differ in {len(set(odd))} tensors, the first {odd[0]}: '
-            f'{found.get(odd[0], "missing")} in the weights, {expected.get(odd[0], "none")} in the '
-            'architecture'
+            f'{path} and architecture.json differ in {len(odd)} tensors, the first {odd[0]}: '
+            f'{is_now} in the weights, {was} in the architecture'
         )
     model = PlainViT(**description['network'])
     model.load_state_dict(weights)
@@ -182,58 +217,57 @@ def _read_weights(path: Path, digest: str | None) -> dict[str, Tensor]:
         raise ValueError(f'{path} cannot be read: {error}') from error
     if digest not in (None, hashlib.sha256(content).hexdigest()):
         raise ValueError(f'{path} is damaged, or not of architecture.json: its SHA-256 differs')
-    for name, value in weights.items():
-        if not value.is_floating_point():
-            raise ValueError(f'{path}: {name} is of {value.dtype}, expected floating point')
+    odd = [name for name, value in weights.items() if not value.is_floating_point()]
+    if odd:
+        raise ValueError(f'{path}: {odd[0]} is of {weights[odd[0]].dtype}, expected floating point')
     return weights
 
 
 def _check_network(network) -> None:
     fields = {*_SIZES, 'num_heads', 'hidden_dims', 'pooling'}
-    if not isinstance(network, dict) or set(network) != fields:
-        raise ValueError(f'network must be a dict of {sorted(fields)}, got {network!r:.200}')
+    is_whole = isinstance(network, dict) and set(network) == fields
+    _require(is_whole, 'network', f'a dict of {sorted(fields)}', network)
     for name in _SIZES:
         _check_size(network[name], f'network.{name}')
     for name in ('num_heads', 'hidden_dims'):
-        if not isinstance(network[name], list) or not network[name]:
-            raise ValueError(f'network.{name} must be a list, got {network[name]!r:.100}')
-        for block, size in enumerate(network[name]):
+        sizes = network[name]
+        _require(isinstance(sizes, list) and sizes, f'network.{name}', 'a list', sizes)
+        for block, size in enumerate(sizes):
             _check_size(size, f'network.{name}[{block}]')
     if len(network['num_heads']) != len(network['hidden_dims']):
         raise ValueError('network.num_heads and network.hidden_dims must be of one length')
-    if network['pooling'] not in ('avg_featmap', 'cls_token'):
-        raise ValueError(
-            f"network.pooling must be 'avg_featmap' or 'cls_token', got {network['pooling']!r:.100}"
-        )
-    patches, rest = divmod(network['img_size'], network['patch_size'])
-    if rest or patches > _MOST_PATCHES:
-        raise ValueError(
-            f'network.img_size must be a multiple of network.patch_size, {network["patch_size"]}, '
-            f'up to {_MOST_PATCHES} times, got {network["img_size"]}'
-        )
+    either, pooling = ' or '.join(map(repr, POOLINGS)), network['pooling']
+    _require(pooling in POOLINGS, 'network.pooling', either, pooling)
+    side, patch = network['img_size'], network['patch_size']
+    fits = side % patch == 0 and side // patch <= _MOST_PATCHES
+    multiple = f'a multiple of network.patch_size, {patch}, up to {_MOST_PATCHES} times'
+    _require(fits, 'network.img_size', multiple, side)
 
 
 def _check_size(value, field: str) -> None:
-    if type(value) is not int or not 0 < value < 10**9:  # a bool is an int, too
-        raise ValueError(f'{field} must be a positive integer, got {value!r:.100}')
+    fits = type(value) is int and 0 < value < 10**9  # a bool is an int, too
+    _require(fits, field, 'a positive integer', value)
 
 
 def _check_preprocess(preprocess, channels: int) -> None:
-    if not isinstance(preprocess, dict):
-        raise ValueError(f'preprocess must be a dict with mean and std, got {preprocess!r:.100}')
+    is_dict = isinstance(preprocess, dict)
+    _require(is_dict, 'preprocess', 'a dict with mean and std', preprocess)
     for name in ('mean', 'std'):
         values = preprocess.get(name)
         fits = isinstance(values, list) and len(values) in (1, channels)
-        if values is not None and not (fits and all(map(_is_finite, values))):
-            raise ValueError(
-                f'preprocess.{name} must be None or {channels} numbers, got {values!r:.100}'
-            )
+        fits = values is None or (fits and all(map(_is_finite, values)))
+        _require(fits, f'preprocess.{name}', f'None or {channels} numbers', values)
     if 0 in (preprocess.get('std') or ()):
         raise ValueError('preprocess.std must not be 0')
 
 
 def _is_finite(value) -> bool:
     return type(value) in (int, float) and abs(value) < 1e9
+
+
+def _require(fits, field: str, what: str, value) -> None:
+    if not fits:
+        raise ValueError(f'{field} must be {what}, got {value!r:.200}')
 
 
 def _shapes(network: dict, most: int) -> dict[str, tuple[int, ...]]:

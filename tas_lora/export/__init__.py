@@ -1,0 +1,14 @@
+from .card import model_card
+from .formats import FORMATS, Format, find_formats
+from .source import Source
+from .writing import Outcome, export_formats
+
+__all__ = [
+    'FORMATS',
+    'Format',
+    'Outcome',
+    'Source',
+    'export_formats',
+    'find_formats',
+    'model_card',
+]

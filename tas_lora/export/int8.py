@@ -1,0 +1,75 @@
+"""The ONNX file with weights of 8 bits, and what that costs in accuracy."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import blame
+from . import onnx
+from .source import Source
+
+
+def quantise(folder: Path) -> Path:
+    """Write ``model_int8.onnx`` beside ``model.onnx``: weights of linear layers in 8 bits.
+
+    Their inputs are quantised on the fly; patches are embedded in float32.
+
+    Returns:
+        Its path.
+
+    Raises:
+        UserError: If ONNX Runtime cannot.
+    """
+    import onnx as onnx_files
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    whole, small = folder / onnx.FILE, folder / 'model_int8.onnx'
+    with onnx.quiet(), blame(f'{whole} cannot be quantised'):
+        model = onnx_files.load(whole)
+        del model.graph.value_info[:]  # some ONNX Runtimes transpose weights, but not these
+        quantize_dynamic(
+            model,
+            small,
+            op_types_to_quantize=['MatMul', 'Gemm'],  # not every one has an 8-bit convolution
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
+    return small
+
+
+def compare(source: Source, folder: Path, small: Path) -> str:
+    """A line on size and logits of the small file beside the whole one, on 64 random images."""
+    images = source.random_images()
+    before, after = (onnx.run(folder, [images], name)[0] for name in (onnx.FILE, small.name))
+    difference = float((before - after).abs().max() / before.std())
+    agreed = int((before.argmax(1) == after.argmax(1)).sum())
+    share = small.stat().st_size / (folder / onnx.FILE).stat().st_size
+    return (
+        f'Quantised to {small}: {share:.0%} of the size; on 64 random images logits differ by at '
+        f'most {difference:.1e} of their deviation, {agreed} have the same first class'
+    )
+
+
+def compare_top1(
+    folder: Path, small: Path, batches: Iterable[tuple[Tensor, Tensor]]
+) -> dict[str, float]:
+    """Share of images, in percent, whose first class is right.
+
+    Args:
+        folder: Of ``model.onnx``.
+        small: The quantised file.
+        batches: Normalised images and labels.
+
+    Returns:
+        'float32' and 'int8', and 'images', their number.
+    """
+    sessions = dict(float32=onnx.open_session(folder / onnx.FILE), int8=onnx.open_session(small))
+    right, count = dict.fromkeys(sessions, 0), 0
+    for images, labels in batches:
+        count += len(labels)
+        for name, session in sessions.items():
+            logits = torch.from_numpy(session.run(None, dict(images=images.numpy()))[0])
+            right[name] += int((logits.argmax(1) == labels).sum())
+    return {name: 100 * number / count for name, number in right.items()} | dict(images=count)

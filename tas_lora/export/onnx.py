@@ -1,0 +1,88 @@
+"""The network in ONNX, of any batch size, run by ONNX Runtime."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError, blame
+from .source import Source
+
+FILE = 'model.onnx'
+OPSETS = (18, 23)  # what torch's exporter writes without converting, and the newest it knows
+
+
+def check_opset(opset: int) -> None:
+    """Raise :class:`UserError` unless torch's exporter can write that opset."""
+    oldest, newest = OPSETS
+    if not oldest <= opset <= newest:
+        wrong = 'too old' if opset < oldest else 'too new'
+        raise UserError(f'--opset {opset} is {wrong}; choose from {oldest} to {newest}')
+
+
+def write(source: Source, folder: Path) -> None:
+    """Write ``model.onnx``: 'images' (batch, channels, side, side) to 'logits' (batch, classes)."""
+    check_opset(source.opset)
+    with blame(f'the network cannot be written in ONNX opset {source.opset}'):
+        save(source.net, source.random_images(2), folder / FILE, source.opset)
+
+
+def save(net: nn.Module, images: Tensor, path: Path, opset: int = OPSETS[0]) -> None:
+    """Write any network of images.
+
+    Args:
+        net: In evaluation mode.
+        images: A batch; other sizes of batches will do, too.
+        path: The file.
+        opset: One of :data:`OPSETS`, or between.
+    """
+    two = images[:1].expand(2, -1, -1, -1)  # one image would be taken for a constant
+    with quiet():
+        program = torch.onnx.export(
+            net,
+            (two,),
+            input_names=['images'],
+            output_names=['logits'],
+            dynamic_shapes=({0: 'batch'},),
+            opset_version=opset,
+            verbose=False,
+        )
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # where in which source file it is from: most of the file
+    program.save(path, external_data=False)
+
+
+def run(folder: Path, batches: list[Tensor], name: str = FILE) -> list[Tensor]:
+    """Logits of batches of images, by ONNX Runtime."""
+    session = open_session(folder / name)
+    return [torch.from_numpy(session.run(None, dict(images=x.numpy()))[0]) for x in batches]
+
+
+def open_session(path: Path):
+    """An ``onnxruntime.InferenceSession`` on the CPU, with as many threads as torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    return onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what the exporters say of their own insides."""
+    loggers = [logging.getLogger(name) for name in ('root', 'torch.onnx', 'onnxscript')]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

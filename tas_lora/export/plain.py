@@ -1,0 +1,26 @@
+"""The network as safetensors, architecture and model card, read by ``plain_vit.py`` alone."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..models.plain_vit import load_plain_vit
+from .source import Source
+
+CARD = 'MODEL_CARD.md'
+
+
+def write(source: Source, folder: Path) -> None:
+    """Copy the export there is, and write the card beside it."""
+    for name in ('weights.safetensors', 'architecture.json'):
+        shutil.copy(source.folder / name, folder)
+    (folder / CARD).write_text(source.card, 'utf-8')
+
+
+@torch.no_grad()
+def run(folder: Path, batches: list[Tensor]) -> list[Tensor]:
+    """Logits of batches of images."""
+    net, _ = load_plain_vit(folder)
+    return [net(images) for images in batches]

@@ -1,0 +1,219 @@
+"""Exported networks as their users meet them: in a Python that knows nothing of the toolkit."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_export import trained_like
+from tiny import SPACE, images, randomize, tiny_model
+
+from tas_lora import Subnet, UserError, export_subnet
+from tas_lora.export import FORMATS, Outcome, Source, export_formats, find_formats, formats
+from tas_lora.export import onnx as onnx_format
+
+CHOSEN = Subnet(16, (2, 1, 2), (1.0, 2.0, 2.0))
+NAMES = [each.name for each in FORMATS]
+
+
+@pytest.fixture(scope='module')
+def model():
+    return trained_like(randomize(tiny_model(), std=0.2))
+
+
+@pytest.fixture(scope='module')
+def source(model, tmp_path_factory) -> Source:
+    folder = tmp_path_factory.mktemp('source')
+    return Source.read(export_subnet(model, CHOSEN, folder, list('abcde')), card='# A card\n')
+
+
+@pytest.fixture(scope='module')
+def exported(model, source, tmp_path_factory) -> tuple[Path, list[Outcome]]:
+    """All formats, and what came of each."""
+    folder = tmp_path_factory.mktemp('exported')
+    return folder, export_formats(model, source, FORMATS, folder)
+
+
+@pytest.fixture(scope='module')
+def expected(model) -> torch.Tensor:
+    """Logits of nine images by the supernet."""
+    model.set_subnet(CHOSEN)
+    with torch.no_grad():
+        return model(images(9), mode='tensor')
+
+
+def test_all_formats_hold(exported):
+    folder, outcomes = exported
+    assert [outcome.name for outcome in outcomes] == NAMES
+    for outcome in outcomes:
+        assert outcome.held, str(outcome)
+        assert outcome.folder.is_dir()
+    assert {path.name for path in folder.iterdir()} == {
+        'weights.safetensors',
+        'architecture.json',
+        'MODEL_CARD.md',
+        *NAMES[1:],
+    }
+
+
+STRANGER = """
+import os, sys, torch
+folder, given, wanted, home = sys.argv[1:]
+os.environ.update(HF_HOME=home, HF_HUB_OFFLINE='1')
+from safetensors.torch import load_file, save_file
+images, found = load_file(given)['images'], {}
+
+import onnxruntime
+session = onnxruntime.InferenceSession(folder + '/onnx/model.onnx')
+for count in (1, 9):  # of any batch size
+    logits = session.run(['logits'], {'images': images[:count].numpy()})[0]
+    found[f'onnx {count}'] = torch.from_numpy(logits)
+
+program = torch.export.load(folder + '/torch_export/model.pt2').module()
+for count in (1, 9):
+    found[f'program {count}'] = program(images[:count])
+
+import timm
+sys.path.insert(0, folder + '/timm')
+import tas_lora_vit
+model = timm.create_model('tas_lora_vit', pretrained=True).eval()
+found['timm'] = model(images)
+found['timm by parts'] = model.forward_head(model.forward_features(images))
+assert timm.data.resolve_data_config(model=model)['input_size'] == (1, 8, 8)
+other = timm.create_model('tas_lora_vit', pretrained=True, num_classes=3).eval()
+pooled = model.forward_head(model.forward_features(images), pre_logits=True)
+assert torch.allclose(other(images), other.get_classifier()(pooled), atol=1e-5)
+assert other(images).shape == (9, 3)
+untrained = timm.create_model('tas_lora_vit').eval()
+assert untrained(images).std() > 0 and not torch.allclose(untrained(images), found['timm'])
+for wrong in (dict(in_chans=3), dict(drop_rate=0.1)):
+    try:
+        timm.create_model('tas_lora_vit', **wrong)
+    except ValueError as error:
+        assert 'has 1 input channels and no dropout' in str(error)
+    else:
+        raise AssertionError(wrong)
+
+from transformers import AutoModelForImageClassification as Auto
+own = dict(trust_remote_code=True)
+model = Auto.from_pretrained(folder + '/huggingface', **own).eval()
+labels = torch.arange(9) % 5
+output = model(pixel_values=images, labels=labels)
+found['huggingface'] = output.logits
+expected = -output.logits.log_softmax(1)[torch.arange(9), labels].mean()
+assert torch.allclose(output.loss, expected)
+assert model.config.id2label == dict(enumerate('abcde'))
+model.save_pretrained(home + '/again')
+again = Auto.from_pretrained(home + '/again', **own).eval()
+found['huggingface again'] = again(images, return_dict=False)[0]
+fresh = Auto.from_pretrained(
+    folder + '/huggingface', num_labels=3, ignore_mismatched_sizes=True, **own)
+assert fresh.eval()(images).logits.shape == (9, 3)
+
+assert not [name for name in sys.modules if name.split('.')[0] == 'tas_lora']
+save_file({name: logits.detach().clone() for name, logits in found.items()}, wanted)
+"""
+
+
+def test_strangers_load_what_was_exported(exported, expected, tmp_path):
+    given, wanted = tmp_path / 'given', tmp_path / 'wanted'
+    save_file(dict(images=images(9)), given)
+    arguments = map(str, (exported[0], given, wanted, tmp_path / 'home'))
+    done = subprocess.run(
+        [sys.executable, '-c', STRANGER, *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = load_file(wanted)
+    assert len(found) == 8
+    for name, logits in found.items():
+        count = 1 if name.endswith(' 1') else 9
+        torch.testing.assert_close(logits, expected[:count], atol=2e-5, rtol=1e-4, msg=name)
+    assert expected.std() > 0.1
+
+
+@pytest.mark.parametrize('opset', onnx_format.OPSETS)
+def test_opsets(source, expected, tmp_path, opset):
+    onnx_format.save(source.net, images(1), tmp_path / 'model.onnx', opset)
+    graph = onnx.load(tmp_path / 'model.onnx')
+    onnx.checker.check_model(graph, full_check=True)
+    assert {entry.version for entry in graph.opset_import if not entry.domain} == {opset}
+    (logits,) = onnx_format.run(tmp_path, [images(9)])
+    torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_experts_leave_nothing_in_the_graph(source, tmp_path):
+    """The same subnet of a supernet that never had experts gives the same operations."""
+    bare = Source.read(export_subnet(tiny_model(mole=False), CHOSEN, tmp_path))
+    operations = [
+        [(node.op, str(node.target)) for node in torch.export.export(net, (images(1),)).graph.nodes]
+        for net in (bare.net, source.net)
+    ]
+    assert operations[0] == operations[1]
+    assert len(operations[0]) > 100
+
+
+def test_files_say_nothing_of_the_machine_they_are_from(exported):
+    root = str(Path(__file__).resolve().parents[1]).encode()
+    files = [path for path in exported[0].rglob('*') if path.is_file()]
+    assert len(files) > 12
+    assert [path for path in files if root in path.read_bytes()] == []
+
+
+def test_what_differs_is_not_left_behind(model, source, tmp_path):
+    off = Source.read(source.folder)
+    with torch.no_grad():
+        off.net.head.bias.add_(2e-4)
+    forms = find_formats(['torch_export', 'safetensors'])[0]
+    wrong, right = export_formats(model, off, forms, tmp_path)
+    assert 'NOT exported' in str(wrong)
+    assert 'ABOVE 1e-04' in str(wrong)
+    assert wrong.difference == pytest.approx(2e-4, rel=0.2)
+    assert right.held  # it is a copy of the folder's files
+    left = {path.name for path in tmp_path.rglob('*') if path.is_file()}
+    assert left == {'weights.safetensors', 'architecture.json', 'MODEL_CARD.md'}
+
+
+def test_logits_that_are_not_finite_do_not_pass(model, source, tmp_path):
+    off = Source.read(source.folder)
+    with torch.no_grad():
+        off.net.head.bias.fill_(torch.nan)
+    (outcome,) = export_formats(model, off, find_formats(['torch_export'])[0], tmp_path)
+    assert not outcome.held
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_said(model, source, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError('two\nlines')
+
+    monkeypatch.setattr(torch.export, 'save', fail)
+    (outcome,) = export_formats(model, source, find_formats(['torch_export'])[0], tmp_path)
+    assert str(outcome) == 'torch_export FAILED, nothing written: RuntimeError: two lines'
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_has_an_export_gets_the_new_one(model, tmp_path):
+    forms = find_formats(['safetensors', 'torch_export'])[0]
+    for name in ('smallest', 'largest'):
+        chosen = getattr(SPACE, name)()
+        source = Source.read(export_subnet(model, chosen, tmp_path / name))
+        assert all(each.held for each in export_formats(model, source, forms, tmp_path / 'out'))
+    assert Source.read(tmp_path / 'out').description['subnet'] == SPACE.largest().to_dict()
+
+
+def test_missing_packages_name_their_extra(monkeypatch):
+    find, hidden = formats.find_spec, ('onnxruntime', 'timm')
+    monkeypatch.setattr(formats, 'find_spec', lambda name: None if name in hidden else find(name))
+    with pytest.raises(UserError, match=r'onnx needs onnxruntime: pip install "tas-lora\[onnx\]"'):
+        find_formats(['safetensors', 'onnx'])
+    ready, skipped = find_formats(['all'])
+    assert [each.name for each in ready] == [n for n in NAMES if n not in ('onnx', 'timm')]
+    assert skipped == [
+        'onnx needs onnxruntime: pip install "tas-lora[onnx]"',
+        'timm needs timm: pip install "tas-lora[timm]"',
+    ]
+    with pytest.raises(UserError, match='--formats must be all or some of safetensors, onnx'):
+        find_formats(['tensorrt'])

@@ -1,0 +1,252 @@
+"""tools/export.py on the digits, and what MMPretrain's own tools make of it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, call_tool
+from mmengine.config import Config
+from mmpretrain import ImageClassificationInferencer
+from test_export import trained_like
+
+from tas_lora import Subnet, UserError, export, export_subnet, load_supernet
+from tas_lora.export import Source, formats, mmpretrain, model_card
+from tas_lora.export import onnx as onnx_format
+from tas_lora.export.data import class_names
+from tas_lora.export.int8 import compare, compare_top1, quantise
+
+CHOSEN = Subnet(24, (3, 2), (2.0, 4.0))
+
+
+@pytest.fixture
+def trained(digits_config, tmp_path):
+    """A supernet of the digits, its checkpoint, and a file of a subnet."""
+    model = trained_like(load_supernet(digits_config('moLE')))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'experts.pth')
+    (tmp_path / 'subnet.json').write_text(json.dumps(dict(subnet=CHOSEN.to_dict())))
+    return model
+
+
+@pytest.fixture
+def source(trained, digits_config, tmp_path) -> Source:
+    """The subnet, exported, with the data of its config."""
+    folder = export_subnet(trained, CHOSEN, tmp_path / 'source', [f'digit {i}' for i in range(10)])
+    return Source.read(folder, data=digits_config('moLE').to_dict())
+
+
+@pytest.fixture
+def export_tool(trained, digits_root, tmp_path):
+    """Runs the tool with some options; returns its exit code."""
+    files = (ROOT / 'configs/digits_moLE.py', tmp_path / 'experts.pth')
+    files += ('--subnet', tmp_path / 'subnet.json', '--out', tmp_path / 'out')
+    at = ('--cfg-options', f'test_dataloader.dataset.data_root={digits_root}')
+    return lambda *options: call_tool('export.py', *files, *options, *at)
+
+
+MMPRETRAIN = """
+import sys, runpy
+config, checkpoint, out = sys.argv[1:]
+assert not [name for name in sys.modules if name.startswith('tas_lora')]
+from importlib.resources import files
+tool = str(files('mmpretrain') / '.mim/tools/test.py')
+sys.argv = [tool, config, checkpoint, '--out', out, '--out-item', 'metrics', '--work-dir', 'work']
+runpy.run_path(tool, run_name='__main__')
+"""
+
+
+def test_mmpretrains_own_tool_tests_the_export(source, digits_config, tmp_path):
+    mmpretrain.write(source, tmp_path)
+    files = (tmp_path / 'config.py', tmp_path / 'checkpoint.pth', tmp_path / 'metrics.json')
+    done = subprocess.run(
+        [sys.executable, '-c', MMPRETRAIN, *map(str, files)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    digits_config('moLE').dump(tmp_path / 'digits.py')
+    files = (tmp_path / 'digits.py', tmp_path / 'experts.pth', '--subnet', tmp_path / 'subnet.json')
+    files += ('--out', tmp_path / 'supernet.json', '--work-dir', tmp_path / 'test')
+    assert call_tool('test.py', *files) == 0
+    found, expected = (
+        json.loads((tmp_path / name).read_text()) for name in ('metrics.json', 'supernet.json')
+    )
+    assert found['accuracy/top1'] == expected['subnet/accuracy/top1']
+
+
+def test_mmpretrains_inferencer_takes_the_export(source, tmp_path):
+    mmpretrain.write(source, tmp_path)
+    inferencer = ImageClassificationInferencer(str(tmp_path / 'config.py'))
+    image = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    result = inferencer([image])[0]
+    mean, std = (source.description['preprocess'][name][0] for name in ('mean', 'std'))
+    with torch.no_grad():
+        logits = source.net((torch.from_numpy(image.astype(np.float32))[None, None] - mean) / std)
+    assert np.allclose(result['pred_scores'], logits.softmax(1)[0], atol=1e-5)
+    assert result['pred_class'] == f'digit {int(logits.argmax())}'
+
+
+def test_mmpretrain_without_data_in_the_config(source, tmp_path):
+    mmpretrain.write(Source(source.folder, source.net, source.description), tmp_path)
+    config = Config.fromfile(tmp_path / 'config.py')
+    assert config.test_dataloader.dataset.type == 'CustomDataset'
+    assert Path(config.load_from) == tmp_path / 'checkpoint.pth'
+
+
+def test_names_of_classes_come_from_the_data_set():
+    loader = dict(dataset=dict(type='tas_lora.HeldOutSplit', dataset=dict(type='MNIST')))
+    assert class_names(loader, 10)[3] == '3 - three'
+    assert class_names(loader, 7) is None
+    named = dict(dataset=dict(type='CustomDataset', metainfo=dict(classes=('cat', 'dog'))))
+    assert class_names(named, 2) == ['cat', 'dog']
+    for nothing in (None, {}, dict(dataset=dict(type='CustomDataset'))):
+        assert class_names(nothing, 2) is None
+
+
+# The tool
+
+
+def test_the_default_is_what_plain_torch_reads(export_tool, capsys, tmp_path):
+    assert export_tool('--license', 'apache-2.0') == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if 'Exported' in line] == lines[-1:]
+    assert 'logits of 64 random images differ from the supernet by at most' in lines[-1]
+    assert lines[-1].endswith('(within 1e-04)')
+    files = {path.name for path in (tmp_path / 'out').iterdir()}
+    assert files == {'weights.safetensors', 'architecture.json', 'MODEL_CARD.md'}
+    card = (tmp_path / 'out' / 'MODEL_CARD.md').read_text()
+    assert card.startswith('---\nlicense: apache-2.0\n')
+    assert 'Not recorded: the subnet was given by its sizes alone.' in card
+    assert Source.read(tmp_path / 'out').description['classes'][7] == '7 - seven'
+
+
+def test_the_tool_notices_a_difference(export_tool, capsys, tmp_path, monkeypatch):
+    whole = export_subnet
+
+    def wrong(model, *arguments):
+        model.head.fc.bias.data.add_(1)
+        folder = whole(model, *arguments)
+        model.head.fc.bias.data.sub_(1)
+        return folder
+
+    monkeypatch.setattr('tas_lora.export_subnet', wrong)
+    assert export_tool() == 1
+    out = capsys.readouterr().out
+    assert 'safetensors NOT exported' in out
+    assert 'at most 1.0e+00 (ABOVE 1e-04)' in out
+    assert list((tmp_path / 'out').iterdir()) == []
+
+
+def test_the_tool_says_what_it_skips(export_tool, capsys, monkeypatch):
+    find, hidden = formats.find_spec, ('onnx', 'timm', 'transformers')
+    monkeypatch.setattr(formats, 'find_spec', lambda name: None if name in hidden else find(name))
+    written = []
+    monkeypatch.setattr(
+        export, 'export_formats', lambda model, source, forms, out: written.extend(forms) or []
+    )
+    assert export_tool('--formats', 'all') == 0
+    assert [each.name for each in written] == ['safetensors', 'torch_export', 'mmpretrain']
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith('Skipped: ') for line in lines) == 3
+    assert 'Skipped: huggingface needs transformers: pip install "tas-lora[huggingface]"' in lines
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (('--formats', 'onnx', '--opset', '9'), '--opset 9 is too old; choose from 18 to 23'),
+        (('--formats', 'onnx', '--opset', '99'), '--opset 99 is too new; choose from 18 to 23'),
+        (('--formats', 'tensorrt'), '--formats must be all or some of safetensors, onnx, torch'),
+        (('--int8',), '--int8 quantises the ONNX file; add onnx to --formats'),
+    ],
+)
+def test_mistakes_on_the_command_line(export_tool, capsys, tmp_path, options, message):
+    assert export_tool(*options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_int8_beside_float(export_tool, capsys, tmp_path):
+    assert export_tool('--formats', 'onnx', '--int8') == 0
+    out = capsys.readouterr().out
+    assert 'on 64 random images logits differ by at most' in out
+    assert 'Top-1 on 360 test images: ' in out
+    assert {path.name for path in (tmp_path / 'out' / 'onnx').iterdir()} == {
+        'model.onnx',
+        'model_int8.onnx',
+    }
+
+
+def test_top1_of_int8_by_hand(source, tmp_path):
+    onnx_format.write(source, tmp_path)
+    small, images = quantise(tmp_path), source.random_images(27)
+    labels = torch.arange(27) % 10
+    found = compare_top1(tmp_path, small, zip(images.split(20), labels.split(20), strict=True))
+    with torch.no_grad():
+        right = int((source.net(images).argmax(1) == labels).sum())
+    assert found['images'] == 27
+    assert found['float32'] == pytest.approx(100 * right / 27)
+    assert f'Quantised to {small}: ' in compare(source, tmp_path, small)
+    assert small.stat().st_size < (tmp_path / 'model.onnx').stat().st_size
+
+
+# The card
+
+HELD_OUT = dict(type='tas_lora.HeldOutSplit', part='heldout', dataset=dict(type='Fish', split='a'))
+RECORD = {
+    'subnet': CHOSEN.to_dict(),
+    'score': 'cross_entropy',
+    'rule': 'less',
+    'images': 287,
+    'candidates': 276,
+    'goals': ['params'],
+    'cross_entropy': 0.25,
+    'accuracy/top1': 98.5,
+    'latency': 1.5,
+    'test': {'best': {'accuracy/top1': 97.5}},
+    'search': {
+        'checkpoint': '/home/someone/experts.pth',
+        'checkpoint_sha256': 'abc123',
+        'versions': {'torch': '2.10.0'},
+        'config': {
+            'val_dataloader': {'dataset': HELD_OUT},
+            'val_cfg': {
+                'space': {'depth': [2]},
+                'constraints': {'params': [None, 40000], 'flops': [1000, 2000]},
+                'evolution': {'seed': 7},
+            },
+        },
+    },
+}
+
+
+def test_the_card_tells_data_search_limits_metrics_and_licence(source):
+    card = model_card(source.description, RECORD, source.data, 'mit')
+    for line in (
+        'license: mit',
+        '- searched on: Fish, split a, part heldout of tas_lora.HeldOutSplit; images: 287',
+        '- to be tested on: MNIST, split test',
+        '- candidates: 276, judged by cross_entropy (less)',
+        '- goals: params',
+        "- settings: {'seed': 7}",
+        '- weights: experts.pth, SHA-256 abc123',
+        '- params: up to 40,000',
+        '- flops: from 1,000 up to 2,000',
+        '- cross_entropy: 0.25, on the images of the search',
+        '- accuracy/top1: 98.5, on the images of the search',
+        '- latency: 1.5, on the images of the search',
+        '- accuracy/top1 of best: 97.5, on the test set',
+    ):
+        assert line in card.splitlines()
+    assert f'| parameters | {source.description["params"]:,} |' in card
+    assert 'someone' not in card
+
+
+def test_a_record_of_a_search_that_was_damaged(source):
+    for search in (3, {}, dict(RECORD['search'], config=[])):
+        with pytest.raises(UserError, match='the search that found the subnet cannot be described'):
+            model_card(source.description, RECORD | dict(search=search), {}, None)
