@@ -32,14 +32,22 @@ setup(
     extras_require={
         'demo': ['scikit-learn>=1.2'],
         'search': ['pymoo>=0.6.1', 'scikit-learn>=1.2'],  # several goals; a surrogate
+        'onnx': ['onnx>=1.18', 'onnxruntime>=1.23', 'onnxscript>=0.6.2'],
+        'timm': ['timm>=1.0.23'],
+        'huggingface': ['transformers>=4.49'],
         'dev': [
             'hypothesis>=6.80',
+            'onnx>=1.18',
+            'onnxruntime>=1.23',
+            'onnxscript>=0.6.2',
             'pre-commit',
             'pymoo>=0.6.1',
             'pytest>=7.0',
             'pytest-xdist>=3.2',
             'ruff',
             'scikit-learn>=1.2',
+            'timm>=1.0.23',
+            'transformers>=4.49',
         ],
     },
 )

@@ -83,12 +83,14 @@ def test_memory_of_a_wide_mlp_by_hand(precision):
     batch, width, hidden, size = 16, 16, 256, dict(float32=4, bfloat16=2)[precision]
     measure = Deployed(SPEC, 'avg_featmap', batch_size=batch, precision=precision)
     subnet = Subnet(width, [1, 1], [16.0, 16.0])
-    tokens, indices = 17, 2 * 17 * 17  # rows and columns of positions, int64
+    tokens = 17
+    indices = 7 + tokens * (24 + 15)  # int64: rows of tables, lines to offsets and back
     attention = 3 * 8 * (width + 1) + (8 + 1) * width + 4 * 6 * 8  # 6 offsets, head width 8
     block = attention + 4 * width + 2 * width * hidden + width + hidden
     ends = (4 + 1) * width + width + tokens * width + 2 * width + (width + 1) * CLASSES
     activations = batch * tokens * (2 * width + 2 * hidden)
-    elements = 2 * block + ends + batch * 8 * 8 + activations
+    marks = tokens * 24  # 4 rows and 4 columns, and blanks up to a multiple of 16 with the head
+    elements = 2 * block + ends + marks + batch * 8 * 8 + activations
     assert measure.memory(subnet)['memory'] * 2**20 == size * elements + 8 * indices
 
 
