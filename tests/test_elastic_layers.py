@@ -86,15 +86,17 @@ def test_sliced_layer_norm_is_a_plain_one_over_the_live_channels(width):
 
 
 @pytest.mark.parametrize('width', [1, 5, 8])
-def test_sliced_patch_embedding_is_a_plain_convolution(width):
-    layer = randomize(ElasticPatchEmbed(3, 8, patch_size=2)).double()
-    same = plain(nn.Conv2d(3, width, 2, stride=2), layer.weight[:width], layer.bias[:width])
-    x = torch.randn(2, 3, 6, 6).double()
-    tokens = layer(x, width)
+@pytest.mark.parametrize('size', [1, 2, 3])
+def test_sliced_patch_embedding_is_a_plain_convolution(width, size):
+    layer = randomize(ElasticPatchEmbed(3, 8, patch_size=3)).double()
+    weight = layer.weight[:width, :, :size, :size]
+    same = plain(nn.Conv2d(3, width, size, stride=size), weight, layer.bias[:width])
+    x, side = torch.randn(2, 3, 6, 6).double(), 6 // size
+    tokens = layer(x, width, size)
     grid = same(x)
-    assert tokens.shape == (2, 9, width)
-    for patch in range(9):
-        assert_same(tokens[:, patch], grid[:, :, patch // 3, patch % 3])
+    assert tokens.shape == (2, side**2, width)
+    for patch in range(side**2):
+        assert_same(tokens[:, patch], grid[:, :, patch // side, patch % side])
 
 
 # Relative positions

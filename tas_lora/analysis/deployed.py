@@ -116,7 +116,7 @@ class Deployed:
 
     def _build(self, subnet: Subnet) -> tuple[PlainViT, Tensor]:
         """The network, and images for it."""
-        spec = self.image_spec
+        spec = subnet.image_spec_in(self.image_spec)
         with torch.random.fork_rng(devices=()):  # a search draws the same, measured or not
             net = PlainViT(
                 subnet.embed_dim,

@@ -81,15 +81,17 @@ def draw_score_against(results: SearchResults, cost: str):
 
 
 def draw_choices(results: SearchResults):
-    """How often each width, depth, head count and MLP ratio is in the best and in all."""
+    """How often each width, depth, head count, MLP ratio and patch is in the best and in all."""
     space = results.space
-    panels = (
+    panels = [
         ('width', space.embed_dim, lambda s: [s.embed_dim]),
         ('depth', space.depth, lambda s: [s.depth]),
         ('heads of a block', space.num_heads, lambda s: s.num_heads),
         ('MLP ratio of a block', space.mlp_ratio, lambda s: s.mlp_ratio),
-    )
-    figure, all_axes = canvas(9, 2.5, columns=4, sharey=True)
+    ]
+    if space.patch_size is not None:
+        panels.append(('side of a patch', space.patch_size, lambda s: [s.patch_size]))
+    figure, all_axes = canvas(9, 2.5, columns=len(panels), sharey=True)
     best, all_of_them = results.ranking[:TOP], results.of('search')
     groups = (f'best {len(best)}', best, BLUE, -0.2), ('all candidates', all_of_them, GREY, 0.2)
     for axes, (title, choices, genes) in zip(all_axes, panels, strict=True):

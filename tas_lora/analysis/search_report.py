@@ -94,7 +94,10 @@ def in_words(subnet: Subnet) -> str:
     """A subnet in a phrase, such as '12 blocks, 192 wide, 3 to 4 heads, MLP ratio 3.5 to 4'."""
     ends = [(min(genes), max(genes)) for genes in (subnet.num_heads, subnet.mlp_ratio)]
     heads, ratio = (f'{a:g}' if a == b else f'{a:g} to {b:g}' for a, b in ends)
-    return f'{subnet.depth} blocks, {subnet.embed_dim} wide, {heads} heads, MLP ratio {ratio}'
+    patches = f', patches of {subnet.patch_size}' if subnet.patch_size else ''
+    return (
+        f'{subnet.depth} blocks, {subnet.embed_dim} wide, {heads} heads, MLP ratio {ratio}{patches}'
+    )
 
 
 def as_score(value: float) -> str:

@@ -80,7 +80,9 @@ class SearchResults:
         widths, depths = {s.embed_dim for s in subnets}, {s.depth for s in subnets}
         heads = {choice for s in subnets for choice in s.num_heads}
         ratios = {choice for s in subnets for choice in s.mlp_ratio}
-        return SearchSpace(*map(sorted, (widths, depths, heads, ratios)))
+        patches = {s.patch_size for s in subnets} - {None}
+        choices = map(sorted, (widths, depths, heads, ratios))
+        return SearchSpace(*choices, patch_size=sorted(patches) or None)
 
     @property
     def limits(self) -> dict[str, tuple[float, float]]:

@@ -23,10 +23,12 @@ def standalone_state_dict(model: SupernetClassifier, subnet: Subnet) -> dict[str
     model.set_subnet(subnet)
     width, backbone = subnet.embed_dim, model.backbone
     state = {
-        'patch_embed.weight': backbone.patch_embed.weight[:width],
+        'patch_embed.weight': backbone.patch_embed.sliced_weight(
+            width, backbone.patch_size_of(subnet)
+        ),
         'patch_embed.bias': backbone.patch_embed.bias[:width],
         'cls_token': backbone.cls_token[..., :width],
-        'pos_embed': backbone.pos_embed[..., :width],
+        'pos_embed': backbone.positions(subnet),
         'norm.weight': backbone.norm.weight[:width],
         'norm.bias': backbone.norm.bias[:width],
         'head.weight': model.head.fc.weight[:, :width],
@@ -120,7 +122,7 @@ def _block_state(block, widths: tuple[int, int, int]) -> dict[str, Tensor]:
 
 def _description(model: SupernetClassifier, subnet: Subnet) -> dict:
     """Content of ``architecture.json``: how to build the network and how to feed it."""
-    spec = model.image_spec
+    spec = subnet.image_spec_in(model.image_spec)
     network = dict(
         embed_dim=subnet.embed_dim,
         num_heads=list(subnet.num_heads),

@@ -22,12 +22,13 @@ def count_params(
     Args:
         subnet: The architecture.
         img_size: Side of the square input, in pixels.
-        patch_size: Side of a patch, in pixels.
+        patch_size: Side of a patch, in pixels, unless the subnet has its own.
         in_channels: Image channels.
         num_classes: Outputs of the classifier.
         max_relative_position: Offset R at which relative positions are clipped.
         head_dim: Width of one attention head (64 in AutoFormer).
     """
+    patch_size = subnet.patch_size or patch_size
     width, patches = subnet.embed_dim, (img_size // patch_size) ** 2
     relative_tables = 4 * (2 * max_relative_position + 2) * head_dim
 
@@ -61,6 +62,7 @@ def count_flops(
     ``patches + 2`` tokens, the classifier ``patches + 1`` times, and the relative terms use R in
     place of the head width.
     """
+    patch_size = subnet.patch_size or patch_size
     width, patches = subnet.embed_dim, (img_size // patch_size) ** 2
     tokens, reach = patches + 2, max_relative_position
 

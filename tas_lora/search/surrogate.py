@@ -19,9 +19,10 @@ def encode(subnet: Subnet, space: SearchSpace) -> np.ndarray:
         space: Its search space, whose largest depth L says how many blocks the vector has.
 
     Returns:
-        Depth, width, L heads and L MLP ratios, 0 where there is no block, and the logarithms of
+        Depth, width, L heads and L MLP ratios, 0 where there is no block, the logarithms of
         ``width x all heads`` and ``width x all MLP channels``, to which the parameters of
-        attention and MLPs are proportional: (2L + 4,).
+        attention and MLPs are proportional, and the patch size if the space has several:
+        (2L + 4,) or (2L + 5,).
 
     Raises:
         UserError: If the subnet is deeper than the space.
@@ -33,7 +34,8 @@ def encode(subnet: Subnet, space: SearchSpace) -> np.ndarray:
     sums = subnet.embed_dim * np.array([sum(subnet.num_heads), sum(subnet.hidden_dims)])
     shape = (subnet.depth, subnet.embed_dim)
     genes = (*subnet.num_heads, *absent, *subnet.mlp_ratio, *absent)
-    return np.array([*shape, *genes, *np.log(sums)], float)
+    patches = () if space.patch_size is None else (subnet.patch_size,)
+    return np.array([*shape, *genes, *np.log(sums), *patches], float)
 
 
 class Surrogate:

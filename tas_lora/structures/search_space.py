@@ -14,7 +14,8 @@ class SearchSpace:
     """All subnets with one width, one depth, and heads and MLP ratio free in each block.
 
     Draws follow AutoFormer: ``embed_dim`` and ``depth`` once per subnet, ``mlp_ratio`` and
-    ``num_heads`` once per block, each uniform over its choices. Randomness comes in as a
+    ``num_heads`` once per block, each uniform over its choices; so is ``patch_size``, once per
+    subnet, if it is given. Randomness comes in as a
     generator, so a draw is a function of its seed.
 
     Args:
@@ -22,6 +23,8 @@ class SearchSpace:
         depth: Choices of the number of blocks.
         num_heads: Choices of a block's attention heads.
         mlp_ratio: Choices of a block's MLP ratio.
+        patch_size: Choices of the side of a patch in pixels; None leaves the supernet's own to
+            all subnets, which then have none written down.
 
     Raises:
         UserError: If a field has no choice, a repeated one, or one that is no positive number, or
@@ -32,9 +35,10 @@ class SearchSpace:
     depth: tuple[int, ...]
     num_heads: tuple[int, ...]
     mlp_ratio: tuple[float, ...]
+    patch_size: tuple[int, ...] | None = None
 
     def __post_init__(self):
-        for name in _FIELDS:
+        for name in _FIELDS if self.patch_size is None else _ALL_FIELDS:
             kind = float if name == 'mlp_ratio' else int
             choices = positives(getattr(self, name), f'space.{name}', kind)
             if len(set(choices)) < len(choices):
@@ -46,7 +50,7 @@ class SearchSpace:
 
     @staticmethod
     def field_names() -> tuple[str, ...]:
-        """The attributes that differ between subnets."""
+        """The choices that every space has."""
         return _FIELDS
 
     @classmethod
@@ -54,21 +58,25 @@ class SearchSpace:
         """``value`` itself if it is a search space, else one from its dict."""
         if isinstance(value, cls):
             return value
-        if not isinstance(value, Mapping) or set(value) != set(_FIELDS):
-            raise UserError(f'a search space is a dict of exactly {_FIELDS}, got {value!r}')
+        if not isinstance(value, Mapping) or not {*_FIELDS} <= {*value} <= {*_ALL_FIELDS}:
+            raise UserError(
+                f'a search space is a dict of exactly {_FIELDS}, and perhaps patch_size, got '
+                f'{value!r}'
+            )
         return cls(**value)
 
     def sample(self, rng: np.random.Generator) -> Subnet:
-        """Uniform choices: depth, then MLP ratios, then heads, then width."""
+        """Uniform choices: depth, then MLP ratios, then heads, then width, then patches."""
         depth = _pick(self.depth, rng)
         mlp_ratio = [_pick(self.mlp_ratio, rng) for _ in range(depth)]
         num_heads = [_pick(self.num_heads, rng) for _ in range(depth)]
-        return Subnet(_pick(self.embed_dim, rng), num_heads, mlp_ratio)
+        width = _pick(self.embed_dim, rng)
+        return Subnet(width, num_heads, mlp_ratio, self._pick_patch_size(rng))
 
     def mutate(
         self, subnet: Subnet, rng: np.random.Generator, gene_prob: float, shape_prob: float
     ) -> Subnet:
-        """Redraw depth and width with ``shape_prob``, each block's genes with ``gene_prob``.
+        """Redraw depth, width and patches with ``shape_prob``, a block's genes with ``gene_prob``.
 
         New blocks are drawn uniformly; a redraw may return the old value (AutoFormer).
         """
@@ -81,7 +89,10 @@ class SearchSpace:
         mlp_ratio = redraw(subnet.mlp_ratio, self.mlp_ratio)
         num_heads = redraw(subnet.num_heads, self.num_heads)
         width = _pick(self.embed_dim, rng) if rng.random() < shape_prob else subnet.embed_dim
-        return Subnet(width, num_heads, mlp_ratio)
+        patch_size = subnet.patch_size
+        if self.patch_size and rng.random() < shape_prob:
+            patch_size = self._pick_patch_size(rng)
+        return Subnet(width, num_heads, mlp_ratio, patch_size)
 
     def crossover(self, a: Subnet, b: Subnet, rng: np.random.Generator) -> Subnet:
         """Each gene from one of two parents of equal depth, at even odds."""
@@ -93,21 +104,24 @@ class SearchSpace:
 
         mlp_ratio = mix(a.mlp_ratio, b.mlp_ratio)
         num_heads = mix(a.num_heads, b.num_heads)
-        return Subnet(_pick((a.embed_dim, b.embed_dim), rng), num_heads, mlp_ratio)
+        width = _pick((a.embed_dim, b.embed_dim), rng)
+        patch_size = _pick((a.patch_size, b.patch_size), rng) if self.patch_size else None
+        return Subnet(width, num_heads, mlp_ratio, patch_size)
 
     def smallest(self) -> Subnet:
-        """The subnet with the least of everything."""
-        return self._extreme(min)
+        """The subnet with the least of everything: of patches, too, which are then large."""
+        return self._extreme(min, max)
 
     def largest(self) -> Subnet:
-        """The subnet with the most of everything."""
-        return self._extreme(max)
+        """The subnet with the most of everything: of patches, too, which are then small."""
+        return self._extreme(max, min)
 
     @property
     def size(self) -> int:
         """Number of distinct subnets."""
         per_block = len(self.num_heads) * len(self.mlp_ratio)
-        return len(self.embed_dim) * sum(per_block**depth for depth in self.depth)
+        shapes = len(self.embed_dim) * len(self.patch_size or (None,))
+        return shapes * sum(per_block**depth for depth in self.depth)
 
     def __contains__(self, subnet: Subnet) -> bool:
         return (
@@ -115,18 +129,24 @@ class SearchSpace:
             and subnet.depth in self.depth
             and set(subnet.num_heads) <= set(self.num_heads)
             and set(subnet.mlp_ratio) <= set(self.mlp_ratio)
+            and subnet.patch_size in (self.patch_size or (None,))
         )
 
-    def _extreme(self, choose) -> Subnet:
+    def _pick_patch_size(self, rng: np.random.Generator) -> int | None:
+        return _pick(self.patch_size, rng) if self.patch_size else None
+
+    def _extreme(self, choose, choose_patch_size) -> Subnet:
         depth = choose(self.depth)
         return Subnet(
             choose(self.embed_dim),
             (choose(self.num_heads),) * depth,
             (choose(self.mlp_ratio),) * depth,
+            choose_patch_size(self.patch_size) if self.patch_size else None,
         )
 
 
-_FIELDS = tuple(SearchSpace.__dataclass_fields__)
+_ALL_FIELDS = tuple(SearchSpace.__dataclass_fields__)
+_FIELDS = _ALL_FIELDS[:4]  # without patch_size, which most spaces leave out
 _MOST_BLOCKS = 1000  # a subnet lists its blocks
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import UserError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Subnet:
     """A vision transformer of the supernet's family, written down.
 
@@ -21,6 +21,8 @@ class Subnet:
         embed_dim: Width C of all blocks.
         num_heads: Attention heads of each block; its length is the depth.
         mlp_ratio: MLP width of each block over ``embed_dim``, as many as ``num_heads``.
+        patch_size: Side of a patch in pixels, where the space has several; None for the
+            supernet's own.
 
     Raises:
         UserError: If a field has the wrong type, length or sign.
@@ -29,12 +31,15 @@ class Subnet:
     embed_dim: int
     num_heads: tuple[int, ...]
     mlp_ratio: tuple[float, ...]
+    patch_size: int | None = None
 
     def __post_init__(self):
         set_field = object.__setattr__  # the way dataclasses leave open to frozen ones
         set_field(self, 'embed_dim', positive(self.embed_dim, 'embed_dim', int))
         set_field(self, 'num_heads', positives(self.num_heads, 'num_heads', int))
         set_field(self, 'mlp_ratio', positives(self.mlp_ratio, 'mlp_ratio', float))
+        if self.patch_size is not None:
+            set_field(self, 'patch_size', positive(self.patch_size, 'patch_size', int))
         if len(self.num_heads) != len(self.mlp_ratio):
             raise UserError(
                 f'num_heads has {len(self.num_heads)} blocks and mlp_ratio {len(self.mlp_ratio)}; '
@@ -56,12 +61,18 @@ class Subnet:
         """MLP width of each block, ``int(embed_dim * mlp_ratio)`` (truncated, as AutoFormer)."""
         return tuple(int(self.embed_dim * ratio) for ratio in self.mlp_ratio)
 
+    def __repr__(self) -> str:
+        fields = (name for name in _FIELDS if getattr(self, name) is not None)
+        return f'Subnet({", ".join(f"{name}={getattr(self, name)!r}" for name in fields)})'
+
     def to_dict(self) -> dict:
-        """Plain lists and numbers, ready for JSON and configs."""
+        """Plain lists and numbers, ready for JSON and configs; a patch size only if it has one."""
+        own = {} if self.patch_size is None else dict(patch_size=self.patch_size)
         return dict(
             embed_dim=self.embed_dim,
             num_heads=list(self.num_heads),
             mlp_ratio=list(self.mlp_ratio),
+            **own,
         )
 
     @classmethod
@@ -69,8 +80,11 @@ class Subnet:
         """Inverse of :meth:`to_dict`; unknown and missing fields are refused."""
         if not isinstance(fields, Mapping):
             raise UserError(f'a subnet is a dict with {_FIELDS}, got {fields!r}')
-        if set(fields) != set(_FIELDS):
-            raise UserError(f'a subnet has exactly the fields {_FIELDS}, got {list(fields)}')
+        if not {*_FIELDS[:3]} <= set(fields) <= {*_FIELDS}:
+            raise UserError(
+                f'a subnet has exactly the fields {_FIELDS[:3]}, and patch_size where there are '
+                f'several, got {list(fields)}'
+            )
         return cls(**fields)
 
     @classmethod
@@ -86,6 +100,10 @@ class Subnet:
         if isinstance(value, Mapping) and 'subnet' in value:
             value = value['subnet']
         return cls.from_dict(value)
+
+    def image_spec_in(self, spec: Mapping[str, int]) -> dict[str, int]:
+        """``spec``, the sizes of a supernet's images and patches, with this subnet's patches."""
+        return dict(spec) | ({} if self.patch_size is None else dict(patch_size=self.patch_size))
 
     def check_fits(self, supernet: 'Subnet', what: str = 'subnet') -> None:
         """Raise :class:`UserError` unless this subnet is a slice of ``supernet``."""

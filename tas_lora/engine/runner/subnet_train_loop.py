@@ -45,7 +45,7 @@ class SubnetSamplingTrainLoop(ResumableTrainLoop):
         self.space = SearchSpace.coerce(space)
         self.seed = natural(seed, 'train_cfg.seed')
         self.model = supernet_of(runner)
-        self.space.largest().check_fits(self.model.backbone.arch, 'the largest subnet of the space')
+        self.model.backbone.check_space(self.space, 'the space')
         self.strategy = build_strategy(strategy)
         self.strategy.check(runner)
 

@@ -120,7 +120,7 @@ class EvolutionarySearchLoop(ValLoop):
         self.resume = boolean(resume, 'val_cfg.resume')
         self.model = supernet_of(runner)
         self.space = SearchSpace.coerce(space)
-        self.space.largest().check_fits(self.model.backbone.arch, 'the largest subnet of the space')
+        self.model.backbone.check_space(self.space, 'the space')
         one_of(rule, 'val_cfg.rule', ('less', 'greater'))
         one_of(precision, 'val_cfg.precision', ('float32', 'bfloat16'))
         self.score, self.rule, self.precision = score, rule, precision

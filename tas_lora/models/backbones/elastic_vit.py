@@ -1,27 +1,29 @@
 """The weight-entangled vision transformer of AutoFormer, top to bottom."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ...errors import UserError
 from ...registry import MODELS
-from ...structures import Subnet
+from ...structures import SearchSpace, Subnet
 from ...structures.subnet import boolean, bounded, one_of, positive, within
 from ..layers import (
     ElasticLayerNorm,
     ElasticPatchEmbed,
     MoLELinear,
+    PatchGrid,
     check_supernet,
+    checked_patch_sizes,
     checked_sizes,
     expert_sizes,
     linear_factory,
     recomputed,
-    token_index,
 )
+from .checks import check_images, check_patch_size
 from .compiled import compile_branches
 from .elastic_block import ElasticBlock
 from .outputs import OUT_TYPES, form_output, freeze, frozen_parts, frozen_stages_of, output_blocks
@@ -36,7 +38,10 @@ class ElasticViT(BaseModule):
         arch: The supernet's own size, a :class:`~tas_lora.Subnet`, its dict or its JSON file.
             A fixed network is an ``ElasticViT`` whose ``arch`` is that network.
         img_size: Side of the square input in pixels.
-        patch_size: Side of a patch in pixels.
+        patch_size: Side of a patch in pixels, or several, of which a subnet has one
+            (``Subnet.patch_size``; the smallest if it says none). Smaller ones are the top left of
+            the largest one's kernels. The position of a patch is that of the smallest one around
+            its centre; relative positions are counted in patches.
         in_channels: Image channels.
         head_dim: Width of one attention head; the same in all subnets.
         max_relative_position: Offset at which 2-D relative positions are clipped.
@@ -65,7 +70,7 @@ class ElasticViT(BaseModule):
         self,
         arch: Subnet | dict | str,
         img_size: int = 224,
-        patch_size: int = 16,
+        patch_size: int | Sequence[int] = 16,
         in_channels: int = 3,
         head_dim: int = 64,
         max_relative_position: int = 14,
@@ -86,17 +91,20 @@ class ElasticViT(BaseModule):
         one_of(out_type, 'model.backbone.out_type', OUT_TYPES)
         rate = bounded(drop_path_rate, 'model.backbone.drop_path_rate', reached=False)
         init_std = positive(init_std, 'model.backbone.init_std', float)
-        self.image_spec = checked_sizes(
+        sizes = checked_sizes(
             img_size=img_size,
-            patch_size=patch_size,
             in_channels=in_channels,
             head_dim=head_dim,
             max_relative_position=max_relative_position,
-        )  # what count_params and count_flops take, classes excepted
+        )
+        self.patch_sizes = checked_patch_sizes(patch_size, img_size)
+        # What count_params and count_flops take, classes excepted.
+        self.image_spec = sizes | dict(patch_size=self.patch_sizes[0])
         self.out_type = out_type
         self.out_indices = output_blocks(out_indices, self.arch.depth)
         experts = expert_sizes(mole, self.arch.depth)
         check_supernet(self.arch, self.image_spec, experts)
+        self.check_fits(self.arch, 'arch')
         self._build_tokens(init_std)
         self.blocks = self._build_blocks(rate, experts, init_std)
         self.num_experts = 0 if mole is None else mole['num_experts']  # K, what the router has
@@ -118,14 +126,16 @@ class ElasticViT(BaseModule):
 
         Returns:
             For each of ``out_indices`` a pooled feature (B, C), or with 'featmap' a map
-            (B, C, img_size / patch_size, img_size / patch_size); C is the subnet's width.
+            (B, C, img_size / patch_size, img_size / patch_size); C is the subnet's width, and
+            patch_size its own.
         """
         subnet = subnet or self.arch
-        self._check_images(images)
-        x = self.patch_embed(images, subnet.embed_dim)  # (B, patches, C)
+        check_images(images, self.image_spec)
+        x = self.patch_embed(images, subnet.embed_dim, self.patch_size_of(subnet))
         cls_token = self.cls_token[..., : subnet.embed_dim].expand(len(x), -1, -1)
-        x = torch.cat([cls_token, x], dim=1) + self.pos_embed[..., : subnet.embed_dim]
-        rel_index = (self.rel_index, self.rel_marks)
+        x = torch.cat([cls_token, x], dim=1) + self.positions(subnet)  # (B, patches + 1, C)
+        grid = self._grid_of(subnet)
+        rel_index = (grid.rel_index, grid.rel_marks)
         recompute = self.with_cp and torch.is_grad_enabled()
         outputs = {}
         for i, (block, (_, num_heads, hidden_dim)) in enumerate(self.active_blocks(subnet)):
@@ -154,6 +164,25 @@ class ElasticViT(BaseModule):
             load_pretrained(self, file)
             self.is_init = True
 
+    def check_fits(self, subnet: Subnet, what: str = 'subnet') -> None:
+        """Raise :class:`UserError` unless ``subnet`` is a slice of this supernet."""
+        subnet.check_fits(self.arch, what)
+        check_patch_size(subnet.patch_size, self.patch_sizes, what)
+
+    def check_space(self, space: SearchSpace, what: str) -> None:
+        """Raise :class:`UserError` unless all subnets of ``space`` are slices of this supernet."""
+        for patch_size in space.patch_size or (None,):
+            largest = replace(space.largest(), patch_size=patch_size)
+            self.check_fits(largest, f'the largest subnet of {what}')
+
+    def patch_size_of(self, subnet: Subnet) -> int:
+        """Side of a patch in pixels: the subnet's own, or else the smallest there is."""
+        return subnet.patch_size or self.patch_sizes[0]
+
+    def positions(self, subnet: Subnet) -> Tensor:
+        """Position embedding of ``subnet``, (1, patches + 1, C), the class token's first."""
+        return self._grid_of(subnet).positions_in(self.pos_embed[..., : subnet.embed_dim])
+
     def active_blocks(self, subnet: Subnet) -> Iterator[tuple[ElasticBlock, tuple[int, int, int]]]:
         """The blocks ``subnet`` runs, each with (embed_dim, num_heads, hidden_dim)."""
         widths = zip(subnet.num_heads, subnet.hidden_dims, strict=True)
@@ -180,15 +209,22 @@ class ElasticViT(BaseModule):
     def _build_tokens(self, init_std: float) -> None:
         """Patches, class token and positions."""
         width, spec = self.arch.embed_dim, self.image_spec
-        grid = spec['img_size'] // spec['patch_size']
-        self.patch_embed = ElasticPatchEmbed(spec['in_channels'], width, spec['patch_size'])
+        sides = {size: spec['img_size'] // size for size in self.patch_sizes}  # in patches
+        finest = sides[self.patch_sizes[0]]
+        self.patch_embed = ElasticPatchEmbed(spec['in_channels'], width, self.patch_sizes[-1])
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.empty(1, grid**2 + 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, finest**2 + 1, width))
         nn.init.trunc_normal_(self.cls_token, std=init_std)
         nn.init.trunc_normal_(self.pos_embed, std=init_std)
-        index, marks = token_index(grid, spec['max_relative_position'], spec['head_dim'])
-        self.register_buffer('rel_index', index, persistent=False)
-        self.register_buffer('rel_marks', marks, persistent=False)
+        self.grids = nn.ModuleDict(
+            {
+                str(size): PatchGrid(side, finest, spec['max_relative_position'], spec['head_dim'])
+                for size, side in sides.items()
+            }
+        )
+
+    def _grid_of(self, subnet: Subnet) -> PatchGrid:
+        return self.grids[str(self.patch_size_of(subnet))]
 
     def _build_blocks(
         self, drop_path_rate: float, experts: list[dict], init_std: float
@@ -210,12 +246,3 @@ class ElasticViT(BaseModule):
                 arch.num_heads, arch.hidden_dims, rates, experts, strict=True
             )
         )
-
-    def _check_images(self, images: Tensor) -> None:
-        side = self.image_spec['img_size']
-        expected = (self.image_spec['in_channels'], side, side)
-        if images.shape[1:] != expected:
-            raise UserError(
-                f'the backbone takes images of shape {expected}, got {tuple(images.shape[1:])}; '
-                'change img_size and in_channels of the backbone, or the data pipeline'
-            )

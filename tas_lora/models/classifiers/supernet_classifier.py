@@ -72,8 +72,10 @@ class SupernetClassifier(ImageClassifier):
             _check_kind(part and part.init_cfg, f'model.{name}.init_cfg', _KINDS['init_cfg'])
         if boolean(freeze_supernet, 'model.freeze_supernet') and self.router is not None:
             self._freeze_supernet()
-        self._subnet = self.backbone.arch if self.router is None else self.router.space.largest()
-        self._subnet.check_fits(self.backbone.arch, 'the largest subnet of router.space')
+        self._subnet = self.backbone.arch
+        if self.router is not None:
+            self.backbone.check_space(self.router.space, 'router.space')
+            self._subnet = self.router.space.largest()
         self._register_load_state_dict_pre_hook(self._adapt_state_dict)
 
     @property
@@ -89,7 +91,7 @@ class SupernetClassifier(ImageClassifier):
                 blocks belongs to no group.
         """
         subnet = Subnet.coerce(subnet)
-        subnet.check_fits(self.backbone.arch)
+        self.backbone.check_fits(subnet)
         if self.router is not None:
             self.router.check(subnet)
         self.unmerge_experts()

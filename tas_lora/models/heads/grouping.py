@@ -13,7 +13,7 @@ from ...structures import SearchSpace, Subnet
 from ...structures.subnet import natural, positive, some_of
 
 BLOCK_ATTRIBUTES = ('num_heads', 'mlp_ratio')
-SUBNET_ATTRIBUTES = ('embed_dim', 'depth')
+SUBNET_ATTRIBUTES = ('embed_dim', 'depth', 'patch_size')
 ATTRIBUTES = BLOCK_ATTRIBUTES + SUBNET_ATTRIBUTES
 
 
@@ -24,8 +24,17 @@ def block_attributes(subnet: Subnet, block: int, attributes: Sequence[str]) -> t
         mlp_ratio=subnet.mlp_ratio[block],
         embed_dim=subnet.embed_dim,
         depth=subnet.depth,
+        patch_size=subnet.patch_size,
     )
     return tuple(values[attribute] for attribute in attributes)
+
+
+def checked_attributes(values, field: str, space: SearchSpace) -> tuple[str, ...]:
+    """``values``, some of :data:`ATTRIBUTES` that ``space`` has; raises :class:`UserError`."""
+    attributes = some_of(values, field, ATTRIBUTES)
+    if 'patch_size' in attributes and space.patch_size is None:
+        raise UserError(f"{field} has 'patch_size', and the space no choices of it; give it some")
+    return attributes
 
 
 class BlockGroups:
@@ -45,7 +54,8 @@ class ArchitectureGroups(BlockGroups):
 
     Args:
         space: The search space, or its dict.
-        attributes: Out of 'num_heads', 'mlp_ratio', 'embed_dim', 'depth'.
+        attributes: Out of 'num_heads', 'mlp_ratio', 'embed_dim', 'depth', and 'patch_size' where
+            the space has several.
         clusters: Choices of an attribute to be taken as one, e.g.
             ``dict(embed_dim=[[192, 216], [240]])``, so that K falls: an answer to a limitation
             the paper names. Every choice must be in one cluster.
@@ -58,7 +68,9 @@ class ArchitectureGroups(BlockGroups):
         clusters: Mapping[str, Sequence[Sequence]] | None = None,
     ):
         self.space = SearchSpace.coerce(space)
-        self.attributes = some_of(attributes, 'model.router.grouping.attributes', ATTRIBUTES)
+        self.attributes = checked_attributes(
+            attributes, 'model.router.grouping.attributes', self.space
+        )
         clusters = {} if clusters is None else clusters
         self._check_clusters(clusters)
         # For each attribute the cluster of each choice; on its own unless clustered.
@@ -87,7 +99,10 @@ class ArchitectureGroups(BlockGroups):
     def _group_of(self, subnet: Subnet, block: int) -> int:
         values = block_attributes(subnet, block, self.attributes)
         if any(v not in cluster for v, cluster in zip(values, self._cluster, strict=True)):
-            has = ', '.join(f'{n} {v:g}' for n, v in zip(self.attributes, values, strict=True))
+            has = ', '.join(
+                f'{n} {v if v is None else format(v, "g")}'
+                for n, v in zip(self.attributes, values, strict=True)
+            )
             choices = ', '.join(f'{n} {list(getattr(self.space, n))}' for n in self.attributes)
             raise UserError(
                 f'block {block} of the subnet ({has}) belongs to no group of experts; '

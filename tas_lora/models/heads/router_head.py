@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...registry import MODELS, TASK_UTILS, build_part
 from ...structures import SearchSpace, Subnet
-from ...structures.subnet import one_of, positive, some_of
+from ...structures.subnet import one_of, positive
 from ..layers import LAYER_KINDS, check_weights
 from .grouping import (
-    ATTRIBUTES,
     BLOCK_ATTRIBUTES,
     SUBNET_ATTRIBUTES,
     ArchitectureGroups,
     BlockGroups,
     block_attributes,
+    checked_attributes,
 )
 
 LAYERS_PER_BLOCK = len(LAYER_KINDS)
@@ -52,7 +52,7 @@ class RouterHead(Router):
     Args:
         space: The search space, or its dict.
         attributes: What the router reads and, by default, groups by, out of 'num_heads',
-            'mlp_ratio', 'embed_dim', 'depth'.
+            'mlp_ratio', 'embed_dim', 'depth', and 'patch_size' where the space has several.
         init: 'group_wise': each group of blocks has a head of its own, which starts at the
             group's own expert, so that K is the number of groups. 'random': one head for all.
         grouping: Config of the groups, by default ``tas_lora.ArchitectureGroups`` of the
@@ -80,7 +80,7 @@ class RouterHead(Router):
     ):
         super().__init__(init_cfg)
         self.space = SearchSpace.coerce(space)
-        self.attributes = some_of(attributes, 'model.router.attributes', ATTRIBUTES)
+        self.attributes = checked_attributes(attributes, 'model.router.attributes', self.space)
         self.num_blocks = max(self.space.depth)
         self.groups = self._build_groups(grouping)
         self.num_experts = self._count_experts(init, num_experts)

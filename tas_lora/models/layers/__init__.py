@@ -8,7 +8,7 @@ from .attention import (
     token_index,
 )
 from .elastic import ElasticLayerNorm, ElasticLinear, ElasticPatchEmbed, slice_weight
-from .limits import check_supernet, check_weights, checked_sizes
+from .limits import check_supernet, check_weights, checked_patch_sizes, checked_sizes
 from .mole import (
     MoLELinear,
     expert_parameters,
@@ -18,6 +18,7 @@ from .mole import (
     mole_linear,
     recomputed,
 )
+from .patch_grid import PatchGrid, finest_positions
 
 __all__ = [
     'LAYER_KINDS',
@@ -26,13 +27,16 @@ __all__ = [
     'ElasticLinear',
     'ElasticPatchEmbed',
     'MoLELinear',
+    'PatchGrid',
     'RelativePosition2D',
     'allocate',
     'check_supernet',
     'check_weights',
+    'checked_patch_sizes',
     'checked_sizes',
     'expert_parameters',
     'expert_sizes',
+    'finest_positions',
     'fold_gates',
     'fused_relative_attention',
     'linear_factory',

@@ -77,18 +77,23 @@ class ElasticLayerNorm(nn.LayerNorm):
 
 
 class ElasticPatchEmbed(nn.Conv2d):
-    """Image to patch tokens, sliced on output channels.
+    """Image to patch tokens, sliced on output channels and on the sides of a patch.
 
     Args:
         in_channels: Image channels.
         embed_dim: Full width C.
-        patch_size: Side of a patch in pixels.
+        patch_size: Side of the largest patch P in pixels.
     """
 
     def __init__(self, in_channels: int, embed_dim: int, patch_size: int):
         super().__init__(in_channels, embed_dim, patch_size, stride=patch_size)
 
-    def forward(self, images: Tensor, embed_dim: int) -> Tensor:
+    def forward(self, images: Tensor, embed_dim: int, patch_size: int) -> Tensor:
         """Map (B, channels, side, side) to (B, patches, embed_dim), row by row."""
-        x = F.conv2d(images, self.weight[:embed_dim], self.bias[:embed_dim], self.stride)
+        weight = self.sliced_weight(embed_dim, patch_size)
+        x = F.conv2d(images, weight, self.bias[:embed_dim], stride=patch_size)
         return x.flatten(2).transpose(1, 2)
+
+    def sliced_weight(self, embed_dim: int, patch_size: int) -> Tensor:
+        """The kernels in use, (embed_dim, channels, patch_size, patch_size)."""
+        return self.weight[:embed_dim, :, :patch_size, :patch_size]

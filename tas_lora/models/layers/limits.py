@@ -3,24 +3,37 @@
 Memory that the system grants and cannot give ends in a killed process, without any message.
 """
 
+from collections.abc import Sequence
+
 from ...errors import UserError
 from ...search.complexity import count_params
 from ...structures import Subnet
-from ...structures.subnet import positive
+from ...structures.subnet import positive, positives
 
 _MOST_WEIGHTS = 4 * 10**9  # 16 GB
 
 
 def checked_sizes(**sizes: int) -> dict[str, int]:
-    """The sizes of an ``ElasticViT``, each a positive integer, the image a whole of patches."""
+    """The sizes of an ``ElasticViT``, each a positive integer."""
     for field, size in sizes.items():
         positive(size, f'model.backbone.{field}', int)
-    if sizes['img_size'] % sizes['patch_size']:
-        raise UserError(
-            f'model.backbone.img_size {sizes["img_size"]} is no multiple of patch_size '
-            f'{sizes["patch_size"]}; choose one that is'
-        )
     return sizes
+
+
+def checked_patch_sizes(patch_size: int | Sequence[int], img_size: int) -> tuple[int, ...]:
+    """One or several patch sizes, from small to large, of each of which the image is a whole."""
+    field = 'model.backbone.patch_size'
+    if isinstance(patch_size, Sequence):
+        several = positives(patch_size, field, int)
+    else:
+        several = (positive(patch_size, field, int),)
+    for size in several:
+        if img_size % size:
+            raise UserError(
+                f'model.backbone.img_size {img_size} is no multiple of patch_size {size}; choose '
+                'one that is'
+            )
+    return tuple(sorted(set(several)))
 
 
 def check_weights(count: int, what: str, fields: str) -> None:

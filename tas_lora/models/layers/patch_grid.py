@@ -1,0 +1,44 @@
+"""Where the patches of an image are: their positions among finer ones, and from each other."""
+
+import torch
+from torch import Tensor, nn
+
+from .attention import token_index
+
+
+def finest_positions(grid: int, finest: int) -> Tensor:
+    """For each token of a grid the token of the finest grid whose patch its centre is in.
+
+    Args:
+        grid: Patches along a side, at most ``finest``.
+        finest: Patches along a side of the finest grid, whose positions are the supernet's.
+
+    Returns:
+        (grid**2 + 1,) tokens; the class token's, 0, is first.
+    """
+    line = (2 * torch.arange(grid) + 1) * finest // (2 * grid)
+    patches = line[:, None] * finest + line + 1
+    return torch.cat([torch.zeros(1, dtype=torch.long), patches.flatten()])
+
+
+class PatchGrid(nn.Module):
+    """What a transformer needs to know of the places of G x G patches; it learns nothing.
+
+    Args:
+        grid: Patches along a side, G.
+        finest: Patches along a side of the supernet's finest grid.
+        max_offset: Offset R at which relative positions are clipped, in patches of this grid.
+        head_dim: Width D of a head.
+    """
+
+    def __init__(self, grid: int, finest: int, max_offset: int, head_dim: int):
+        super().__init__()
+        index, marks = token_index(grid, max_offset, head_dim)
+        self.register_buffer('rel_index', index, persistent=False)
+        self.register_buffer('rel_marks', marks, persistent=False)
+        positions = None if grid == finest else finest_positions(grid, finest)
+        self.register_buffer('positions', positions, persistent=False)  # None: all, in order
+
+    def positions_in(self, pos_embed: Tensor) -> Tensor:
+        """The tokens of this grid from the supernet's embedding (1, finest**2 + 1, C)."""
+        return pos_embed if self.positions is None else pos_embed[:, self.positions]
