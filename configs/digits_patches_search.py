@@ -17,6 +17,6 @@ model = dict(
 )
 val_cfg = dict(
     space=dict(patch_size=[2, 4]),
-    constraints=dict(_delete_=True, flops=(None, 250e3)),
+    constraints=dict(_delete_=True, flops=(None, 500e3)),
 )
 test_cfg = dict(space=dict(patch_size=[2, 4]))
