@@ -22,6 +22,7 @@ from tas_lora.engine.hooks import (
     MoLEHook,
     MoLEStatsHook,
     MomentumSeparationHook,
+    SimilarityHook,
 )
 from tas_lora.engine.optim import AutoFormerLR
 from tas_lora.engine.runner.strategy import SandwichRule, build_strategy
@@ -177,6 +178,9 @@ def table():
     yield MoLEHook, 'MoLEHook', 'router_warmup_epochs', 'natural'
     yield MoLEStatsHook, 'MoLEStatsHook', 'probes', 'natural'
     yield MoLEStatsHook, 'MoLEStatsHook', 'seed', 'natural'
+    for option in ('interval', 'subnets', 'images', 'gate_draws'):
+        yield SimilarityHook, 'SimilarityHook', option, 'positive'
+    yield SimilarityHook, 'SimilarityHook', 'seed', 'natural'
     yield ComplexityAwareLRHook, 'ComplexityAwareLRHook', 'gamma_max', 'number'
     yield ComplexityAwareLRHook, 'ComplexityAwareLRHook', 'min_fraction', 'below_1'
     yield ComplexityAwareLRHook, 'ComplexityAwareLRHook', 'begin', 'natural'

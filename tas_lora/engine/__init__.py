@@ -4,6 +4,7 @@ from .hooks import (
     MoLEStatsHook,
     MomentumSeparationHook,
     SafeCheckpointHook,
+    SimilarityHook,
 )
 from .optim import JointOptimWrapper, MoLEOptimWrapperConstructor, SupernetOptimWrapper
 from .runner import (
@@ -28,6 +29,7 @@ __all__ = [
     'ResumableTrainLoop',
     'SafeCheckpointHook',
     'SandwichRule',
+    'SimilarityHook',
     'SubnetSamplingTrainLoop',
     'SubnetTestLoop',
     'SubnetValLoop',

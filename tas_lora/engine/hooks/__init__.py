@@ -2,6 +2,7 @@ from .dynas_hooks import ComplexityAwareLRHook, MomentumSeparationHook
 from .mole_hook import MoLEHook
 from .mole_stats_hook import MoLEStatsHook
 from .safe_checkpoint_hook import SafeCheckpointHook
+from .similarity_hook import SimilarityHook
 
 __all__ = [
     'ComplexityAwareLRHook',
@@ -9,4 +10,5 @@ __all__ = [
     'MoLEStatsHook',
     'MomentumSeparationHook',
     'SafeCheckpointHook',
+    'SimilarityHook',
 ]

@@ -23,10 +23,8 @@ def checked_sizes(**sizes: int) -> dict[str, int]:
 def checked_patch_sizes(patch_size: int | Sequence[int], img_size: int) -> tuple[int, ...]:
     """One or several patch sizes, from small to large, of each of which the image is a whole."""
     field = 'model.backbone.patch_size'
-    if isinstance(patch_size, Sequence):
-        several = positives(patch_size, field, int)
-    else:
-        several = (positive(patch_size, field, int),)
+    is_list = isinstance(patch_size, (list, tuple)) and patch_size
+    several = positives(patch_size if is_list else [patch_size], field, int)
     for size in several:
         if img_size % size:
             raise UserError(

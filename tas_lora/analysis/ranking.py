@@ -1,0 +1,71 @@
+"""Whether a supernet ranks subnets as training each of them alone would."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..errors import UserError
+from ..models import SupernetClassifier
+from ..structures import Subnet
+from .features import evaluating
+
+SCORES = ('top1', 'loss')
+
+
+def score(model: SupernetClassifier, subnet: Subnet, batches: Iterable[dict]) -> dict[str, float]:
+    """Top-1 in percent and mean cross-entropy of a subnet, experts merged if there are any.
+
+    Args:
+        model: A supernet, or a network by itself.
+        subnet: Which of its subnets.
+        batches: Batches with ``inputs`` and labelled ``data_samples``, as dataloaders give them.
+
+    Raises:
+        UserError: If the subnet does not fit, or there are no images.
+    """
+    right, loss, images = 0, 0.0, 0
+    with evaluating(model):
+        model.set_subnet(subnet)
+        model.merge_experts()
+        for batch in batches:
+            data = model.data_preprocessor(batch, training=False)
+            logits = model(data['inputs'], mode='tensor').float()
+            labels = torch.cat([s.gt_label for s in data['data_samples']]).to(logits.device)
+            right += int((logits.argmax(dim=1) == labels).sum())
+            loss += float(F.cross_entropy(logits, labels, reduction='sum'))
+            images += len(labels)
+    if not images:
+        raise UserError('there are no images to score a subnet on')
+    return dict(top1=100 * right / images, loss=loss / images)
+
+
+def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
+    """Kendall's tau-b of two scores: 1 for the same order, -1 for the reverse one.
+
+    (C - D) / sqrt((n0 - ties in a) (n0 - ties in b)), with C pairs ordered alike, D reversely, and
+    n0 = n (n - 1) / 2 pairs in all (Kendall, Biometrika 1945).
+
+    Returns:
+        NaN if either has no two values that differ.
+    """
+    pairs = np.triu_indices(len(a), 1)
+    one, two = (np.sign(np.subtract.outer(x, x))[pairs] for x in (a, b))
+    size = np.sqrt(np.square(one).sum() * np.square(two).sum())
+    return float((one * two).sum() / size) if size else float('nan')
+
+
+def taus(predicted: Sequence[Mapping], alone: Sequence[Mapping]) -> dict[str, float]:
+    """:func:`kendall_tau` for each score that all records of both have."""
+    both = [*predicted, *alone]
+    return {
+        name: kendall_tau([r[name] for r in predicted], [r[name] for r in alone])
+        for name in SCORES
+        if all(name in record for record in both)
+    }
+
+
+def check_sanity(smallest: Mapping[str, float], largest: Mapping[str, float]) -> dict[str, bool]:
+    """For each score whether the largest subnet is better than the smallest, as it should be."""
+    return dict(top1=largest['top1'] > smallest['top1'], loss=largest['loss'] < smallest['loss'])

@@ -1,0 +1,94 @@
+"""How alike the experts of each layer are, by their weights and by what they add on images.
+
+To compare initialisations of the router, give the checkpoint of another by --beside.
+"""
+
+from functools import partial
+from math import isfinite
+from statistics import fmean
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from tas_lora import apis, cli
+from tas_lora.analysis import subjects
+from tas_lora.analysis.evidence import origin, write
+from tas_lora.analysis.experts import MEASURES, expert_similarity, require_experts
+from tas_lora.analysis.features import spread
+from tas_lora.analysis.similarity_drawing import draw_layers
+from tas_lora.structures.subnet import natural
+
+
+def parse_args():
+    """Command line."""
+    parser = cli.config_parser(__doc__, work_dir=False)
+    subjects.add_arguments(parser)
+    subjects.add_images(parser, count=32)
+    args = parser.parse_args()
+    natural(args.images, '--images')  # 0: weights alone
+    return args
+
+
+def load(net, args):
+    """The model of a checkpoint, which must have experts."""
+    cfg = apis.load_config(net.config, subjects.options_for(net, args))
+    torch.manual_seed(args.seed)  # by which experts start that the checkpoint does not have
+    model = apis.load_supernet(cfg, net.checkpoint, args.device)
+    require_experts(model, net.name)
+    return model
+
+
+def images_of(args):
+    """The images of CONFIG; none for ``--images 0``."""
+    if args.images == 0:
+        return []
+    cfg = apis.load_config(args.config, args.cfg_options)
+    field = subjects.loader_name(cfg, args.data, args.config)
+    apis.check_data(cfg, (field,))
+    return subjects.Images(cfg[field], args.images, args.seed, field)
+
+
+def lines_of(found: dict) -> dict[str, dict]:
+    """By measure, then checkpoint, then layer, the mean similarity of two experts."""
+    return {
+        measure: {
+            net: {
+                layer: spread(matrices[measure])['mean']
+                for layer, matrices in layers.items()
+                if measure in matrices
+            }
+            for net, layers in found.items()
+        }
+        for measure in MEASURES
+        if any(measure in matrices for layers in found.values() for matrices in layers.values())
+    }
+
+
+def mean_of(line: dict[str, float]) -> str:
+    """Mean over the layers that have a number, for the table."""
+    values = [value for value in line.values() if isfinite(value)]
+    return f'{fmean(values):.4f}' if values else 'experts are zero'
+
+
+def main():
+    """Parse, compare, write."""
+    args = parse_args()
+    nets = subjects.nets_of(args)
+    models, images, found = {net.name: load(net, args) for net in nets}, images_of(args), {}
+    for name, model in track(models.items(), 'Comparing experts'):
+        found[name] = expert_similarity(model, model.router.space.largest(), images)
+    lines = lines_of(found)
+    result = dict(data=args.data, images=args.images, mean_by_layer=lines, matrices=found)
+    figures = dict(expert_similarity=partial(draw_layers, lines, 'cosine'))
+    paths = write(args.out, 'expert_similarity', origin(args, nets), result, figures)
+    table = Table('network', *lines, title='Mean similarity of two experts of a layer')
+    for name in models:
+        table.add_row(name, *(mean_of(lines[measure][name]) for measure in lines))
+    Console().print(table)
+    print(*paths, sep='\n')
+
+
+if __name__ == '__main__':
+    cli.run(main)

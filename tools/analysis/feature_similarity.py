@@ -1,0 +1,122 @@
+"""How alike the features of subnets are: the cosine of each two, as in Fig. 1 of TAS-LoRA.
+
+Beside subnets of supernets, networks that were trained alone can be compared with each other:
+--nets NAME=CONFIG:CHECKPOINT ..., in several groups as GROUP/NAME=CONFIG:CHECKPOINT.
+"""
+
+from functools import partial
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from tas_lora import UserError, apis, cli
+from tas_lora.analysis import subjects
+from tas_lora.analysis.evidence import Net, origin, write
+from tas_lora.analysis.features import (
+    feature_similarity,
+    linear_cka,
+    penultimate_features,
+    spread,
+)
+from tas_lora.analysis.similarity_drawing import draw_matrices
+
+
+def parse_args():
+    """Command line."""
+    parser = cli.config_parser(__doc__, work_dir=False)
+    subjects.add_arguments(parser)
+    subjects.add_subnets(parser, count=6)
+    subjects.add_images(parser, count=256)
+    parser.add_argument(
+        '--nets',
+        nargs='+',
+        default=[],
+        metavar='NAME=CONFIG:CHECKPOINT',
+        help='networks trained alone, two or more of a group',
+    )
+    parser.add_argument('--cka', action='store_true', help='linear CKA, too')
+    return parser.parse_args()
+
+
+def grouped(nets: list[Net]) -> dict[str, list[Net]]:
+    """Networks by group, of two or more each."""
+    groups = {}
+    for net in nets:
+        group, slash, name = net.name.rpartition('/')
+        groups.setdefault(group if slash else 'trained alone', []).append((name, net))
+    for group, members in groups.items():
+        if len(members) < 2:
+            raise UserError(f'--nets: {group!r} is one network; give two or more to compare')
+    return groups
+
+
+def features_of_all(args, nets: list[Net], groups: dict) -> tuple[dict, dict]:
+    """The subnets, and by panel the features of each row by name."""
+    cfg = apis.load_config(args.config, args.cfg_options)
+    field = subjects.loader_name(cfg, args.data, args.config)
+    apis.check_data(cfg, (field,))
+    images = subjects.Images(cfg[field], args.images, args.seed, field)
+    subnets, jobs = {}, []
+    for net in nets:
+        model = load(net, args)
+        subnets = subnets or subjects.subnets_of(args, subjects.space_of(cfg, model, args.config))
+        jobs += [(net.name, name, model, subnet) for name, subnet in subnets.items()]
+    if len(subnets) < 2:
+        raise UserError('one subnet has no other to be compared with; give two or more')
+    for group, members in groups.items():
+        models = [(name, load(net, args)) for name, net in members]
+        jobs += [(group, name, model, model.backbone.arch) for name, model in models]
+    found = {}
+    for panel, name, model, subnet in track(jobs, 'Taking features'):
+        found.setdefault(panel, {})[name] = penultimate_features(model, subnet, images)
+    return subnets, found
+
+
+def load(net: Net, args):
+    """The model of a checkpoint."""
+    cfg = apis.load_config(net.config, subjects.options_for(net, args))
+    torch.manual_seed(args.seed)  # by which experts start that the checkpoint does not have
+    return apis.load_supernet(cfg, net.checkpoint, args.device)
+
+
+def compare(measure, features: dict[str, dict[str, Tensor]]) -> dict[str, dict]:
+    """By panel the matrix of a measure, its rows and the spread off its diagonal."""
+    matrices = {name: measure(list(rows.values())) for name, rows in features.items()}
+    return {
+        name: dict(rows=list(features[name]), **spread(matrix), matrix=matrix)
+        for name, matrix in matrices.items()
+    }
+
+
+def draw(panels: dict[str, dict], label: str):
+    """The matrices of one measure."""
+    return draw_matrices({k: (one['matrix'], one['rows']) for k, one in panels.items()}, label)
+
+
+def main():
+    """Parse, compare, write."""
+    args = parse_args()
+    nets = subjects.nets_of(args)
+    alone = [Net.parse(text, '--nets') for text in args.nets]
+    subjects.check_names([net.name for net in alone], '--nets')
+    groups = grouped(alone)
+    subjects.check_names([*(net.name for net in nets), *groups], '--beside or --nets')
+    subnets, features = features_of_all(args, nets, groups)
+    measures = dict(cosine=feature_similarity) | (dict(cka=linear_cka) if args.cka else {})
+    found = {name: compare(measure, features) for name, measure in measures.items()}
+    figures = {f'feature_{name}': partial(draw, panels, name) for name, panels in found.items()}
+    result = dict(subnets=subnets, data=args.data, images=args.images, **found)
+    paths = write(args.out, 'feature_similarity', origin(args, nets + alone), result, figures)
+    table = Table('network', 'measure', 'mean', 'least', 'most', title='Similarity of features')
+    for measure, panels in found.items():
+        for name, panel in panels.items():
+            table.add_row(name, measure, *(f'{panel[k]:.4f}' for k in ('mean', 'min', 'max')))
+    Console().print(table)
+    print(*paths, sep='\n')
+
+
+if __name__ == '__main__':
+    cli.run(main)
