@@ -1,0 +1,20 @@
+"""The space, chosen by supernet and independent training alone (results/spaces.json).
+
+16 patches, heads 16 wide.
+"""
+
+space = dict(embed_dim=[16, 32], depth=[2], num_heads=[2], mlp_ratio=[1.0, 4.0])
+model = dict(
+    type='tas_lora.SupernetClassifier',
+    backbone=dict(
+        type='tas_lora.ElasticViT',
+        arch=dict(embed_dim=32, num_heads=[2] * 2, mlp_ratio=[4.0] * 2),
+        img_size=28,
+        patch_size=7,
+        in_channels=1,
+        head_dim=16,
+        max_relative_position=3,
+        init_std=0.1,  # AutoFormer's 0.02 is too small at these widths
+    ),
+    head=dict(type='tas_lora.ElasticClsHead', num_classes=10, init_std=0.1),
+)

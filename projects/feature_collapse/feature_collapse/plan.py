@@ -1,0 +1,136 @@
+"""Which nets the experiment trains, and which subnets they are compared on."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tas_lora import SearchSpace, Subnet, UserError
+from tas_lora.structures.subnet import positive
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train.
+
+    Args:
+        name: Its name in tables.
+        part: The part of the experiment it belongs to.
+        config: File in ``configs/``, without ``.py``.
+        start: The method whose net its training starts from; None is from scratch.
+        alone: Whether each of the subnets is trained on its own.
+        own_init: Whether these then start from different weights.
+    """
+
+    name: str
+    part: str
+    config: str
+    start: str | None = None
+    alone: bool = False
+    own_init: bool = False
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method('autoformer', 'supernet', 'supernet'),
+        Method('ten_percent', 'supernet', 'ten_percent', 'autoformer'),
+        Method('dynas', 'supernet', 'dynas'),
+        Method('full_finetune', 'stage2', 'full_finetune', 'autoformer'),
+        Method('single_lora', 'stage2', 'single_lora', 'autoformer'),
+        Method('mole_random', 'stage2', 'mole_random', 'autoformer'),
+        Method('mole', 'stage2', 'mole', 'autoformer'),
+        Method('mole_dynas', 'stage2', 'mole', 'dynas'),
+        Method('independent_same', 'independent', 'independent', alone=True),
+        Method('independent_other', 'independent', 'independent', alone=True, own_init=True),
+        Method('alone_whole', 'alone', 'alone_whole', 'autoformer', alone=True),
+        Method('alone_lora', 'alone', 'alone_lora', 'autoformer', alone=True),
+    )
+}
+PARTS = tuple(dict.fromkeys(method.part for method in METHODS.values()))
+
+
+@dataclass(frozen=True)
+class Net:
+    """One net to train.
+
+    Args:
+        method: Name of its method.
+        seed: Of initial weights, images and draws.
+        subnet: Which of the subnets it is, if it is trained alone.
+        stretch: Length of its training over that of its config.
+        rate: Learning rate in place of its config's; of experts, where these are trained.
+    """
+
+    method: str
+    seed: int
+    subnet: int | None = None
+    stretch: float = 1.0
+    rate: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of its record and its folder."""
+        subnet = '' if self.subnet is None else f'_{self.subnet}'
+        return f'{self.family}{subnet}_seed{self.seed}'
+
+    @property
+    def family(self) -> str:
+        """What nets have in common that differ in seed and subnet alone."""
+        stretch = '' if self.stretch == 1 else f'_x{self.stretch:g}'
+        rate = '' if self.rate is None else f'_lr{self.rate:g}'
+        return f'{self.method}{stretch}{rate}'
+
+    @property
+    def start(self) -> 'Net | None':
+        """The net whose weights it starts from."""
+        start = METHODS[self.method].start
+        return None if start is None else Net(start, self.seed)
+
+    @property
+    def init_seed(self) -> int:
+        """Seed of initial weights and order of images; different ones only where wanted."""
+        own = METHODS[self.method].own_init
+        return self.seed + (1000 * (self.subnet + 1) if own else 0)
+
+
+def nets_of(
+    seeds: Iterable[int],
+    methods: Iterable[str],
+    subnets: Iterable[int] = range(6),
+    stretch: float = 1.0,
+    rate: float | None = None,
+) -> list[Net]:
+    """All nets of some methods, and those they start from, each behind its start.
+
+    Args:
+        seeds: One repetition of all a seed.
+        methods: Names out of ``METHODS``.
+        subnets: Of what is trained alone, which subnets.
+        stretch: Length of the trainings behind stage 1, over that of their configs.
+        rate: Their learning rate in place of their configs'.
+    """
+    subnets, methods = list(subnets), [METHODS[name] for name in METHODS if name in set(methods)]
+    nets = {}
+    for seed in seeds:
+        for method in methods:
+            behind = method.part in ('stage2', 'alone')
+            varied = dict(stretch=stretch, rate=rate) if behind else {}
+            for subnet in subnets if method.alone else [None]:
+                net = Net(method.name, seed, subnet, **varied)
+                nets |= {n: None for n in (net.start, net) if n is not None}
+    return list(nets)
+
+
+def draw_distinct(space: SearchSpace, count: int = 6, seed: int = 0) -> list[Subnet]:
+    """Different subnets of a space, uniform draws of which repetitions are left out.
+
+    Raises:
+        UserError: If the space has fewer.
+    """
+    if positive(count, 'count', int) > space.size:
+        raise UserError(f'{count} distinct subnets of a space of {space.size}; draw fewer')
+    rng, drawn = np.random.default_rng(seed), {}
+    while len(drawn) < count:
+        drawn[space.sample(rng)] = None
+    return list(drawn)

@@ -1,0 +1,113 @@
+"""The steps of the experiment as tasks: training, similarity between nets, the test at the end."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from torch import Tensor
+
+from . import records, training
+from .measure import predict, similarity
+from .plan import Net
+from .progress import Task, work_off
+from .settings import Study
+
+Images = tuple[Tensor, Tensor]
+
+
+def make_all(study: Study, nets: Sequence[Net], heldout: Images) -> None:
+    """Train and measure all nets that have no record.
+
+    Raises:
+        UserError: If there is a record of another config.
+    """
+    for net in nets:
+        records.read(study.results, net.name, training.digest(study, net))  # refused if another's
+    work_off([_training(study, net, heldout) for net in nets], _say)
+
+
+def test_all(study: Study, nets: Sequence[Net], test: Images) -> None:
+    """Measure all nets that have a record on the test set."""
+    work_off([_testing(study, net, test) for net in nets], _say)
+
+
+def compare_families(study: Study, nets: Sequence[Net], images: Images, part: str) -> None:
+    """Similarity between the nets that were trained alone, by one method from one seed.
+
+    Args:
+        study: The study.
+        nets: The nets, those of a family together and all with a record.
+        images: What features are taken of.
+        part: Of which set that is, 'heldout' or 'test'.
+    """
+    alone = [net for net in nets if net.subnet is not None]
+    families = [list(family) for _, family in groupby(alone, lambda n: (n.family, n.seed))]
+    work_off([_comparison(study, family, images, part) for family in families], _say)
+
+
+def _training(study: Study, net: Net, heldout: Images) -> Task:
+    def is_there(other: Net | None) -> bool:
+        return other is None or records.read(study.results, other.name) is not None
+
+    def do() -> str:
+        return _shown(training.make(study, net, heldout)['heldout'])
+
+    return Task(
+        net.name,
+        study.config(net).train_cfg.max_epochs,
+        study.folder(net) / 'lock',
+        lambda: is_there(net),
+        lambda: is_there(net.start),
+        do,
+    )
+
+
+def _testing(study: Study, net: Net, test: Images) -> Task:
+    def record() -> dict:
+        return records.read(study.results, net.name)
+
+    def do() -> str:
+        found = training.measure(study, net, test)
+        records.write(study.results, record() | dict(test=found))
+        return 'test ' + _shown(found)
+
+    return Task(
+        net.name,
+        len(found) if (found := record()['heldout']['top1']) else 0,
+        study.folder(net) / 'lock',
+        lambda: record()['test'] is not None,
+        lambda: True,
+        do,
+    )
+
+
+def _comparison(study: Study, family: list[Net], images: Images, part: str) -> Task:
+    name = f'similarity_{part}_{family[0].family}_seed{family[0].seed}'
+    folder = study.results / 'similarity'
+    digest = '-'.join(records.read(study.results, net.name)['digest'] for net in family)
+
+    def do() -> str:
+        features = [
+            predict(training.restore(study, net), study.subnets[net.subnet], images[0])[1]
+            for net in family
+        ]
+        table = [[round(cosine, 5) for cosine in row] for row in similarity(features)]
+        record = dict(net=name, family=family[0].family, method=family[0].method, part=part)
+        records.write(folder, record | dict(seed=family[0].seed, digest=digest, similarity=table))
+        return f'{len(family)} nets'
+
+    return Task(
+        name,
+        len(family),
+        study.work / f'{name}.lock',
+        lambda: records.read(folder, name, digest) is not None,
+        lambda: True,
+        do,
+    )
+
+
+def _shown(measured: dict) -> str:
+    return 'top-1 ' + ' '.join(f'{value:.2f}' for value in measured['top1'])
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,147 @@
+"""Tables of the records, in Markdown."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import combinations
+from statistics import mean, stdev
+
+import numpy as np
+
+from .plan import METHODS
+
+Scores = dict[str, dict[tuple[int, int], float]]  # by family, then (seed, subnet)
+
+
+def scores_of(records: Sequence[dict], part: str, measure: str = 'top1') -> Scores:
+    """What each family has on a set, by seed and subnet.
+
+    Args:
+        records: Records of nets.
+        part: 'heldout' or 'test'; records without it are left out.
+        measure: 'top1' or 'loss'.
+    """
+    found = defaultdict(dict)
+    for record in records:
+        values = (record[part] or {}).get(measure, [])
+        first = 0 if record['subnet'] is None else record['subnet']
+        for subnet, value in enumerate(values, first):
+            found[record['family']][record['seed'], subnet] = value
+    return {family: found[family] for family in sorted(found, key=_place)}
+
+
+def similarities_of(records: Sequence[dict], families: Sequence[dict], part: str) -> dict:
+    """Similarity tables (n, n) by family, one a seed."""
+    found = defaultdict(list)
+    for record in sorted(records, key=lambda r: r['seed']):
+        if record[part] and record[part]['similarity']:
+            found[record['family']].append(record[part]['similarity'])
+    for record in sorted(families, key=lambda r: r['seed']):
+        if record['part'] == part:
+            found[record['family']].append(record['similarity'])
+    return {family: found[family] for family in sorted(found, key=_place)}
+
+
+def top1_table(records: Sequence[dict], families: Sequence[dict], part: str) -> str:
+    """Top-1 of every subnet and their mean, similarity, and what training changed."""
+    scores, tables = scores_of(records, part), similarities_of(records, families, part)
+    subnets = sorted({subnet for values in scores.values() for _, subnet in values})
+    header = ['method', 'seeds', *(f'subnet {i}' for i in subnets), 'mean', 'gap closed, %']
+    rows = [[*header, 'similarity', 'dW/W', 'gate shift', 'epochs', 's']]
+    for family, values in scores.items():
+        own = [record for record in records if record['family'] == family]
+        rows.append(
+            [family, len({seed for seed, _ in values})]
+            + [spread([v for (_, s), v in values.items() if s == i], 2) for i in subnets]
+            + [spread(seed_means(values), 2), gap_closed(scores, family)]
+            + [off_diagonal(tables.get(family, []))]
+            + [spread([x for r in own for x in r['delta_w'] or []], 3)]
+            + [spread([r['gate_shift'] for r in own if r['gate_shift'] is not None], 4)]
+            + [own[0]['epochs'], round(mean(r['seconds'] for r in own))]
+        )
+    return markdown(rows)
+
+
+def difference_table(
+    records: Sequence[dict], part: str, references: Sequence[str] = ('autoformer', 'full_finetune')
+) -> str:
+    """Paired differences of top-1 over seeds and subnets, with their significance."""
+    scores = scores_of(records, part)
+    rows = [['method', 'against', 'pairs', 'difference', 'least', 'most', 'p']]
+    for reference in references:
+        for family in scores:
+            pairs = paired(scores, family, reference)
+            if family != reference and pairs:
+                rows.append(
+                    [family, reference, len(pairs), spread(pairs, 2)]
+                    + [f'{min(pairs):.2f}', f'{max(pairs):.2f}', f'{sign_flip_p(pairs):.4f}']
+                )
+    return markdown(rows)
+
+
+def paired(scores: Scores, family: str, reference: str) -> list[float]:
+    """Differences between two families where both have a seed and subnet."""
+    ours, theirs = scores.get(family, {}), scores.get(reference, {})
+    return [ours[key] - theirs[key] for key in sorted(ours.keys() & theirs.keys())]
+
+
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """Two-sided p that the mean is 0, by flipping signs: all ways up to 16 pairs, else 100,000.
+
+    It takes pairs as independent; subnets of one seed share their supernet, so that it is too
+    low where seeds matter more than subnets.
+    """
+    values = np.asarray(differences)
+    n = len(values)
+    if n <= 16:
+        signs = 1 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
+    else:  # with the signs as they are, so that p is never 0
+        drawn = np.random.default_rng(0).choice([-1, 1], size=(99_999, n))
+        signs = np.concatenate([np.ones((1, n)), drawn])
+    means = np.abs(signs @ values)
+    return float((means >= np.abs(values.sum()) - 1e-9).mean())
+
+
+def gap_closed(scores: Scores, family: str) -> str:
+    """Share of the gap from the supernet to the same subnets trained alone, over common seeds."""
+    gain = paired(scores, family, 'autoformer')
+    gap = paired(scores, 'independent_same', 'autoformer')
+    if not gain or not gap or mean(gap) <= 0:
+        return ''
+    return f'{100 * mean(gain) / mean(gap):.0f}'
+
+
+def seed_means(values: dict[tuple[int, int], float]) -> list[float]:
+    """Mean over subnets, one a seed."""
+    seeds = sorted({seed for seed, _ in values})
+    return [mean(v for (s, _), v in values.items() if s == seed) for seed in seeds]
+
+
+def off_diagonal(tables: Sequence[Sequence[Sequence[float]]]) -> str:
+    """Least, mean and most similarity of two different subnets, over all tables."""
+    values = [t[i][j] for t in tables for i, j in combinations(range(len(t)), 2)]
+    return f'{min(values):.2f}-{max(values):.2f}, {mean(values):.3f}' if values else ''
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean and, of two or more, standard deviation."""
+    if not values:
+        return ''
+    deviation = f' +-{stdev(values):.{digits}f}' if len(values) > 1 else ''
+    return f'{mean(values):.{digits}f}{deviation}'
+
+
+def markdown(rows: Sequence[Sequence]) -> str:
+    """A table whose first row is its header."""
+    header, *body = ([str(cell) for cell in row] for row in rows)
+    lines = [header, ['---'] * len(header), *body]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n'
+
+
+def _place(family: str) -> tuple[int, str]:
+    """Methods in the order of the plan, what is varied behind its method."""
+    return [*METHODS].index(method_of(family)), family
+
+
+def method_of(family: str) -> str:
+    """The method of a family, the longest name that begins it."""
+    return max((name for name in METHODS if family.startswith(name)), key=len)

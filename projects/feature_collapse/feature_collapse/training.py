@@ -1,0 +1,138 @@
+"""One net: trained, or trained on from where it was stopped, and measured."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MessageHub
+from safetensors.torch import save
+from torch import Tensor
+
+from tas_lora import UserError, apis
+from tas_lora.files import write_atomic
+from tas_lora.models import SupernetClassifier
+
+from . import records
+from .images import read_images
+from .measure import predict, relative_change, scores, similarity, weights_in_use
+from .plan import METHODS, Net
+from .settings import Study, load
+
+CURVES = ('delta_w', 'gate_shift', 'top_gate_kept')  # what MoLEStatsHook logs every epoch
+SETS = dict(heldout='heldout_dataloader', test='test_dataloader')
+
+
+def load_images(study: Study, name: str) -> tuple[Tensor, Tensor]:
+    """Images and labels of 'heldout' or 'test'."""
+    dataset = load('supernet', study.data_root, study.options)[SETS[name]].dataset
+    innermost = dataset.get('dataset', dataset)
+    innermost.pipeline = []
+    images, labels = read_images(dataset)
+    return images[: study.images], labels[: study.images]
+
+
+def digest(study: Study, net: Net) -> str:
+    """Digest of a net's config and of those it descends from."""
+    start = None if net.start is None else digest(study, net.start)
+    return records.digest_of(study.config(net), start)
+
+
+def train(study: Study, net: Net) -> dict:
+    """Train a net, or go on with it; returns what is known of its training.
+
+    Raises:
+        UserError: If the net it starts from is not there.
+    """
+    cfg = study.config(net)
+    start = net.start
+    if start is not None and not study.weights(start).is_file():
+        raise UserError(
+            f'{net.name} starts from {study.weights(start)}, which is not there; remove the record '
+            f'of {start.name}, and it is trained again'
+        )
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
+    stopped = apis.find_resumable(cfg.work_dir)
+    if stopped is not None:
+        cfg.resume, cfg.load_from = True, str(stopped)
+    runner = apis.prepare_training(cfg)
+    runner.train()
+    write_atomic(study.weights(net), save(runner.model.state_dict()))
+    return _course(runner.message_hub, cfg, runner.iter)
+
+
+def _course(hub: MessageHub, cfg: Config, iterations: int) -> dict:
+    """Cost and curves of a training that has ended."""
+    scalars = hub.log_scalars
+    known = {name: scalars[f'train/{name}'].data for name in CURVES if f'train/{name}' in scalars}
+    loss, per_epoch = scalars['train/loss'].data[0], iterations // cfg.train_cfg.max_epochs
+    return dict(
+        epochs=cfg.train_cfg.max_epochs,
+        iterations=iterations,
+        seconds=round(float(scalars['train/time'].data[0].sum()), 1),
+        train_loss=[round(float(x.mean()), 4) for x in torch.tensor(loss).split(per_epoch)],
+        curves={name: [round(float(x), 7) for x in data[0]] for name, data in known.items()},
+    )
+
+
+def restore(study: Study, net: Net) -> SupernetClassifier:
+    """A trained net, ready to evaluate."""
+    return apis.load_supernet(study.config(net), study.weights(net))
+
+
+def measure(study: Study, net: Net, images: tuple[Tensor, Tensor]) -> dict:
+    """Top-1, loss and similarity of the subnets on a set; of a net alone only its own."""
+    model = restore(study, net)
+    chosen = study.subnets if net.subnet is None else (study.subnets[net.subnet],)
+    predicted = [predict(model, subnet, images[0]) for subnet in chosen]
+    found = [scores(logits, images[1]) for logits, _ in predicted]
+    table = similarity([features for _, features in predicted]) if net.subnet is None else None
+    return dict(
+        top1=[round(s['top1'], 3) for s in found],
+        loss=[round(s['loss'], 5) for s in found],
+        similarity=table and [[round(cosine, 5) for cosine in row] for row in table],
+    )
+
+
+def change(study: Study, net: Net) -> list[float] | None:
+    """|dW|/|W| of each subnet against the net it starts from; None from scratch."""
+    if net.start is None:
+        return None
+    before, after = restore(study, net.start), restore(study, net)
+    chosen = study.subnets if net.subnet is None else (study.subnets[net.subnet],)
+    return [
+        round(relative_change(*(weights_in_use(model, subnet) for model in (before, after))), 5)
+        for subnet in chosen
+    ]
+
+
+def make(study: Study, net: Net, heldout: tuple[Tensor, Tensor]) -> dict:
+    """Train and measure a net, and write its record; the test set is left for later."""
+    course = train(study, net)
+    method = METHODS[net.method]
+    shift = course['curves'].get('gate_shift')
+    record = dict(
+        net=net.name,
+        family=net.family,
+        part=method.part,
+        **asdict(net),
+        init_seed=net.init_seed,
+        start=net.start and net.start.name,
+        config=f'configs/{method.config}.py',
+        digest=digest(study, net),
+        revision=records.revision(),
+        **course,
+        delta_w=change(study, net),
+        gate_shift=shift and shift[-1],
+        heldout=measure(study, net, heldout),
+        test=None,
+    )
+    records.write(study.results, record)
+    _drop_checkpoints(study.folder(net))
+    return record
+
+
+def _drop_checkpoints(folder: Path) -> None:
+    for path in [*folder.glob('*.pth'), folder / 'last_checkpoint']:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,77 @@
+"""Tables and figures of the records that run.py has written; nothing is trained or measured."""
+
+import argparse
+import json
+from pathlib import Path
+
+from feature_collapse import figures, records, tables
+
+from tas_lora import UserError, cli
+from tas_lora.files import write_atomic
+
+HERE = Path(__file__).resolve().parent
+NAMES = dict(heldout='the held-out images', test='the test set')
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--results', default=HERE / 'results', help='folder of the records')
+    parser.add_argument('--out', help='folder to write to; by default that of the records')
+    parser.add_argument('--seeds', type=int, nargs='+', help='these alone')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Read, tabulate, draw."""
+    args = parse_args()
+    results = Path(args.results)
+    out = Path(args.out or results)
+    nets, families = records.read_all(results), records.read_families(results / 'similarity')
+    if args.seeds:
+        nets, families = (
+            [r for r in found if r['seed'] in args.seeds] for found in (nets, families)
+        )
+    if not nets:
+        raise UserError(f'{results} has no records of the seeds {args.seeds}')
+    out.mkdir(parents=True, exist_ok=True)
+    text = ''.join(section(nets, families, part) for part in NAMES)
+    text += spaces(results / 'spaces.json')
+    write_atomic(out / 'tables.md', text)
+    print(text)
+    measured = [part for part in NAMES if any(record[part] for record in nets)]
+    for part in measured:
+        for path in figures.draw_all(nets, families, part, out):
+            print(path)
+
+
+def section(nets: list[dict], families: list[dict], part: str) -> str:
+    """The tables of one set; none if nothing was measured on it."""
+    if not any(record[part] for record in nets):
+        return ''
+    return (
+        f'## Top-1 on {NAMES[part]}, mean and deviation over seeds\n\n'
+        f'{tables.top1_table(nets, families, part)}\n'
+        f'## Paired differences on {NAMES[part]}, over subnets and seeds\n\n'
+        f'{tables.difference_table(nets, part)}\n'
+    )
+
+
+def spaces(path: Path) -> str:
+    """What the candidates for the space gave."""
+    if not path.is_file():
+        return ''
+    rows = [['space', 'subnets', 'epochs', 'supernet', 'similarity', 'gap', '10 % more epochs']]
+    for name, found in json.loads(path.read_text()).items():
+        top1 = found['supernet_top1']
+        low, high = found['similarity']
+        rows.append(
+            [name, found['subnets'], found['epochs'], f'{sum(top1) / len(top1):.2f}']
+            + [f'{low:.3f}-{high:.3f}', f'{found["mean_gap"]:.2f}']
+            + [f'{found["gain_of_ten_percent"]:+.2f}']
+        )
+    return f'## Candidates for the space, on held-out images\n\n{tables.markdown(rows)}'
+
+
+if __name__ == '__main__':
+    cli.run(main)

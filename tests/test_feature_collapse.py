@@ -1,0 +1,403 @@
+"""projects/feature_collapse: plan, records, tables, and a whole run on made-up images."""
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import runpy
+import struct
+import subprocess
+import sys
+import time
+from itertools import combinations, product
+from math import comb, sqrt
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import repeatable, spaces
+
+from tas_lora import SearchSpace, UserError
+
+PROJECT = ROOT / 'projects' / 'feature_collapse'
+sys.path.insert(0, str(PROJECT))
+
+from feature_collapse import images, measure, plan, progress, records, settings, tables  # noqa: E402
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    header = struct.pack(f'>BBBB{array.ndim}I', 0, 0, 8, array.ndim, *array.shape)
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+@pytest.fixture(scope='module')
+def data_root(tmp_path_factory) -> Path:
+    """600 + 100 images: the class is where the bright square is."""
+    root, rng = tmp_path_factory.mktemp('data'), np.random.default_rng(0)
+    for name, count in (('train', 600), ('t10k', 100)):
+        labels = rng.integers(10, size=count)
+        pictures = rng.integers(60, size=(count, 28, 28))
+        for picture, label in zip(pictures, labels, strict=True):
+            row, column = divmod(int(label), 4)
+            picture[7 * row + 2 : 7 * row + 6, 7 * column + 2 : 7 * column + 6] += 180
+        write_idx(root / f'{name}-images-idx3-ubyte', pictures)
+        write_idx(root / f'{name}-labels-idx1-ubyte', labels)
+    return root
+
+
+OPTIONS = [
+    'train_dataloader.dataset.count=256',
+    'train_dataloader.dataset.dataset.size=200',
+    'heldout_dataloader.dataset.size=200',
+    'train_dataloader.batch_size=64',
+]
+
+
+def call(script: str, *arguments) -> int:
+    """Run a script of the project in this process; returns its exit code."""
+    argv, sys.argv = sys.argv, [script, *map(str, arguments)]
+    try:
+        runpy.run_path(str(PROJECT / script), run_name='__main__')
+    except SystemExit as stop:
+        return stop.code or 0
+    finally:
+        sys.argv = argv
+    return 0
+
+
+def wait_for(condition, process, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, 'it takes too long'
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope='module')
+def whole_run(data_root, tmp_path_factory) -> Path:
+    """Every kind of net, by a run that is killed behind its first record and started again."""
+    work = tmp_path_factory.mktemp('run')
+    arguments = ['--quick', '--seeds', 3, '--subnets', 0, 4, '--data-root', data_root]
+    arguments += [
+        '--work-dir',
+        work,
+        '--methods',
+        'mole',
+        'alone_lora',
+        'independent_other',
+        '--cfg-options',
+        *OPTIONS,
+    ]
+    record, log = work / 'results' / 'autoformer_seed3.json', io.StringIO()
+    command = [sys.executable, '-W', 'ignore', PROJECT / 'run.py', *arguments]
+    environment = os.environ | dict(OMP_NUM_THREADS='1')
+    with subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as first:
+        wait_for(record.is_file, first)
+        first.kill()
+    before = json.loads(record.read_text())
+    with contextlib.redirect_stdout(log):
+        assert call('run.py', *arguments) == 0
+    assert log.getvalue().startswith('1 of 6 are there')
+    assert before == json.loads(record.read_text()) | dict(test=None)  # trained once, tested later
+    return work
+
+
+def test_whole_run_makes_one_record_for_each_net(whole_run):
+    found = {r['net']: r for r in records.read_all(whole_run / 'results')}
+    assert set(found) == {
+        'autoformer_seed3',
+        'mole_seed3',
+        *(f'{name}_{i}_seed3' for name in ('alone_lora', 'independent_other') for i in (0, 4)),
+    }
+    for name, record in found.items():
+        count = 1 if record['subnet'] is not None else 6
+        for part in ('heldout', 'test'):
+            assert len(record[part]['top1']) == len(record[part]['loss']) == count
+        assert record['seconds'] > 0
+        assert record['iterations'] == 4 * record['epochs']
+        assert not list((whole_run / name).glob('*.pth'))
+    assert found['mole_seed3']['start'] == 'autoformer_seed3'
+    assert found['mole_seed3']['gate_shift'] > 0
+    assert len(found['mole_seed3']['curves']['delta_w']) == 3  # the start, and both epochs
+    assert all(change > 0 for change in found['mole_seed3']['delta_w'])
+    assert found['autoformer_seed3']['delta_w'] is None
+    assert found['independent_other_0_seed3']['init_seed'] == 1003
+
+
+def test_whole_run_measures_what_plain_code_measures(whole_run, data_root):
+    """Top-1 and loss of one subnet again: idx files by hand, MMPretrain's predict."""
+    from tas_lora import Subnet, load_supernet
+
+    cfg = settings.load('mole', str(data_root))
+    model = load_supernet(cfg, whole_run / 'mole_seed3' / 'weights.safetensors')
+    raw = (data_root / 't10k-images-idx3-ubyte').read_bytes()[16:]
+    pictures = torch.tensor(np.frombuffer(raw, np.uint8).reshape(-1, 1, 28, 28).copy()).float()
+    raw = (data_root / 't10k-labels-idx1-ubyte').read_bytes()[8:]
+    labels = torch.tensor(np.frombuffer(raw, np.uint8).astype(int))
+    drawn = json.loads((whole_run / 'results' / 'subnets.json').read_text())
+    record = records.read(whole_run / 'results', 'mole_seed3')
+    for i in (0, 5):
+        model.set_subnet(Subnet.from_dict(drawn[i]))
+        with torch.no_grad():
+            p = model((pictures - 72.9) / 90).softmax(1)
+        top1 = 100 * (p.argmax(1) == labels).float().mean()
+        loss = -p[range(len(labels)), labels].log().mean()
+        assert record['test']['top1'][i] == pytest.approx(float(top1), abs=1e-3)
+        assert record['test']['loss'][i] == pytest.approx(float(loss), abs=1e-4)
+
+
+def test_similarity_of_nets_trained_alone_has_a_record(whole_run):
+    found = records.read_families(whole_run / 'results' / 'similarity')
+    assert sorted((r['family'], r['part']) for r in found) == sorted(
+        product(('alone_lora', 'independent_other'), ('heldout', 'test'))
+    )
+    for record in found:
+        assert np.shape(record['similarity']) == (2, 2)
+    same = {r['family']: r['similarity'][0][1] for r in found if r['part'] == 'test'}
+    # Of one start features stay alike, of different initial weights they are not.
+    assert same['alone_lora'] > same['independent_other'] + 0.2
+
+
+def test_report_needs_the_records_alone(whole_run, tmp_path):
+    (tmp_path / 'results').mkdir()
+    for path in (whole_run / 'results').rglob('*.json'):
+        copy = tmp_path / path.relative_to(whole_run)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    assert call('report.py', '--results', tmp_path / 'results') == 0
+    text = (tmp_path / 'results' / 'tables.md').read_text()
+    assert '| mole |' in text
+    assert 'test set' in text
+    for name in ('top1_test', 'similarity_test', 'top1_heldout', 'curves'):
+        assert (tmp_path / 'results' / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_records_of_another_config_are_refused(whole_run, data_root, capsys):
+    arguments = ['--quick', '--seeds', 3, '--methods', 'autoformer', '--data-root', data_root]
+    arguments += [
+        '--work-dir',
+        whole_run,
+        '--cfg-options',
+        *OPTIONS,
+        'optim_wrapper.optimizer.lr=1',
+    ]
+    assert call('run.py', *arguments) == 2
+    assert 'is of another config' in capsys.readouterr().err
+
+
+@repeatable
+@given(spaces(), st.integers(1, 6), st.integers(0, 5))
+def test_drawn_subnets_are_distinct_and_those_of_the_seed(space, count, seed):
+    if count > space.size:
+        with pytest.raises(UserError, match='draw fewer'):
+            plan.draw_distinct(space, count, seed)
+        return
+    drawn = plan.draw_distinct(space, count, seed)
+    assert len(set(drawn)) == count == len(drawn)
+    assert all(subnet in space for subnet in drawn)
+    rng, expected = np.random.default_rng(seed), []
+    while len(expected) < count:  # uniform draws, repetitions left out
+        subnet = space.sample(rng)
+        expected += [subnet] * (subnet not in expected)
+    assert drawn == expected
+
+
+def test_plan_has_every_net_once_behind_its_start():
+    nets = plan.nets_of([0, 1], plan.METHODS)
+    assert len(nets) == len({net.name for net in nets}) == 2 * (8 + 4 * 6)
+    for place, net in enumerate(nets):
+        assert net.start is None or net.start in nets[:place]
+    same, other = (
+        {n.init_seed for n in nets if n.method == f'independent_{kind}'}
+        for kind in ('same', 'other')
+    )
+    assert same == {0, 1}
+    assert len(other) == 12
+
+
+def test_space_experts_and_subnets_agree():
+    cfg = settings.load('mole', 'data')
+    space = SearchSpace.coerce(cfg.space)
+    groups = len(space.embed_dim) * len(space.num_heads) * len(space.mlp_ratio)
+    assert cfg.model.backbone.mole.num_experts == groups
+    assert cfg.model.backbone.arch == space.largest().to_dict()
+    assert space.size >= 6
+
+
+@pytest.mark.parametrize('name', sorted(path.stem for path in (PROJECT / 'configs').glob('*.py')))
+@pytest.mark.parametrize('factor', [0.01, 0.5, 3.0])
+def test_stretched_schedules_have_no_gap(name, factor):
+    cfg = settings.load(name, 'data')
+    before = cfg.train_cfg.max_epochs
+    settings.stretch_epochs(cfg, factor)
+    total = cfg.train_cfg.max_epochs
+    assert total == max(2, round(before * factor))
+    schedules = cfg.param_scheduler
+    schedules = (
+        schedules.values()
+        if isinstance(schedules, dict) and 'type' not in schedules
+        else [schedules if isinstance(schedules, list) else [schedules]]
+    )
+    for schedule in schedules:
+        for step, following in zip(schedule, schedule[1:], strict=False):
+            assert 0 <= step['begin'] < step['end'] == following['begin']
+        if schedule[-1]['type'] == 'CosineAnnealingLR':
+            assert schedule[-1]['end'] == total
+            assert schedule[-1]['T_max'] == total - schedule[-1]['begin']
+
+
+@repeatable
+@given(st.integers(0, 10**6))
+def test_shift_moves_each_image_by_its_offset(seed):
+    rng = np.random.default_rng(seed)
+    pictures = torch.from_numpy(rng.integers(1, 255, (4, 1, 5, 5), dtype=np.uint8))
+    offsets = torch.from_numpy(rng.integers(-2, 3, (4, 2)))
+    moved = images.shifted(pictures, offsets)
+    padded = torch.nn.functional.pad(pictures, (2, 2, 2, 2))
+    for picture, shifted, (down, right) in zip(padded, moved, offsets.tolist(), strict=True):
+        assert torch.equal(shifted, picture[:, 2 - down : 7 - down, 2 - right : 7 - right])
+
+
+def test_flips_are_as_likely_as_asked():
+    sample = dict(inputs=torch.arange(25, dtype=torch.uint8).view(1, 5, 5), data_samples=None)
+    flipped = {}
+    for share in (0.0, 0.5, 1.0):
+        batch = images.shift_flip_collate([sample] * 2000, shift=0, flip=share)['inputs']
+        flipped[share] = float((batch[:, 0, 0, 0] == 4).float().mean())
+    assert flipped[0.0] == 0
+    assert flipped[1.0] == 1
+    assert abs(flipped[0.5] - 0.5) < 4 * sqrt(0.25 / 2000)
+
+
+def test_similarity_is_the_cosine_on_the_common_prefix():
+    rng = np.random.default_rng(0)
+    features = [rng.normal(size=(7, width)) for width in (3, 5, 5)]
+    table = measure.similarity([torch.from_numpy(f) for f in features])
+    for i, j in combinations(range(3), 2):
+        width = min(features[i].shape[1], features[j].shape[1])
+        cosines = [
+            a[:width] @ b[:width] / sqrt((a[:width] @ a[:width]) * (b[:width] @ b[:width]))
+            for a, b in zip(features[i], features[j], strict=True)
+        ]
+        assert table[i][j] == table[j][i] == pytest.approx(mean(cosines))
+    assert [table[i][i] for i in range(3)] == [1, 1, 1]
+
+
+def made_up(family: str, seed: int, top1: list[float], subnet: int | None = None) -> dict:
+    found = dict(
+        top1=top1, loss=top1, similarity=None if subnet is not None else [[1, 0.5], [0.5, 1]]
+    )
+    return dict(
+        net=f'{family}{"" if subnet is None else f"_{subnet}"}_seed{seed}',
+        family=family,
+        method=tables.method_of(family),
+        part='stage2',
+        seed=seed,
+        subnet=subnet,
+        epochs=3,
+        iterations=30,
+        seconds=2.0,
+        curves={},
+        delta_w=[0.1] * len(top1),
+        gate_shift=None,
+        heldout=found,
+        test=None,
+    )
+
+
+def test_tables_hold_means_deviations_and_paired_differences():
+    bare = {0: [80.0, 84.0], 1: [82.0, 83.0]}
+    mole = {0: [81.0, 84.5], 1: [82.0, 84.0]}
+    alone = {0: [82.0, 86.0], 1: [83.0, 86.0]}
+    nets = [made_up('autoformer', seed, values) for seed, values in bare.items()]
+    nets += [made_up('mole_x2', seed, values) for seed, values in mole.items()]
+    nets += [
+        made_up('independent_same', seed, [value], i)
+        for seed, values in alone.items()
+        for i, value in enumerate(values)
+    ]
+    rows = [line.split(' | ') for line in tables.top1_table(nets, [], 'heldout').splitlines()]
+    assert [row[0] for row in rows[2:]] == ['| autoformer', '| mole_x2', '| independent_same']
+    row = dict(zip(rows[0], rows[3], strict=True))
+    assert row['subnet 0'] == f'{mean([81, 82]):.2f} +-{stdev([81, 82]):.2f}'
+    assert row['mean'] == f'{mean([82.75, 83]):.2f} +-{stdev([82.75, 83]):.2f}'
+    differences, gap = [1.0, 0.5, 0.0, 1.0], [2.0, 2.0, 1.0, 3.0]
+    assert row['gap closed, %'] == f'{100 * sum(differences) / sum(gap):.0f}'
+    scores = tables.scores_of(nets, 'heldout')
+    assert tables.paired(scores, 'mole_x2', 'autoformer') == differences
+    assert f'| {mean(differences):.2f} +-{stdev(differences):.2f} |' in tables.difference_table(
+        nets, 'heldout'
+    )
+    assert tables.scores_of(nets, 'test') == {}
+
+
+@pytest.mark.parametrize('n', [1, 4, 10, 18])
+def test_sign_flips_of_equal_differences_have_the_binomial_p(n):
+    """All n positive and equal: only no flip and all flips reach the mean."""
+    expected = 2 / 2**n if n <= 16 else 0
+    assert tables.sign_flip_p([0.3] * n) == pytest.approx(expected, abs=1e-4)
+    ups = n - 1  # one of them down: 1 + n flips reach it on either side
+    if 1 < n <= 16:
+        expected = 2 * sum(comb(n, k) for k in range(ups, n + 1)) / 2**n
+        assert tables.sign_flip_p([0.3] * ups + [-0.3]) == pytest.approx(min(expected, 1))
+
+
+def test_tasks_are_done_once_by_whoever_holds_the_lock(tmp_path, monkeypatch):
+    """What another process is at is waited for, and what needs it comes after."""
+    monkeypatch.setattr(progress, 'PAUSE', 0.0)
+    done, said, looks = [], [], []
+
+    def task(name: str, needs: str | None = None) -> progress.Task:
+        return progress.Task(
+            name,
+            1.0,
+            tmp_path / f'{name}.lock',
+            lambda: name in done,
+            lambda: needs is None or needs in done,
+            lambda: done.append(name) or name,
+        )
+
+    def other_process(*_):
+        looks.append(1)
+        done.append('held')
+
+    monkeypatch.setattr(progress.time, 'sleep', other_process)
+    with progress._held(tmp_path / 'held.lock') as is_ours:
+        assert is_ours
+        tasks = [task('after', needs='held'), task('held'), task('free')]
+        progress.work_off(tasks, said.append)
+    assert done == ['free', 'held', 'after']
+    assert len(looks) == 1
+    assert said[0] == '0 of 3 are there'
+    assert len(said) == 3
+
+
+def test_damaged_and_missing_records_are_told(tmp_path):
+    with pytest.raises(UserError, match='has no records'):
+        records.read_all(tmp_path)
+    records.write(tmp_path, dict(net='a_seed0', digest='x'))
+    assert records.read(tmp_path, 'a_seed0', 'x') == dict(net='a_seed0', digest='x')
+    assert records.read(tmp_path, 'b_seed0') is None
+    (tmp_path / 'a_seed0.json').write_text('{')
+    with pytest.raises(UserError, match='is no JSON'):
+        records.read(tmp_path, 'a_seed0')
+
+
+def test_prepared_data_are_the_files_unzipped(data_root, tmp_path, capsys):
+    for i, path in enumerate(sorted(data_root.iterdir())):
+        content = path.read_bytes()
+        zipped = (f'{path.name}.gz', gzip.compress(content)) if i % 2 else (path.name, content)
+        (tmp_path / zipped[0]).write_bytes(zipped[1])
+    assert call('prepare_data.py', '--source', tmp_path, '--out', tmp_path / 'out') == 0
+    written = {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()}
+    assert written == {path.name: path.read_bytes() for path in data_root.iterdir()}
+    assert '600 images, train' in capsys.readouterr().out
+    assert call('prepare_data.py', '--source', tmp_path / 'none', '--out', tmp_path / 'out') == 2
