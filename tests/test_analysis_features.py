@@ -19,11 +19,10 @@ from conftest import call_tool
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import SPACE, every, images, randomize, repeatable, spaces, tiny_model
+from tiny import SPACE, every, images, randomize, repeatable, tiny_model
 
 from tas_lora import SearchSpace, UserError
 from tas_lora.analysis.features import (
-    draw_distinct,
     evaluating,
     feature_similarity,
     linear_cka,
@@ -145,19 +144,6 @@ def test_no_images_are_refused():
         penultimate_features(tiny_model(), SUBNETS[0], [])
 
 
-@given(spaces(depths=(1, 2)), st.integers(0, 100), st.integers(1, 12))
-@repeatable
-def test_draws_are_distinct_and_a_function_of_the_seed(space, seed, count):
-    if count > space.size:
-        with pytest.raises(UserError, match='distinct subnets'):
-            draw_distinct(space, count, seed)
-        return
-    drawn = draw_distinct(space, count, seed)
-    rng = np.random.default_rng(seed)
-    row = [space.sample(rng) for _ in range(2000)]
-    assert drawn == sorted(set(row), key=row.index)[:count]
-
-
 @pytest.fixture
 def supernet(tmp_path):
     config = write_config(tmp_path / 'net.py', 'moLE')
@@ -178,7 +164,7 @@ def test_tool_compares_subnets_and_networks_alone(supernet, digits_root, tmp_pat
     assert found['made_by']['checkpoints']['net']['sha256'] == digest
     assert list(found['cosine']) == list(found['cka']) == ['net', 'trained alone']
 
-    draws = draw_distinct(SearchSpace(**load_config(supernet).space), 3, 4)
+    draws = SearchSpace(**load_config(supernet).space).sample_distinct(3, np.random.default_rng(4))
     assert list(found['subnets'].values()) == [s.to_dict() for s in draws]
     for panel, size in (('net', 3), ('trained alone', 2)):
         matrix = np.array(found['cosine'][panel]['matrix'])

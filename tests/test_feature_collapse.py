@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import time
-from itertools import combinations, product
+from itertools import product
 from math import comb, sqrt
 from pathlib import Path
 from statistics import mean, stdev
@@ -21,14 +21,14 @@ import torch
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import repeatable, spaces
+from tiny import repeatable
 
 from tas_lora import SearchSpace, UserError
 
 PROJECT = ROOT / 'projects' / 'feature_collapse'
 sys.path.insert(0, str(PROJECT))
 
-from feature_collapse import images, measure, plan, progress, records, settings, tables  # noqa: E402
+from feature_collapse import images, plan, progress, records, settings, tables  # noqa: E402
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -193,23 +193,6 @@ def test_records_of_another_config_are_refused(whole_run, data_root, capsys):
     assert 'is of another config' in capsys.readouterr().err
 
 
-@repeatable
-@given(spaces(), st.integers(1, 6), st.integers(0, 5))
-def test_drawn_subnets_are_distinct_and_those_of_the_seed(space, count, seed):
-    if count > space.size:
-        with pytest.raises(UserError, match='draw fewer'):
-            plan.draw_distinct(space, count, seed)
-        return
-    drawn = plan.draw_distinct(space, count, seed)
-    assert len(set(drawn)) == count == len(drawn)
-    assert all(subnet in space for subnet in drawn)
-    rng, expected = np.random.default_rng(seed), []
-    while len(expected) < count:  # uniform draws, repetitions left out
-        subnet = space.sample(rng)
-        expected += [subnet] * (subnet not in expected)
-    assert drawn == expected
-
-
 def test_plan_has_every_net_once_behind_its_start():
     nets = plan.nets_of([0, 1], plan.METHODS)
     assert len(nets) == len({net.name for net in nets}) == 2 * (8 + 4 * 6)
@@ -275,20 +258,6 @@ def test_flips_are_as_likely_as_asked():
     assert flipped[0.0] == 0
     assert flipped[1.0] == 1
     assert abs(flipped[0.5] - 0.5) < 4 * sqrt(0.25 / 2000)
-
-
-def test_similarity_is_the_cosine_on_the_common_prefix():
-    rng = np.random.default_rng(0)
-    features = [rng.normal(size=(7, width)) for width in (3, 5, 5)]
-    table = measure.similarity([torch.from_numpy(f) for f in features])
-    for i, j in combinations(range(3), 2):
-        width = min(features[i].shape[1], features[j].shape[1])
-        cosines = [
-            a[:width] @ b[:width] / sqrt((a[:width] @ a[:width]) * (b[:width] @ b[:width]))
-            for a, b in zip(features[i], features[j], strict=True)
-        ]
-        assert table[i][j] == table[j][i] == pytest.approx(mean(cosines))
-    assert [table[i][i] for i in range(3)] == [1, 1, 1]
 
 
 def made_up(family: str, seed: int, top1: list[float], subnet: int | None = None) -> dict:

@@ -204,6 +204,19 @@ def test_samples_are_in_the_space(space, seed):
     assert all(space.sample(generator) in space for _ in range(5))
 
 
+@given(spaces(depths=(1, 2)), st.integers(0, 100), st.integers(1, 12))
+@repeatable
+def test_draws_are_distinct_and_a_function_of_the_seed(space, seed, count):
+    if count > space.size:
+        with pytest.raises(UserError, match='distinct subnets'):
+            space.sample_distinct(count, rng(seed))
+        return
+    drawn = space.sample_distinct(count, rng(seed))
+    generator = rng(seed)
+    row = [space.sample(generator) for _ in range(2000)]
+    assert drawn == sorted(set(row), key=row.index)[:count]
+
+
 @pytest.mark.parametrize(
     'subnet',
     [

@@ -28,8 +28,7 @@ def main():
     space, rng = SearchSpace.coerce(cfg.space), np.random.default_rng(natural(args.seed, '--seed'))
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
-    for i in range(args.count):
-        subnet = space.sample(rng)
+    for i, subnet in enumerate(space.sample_distinct(args.count, rng)):
         path = folder / f'subnet_{i}.json'
         path.write_text(json.dumps(subnet.to_dict()) + '\n')
         print(f'{path}  embed_dim {subnet.embed_dim}, depth {subnet.depth}')

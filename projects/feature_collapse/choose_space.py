@@ -11,9 +11,10 @@ from itertools import combinations
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import torch
 from feature_collapse import records, stages, training
-from feature_collapse.plan import Net, draw_distinct
+from feature_collapse.plan import Net
 from feature_collapse.settings import Study
 
 from tas_lora import SearchSpace, cli
@@ -48,7 +49,7 @@ def study_of(name: str, args: argparse.Namespace) -> Study:
     options = {f'{place}space': CANDIDATES[name] for place in ('', 'train_cfg.', 'val_cfg.')}
     options['model.backbone.arch'] = space.largest().to_dict()
     work = Path(args.work_dir) / f'{name}_x{args.scale:g}'
-    subnets = tuple(draw_distinct(space))
+    subnets = tuple(space.sample_distinct(6, np.random.default_rng(0)))
     return Study(work / 'records', work, args.data_root, subnets, options, args.scale)
 
 

@@ -11,9 +11,10 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from feature_collapse import stages, training
-from feature_collapse.plan import METHODS, PARTS, draw_distinct, nets_of
+from feature_collapse.plan import METHODS, PARTS, nets_of
 from feature_collapse.settings import Study, load
 from mmengine.config import DictAction
 
@@ -51,7 +52,7 @@ def study_of(args: argparse.Namespace) -> Study:
     extent = QUICK if args.quick else dict(scale=args.scale)
     options = extent.get('options', {}) | args.cfg_options
     space = SearchSpace.coerce(load('supernet', args.data_root, options).space)
-    subnets = tuple(draw_distinct(space))
+    subnets = tuple(space.sample_distinct(6, np.random.default_rng(0)))
     settle_subnets(out / 'subnets.json', subnets)
     return Study(out, work, args.data_root, subnets, **(extent | dict(options=options)))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..models import SupernetClassifier
-from ..structures import SearchSpace, Subnet
+from ..structures import Subnet
 
 
 @contextmanager
@@ -104,20 +104,6 @@ def spread(matrix: np.ndarray) -> dict[str, float]:
     if not len(values):
         return dict.fromkeys(('mean', 'min', 'max'), np.nan)
     return dict(mean=float(values.mean()), min=float(values.min()), max=float(values.max()))
-
-
-def draw_distinct(space: SearchSpace, count: int, seed: int) -> list[Subnet]:
-    """Uniform draws of a space, repetitions left out.
-
-    Raises:
-        UserError: If the space has fewer subnets.
-    """
-    if space.size < count:
-        raise UserError(f'{count} distinct subnets of a space of {space.size}; ask for fewer')
-    rng, drawn = np.random.default_rng(seed), {}
-    while len(drawn) < count:
-        drawn[space.sample(rng)] = None
-    return list(drawn)
 
 
 def _features(model: SupernetClassifier, batch: dict) -> Tensor:

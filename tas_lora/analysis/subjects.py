@@ -15,7 +15,6 @@ from ..models import SupernetClassifier
 from ..structures import SearchSpace, Subnet
 from ..structures.subnet import natural, positive
 from .evidence import Net
-from .features import draw_distinct
 
 LOADERS = ('heldout', 'val', 'test')
 
@@ -141,7 +140,8 @@ def subnets_of(args: argparse.Namespace, space: SearchSpace) -> dict[str, Subnet
     """The subnets that were named, or distinct draws called 0, 1 and so on."""
     if not args.subnets:
         count = positive(args.count, '--count', int, most=1000)
-        return {str(i): s for i, s in enumerate(draw_distinct(space, count, args.seed))}
+        drawn = space.sample_distinct(count, np.random.default_rng(args.seed))
+        return {str(i): subnet for i, subnet in enumerate(drawn)}
     check_names([Path(name).stem for name in args.subnets], '--subnets')
     return {
         Path(name).stem: getattr(space, name)()

@@ -73,6 +73,19 @@ class SearchSpace:
         width = _pick(self.embed_dim, rng)
         return Subnet(width, num_heads, mlp_ratio, self._pick_patch_size(rng))
 
+    def sample_distinct(self, count: int, rng: np.random.Generator) -> list[Subnet]:
+        """Different subnets by :meth:`sample`, repetitions left out.
+
+        Raises:
+            UserError: If the space has fewer.
+        """
+        if count > self.size:
+            raise UserError(f'{count} distinct subnets of a space of {self.size}; ask for fewer')
+        drawn = {}
+        while len(drawn) < count:
+            drawn[self.sample(rng)] = None
+        return list(drawn)
+
     def mutate(
         self, subnet: Subnet, rng: np.random.Generator, gene_prob: float, shape_prob: float
     ) -> Subnet:

@@ -1,7 +1,6 @@
 """What is measured of a trained net."""
 
 from collections.abc import Sequence
-from itertools import combinations
 
 import torch
 import torch.nn.functional as F
@@ -40,23 +39,6 @@ def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
         top1=100 * float((logits.argmax(1) == labels).float().mean()),
         loss=float(F.cross_entropy(logits, labels)),
     )
-
-
-def similarity(features: Sequence[Tensor]) -> list[list[float]]:
-    """Cosine similarity of the features of n nets, on their common prefix, mean over images.
-
-    Args:
-        features: (N, C) of each net; widths may differ.
-
-    Returns:
-        (n, n), symmetric, 1 on the diagonal.
-    """
-    table = torch.eye(len(features), dtype=torch.float64)
-    for (i, a), (j, b) in combinations(enumerate(features), 2):
-        width = min(a.shape[1], b.shape[1])
-        cosine = F.cosine_similarity(a[:, :width].double(), b[:, :width].double()).mean()
-        table[i, j] = table[j, i] = cosine
-    return table.tolist()
 
 
 @torch.no_grad()

@@ -3,11 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
-from tas_lora import SearchSpace, Subnet, UserError
-from tas_lora.structures.subnet import positive
-
 
 @dataclass(frozen=True)
 class Method:
@@ -120,17 +115,3 @@ def nets_of(
                 net = Net(method.name, seed, subnet, **varied)
                 nets |= {n: None for n in (net.start, net) if n is not None}
     return list(nets)
-
-
-def draw_distinct(space: SearchSpace, count: int = 6, seed: int = 0) -> list[Subnet]:
-    """Different subnets of a space, uniform draws of which repetitions are left out.
-
-    Raises:
-        UserError: If the space has fewer.
-    """
-    if positive(count, 'count', int) > space.size:
-        raise UserError(f'{count} distinct subnets of a space of {space.size}; draw fewer')
-    rng, drawn = np.random.default_rng(seed), {}
-    while len(drawn) < count:
-        drawn[space.sample(rng)] = None
-    return list(drawn)

@@ -5,8 +5,10 @@ from itertools import groupby
 
 from torch import Tensor
 
+from tas_lora.analysis.features import feature_similarity
+
 from . import records, training
-from .measure import predict, similarity
+from .measure import predict
 from .plan import Net
 from .progress import Task, work_off
 from .settings import Study
@@ -90,7 +92,7 @@ def _comparison(study: Study, family: list[Net], images: Images, part: str) -> T
             predict(training.restore(study, net), study.subnets[net.subnet], images[0])[1]
             for net in family
         ]
-        table = [[round(cosine, 5) for cosine in row] for row in similarity(features)]
+        table = [[round(cosine, 5) for cosine in row] for row in feature_similarity(features)]
         record = dict(net=name, family=family[0].family, method=family[0].method, part=part)
         records.write(folder, record | dict(seed=family[0].seed, digest=digest, similarity=table))
         return f'{len(family)} nets'

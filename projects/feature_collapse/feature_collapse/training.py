@@ -10,12 +10,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tas_lora import UserError, apis
+from tas_lora.analysis.features import feature_similarity
 from tas_lora.files import write_atomic
 from tas_lora.models import SupernetClassifier
 
 from . import records
 from .images import read_images
-from .measure import predict, relative_change, scores, similarity, weights_in_use
+from .measure import predict, relative_change, scores, weights_in_use
 from .plan import METHODS, Net
 from .settings import Study, load
 
@@ -87,7 +88,9 @@ def measure(study: Study, net: Net, images: tuple[Tensor, Tensor]) -> dict:
     chosen = study.subnets if net.subnet is None else (study.subnets[net.subnet],)
     predicted = [predict(model, subnet, images[0]) for subnet in chosen]
     found = [scores(logits, images[1]) for logits, _ in predicted]
-    table = similarity([features for _, features in predicted]) if net.subnet is None else None
+    table = None
+    if net.subnet is None:
+        table = feature_similarity([features for _, features in predicted]).tolist()
     return dict(
         top1=[round(s['top1'], 3) for s in found],
         loss=[round(s['loss'], 5) for s in found],

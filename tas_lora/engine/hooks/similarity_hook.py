@@ -11,7 +11,6 @@ from mmengine.runner import Runner
 
 from ...analysis.experts import expert_layers, factor_similarity
 from ...analysis.features import (
-    draw_distinct,
     feature_similarity,
     penultimate_features,
     spread,
@@ -99,7 +98,7 @@ class SimilarityHook(Hook):
 
     def before_run(self, runner):
         self.space = _space_of(runner)
-        self.subnets = draw_distinct(self.space, self.count, self.seed)
+        self.subnets = self.space.sample_distinct(self.count, np.random.default_rng(self.seed))
 
     def before_train(self, runner):
         with undisturbed():
