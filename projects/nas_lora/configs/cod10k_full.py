@@ -1,0 +1,14 @@
+"""COD10K, all of SAM base trained: the baseline that adapters are held against.
+
+python $TOOLS/train.py configs/cod10k_full.py
+
+GPUs: 1, batch 4 (memory not measured). Not run; rates and epochs are those of the paper's adapters.
+Data: configs/_base_/cod10k.py.
+"""
+
+_base_ = [
+    '_base_/sam_base.py',
+    '_base_/cod10k.py',
+    '_base_/schedule_40e.py',
+    '_base_/runtime.py',
+]

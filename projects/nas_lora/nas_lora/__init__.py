@@ -1,0 +1,16 @@
+"""NAS-LoRA: a searchable cell inside each LoRA of an image encoder (arXiv 2512.03499).
+
+What a config names as ``nas_lora.X`` is registered by importing this package.
+"""
+
+from . import adapt as adapt
+from . import baselines as baselines
+from . import datasets as datasets
+from . import linear as linear
+from . import losses as losses
+from . import mask_decoder as mask_decoder
+from . import metrics as metrics
+from . import runner as runner
+from . import segmentor as segmentor
+from . import stagewise as stagewise
+from . import transforms as transforms

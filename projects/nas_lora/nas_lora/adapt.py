@@ -1,0 +1,186 @@
+"""Freeze a part of a model and put adapters into it; checkpoints hold the rest only."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from tas_lora.errors import UserError, blame
+
+from .conv_lora import ConvLoRALinear
+from .registry import MODELS
+
+QKV = (r'layers\.\d+\.attn\.qkv',)  # of every block of ViTSAM
+
+
+def adapt(part: nn.Module, adapter: Mapping | None, targets: Sequence[str] = QKV) -> list[str]:
+    """Freeze ``part`` and replace the modules whose names match by adapters around them.
+
+    Args:
+        part: What is frozen, such as an image encoder.
+        adapter: Config of an adapter that takes the module as ``base``; None to only freeze.
+        targets: Regular expressions of whole names in ``part``. ``layers\\.([6-9]|1[01])\\..*qkv``
+            is the last half of twelve blocks.
+
+    Returns:
+        The names of the replaced modules.
+
+    Raises:
+        UserError: If an expression matches nothing, a match is inside another, or the adapter
+            does not exist or does not go with what it is to adapt.
+    """
+    part.requires_grad_(False)
+    if adapter is None:
+        return []
+    names = _matches(part, targets)
+    kind = MODELS.get(str(adapter.get('type'))) if isinstance(adapter, Mapping) else None
+    if kind is None:
+        raise UserError(
+            f"adapter: there is no {adapter!r}; choose from dict(type='nas_lora.X', ...) with "
+            'NASLoRALinear, LoRALinear, ConvLoRALinear, BottleneckAdapter or PromptedAttention'
+        )
+    options = {key: value for key, value in adapter.items() if key != 'type'}
+    with blame(f'adapter (type={adapter["type"]!r})'):
+        adapters = {name: kind(base=part.get_submodule(name), **options) for name in names}
+    for name, module in adapters.items():
+        part.set_submodule(name, module)
+    return names
+
+
+def _matches(part: nn.Module, targets: Sequence[str]) -> list[str]:
+    """Names of the modules that any expression matches, in the model's order."""
+    if isinstance(targets, str) or not targets:
+        raise UserError(f'targets must be a list of regular expressions, got {targets!r}')
+    known = [name for name, _ in part.named_modules() if name]
+    for target in targets:
+        if not any(_fits(target, name) for name in known):
+            linear = [n for n, module in part.named_modules() if isinstance(module, nn.Linear)]
+            raise UserError(
+                f'targets: {target!r} matches no whole name; linear layers are '
+                f'{", ".join(linear[:4])} ...'
+            )
+    names = [name for name in known if any(_fits(target, name) for target in targets)]
+    for name in names:
+        inside = next((other for other in names if other.startswith(f'{name}.')), None)
+        if inside:
+            raise UserError(f'targets: {inside} is inside {name}; choose one of them')
+    return names
+
+
+def _fits(pattern: str, name: str) -> bool:
+    with blame(f'targets: {pattern!r} is no regular expression'):
+        return re.fullmatch(pattern, name) is not None
+
+
+@MODELS.register_module()
+class AdaptedModel(BaseModel):
+    """A model of which one part is frozen, with adapters inside it.
+
+    All methods that are compared differ in this config only: an adapter and its ``targets``;
+    decoder only by ``adapter=None``; full fine-tuning by ``trainable=['.*']`` besides.
+
+    Its checkpoints hold what is not frozen: adapters, and the model's other parts such as a
+    decoder. They load on top of the same model. A whole checkpoint of the plain model loads too,
+    under the names that it has there.
+
+    Args:
+        model: Config of the model, or the model; its pretrained weights are loaded before
+            anything is replaced.
+        part: Name of the part that is frozen and adapted.
+        adapter: As in :func:`adapt`.
+        targets: As there, names inside the part.
+        trainable: Regular expressions of the part's parameters that are trained nevertheless, by
+            their whole names in the part before, such as ``.*ln.*`` or ``.*``.
+
+    Raises:
+        UserError: As :func:`adapt`; also if there is no such part.
+    """
+
+    def __init__(
+        self,
+        model: dict | BaseModel,
+        part: str = 'encoder',
+        adapter: dict | None = None,
+        targets: Sequence[str] = QKV,
+        trainable: Sequence[str] = (),
+    ):
+        model = model if isinstance(model, nn.Module) else MODELS.build(model)
+        model.init_weights()  # now: names in files are those of the plain model
+        super().__init__(model.data_preprocessor)
+        self.model = model
+        plain = {id(value): name for name, value in _values(model).items()}
+        inside = _part_of(model, part)
+        parameters = {plain[id(p)].removeprefix(f'{part}.'): p for p in inside.parameters()}
+        self.adapter_names = adapt(inside, adapter, targets)
+        _release(parameters, trainable, part)
+        # By the names of now, those of the plain model.
+        self._plain_names = {
+            name: plain[id(value)] for name, value in _values(model).items() if id(value) in plain
+        }
+        frozen = {id(p) for p in parameters.values() if not p.requires_grad}
+        self._frozen = [name for name, value in _values(model).items() if id(value) in frozen]
+        self.register_state_dict_post_hook(_leave_out_frozen)
+        self.register_load_state_dict_pre_hook(_take_plain_and_frozen)
+
+    def init_weights(self) -> None:
+        """Nothing: weights are final as soon as the model is built."""
+
+    def forward(self, *args, mode: str = 'tensor', **kwargs):
+        """As the model's; in 'loss' with what adapters add to the losses."""
+        result = self.model(*args, mode=mode, **kwargs)
+        return result | auxiliary_losses(self.model) if mode == 'loss' else result
+
+
+def auxiliary_losses(model: nn.Module) -> dict[str, Tensor]:
+    """What adapters add to the losses of the last forward, taken from them.
+
+    Returns:
+        ``loss_balance`` (), if there are adapters with a gate that trained.
+    """
+    gated = [m for m in model.modules() if isinstance(m, ConvLoRALinear)]
+    losses = [module.take_balance_loss() for module in gated]
+    losses = [loss for loss in losses if loss is not None]
+    return dict(loss_balance=torch.stack(losses).sum()) if losses else {}
+
+
+def _part_of(model: nn.Module, part: str) -> nn.Module:
+    with blame(f'part: the {type(model).__name__} has no part {part!r}'):
+        return model.get_submodule(part)
+
+
+def _values(model: nn.Module) -> dict[str, Tensor]:
+    """What a state dict holds, as the very parameters and buffers."""
+    return model.state_dict(keep_vars=True)
+
+
+def _release(parameters: Mapping[str, nn.Parameter], trainable: Sequence[str], part: str) -> None:
+    """Unfreeze the parameters that any expression fits."""
+    if isinstance(trainable, str):
+        raise UserError(f'trainable must be a list of regular expressions, got {trainable!r}')
+    for pattern in trainable:
+        chosen = [value for name, value in parameters.items() if _fits(pattern, name)]
+        if not chosen:
+            raise UserError(
+                f'trainable: {pattern!r} matches no parameter of the {part}, such as '
+                f'{next(iter(parameters))}'
+            )
+        for value in chosen:
+            value.requires_grad_(True)
+
+
+def _leave_out_frozen(module: AdaptedModel, state_dict: dict, prefix: str, _) -> None:
+    for name in module._frozen:
+        state_dict.pop(f'{prefix}model.{name}', None)  # gone if it was merged
+
+
+def _take_plain_and_frozen(module: AdaptedModel, state_dict: dict, prefix: str, *_) -> None:
+    """Give plain names the new ones; what an incomplete file has not stays as it is."""
+    is_plain = any(prefix + plain in state_dict for plain in module._plain_names.values())
+    for name, value in _values(module.model).items():
+        key, plain = f'{prefix}model.{name}', module._plain_names.get(name)
+        if plain is not None and prefix + plain in state_dict:
+            state_dict[key] = state_dict.pop(prefix + plain)
+        elif name in module._frozen or (is_plain and plain is None):
+            state_dict.setdefault(key, value.detach())

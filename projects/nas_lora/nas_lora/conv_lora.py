@@ -1,0 +1,131 @@
+"""Conv-LoRA (Zhong et al., ICLR 2024, arXiv 2401.17868), the closest method to compare with."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tas_lora.structures.subnet import bounded, positive
+
+from .linear import check_linear
+from .registry import MODELS
+
+
+class NoisyGate(nn.Module):
+    """Picks one expert for each map, by noisy scores of its mean token (Shazeer et al. 2017).
+
+    The chosen expert has weight 1, a softmax over a single score: the gate is trained by the
+    balance loss alone, as in the published code.
+
+    Args:
+        channels: Width r of the tokens.
+        num_experts: Number of experts K.
+    """
+
+    def __init__(self, channels: int, num_experts: int):
+        super().__init__()
+        self.score = nn.Parameter(torch.zeros(channels, num_experts))
+        self.noise = nn.Parameter(torch.zeros(channels, num_experts))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Choose.
+
+        Args:
+            x: Maps (B, r, H, W).
+
+        Returns:
+            The expert of each map (B,); and in training the balance loss (), the squared
+            coefficient of variation of how likely each expert is chosen, summed over the maps.
+        """
+        pooled = x.mean(dim=(2, 3))
+        clean = pooled @ self.score
+        if not self.training or clean.shape[1] == 1:
+            return clean.argmax(1), None
+        std = F.softplus(pooled @ self.noise) + 1e-2
+        noisy = clean + torch.randn_like(clean) * std
+        load = chance_of_first(clean, noisy, std).sum(0)
+        return noisy.argmax(1), load.var() / (load.mean() ** 2 + 1e-10)
+
+
+def chance_of_first(clean: Tensor, noisy: Tensor, std: Tensor) -> Tensor:
+    """How likely each score would be the highest, were its own noise drawn anew.
+
+    Args:
+        clean: Scores before noise, (B, K), K at least 2.
+        noisy: Scores with it.
+        std: Standard deviation of the noise.
+
+    Returns:
+        (B, K), differentiable in all three.
+    """
+    first, second = noisy.topk(2, dim=1).values.split(1, dim=1)
+    highest_other = torch.where(noisy == first, second, first)
+    return torch.special.ndtr((clean - highest_other) / std)
+
+
+@MODELS.register_module()
+class ConvLoRALinear(nn.Module):
+    """h = W0 x + Wd (z + E_k(z)), z = We x, with one of the experts E_k for each map.
+
+    Expert k enlarges the map k times, convolves it 3 x 3, and shrinks it again. What it does
+    depends on the input: it can be neither folded nor merged. Windows are maps of their own.
+
+    Args:
+        base: The layer to adapt, fused or not. It is frozen.
+        rank: Rank r; the paper has 3.
+        num_experts: Experts, with scales 1, 2, ...; the paper has 8.
+        balance: Factor of the balance loss, which the model must add to its losses, see
+            :func:`nas_lora.adapt.auxiliary_losses`; 0.01 as in the published code.
+
+    Raises:
+        UserError: If an argument is out of range, or ``base`` is no linear layer.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int = 3, num_experts: int = 8, balance: float = 0.01):
+        super().__init__()
+        self.base = check_linear(base, 'ConvLoRALinear').requires_grad_(False)
+        positive(rank, 'rank', int, most=min(base.in_features, base.out_features))
+        positive(num_experts, 'num_experts', int, most=64)
+        self.balance = bounded(balance, 'balance', most=1e9)
+        self.down = nn.Linear(base.in_features, rank, bias=False)
+        self.gate = NoisyGate(rank, num_experts)
+        self.experts = nn.ModuleList(
+            nn.Conv2d(rank, rank, 3, padding=1) for _ in range(num_experts)
+        )
+        self.up = nn.Linear(rank, base.out_features, bias=False)
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.up.weight)
+        for expert in self.experts:
+            nn.init.zeros_(expert.bias)
+        self._balance_loss: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, I) -> (B, H, W, O)."""
+        z = self.down(x).permute(0, 3, 1, 2)
+        chosen, loss = self.gate(z)
+        self._balance_loss = None if loss is None else self.balance * loss
+        z = z + self._of_experts(z, chosen)
+        return self.base(x) + self.up(z.permute(0, 2, 3, 1))
+
+    def take_balance_loss(self) -> Tensor | None:
+        """The balance loss of the last forward in training, once; the layer forgets it."""
+        loss, self._balance_loss = self._balance_loss, None
+        return loss
+
+    def _of_experts(self, z: Tensor, chosen: Tensor) -> Tensor:
+        result = torch.zeros_like(z)
+        for i, expert in enumerate(self.experts):
+            rows = (chosen == i).nonzero()[:, 0]
+            if len(rows):
+                result = result.index_copy(0, rows, _at_scale(expert, z[rows], i + 1).to(z.dtype))
+        return result
+
+
+def _at_scale(expert: nn.Module, z: Tensor, scale: int) -> Tensor:
+    """GELU of the convolution of a map enlarged ``scale`` times, in its own size."""
+    if scale == 1:
+        return F.gelu(expert(z))
+    size = z.shape[-2:]
+    z = F.interpolate(z, scale_factor=float(scale), mode='bicubic', align_corners=False)
+    return F.interpolate(F.gelu(expert(z)), size, mode='bicubic', align_corners=False)

@@ -1,0 +1,200 @@
+"""Merge adapters into the frozen weights, so that a plain layer is left: exactly, or nearly.
+
+A linear layer sees one token at a time. What a cell takes from the neighbours of a token cannot
+go into it; :func:`merge_exact` then refuses, and :func:`merge_least_squares` approximates.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tas_lora.errors import UserError
+
+from .fold import FoldedCell, fold_cell, nas_lora_layers, spatial_operations
+from .linear import NASLoRALinear
+
+
+@torch.no_grad()
+def merge_exact(model: nn.Module) -> list[str]:
+    """Replace every adapted layer of ``model`` by a plain linear one that computes the same.
+
+    W0 + scale Wd M We, where M (r, r) is the cell: skip, no connection, and channels that pass by.
+
+    Args:
+        model: An encoder with :class:`NASLoRALinear`, or what holds one; changed in place.
+
+    Returns:
+        The names of the merged layers.
+
+    Raises:
+        UserError: If an operation mixes tokens or is not linear, by its name; nothing is changed.
+    """
+    layers = nas_lora_layers(model)
+    for name, layer in layers.items():
+        for part, branch in layer.branches.items():
+            _refuse_spatial(f'{name}.{part}', branch.cell)
+    for name, layer in layers.items():
+        mixed = {part: _matrix(b.cell) @ b.down.weight for part, b in layer.branches.items()}
+        model.set_submodule(name, _merged(layer, mixed))
+    return list(layers)
+
+
+def _refuse_spatial(where: str, cell: nn.Module) -> None:
+    names = spatial_operations(cell)
+    if names:
+        folded = ' (folded)' if isinstance(cell, FoldedCell) else ''
+        raise UserError(
+            f'{where}: merge(exact): {names[0]}{folded} is in the way, as it takes from the '
+            'neighbours of a token; use fold, which is exact, or merge_least_squares'
+        )
+
+
+def _matrix(cell: nn.Module) -> Tensor:
+    return fold_cell(cell).weight[:, :, 0, 0]
+
+
+def _merged(
+    layer: NASLoRALinear, mixed: dict[str, Tensor], shift: dict[str, Tensor] | None = None
+) -> nn.Linear:
+    """The base with scale Wd ``mixed`` added to its weight, scale Wd ``shift`` to its bias."""
+    linear = layer.base
+    width = linear.out_features // len(layer.parts)
+    for part, matrix in mixed.items():
+        rows = slice(layer.parts.index(part) * width, (layer.parts.index(part) + 1) * width)
+        up = layer.scale * layer.branches[part].up.weight
+        linear.weight[rows] += up @ matrix.to(up)
+        if shift is not None and linear.bias is not None:
+            linear.bias[rows] += up @ shift[part].to(up)
+    return linear
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What :func:`merge_least_squares` kept.
+
+    Attributes:
+        r2: By layer, the share of its update's variance over the given tokens that a linear layer
+            explains, up to 1; NaN where the update is constant, such as zero.
+        before: The metric before, if one was measured.
+        after: The metric of the merged model.
+    """
+
+    r2: dict[str, float]
+    before: float | None = None
+    after: float | None = None
+
+    def __str__(self) -> str:
+        lines = [f'{name}: R^2 {value:.4f}' for name, value in self.r2.items()]
+        if self.before is not None:
+            drop = self.after - self.before
+            lines.append(f'metric {self.before:.4f} -> {self.after:.4f} ({drop:+.4f})')
+        return '\n'.join(lines)
+
+
+@torch.no_grad()
+def merge_least_squares(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    evaluate: Callable[[], float] | None = None,
+    run: Callable[[Tensor], object] | None = None,
+) -> MergeReport:
+    """Replace every adapted layer by the linear one nearest to it on the tokens of some inputs.
+
+    Lossy: what an update takes from neighbours is left out as far as the token itself, and a
+    constant where the layer has a bias, do not predict it. All layers are fitted to what the
+    unmerged model shows them.
+
+    Args:
+        model: An encoder with :class:`NASLoRALinear`, or what holds one; changed in place, and
+            run in evaluation mode.
+        batches: Inputs to calibrate on; more tokens than a layer is wide, by a multiple.
+        evaluate: The metric of the model as it is, called before and after.
+        run: Runs the model on a batch; by default ``model(batch)``.
+
+    Returns:
+        R^2 of each layer, and the metrics.
+
+    Raises:
+        UserError: If there are no batches, or a layer saw fewer tokens than it is wide, by its
+            name; nothing is changed.
+    """
+    layers = nas_lora_layers(model)
+    before = evaluate() if evaluate else None
+    sums = _calibrate(model, layers, batches, run or model)
+    for name, layer in layers.items():
+        _check_enough(name, sums[name].count, layer.base.in_features)
+    r2 = {}
+    for name, layer in layers.items():
+        mixed, shift, r2[name] = sums[name].solve()
+        model.set_submodule(name, _merged(layer, mixed, shift))
+    return MergeReport(r2, before, evaluate() if evaluate else None)
+
+
+def _calibrate(model: nn.Module, layers: dict, batches: Iterable[Tensor], run: Callable) -> dict:
+    """Run the batches; returns the sums of each layer."""
+    sums = {name: _Sums(layer) for name, layer in layers.items()}
+    was_training = model.training
+    model.eval()
+    with ExitStack() as stack:
+        stack.callback(model.train, was_training)
+        for name, layer in layers.items():
+            stack.enter_context(layer.register_forward_pre_hook(sums[name].add))
+        for batch in batches:
+            run(batch)
+    return sums
+
+
+def _check_enough(name: str, count: int, width: int) -> None:
+    if count <= width:
+        raise UserError(
+            f'{name}: merge(least_squares) needs more tokens than the layer is wide ({width}), '
+            f'got {count}; give more batches'
+        )
+
+
+class _Sums:
+    """Sums over tokens x, with a last 1 if the layer has a bias, and z, the output of a cell.
+
+    The fit of an update Wd z is Wd times the fit of z, which is only r wide.
+    """
+
+    def __init__(self, layer: NASLoRALinear):
+        self.layer = layer
+        self.count = 0
+        self.xx: Tensor | float = 0.0
+        self.xz = dict.fromkeys(layer.branches, 0.0)
+        self.zz = dict.fromkeys(layer.branches, 0.0)
+        self.z = dict.fromkeys(layer.branches, 0.0)
+
+    def add(self, layer: NASLoRALinear, inputs: tuple[Tensor]) -> None:
+        """Add the tokens of an input; a forward pre-hook."""
+        for tokens in layer.maps(inputs[0]):
+            x = tokens.flatten(0, 2).double()
+            if layer.base.bias is not None:
+                x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+            self.count += len(x)
+            self.xx = self.xx + x.T @ x
+            for part, branch in layer.branches.items():
+                z = branch.features(tokens).flatten(0, 2).double()
+                self.xz[part] = self.xz[part] + x.T @ z
+                self.zz[part] = self.zz[part] + z.T @ z
+                self.z[part] = self.z[part] + z.sum(0)
+
+    def solve(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, float]:
+        """M (r, I) and c (r,) of z = M x + c for each part, and R^2 of the whole update."""
+        width = self.layer.base.in_features
+        # Behind a layer norm tokens lie in a plane, up to rounding, which is not to be fitted.
+        inverse = torch.linalg.pinv(self.xx, rtol=1e-9, hermitian=True)
+        mixed, shift, left, total = {}, {}, 0.0, 0.0
+        for part, branch in self.layer.branches.items():
+            fit = inverse @ self.xz[part]
+            mixed[part], shift[part] = fit[:width].T, fit[width:].sum(0)
+            up = branch.up.weight.double()
+            gram = up.T @ up
+            left += float((gram * (self.zz[part] - self.xz[part].T @ fit)).sum())
+            center = torch.outer(self.z[part], self.z[part]) / self.count
+            total += float((gram * (self.zz[part] - center)).sum())
+        return mixed, shift, 1 - left / total if total > 0 else float('nan')

@@ -1,0 +1,208 @@
+"""The eight candidate operations of a cell, in two presets.
+
+The paper names their kinds only: separable and dilated convolutions, pooling, skip, no connection.
+They are taken for the primitives of DARTS (Liu et al. 2019), and what is inside is an option:
+
+- ``linear``, the default: depthwise and pointwise convolution once, no ReLU, no normalisation,
+  padding counted as zeros. All but max pooling are convolutions, hence fold exactly.
+- ``darts``: as in its search. ReLU, convolution and batch normalisation without scale and shift,
+  separable ones twice; pooling is normalised, and padding not counted in a mean.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tas_lora.structures.subnet import one_of
+
+OPERATIONS = (
+    'none',
+    'max_pool_3x3',
+    'avg_pool_3x3',
+    'skip_connect',
+    'sep_conv_3x3',
+    'sep_conv_5x5',
+    'dil_conv_3x3',
+    'dil_conv_5x5',
+)
+PRESETS = ('linear', 'darts')
+
+
+class Operation(nn.Module):
+    """A map (B, C, H, W) to one of the same size.
+
+    Attributes:
+        obstacle: Why it is no convolution with zero padding; None if it is one.
+        is_spatial: Whether a token sees its neighbours.
+    """
+
+    obstacle: str | None = None
+    is_spatial = True
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = channels
+
+    def kernel(self, like: Tensor) -> Tensor:
+        """The convolution it is, (C, C, K, K), where ``obstacle`` is None.
+
+        Args:
+            like: A tensor with the type and device of the result.
+        """
+        raise NotImplementedError(f'{type(self).__name__} is no convolution: {self.obstacle}')
+
+    def _identity(self, like: Tensor) -> Tensor:
+        return torch.eye(self.channels, dtype=like.dtype, device=like.device)[:, :, None, None]
+
+
+class Nothing(Operation):
+    """No connection: zeros."""
+
+    is_spatial = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zeros of the shape of ``x``."""
+        return torch.zeros_like(x)
+
+    def kernel(self, like: Tensor) -> Tensor:
+        """Zeros (C, C, 1, 1)."""
+        return torch.zeros_like(self._identity(like))
+
+
+class Skip(Operation):
+    """The map itself."""
+
+    is_spatial = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x``."""
+        return x
+
+    def kernel(self, like: Tensor) -> Tensor:
+        """The unit matrix (C, C, 1, 1)."""
+        return self._identity(like)
+
+
+class AvgPool(Operation):
+    """Mean of 3 x 3 tokens; those outside are zeros, and counted."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Means, (B, C, H, W)."""
+        return F.avg_pool2d(x, 3, stride=1, padding=1)
+
+    def kernel(self, like: Tensor) -> Tensor:
+        """A ninth everywhere, (C, C, 3, 3)."""
+        return self._identity(like).expand(-1, -1, 3, 3) / 9
+
+
+class MaxPool(Operation):
+    """Maximum of 3 x 3 tokens; those outside do not count."""
+
+    obstacle = 'a maximum is not linear'
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maxima, (B, C, H, W)."""
+        return F.max_pool2d(x, 3, stride=1, padding=1)
+
+
+class SeparableConv(Operation):
+    """Depthwise and then pointwise convolution, without bias.
+
+    Args:
+        channels: C.
+        size: Side of the depthwise kernel, odd.
+        dilation: Its dilation.
+    """
+
+    def __init__(self, channels: int, size: int, dilation: int = 1):
+        super().__init__(channels)
+        self.dilation = dilation
+        self.depthwise = _depthwise(channels, size, dilation)
+        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolved, (B, C, H, W)."""
+        return self.pointwise(self.depthwise(x))
+
+    def kernel(self, like: Tensor) -> Tensor:
+        """Pointwise times depthwise, (C, C, K, K) with K = dilation (size - 1) + 1."""
+        product = self.pointwise.weight * self.depthwise.weight.transpose(0, 1)
+        size = self.dilation * (product.shape[-1] - 1) + 1
+        kernel = product.new_zeros(*product.shape[:2], size, size)
+        kernel[:, :, :: self.dilation, :: self.dilation] = product
+        return kernel.to(like)
+
+
+class DartsConv(Operation):
+    """ReLU, depthwise and pointwise convolution and normalisation, ``stages`` times.
+
+    Args:
+        channels: C.
+        size: Side of the depthwise kernels, odd.
+        dilation: Their dilation.
+        stages: How often; DARTS has 2 in separable and 1 in dilated convolutions.
+    """
+
+    obstacle = 'it has ReLU and batch normalisation inside'
+
+    def __init__(self, channels: int, size: int, dilation: int = 1, stages: int = 1):
+        super().__init__(channels)
+        self.stages = nn.Sequential(
+            *(layer for _ in range(stages) for layer in _darts_stage(channels, size, dilation))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolved, (B, C, H, W)."""
+        return self.stages(x)
+
+
+class DartsPool(Operation):
+    """Mean or maximum of the 3 x 3 tokens that exist, normalised."""
+
+    def __init__(self, channels: int, kind: str):
+        super().__init__(channels)
+        self.pool = (
+            nn.MaxPool2d(3, stride=1, padding=1)
+            if kind == 'max'
+            else nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+        )
+        why = 'a maximum is not linear' if kind == 'max' else 'padding is not counted at the border'
+        self.obstacle = f'{why}, and batch normalisation follows'
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pooled, (B, C, H, W)."""
+        return self.norm(self.pool(x))
+
+
+def _depthwise(channels: int, size: int, dilation: int) -> nn.Conv2d:
+    options = dict(padding=dilation * (size // 2), dilation=dilation, groups=channels, bias=False)
+    return nn.Conv2d(channels, channels, size, **options)
+
+
+def _darts_stage(channels: int, size: int, dilation: int) -> list[nn.Module]:
+    return [
+        nn.ReLU(),  # not in place: the other operations read the same map
+        _depthwise(channels, size, dilation),
+        nn.Conv2d(channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels, affine=False),
+    ]
+
+
+def build_operation(name: str, channels: int, preset: str = 'linear') -> Operation:
+    """One of :data:`OPERATIONS` for maps of ``channels`` channels.
+
+    Raises:
+        UserError: If there is no such operation or preset.
+    """
+    one_of(name, 'operations', OPERATIONS)
+    one_of(preset, 'preset', PRESETS)
+    if name in ('none', 'skip_connect'):
+        return Nothing(channels) if name == 'none' else Skip(channels)
+    kind, size, dilation = name[:3], int(name[-1]), 2 if name.startswith('dil') else 1
+    if 'pool' in name:
+        linear_pool = MaxPool if kind == 'max' else AvgPool
+        return linear_pool(channels) if preset == 'linear' else DartsPool(channels, kind)
+    if preset == 'linear':
+        return SeparableConv(channels, size, dilation)
+    return DartsConv(channels, size, dilation, stages=2 if kind == 'sep' else 1)

@@ -1,0 +1,40 @@
+"""MMEngine's runner for files that one need not trust."""
+
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from tas_lora import UserError
+from tas_lora.models.safe_load import read_checkpoint
+
+from .registry import RUNNERS
+
+
+@RUNNERS.register_module()
+class SafeRunner(Runner):
+    """MMEngine's runner, which reads checkpoints without running what is in them.
+
+    ``runner_type='nas_lora.SafeRunner'`` in a config makes MMPretrain's tools use it. MMEngine's
+    own would refuse what it has written itself, under torch 2.6 and newer.
+    """
+
+    def load_checkpoint(self, filename: str, map_location='cpu', **kwargs) -> dict:
+        """Load a checkpoint's weights into the model, all of which must fit.
+
+        Raises:
+            UserError: If it cannot be read, or has not the names and shapes of the model.
+        """
+        checkpoint = read_checkpoint(filename)
+        if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
+            raise UserError(f'{filename} is no checkpoint of a training: it has no state_dict')
+        # `Runner.resume` takes the config that stands in a checkpoint for Python and runs it.
+        checkpoint.get('meta', {}).pop('config', None)
+        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        try:
+            model.load_state_dict(checkpoint['state_dict'])
+        except RuntimeError as error:
+            reason = ' '.join(str(error).split())[:300]
+            raise UserError(f'{filename} does not fit the model: {reason}') from error
+        self._has_loaded = True
+        self.logger.info(f'Load checkpoint from {filename}')
+        return checkpoint

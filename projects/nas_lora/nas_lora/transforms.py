@@ -1,0 +1,61 @@
+"""Masks in a pipeline of MMCV's transforms, which resize, crop and flip them as ``gt_seg_map``."""
+
+import mmcv
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmengine.fileio import get
+from mmpretrain.datasets import PackInputs
+
+from tas_lora import UserError
+from tas_lora.structures.subnet import natural
+
+from .registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class LoadMask(BaseTransform):
+    """Read ``seg_map_path`` into ``gt_seg_map`` (H, W), uint8: 1 where there is an object.
+
+    Args:
+        threshold: A pixel above it is an object's; 127 for masks of 0 and 255, 0 for those of 0
+            and 1.
+
+    Raises:
+        UserError: If it is no integer from 0 to 254; naming the file, if it is no picture, has
+            not the size of its image, or nothing in it is above ``threshold`` but not all is 0.
+    """
+
+    def __init__(self, threshold: int = 127):
+        self.threshold = natural(threshold, 'LoadMask.threshold', 254)
+
+    def transform(self, results: dict) -> dict:
+        """Behind ``LoadImageFromFile``, before any resizing."""
+        path = results['seg_map_path']
+        try:
+            grey = mmcv.imfrombytes(get(path), flag='grayscale')
+        except Exception as error:  # decoders raise whatever they like
+            raise UserError(f'mask {path} cannot be read: {error}') from error
+        if grey is None:
+            raise UserError(f'mask {path} is no picture; repair or remove it and its image')
+        if grey.shape != tuple(results['img_shape']):
+            raise UserError(
+                f'mask {path} is {grey.shape}, its image {tuple(results["img_shape"])}; '
+                'a mask has the size (H, W) of its image'
+            )
+        if 0 < grey.max() <= self.threshold:
+            raise UserError(
+                f'mask {path} has no value above LoadMask.threshold {self.threshold}, the largest '
+                f'is {grey.max()}; lower the threshold (0 for masks of 0 and 1)'
+            )
+        results['gt_seg_map'] = (grey > self.threshold).astype(np.uint8)
+        return results
+
+
+@TRANSFORMS.register_module()
+class PackMask(PackInputs):
+    """MMPretrain's ``PackInputs``, with ``gt_seg_map`` as the sample's ``mask`` (H, W)."""
+
+    def transform(self, results: dict) -> dict:
+        """At the end of a pipeline."""
+        mask = np.ascontiguousarray(results['gt_seg_map'])  # a flip leaves a view
+        return super().transform(results | dict(mask=mask))

