@@ -26,9 +26,10 @@ LAYERS = (
     ),
     ('tas_lora.models.classifiers',),
     ('tas_lora.models.export', 'tas_lora.models.importance', 'tas_lora.models'),
-    ('tas_lora.engine', 'tas_lora.evaluation', 'tas_lora.datasets', 'tas_lora.analysis'),
+    ('tas_lora.analysis',),
+    ('tas_lora.engine', 'tas_lora.evaluation', 'tas_lora.datasets'),
     ('tas_lora.export',),
-    ('tas_lora.config_check', 'tas_lora.apis', 'tas_lora.cli', 'tas_lora'),
+    ('tas_lora.config_check', 'tas_lora.apis', 'tas_lora.cli', 'tas_lora.subjects', 'tas_lora'),
 )
 ORDER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 FRAMEWORKS = {'torch', 'torchvision', 'mmengine', 'mmcv', 'mmpretrain'}

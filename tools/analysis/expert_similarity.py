@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tas_lora import apis, cli
-from tas_lora.analysis import subjects
+from tas_lora import apis, cli, subjects
 from tas_lora.analysis.evidence import origin, write
 from tas_lora.analysis.experts import MEASURES, expert_similarity, require_experts
 from tas_lora.analysis.features import spread

@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tas_lora import apis, cli
-from tas_lora.analysis import subjects
+from tas_lora import apis, cli, subjects
 from tas_lora.analysis.evidence import Net, origin, write
 from tas_lora.analysis.experts import require_experts
 from tas_lora.analysis.gates import gate_usage, layer_gates, usage_summary

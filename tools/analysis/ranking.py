@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tas_lora import Subnet, UserError, apis, cli
-from tas_lora.analysis import subjects
+from tas_lora import Subnet, UserError, apis, cli, subjects
 from tas_lora.analysis.evidence import Net, origin, write
 from tas_lora.analysis.ranking import check_sanity, score, taus
 from tas_lora.analysis.similarity_drawing import draw_ranking
