@@ -5,6 +5,19 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+FORMATS = {
+    'onnx': ['onnx>=1.18', 'onnxruntime>=1.23', 'onnxscript>=0.6.2'],
+    'timm': ['timm>=1.0.23'],
+    'huggingface': ['transformers>=4.49'],
+}
+EXTRAS = {
+    'demo': ['scikit-learn>=1.2'],
+    'search': ['pymoo>=0.6.1', 'scikit-learn>=1.2'],  # several goals; a surrogate
+    **FORMATS,
+    'export': sum(FORMATS.values(), []),
+}
+TOOLS = ['hypothesis>=6.80', 'pre-commit', 'pytest>=7.0', 'pytest-xdist>=3.2', 'ruff']
+EXTRAS['dev'] = sorted({*sum(EXTRAS.values(), []), *TOOLS})
 
 setup(
     name='tas-lora',
@@ -29,25 +42,5 @@ setup(
         'rich>=12.6',
         'safetensors>=0.4.3',
     ],
-    extras_require={
-        'demo': ['scikit-learn>=1.2'],
-        'search': ['pymoo>=0.6.1', 'scikit-learn>=1.2'],  # several goals; a surrogate
-        'onnx': ['onnx>=1.18', 'onnxruntime>=1.23', 'onnxscript>=0.6.2'],
-        'timm': ['timm>=1.0.23'],
-        'huggingface': ['transformers>=4.49'],
-        'dev': [
-            'hypothesis>=6.80',
-            'onnx>=1.18',
-            'onnxruntime>=1.23',
-            'onnxscript>=0.6.2',
-            'pre-commit',
-            'pymoo>=0.6.1',
-            'pytest>=7.0',
-            'pytest-xdist>=3.2',
-            'ruff',
-            'scikit-learn>=1.2',
-            'timm>=1.0.23',
-            'transformers>=4.49',
-        ],
-    },
+    extras_require=EXTRAS,
 )

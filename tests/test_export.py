@@ -101,10 +101,13 @@ def test_attention_is_that_of_the_definition(side, most, num_heads, head_dim, se
     torch.manual_seed(seed)
     layer = randomize(PlainAttention(12, num_heads, head_dim, most)).double()
     x = torch.randn(2, side**2 + 1, 12, dtype=torch.float64)
+    grid = Grid(side, most, head_dim).double()
     with torch.no_grad():
-        found = layer(x, Grid(side, most, head_dim).double())
-        for image, y in zip(x, found, strict=True):
-            torch.testing.assert_close(y, attention_by_hand(layer, image, side, most))
+        for bake in (False, True):
+            if bake:
+                layer.bake(grid)
+            for image, y in zip(x, layer(x, grid), strict=True):
+                torch.testing.assert_close(y, attention_by_hand(layer, image, side, most))
 
 
 def test_plain_network_is_torch_alone():
@@ -157,3 +160,52 @@ def test_classes_are_named_in_the_description(tmp_path):
     assert load_plain_vit(tmp_path)[1]['classes'] == names
     with pytest.raises(UserError, match='there are 2 names of classes for 5 logits'):
         export_subnet(model, SPACE.smallest(), tmp_path, names[:2])
+
+
+@pytest.fixture
+def plain(tmp_path):
+    return load_plain_vit(export_subnet(trained_like(tiny_model()), SPACE.largest(), tmp_path))[0]
+
+
+def test_what_is_baked_is_followed_by_nothing_but_evaluation(plain):
+    """Tables move with the network, and are computed anew once weights may change."""
+    torch.manual_seed(0)
+    batch, attention = torch.randn(3, 1, 8, 8), plain.blocks[0].attn
+    state = {name: value.clone() for name, value in plain.state_dict().items()}
+    other = {name: torch.randn_like(value) for name, value in state.items()}
+    assert not [name for name in state if 'baked' in name]
+    assert plain.double().blocks[0].attn.baked_keys.dtype == torch.float64
+    assert plain.float().eval().blocks[0].attn.baked_keys is not None
+    with torch.no_grad():
+        expected = plain(batch)
+        plain.load_state_dict(other)
+        assert attention.baked_keys is None
+        renewed = plain(batch)
+        assert (renewed - expected).abs().max() > 0.1
+        torch.testing.assert_close(plain.bake()(batch), renewed)
+        attention.key_rows.copy_(state['blocks.0.attn.key_rows'])
+        changed = plain.train()(batch)
+        assert (changed - renewed).abs().max() > 1e-3
+        torch.testing.assert_close(plain.eval()(batch), changed)
+        plain.bake().bake()
+        torch.testing.assert_close(plain(batch), changed)
+    plain.train()(batch).sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in attention.parameters())
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+def test_other_precisions(plain, dtype):
+    batch = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = plain(batch)
+        found = plain.to(dtype)(batch.to(dtype))
+        assert found.dtype == dtype
+        assert (found.float() - expected).abs().max() <= 0.05 * expected.std()
+        again = plain.train()(batch.to(dtype))
+    assert (again.float() - expected).abs().max() <= 0.05 * expected.std()
+
+
+@pytest.mark.parametrize('shape', [(2, 1, 4, 16), (2, 3, 8, 8), (1, 8, 8), (2, 1, 16, 16)])
+def test_images_of_another_shape_are_refused(plain, shape):
+    with pytest.raises(ValueError, match=r'images must be \(B, 1, 8, 8\), got '):
+        plain(torch.zeros(shape))

@@ -1,6 +1,7 @@
 """What exported networks cost, counted and timed."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CLASSES, IMAGE, SEARCHED, SPACE, repeatable, spaces, tiny_model
 
-from tas_lora import count_flops, count_params, export_subnet
+from tas_lora import UserError, count_flops, count_params, export_subnet
 from tas_lora.analysis import timing
 from tas_lora.export import Source
-from tas_lora.export.costs import counted_flops, flops_reasons, sizes
+from tas_lora.export.costs import (
+    check_costs,
+    convention,
+    counted_flops,
+    flops_reasons,
+    sizes,
+)
 from tas_lora.export.latency import measure, timm_vit
 from tas_lora.models.plain_vit import PlainViT
 
@@ -65,7 +72,37 @@ def test_sizes_of_a_file(exported):
     assert found['ours'] == found['module'] == source.description['params']
     assert found['file_bytes'] == file
     assert found['file_vs_params'] == pytest.approx(file / found['ours'] / 4)
-    assert file > 4 * found['ours']
+    assert file == found['header_bytes'] + 4 * found['ours']
+    assert found['data_vs_params'] == 1
+
+
+@repeatable
+@given(spaces(), st.integers(0, 99), st.integers(1, 5), st.sampled_from([2, 4]))
+def test_costs_follow_from_the_network_alone(space, seed, reach, patch):
+    """Its MLP widths stand for the ratios they were made from."""
+    subnet = space.sample(np.random.default_rng(seed))
+    spec = dict(IMAGE, patch_size=patch, max_relative_position=reach, num_classes=CLASSES)
+    found = convention(network_of(subnet, spec))
+    assert found == dict(params=count_params(subnet, **spec), flops=count_flops(subnet, **spec))
+
+
+@pytest.mark.parametrize('name', ['params', 'flops'])
+@pytest.mark.parametrize('value', ['many', None, 0, 1, True, [1], float('nan'), 'missing'])
+def test_costs_that_were_edited(exported, name, value):
+    source = Source.read(exported)
+    check_costs(source)
+    edited = source.description | {name: value}
+    if value == 'missing':
+        del edited[name]
+    with pytest.raises(UserError, match=rf'architecture.json: {name} is .*; the file was edited'):
+        check_costs(replace(source, description=edited))
+
+
+def test_the_tool_refuses_an_edited_file(exported, capsys):
+    path = exported / 'architecture.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(params='many')))
+    assert call_tool('export_costs.py', exported, '--runtimes') == 2
+    assert 'architecture.json' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('pooling', ['avg_featmap', 'cls_token'])
@@ -90,7 +127,7 @@ def test_networks_are_timed_in_turn_and_compared_by_rounds(monkeypatch):
 
 def test_the_tool_prints_and_writes_its_figures(exported, tmp_path, capsys):
     out = tmp_path / 'costs.json'
-    options = ('--runtimes', 'torch', 'onnx', '--rounds', 2, '--beside', exported, '--out', out)
+    options = ('--runtimes', 'torch', 'onnx', '--rounds', 15, '--beside', exported, '--out', out)
     assert call_tool('export_costs.py', exported, *options) == 0
     text, figures = capsys.readouterr().out, json.loads(out.read_text())
     assert "torch's counter, on the module" in text

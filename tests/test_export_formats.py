@@ -55,6 +55,7 @@ def test_all_formats_hold(exported):
         'weights.safetensors',
         'architecture.json',
         'MODEL_CARD.md',
+        'plain_vit.py',
         *NAMES[1:],
     }
 
@@ -76,12 +77,11 @@ program = torch.export.load(folder + '/torch_export/model.pt2').module()
 for count in (1, 9):
     found[f'program {count}'] = program(images[:count])
 
-import timm
+import timm, timm.optim
 sys.path.insert(0, folder + '/timm')
 import tas_lora_vit
 model = timm.create_model('tas_lora_vit', pretrained=True).eval()
 found['timm'] = model(images)
-found['timm by parts'] = model.forward_head(model.forward_features(images))
 assert timm.data.resolve_data_config(model=model)['input_size'] == (1, 8, 8)
 other = timm.create_model('tas_lora_vit', pretrained=True, num_classes=3).eval()
 pooled = model.forward_head(model.forward_features(images), pre_logits=True)
@@ -89,13 +89,47 @@ assert torch.allclose(other(images), other.get_classifier()(pooled), atol=1e-5)
 assert other(images).shape == (9, 3)
 untrained = timm.create_model('tas_lora_vit').eval()
 assert untrained(images).std() > 0 and not torch.allclose(untrained(images), found['timm'])
-for wrong in (dict(in_chans=3), dict(drop_rate=0.1)):
+deviation = model.patch_embed.weight.std()
+assert 0.01 < untrained.patch_embed.weight.std() < 0.03 and deviation > 0.1
+timm.create_model('tas_lora_vit', drop_rate=0.0, drop_path_rate=None)
+tokens = timm.create_model('tas_lora_vit', pretrained=True, global_pool='token')
+found['timm by parts'] = model.forward_head(model.forward_features(images))
+assert torch.equal(tokens.forward_head(features := model.forward_features(images)),
+                   model.head(features[:, 0]))
+wrongs = {'in_chans': 3, 'drop_rate': 0.1, 'features_only': True, 'global_pool': 'max'}
+for name, value in wrongs.items():
     try:
-        timm.create_model('tas_lora_vit', **wrong)
+        timm.create_model('tas_lora_vit', **{name: value})
     except ValueError as error:
-        assert 'has 1 input channels and no dropout' in str(error)
+        assert name in str(error), error
     else:
-        raise AssertionError(wrong)
+        raise AssertionError(name)
+try:
+    model.reset_classifier(3, 'max')
+except ValueError as error:
+    assert "global_pool must be 'avg' or 'token', got 'max'" in str(error)
+
+after = []
+hooks = [block.register_forward_hook(lambda *seen: after.append(seen[2])) for block in model.blocks]
+last, maps = model.forward_intermediates(images, indices=[0, 2])
+assert torch.equal(last, features) and [one.shape for one in maps] == [(9, 16, 4, 4)] * 2
+assert torch.equal(maps[1][:, :, 1, 2], after[2][:, 1 + 1 * 4 + 2])
+as_tokens = dict(output_fmt='NLC', norm=True, intermediates_only=True)
+(flat,) = model.forward_intermediates(images, 1, **as_tokens)
+assert torch.equal(flat, features[:, 1:])
+after.clear()
+first, _ = model.forward_intermediates(images, [0], stop_early=True)
+assert len(after) == 1 and torch.equal(first, model.norm(after[0]))
+for hook in hooks:
+    hook.remove()
+apart = dict(no_weight_decay_list=model.no_weight_decay())
+groups = timm.optim.param_groups_weight_decay(model, 0.1, **apart)
+decayed = sum(one.numel() for one in groups[1]['params'])
+assert groups[1]['weight_decay'] == 0.1
+assert decayed == sum(m.weight.numel() for m in model.modules()
+                      if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d)))
+found['timm, baked'] = model.bake()(images)
+assert model.blocks[0].attn.baked_keys is not None
 
 from transformers import AutoModelForImageClassification as Auto
 own = dict(trust_remote_code=True)
@@ -103,9 +137,17 @@ model = Auto.from_pretrained(folder + '/huggingface', **own).eval()
 labels = torch.arange(9) % 5
 output = model(pixel_values=images, labels=labels)
 found['huggingface'] = output.logits
+assert model.vit.blocks[0].attn.baked_keys is not None
 expected = -output.logits.log_softmax(1)[torch.arange(9), labels].mean()
 assert torch.allclose(output.loss, expected)
 assert model.config.id2label == dict(enumerate('abcde'))
+half = Auto.from_pretrained(folder + '/huggingface', dtype=torch.bfloat16, **own)
+assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+logits = half(images.bfloat16()).logits
+assert logits.dtype == torch.bfloat16
+assert (logits.float() - output.logits).abs().max() < 0.05 * output.logits.std()
+logits = half.train()(images.bfloat16()).logits
+assert (logits.float() - output.logits).abs().max() < 0.05 * output.logits.std()
 model.save_pretrained(home + '/again')
 again = Auto.from_pretrained(home + '/again', **own).eval()
 found['huggingface again'] = again(images, return_dict=False)[0]
@@ -127,7 +169,7 @@ def test_strangers_load_what_was_exported(exported, expected, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     found = load_file(wanted)
-    assert len(found) == 8
+    assert len(found) == 9
     for name, logits in found.items():
         count = 1 if name.endswith(' 1') else 9
         torch.testing.assert_close(logits, expected[:count], atol=2e-5, rtol=1e-4, msg=name)
@@ -173,7 +215,7 @@ def test_what_differs_is_not_left_behind(model, source, tmp_path):
     assert wrong.difference == pytest.approx(2e-4, rel=0.2)
     assert right.held  # it is a copy of the folder's files
     left = {path.name for path in tmp_path.rglob('*') if path.is_file()}
-    assert left == {'weights.safetensors', 'architecture.json', 'MODEL_CARD.md'}
+    assert left == {'weights.safetensors', 'architecture.json', 'MODEL_CARD.md', 'plain_vit.py'}
 
 
 def test_logits_that_are_not_finite_do_not_pass(model, source, tmp_path):
@@ -186,7 +228,7 @@ def test_logits_that_are_not_finite_do_not_pass(model, source, tmp_path):
 
 
 def test_what_cannot_be_written_is_said(model, source, tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError('two\nlines')
 
     monkeypatch.setattr(torch.export, 'save', fail)

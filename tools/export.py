@@ -3,19 +3,25 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mmengine.config import Config
 
-from tas_lora import UserError, apis, cli, export_subnet
-from tas_lora.export import FORMATS, Source, export_formats, find_formats, model_card
-from tas_lora.export.data import class_names, labelled_batches
+from tas_lora import SearchSpace, Subnet, UserError, apis, cli, export_subnet
+from tas_lora.errors import blame
+from tas_lora.export import FORMATS, Format, Source, export_formats, find_formats, model_card
+from tas_lora.export.data import class_names, innermost, labelled_batches
+from tas_lora.export.formats import ROOT
 from tas_lora.export.int8 import compare, compare_top1, quantise
 from tas_lora.export.onnx import OPSETS, check_opset
+from tas_lora.export.writing import check_place, forms_in
 from tas_lora.models import SupernetClassifier
+from tas_lora.models.safe_load import read_checkpoint
 
-LOADERS = ('train_dataloader', 'test_dataloader', 'test_evaluator')
+DATA = ('train_dataloader', 'test_dataloader', 'test_evaluator', 'custom_imports')
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,7 +35,8 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         default=['safetensors'],
         metavar='FORMAT',
-        help=f'all, or some of {", ".join(each.name for each in FORMATS)} (default: safetensors)',
+        help=f'all, or some of {", ".join(each.name for each in FORMATS)}; the first always comes '
+        'along (default: alone)',
     )
     parser.add_argument(
         '--opset', type=int, default=OPSETS[0], help=f'of ONNX (default: {OPSETS[0]})'
@@ -37,20 +44,59 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--int8', action='store_true', help='quantise the ONNX file, too, and say what that costs'
     )
+    parser.add_argument(
+        '--outside-space', action='store_true', help="take a subnet that the config's space lacks"
+    )
     parser.add_argument('--license', help="of the weights, for the model card: 'apache-2.0'")
     return parser.parse_args()
 
 
-def read_source(args: argparse.Namespace, cfg: Config, model: SupernetClassifier, folder: str):
-    """Export into ``folder``, and add what config and search say."""
-    subnet = apis.read_subnet(args.subnet)
-    classes = class_names(cfg.get('test_dataloader'), model.head.num_classes)
-    export_subnet(model, subnet, folder, classes)
-    data = {name: cfg.to_dict().get(name) for name in LOADERS}
-    description = json.loads(Path(folder, 'architecture.json').read_text('utf-8'))
-    record = json.loads(Path(args.subnet).read_text('utf-8'))
-    card = model_card(description, record, data, args.license)
-    return Source.read(folder, card=card, data=data, opset=args.opset)
+def read_record(path: str) -> dict:
+    """The JSON file of a subnet, with what the search wrote beside it."""
+    with blame(f'subnet file {path} cannot be read'):
+        text = Path(path).read_text('utf-8')
+    with blame(f'subnet file {path} is no JSON'):
+        record = json.loads(text)
+    return record if isinstance(record, dict) else dict(subnet=record)
+
+
+def check_space(cfg: Config, subnet: Subnet) -> None:
+    """Refuse a subnet that the config's space lacks: its supernet was not trained for it."""
+    parts = {'train_cfg': cfg.get('train_cfg'), 'model.router': cfg.model.get('router')}
+    parts['val_cfg'] = cfg.get('val_cfg')  # the last: a search may see less than was trained
+    spaces = ((name, part['space']) for name, part in parts.items() if part and part.get('space'))
+    name, choices = next(spaces, (None, None))
+    found = next(outside(SearchSpace.coerce(choices), subnet), None) if choices else None
+    if found is not None:
+        field, value, allowed = found
+        raise UserError(
+            f'the subnet is outside of {name}.space: {field} is {value}, the space has {allowed}; '
+            'choose another, or add --outside-space'
+        )
+
+
+def outside(space: SearchSpace, subnet: Subnet) -> Iterator[tuple[str, object, tuple]]:
+    """Fields of a subnet that are no choices of a space: their values, and the choices."""
+    for name in ('embed_dim', 'depth', 'patch_size'):
+        value, allowed = getattr(subnet, name), getattr(space, name) or (None,)
+        if value not in allowed:
+            yield name, value, allowed
+    for name in ('num_heads', 'mlp_ratio'):
+        allowed = getattr(space, name)
+        for i, value in enumerate(getattr(subnet, name)):
+            if value not in allowed:
+                yield f'{name}[{i}]', value, allowed
+
+
+def read_source(
+    args: argparse.Namespace, cfg: Config, model: SupernetClassifier, subnet: Subnet, folder: str
+) -> Source:
+    """Export into ``folder``, and add what the config says of the data."""
+    loader, count = cfg.get('test_dataloader'), model.head.num_classes
+    classes = class_names(read_checkpoint(args.checkpoint), loader, count)
+    export_subnet(model, subnet, folder, classes, innermost(loader))
+    data = {name: cfg.to_dict().get(name) for name in DATA}
+    return Source.read(folder, data=data, opset=args.opset)
 
 
 def add_int8(cfg: Config, model: SupernetClassifier, source: Source, folder: Path) -> None:
@@ -68,20 +114,39 @@ def add_int8(cfg: Config, model: SupernetClassifier, source: Source, folder: Pat
         )
 
 
-def main():
-    """Parse, export, compare."""
-    args = parse_args()
+def check_formats(args: argparse.Namespace) -> tuple[list[Format], list[str]]:
+    """What to write, the form in the folder itself first, and what is left out for want of what."""
     formats, skipped = find_formats(args.formats)
     check_opset(args.opset)
     if args.int8 and 'onnx' not in [each.name for each in formats]:
-        raise UserError('--int8 quantises the ONNX file; add onnx to --formats')
+        missing = [line for line in skipped if line.startswith('onnx ')]
+        raise UserError(f'--int8 quantises the ONNX file; {[*missing, "add onnx to --formats"][0]}')
+    formats = [ROOT, *(each for each in formats if each != ROOT)]
+    check_place(args.out, formats)
+    return formats, skipped
+
+
+def main():
+    """Parse, export, compare."""
+    args = parse_args()
+    formats, skipped = check_formats(args)
     cfg = apis.load_config(args.config, args.cfg_options)
+    record = read_record(args.subnet)
+    subnet = Subnet.coerce(record)
     model = apis.load_supernet(cfg, args.checkpoint)
     with TemporaryDirectory() as folder:
-        source = read_source(args, cfg, model, folder)
-        outcomes = export_formats(model, source, formats, args.out)
+        source = read_source(args, cfg, model, subnet, folder)
+        if not args.outside_space:  # the supernet has it, and its experts would take it
+            check_space(cfg, subnet)
+        card = partial(model_card, source.description, record, source.data, args.license)
+        card()  # refuses a damaged record before the formats are written
+        before = forms_in(args.out)
+        outcomes = export_formats(model, source, formats, args.out, card)
+        gone = [each.name for each in before if each not in forms_in(args.out)]
         for line in (*outcomes, *(f'Skipped: {advice}' for advice in skipped)):
             print(line)
+        if gone:
+            print(f'Removed from {args.out}, where they were of another network: {", ".join(gone)}')
         for outcome in outcomes:
             if args.int8 and outcome.held and outcome.name == 'onnx':
                 add_int8(cfg, model, source, outcome.folder)

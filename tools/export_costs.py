@@ -12,7 +12,7 @@ from rich.table import Table
 from tas_lora import UserError, cli
 from tas_lora.errors import blame
 from tas_lora.export import Source
-from tas_lora.export.costs import counted_flops, flops_reasons, sizes
+from tas_lora.export.costs import check_costs, convention, counted_flops, flops_reasons, sizes
 from tas_lora.export.latency import RUNTIMES, measure, timm_vit
 from tas_lora.structures.subnet import positive
 
@@ -48,19 +48,23 @@ def check_args(args: argparse.Namespace) -> None:
 
 
 def read(folder: str) -> Source:
-    """An export; raises :class:`UserError` if it cannot be read."""
+    """An export; raises :class:`UserError` if it cannot be read, or was edited."""
     with blame(f'{folder} is no export'):
-        return Source.read(folder)
+        source = Source.read(folder)
+    check_costs(source)
+    return source
 
 
 def count(source: Source) -> tuple[dict, list[Table]]:
     """Sizes and FLOPs, as figures and as tables."""
-    found, ours = sizes(source), source.description['flops']
+    found, ours = sizes(source), convention(source.network)['flops']
     table = Table('parameters', 'count', title='Size')
     table.add_row("ours, AutoFormer's convention", f'{found["ours"]:,}')
     table.add_row('tensors of the module', f'{found["module"]:,}')
     table.add_row('weights file, bytes', f'{found["file_bytes"]:,}')
+    table.add_row('  of these a header: names and shapes', f'{found["header_bytes"]:,}')
     table.add_row('file over 4 bytes a parameter', f'{found["file_vs_params"]:.4f}')
+    table.add_row('  without the header', f'{found["data_vs_params"]:.4f}')
     counted = counted_flops(source.net, source.network)
     reasons = flops_reasons(source.net, source.network)
     flops = Table('multiply-accumulates of one image', 'count', title='FLOPs')

@@ -35,9 +35,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--crop-ratio',
         type=float,
-        default=1.0,
         help='share of the short edge that the central square takes; '
-        "0.875 is ImageNet's 224 of 256 pixels (default: 1)",
+        "0.875 is ImageNet's 224 of 256 pixels (default: what the export says, or 1)",
     )
     parser.add_argument(
         '--channel-order',
@@ -73,17 +72,21 @@ def class_names(path: str | None, description: dict) -> list[str] | None:
     return names and [str(name).strip() for name in names]
 
 
-def read_image(path: str, mode: str, side: int, crop_ratio: float) -> np.ndarray:
+def read_image(
+    path: str, mode: str, side: int, crop_ratio: float | None, interpolation: str = 'bicubic'
+) -> np.ndarray:
     """The central square of an image, as evaluations crop it.
 
-    The short edge is resized to ``side / crop_ratio`` (bicubic) and the centre cropped, exactly as
+    The short edge is resized to ``side / crop_ratio`` and the centre cropped, exactly as
     MMPretrain's ``ResizeEdge`` (of its Pillow backend) and ``CenterCrop`` do.
 
     Args:
         path: The file.
         mode: 'L' or 'RGB'.
         side: Side of the square in pixels.
-        crop_ratio: Share of the short edge that the square takes.
+        crop_ratio: Share of the short edge that the square takes; if None, the whole image is
+            squeezed into it, as MMPretrain's ``Resize`` does.
+        interpolation: Name of a method of Pillow.
 
     Returns:
         (side, side) or (side, side, 3), values 0..255.
@@ -95,10 +98,13 @@ def read_image(path: str, mode: str, side: int, crop_ratio: float) -> np.ndarray
         if file.mode.startswith(('I', 'F')):  # Pillow would cut all values above 255
             raise UserError(f'image {path} has more than 8 bits a channel; save it with 8')
         image = ImageOps.exif_transpose(file).convert(mode)
-    edge, short = round(side / crop_ratio), min(image.size)
+    short, method = min(image.size), Image.Resampling[interpolation.upper()]
+    if crop_ratio is None:
+        return np.asarray(image.resize((side, side), method), np.float32)
+    edge = round(side / crop_ratio)
     if max(image.size) > _LONGEST * short:  # enlarged, it might not fit in memory
         raise UserError(f'image {path} is more than {_LONGEST} times as long as wide; cut it')
-    image = image.resize([edge * length // short for length in image.size], Image.BICUBIC)
+    image = image.resize([edge * length // short for length in image.size], method)
     left, top = (round((length - side) / 2) for length in image.size)
     return np.asarray(image.crop((left, top, left + side, top + side)), np.float32)
 
@@ -108,14 +114,14 @@ class Preprocessing:
 
     Args:
         description: Content of ``architecture.json``.
-        crop_ratio: As in :func:`read_image`.
+        crop_ratio: As in :func:`read_image`; by default what the export says.
         channel_order: 'RGB' or 'BGR', where the export does not say.
 
     Raises:
         UserError: If the network takes no images of 1 or 3 channels, or the order is not known.
     """
 
-    def __init__(self, description: dict, crop_ratio: float, channel_order: str | None):
+    def __init__(self, description: dict, crop_ratio: float | None, channel_order: str | None):
         network, preprocess = description['network'], description['preprocess']
         channels = network['in_channels']
         if channels not in _MODES:
@@ -129,14 +135,20 @@ class Preprocessing:
                 )
             order = channel_order
         self.flip = channels == 3 and order == 'BGR'
-        self.mode, self.side, self.crop_ratio = _MODES[channels], network['img_size'], crop_ratio
+        self.reading = dict(
+            mode=_MODES[channels],
+            side=network['img_size'],
+            crop_ratio=crop_ratio or preprocess.get('crop_ratio', 1.0),
+            interpolation=preprocess.get('interpolation', 'bicubic'),
+        )
         mean, std = preprocess.get('mean') or [0.0], preprocess.get('std') or [1.0]
         self.mean, self.std = (torch.tensor(value).view(-1, 1, 1) for value in (mean, std))
 
     def __call__(self, paths: list[str]) -> Tensor:
         """Normalised images (B, channels, side, side)."""
-        images = [read_image(path, self.mode, self.side, self.crop_ratio) for path in paths]
-        batch = torch.from_numpy(np.stack(images)).view(len(paths), self.side, self.side, -1)
+        images = [read_image(path, **self.reading) for path in paths]
+        batch = torch.from_numpy(np.stack(images))
+        batch = batch.view(*batch.shape[:3], -1)
         batch = batch.flip(3) if self.flip else batch
         return (batch.permute(0, 3, 1, 2) - self.mean) / self.std
 
@@ -186,7 +198,7 @@ def main() -> None:
     args = parse_args()
     top = positive(args.top, '--top', int)
     batch_size = positive(args.batch_size, '--batch-size', int)
-    if not 0.1 <= args.crop_ratio <= 1:
+    if args.crop_ratio is not None and not 0.1 <= args.crop_ratio <= 1:
         raise UserError(f'--crop-ratio must be a number from 0.1 to 1, got {args.crop_ratio}')
     if args.out:
         cli.check_output(args.out)

@@ -1,16 +1,25 @@
 """The model card: what an exported network is, how it was found, and what was measured."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..errors import blame
 from .data import innermost
+from .formats import ROOT, Format
 
 _MEASURED = ('latency', 'memory')  # beside the metrics of the evaluators
 _UNKNOWN = 'not recorded'
 
 
-def model_card(description: Mapping, record: Mapping, data: Mapping, licence: str | None) -> str:
+def model_card(
+    description: Mapping,
+    record: Mapping,
+    data: Mapping,
+    licence: str | None,
+    form: Format = ROOT,
+    checks: Mapping[Format, str] | None = None,
+) -> str:
     """The card in Markdown, with the head that model hubs read.
 
     Args:
@@ -18,32 +27,40 @@ def model_card(description: Mapping, record: Mapping, data: Mapping, licence: st
         record: Content of the file the subnet is from, as the search writes it, or less.
         data: ``train_dataloader``, ``test_dataloader`` of the supernet's config, as far as there.
         licence: Of the weights, as model hubs name it.
+        form: The format that the card lies in.
+        checks: Formats that are there, with the largest difference of logits that was seen.
 
     Raises:
         UserError: If ``record`` has the fields of a search's result with other content.
     """
     with blame('the search that found the subnet cannot be described'):
         parts = (
-            _head(licence),
+            _head(licence, form),
             _network(description),
+            _section('How to load it', _loading(form, checks or {})),
             _section('Data', _data(record, data)),
             _section('Search', _search(record)),
-            _section('Limits', _limits(record)),
+            _section('Limits', _limits(description)),
             _section('Metrics', _metrics(record)),
             _section('Licence', iter([licence or 'Not stated.'])),
         )
         return '\n\n'.join(parts) + '\n'
 
 
-def _head(licence: str | None) -> str:
-    lines = [f'license: {licence}'] if licence else []
-    lines += ['pipeline_tag: image-classification', 'tags:', '- vision-transformer', '- tas-lora']
+def _head(licence: str | None, form: Format) -> str:
+    """YAML; strings of JSON are such, too."""
+    fields = [
+        ('license', licence),
+        ('library_name', form.packages[0] if form.card and form.packages else None),
+        ('pipeline_tag', 'image-classification'),
+        ('tags', ['vision-transformer', 'tas-lora']),
+    ]
+    lines = (f'{name}: {json.dumps(value)}' for name, value in fields if value)
     return '\n'.join(['---', *lines, '---'])
 
 
 def _network(description: Mapping) -> str:
-    network, preprocess = description['network'], description['preprocess']
-    side, channels = network['img_size'], network['in_channels']
+    network = description['network']
     rows = {
         'width': network['embed_dim'],
         'blocks': len(network['num_heads']),
@@ -51,8 +68,9 @@ def _network(description: Mapping) -> str:
         'MLP widths': network['hidden_dims'],
         'parameters': f'{description["params"]:,}',
         "FLOPs (AutoFormer's convention)": f'{description["flops"]:,.0f}',
-        'images': f'{channels} x {side} x {side}, channels: {preprocess["channel_order"]}',
-        'mean and deviation (0..255)': f'{preprocess["mean"]}, {preprocess["std"]}',
+        'images': _images(network, description['preprocess']),
+        'resized': _resizing(description['preprocess']),
+        'values': _values(description['preprocess']),
         'classes': network['num_classes'],
         'SHA-256 of the weights': description['weights_sha256'],
     }
@@ -61,6 +79,44 @@ def _network(description: Mapping) -> str:
         ['# A vision transformer found by TAS-LoRA', '', *table, '']
         + ['A fixed network: cut out of a supernet, experts merged into its weights.']
     )
+
+
+def _images(network: Mapping, preprocess: Mapping) -> str:
+    side, channels, order = network['img_size'], network['in_channels'], preprocess['channel_order']
+    if channels == 1:
+        kind = 'grey'
+    elif order in ('RGB', 'BGR'):
+        kind = f'channels in the order {order}'
+    else:
+        kind = 'channels in the order in which the files of the training data had them'
+    return f'{channels} x {side} x {side}, {kind}'
+
+
+def _resizing(preprocess: Mapping) -> str:
+    if 'crop_ratio' not in preprocess:
+        return _UNKNOWN
+    ratio, by = preprocess['crop_ratio'], preprocess.get('interpolation', 'interpolation not known')
+    if ratio is None:
+        return f'to the square, whatever the shape ({by})'
+    return f'the central square is cut out, {ratio:g} of the short edge ({by})'
+
+
+def _values(preprocess: Mapping) -> str:
+    """How pixels are normalised."""
+    mean, std = preprocess['mean'], preprocess['std']
+    shifted = 'pixels 0..255' if mean is None else f'(pixels 0..255 - {mean})'
+    return shifted if std is None else f'{shifted} / {std}'
+
+
+def _loading(form: Format, checks: Mapping[Format, str]) -> Iterator[str]:
+    """A row for each format whose files are below the card."""
+    yield '| format | Python | logits differ from the supernet by |'
+    yield '| --- | --- | --- |'
+    for each in checks if form.root else [form]:
+        place = f'./{each.folder}' if form.root and each.folder else '.'
+        seen = checks.get(each, _UNKNOWN)
+        yield f'| {each.name} | `{each.load.replace("DIR", place)}` | {seen} |'
+    yield '\nThe difference is the largest of 64 random images, both in float32.'
 
 
 def _section(title: str, lines: Iterator[str]) -> str:
@@ -93,23 +149,30 @@ def _search(record: Mapping) -> Iterator[str]:
         yield 'Not recorded: the subnet was given by its sizes alone.'
         return
     settings = search['config']['val_cfg']
-    evolution = settings.get('evolution') or {}
-    yield f'- candidates: {record["candidates"]}, judged by {record["score"]} ({record["rule"]})'
+    best = dict(less='lowest', greater='highest').get(record['rule'], record['rule'])
+    limits = (settings.get('constraints') or {}).items()
+    yield f'- {record["candidates"]} subnets were tried; the {best} {record["score"]} was sought'
     yield f'- goals: {", ".join(record.get("goals") or ()) or "that score alone"}'
+    yield f'- limits: {"; ".join(_range(name, *ends) for name, ends in limits) or "none"}'
     yield f'- space: {settings["space"]}'
-    yield f'- settings: {evolution}'
+    yield f'- settings: {settings.get("evolution") or {}}'
     checkpoint = Path(search['checkpoint'] or _UNKNOWN).name
     yield f'- weights: {checkpoint}, SHA-256 {search["checkpoint_sha256"]}'
     yield '- versions: ' + ', '.join(f'{name} {it}' for name, it in search['versions'].items())
 
 
-def _limits(record: Mapping) -> Iterator[str]:
-    search = record.get('search', {}).get('config', {}).get('val_cfg', {})
-    for name, (low, high) in (search.get('constraints') or {}).items():
-        ends = [f'from {low:,}'] if low is not None else []
-        ends += [f'up to {high:,}'] if high is not None else []
-        yield f'- {name}: {" ".join(ends) or "any"}'
-    yield '- images of one size; others have to be resized first'
+def _range(name: str, low: float | None, high: float | None) -> str:
+    """Whole numbers in full, whatever their type."""
+    ends = [] if low is None else [f'from {low:,.15g}']
+    ends += [] if high is None else [f'up to {high:,.15g}']
+    return f'{name} {" ".join(ends) or "any"}'
+
+
+def _limits(description: Mapping) -> Iterator[str]:
+    side, classes = description['network']['img_size'], description['network']['num_classes']
+    yield f'- images of {side} x {side} pixels alone; others have to be resized first'
+    yield f'- any image is given one of the {classes} classes, whatever it shows'
+    yield '- what it was not trained on, and other ways to resize or normalise, were not measured'
 
 
 def _metrics(record: Mapping) -> Iterator[str]:

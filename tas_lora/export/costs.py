@@ -5,21 +5,64 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..errors import UserError
 from ..models.plain_vit import PlainViT
+from ..search.complexity import count_flops, count_params
+from ..structures import Subnet
 from .source import Source
+
+
+def convention(network: dict) -> dict[str, float]:
+    """'params' and 'flops' of a network by AutoFormer's convention, which limits and tables follow.
+
+    Args:
+        network: Arguments of ``PlainViT``.
+    """
+    width, spec = network['embed_dim'], dict(network)
+    for name in ('embed_dim', 'num_heads', 'hidden_dims', 'pooling'):
+        spec.pop(name)
+    ratios = [(hidden + 0.5) / width for hidden in network['hidden_dims']]  # which are truncated
+    subnet = Subnet(width, network['num_heads'], ratios)
+    return dict(params=count_params(subnet, **spec), flops=count_flops(subnet, **spec))
+
+
+def check_costs(source: Source) -> None:
+    """Compare what ``architecture.json`` says of costs with what they are.
+
+    Raises:
+        UserError: If they differ.
+    """
+    for name, counted in convention(source.network).items():
+        said = source.description.get(name)
+        if type(said) not in (int, float) or said != counted:
+            raise UserError(
+                f'{source.folder}/architecture.json: {name} is {said!r:.50}, the network has '
+                f'{counted:,.0f}; the file was edited: export again'
+            )
 
 
 def sizes(source: Source) -> dict[str, float]:
     """Parameters, and bytes of their file.
 
     Returns:
-        'ours', of ``count_params``; 'module', of the tensors in use; 'file_bytes', and
-        'file_vs_params', these over 4 bytes for each parameter.
+        'ours', of ``count_params``; 'module', of the tensors in use; 'file_bytes', and of these
+        'header_bytes', in which safetensors keeps names and shapes; 'file_vs_params', the whole
+        file over 4 bytes for each parameter, and 'data_vs_params', the same without the header,
+        which counts in small networks.
     """
     module = sum(parameter.numel() for parameter in source.net.parameters())
-    file = Path(source.folder, 'weights.safetensors').stat().st_size
-    ours = source.description['params']
-    return dict(ours=ours, module=module, file_bytes=file, file_vs_params=file / (4 * ours))
+    path = Path(source.folder, 'weights.safetensors')
+    file, ours = path.stat().st_size, convention(source.network)['params']
+    with path.open('rb') as content:  # the header, behind 8 bytes that tell its length
+        header = 8 + int.from_bytes(content.read(8), 'little')
+    return dict(
+        ours=ours,
+        module=module,
+        file_bytes=file,
+        header_bytes=header,
+        file_vs_params=file / (4 * ours),
+        data_vs_params=(file - header) / (4 * ours),
+    )
 
 
 def counted_flops(net: PlainViT, network: dict) -> float:

@@ -1,5 +1,6 @@
 """The formats there are, and which of them can be written here."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from . import huggingface, mmpretrain, onnx, plain, program, timm
-from .source import Source
+from .source import PLAIN_VIT, Source
 
 
 @dataclass(frozen=True)
@@ -17,45 +18,101 @@ class Format:
     """A way to write a network down.
 
     Args:
-        name: As the command line knows it.
+        name: As the command line knows it, and of its folder below the output folder.
         write: Writes files into an empty folder.
         run: Reads them there, and gives the logits of batches of images.
+        file: One of the files, by which a folder is known to be of this format.
+        load: Python that loads the network from the folder DIR, for the model card.
         packages: What has to be installed beside the toolkit.
-        extra: The extra of the toolkit that brings them.
-        folder: Where the files go, below the output folder.
+        card: File of the model card, if it has one.
+        root: Whether the files go into the output folder itself.
     """
 
     name: str
     write: Callable[[Source, Path], None]
     run: Callable[[Path, list[Tensor]], list[Tensor]]
+    file: str
+    load: str
     packages: tuple[str, ...] = ()
-    extra: str = ''
-    folder: str = ''
+    card: str = ''
+    root: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Where the files go, below the output folder."""
+        return '' if self.root else self.name
+
+    def is_in(self, out_dir: str | Path) -> bool:
+        """Whether an output folder holds this format."""
+        return Path(out_dir, self.folder, self.file).is_file()
 
     def advice(self) -> str | None:
         """What to install before this format can be written; None if nothing."""
         missing = [package for package in self.packages if find_spec(package) is None]
         if not missing:
             return None
-        return f'{self.name} needs {", ".join(missing)}: pip install "tas-lora[{self.extra}]"'
+        return f'{self.name} needs {", ".join(missing)}: pip install "tas-lora[{self.name}]"'
 
 
-_ONNX = ('onnx', 'onnxscript', 'onnxruntime')
+def _write_root(source: Source, folder: Path) -> None:
+    plain.write(source, folder)
+    shutil.copy(PLAIN_VIT, folder)  # so that nothing of the toolkit is needed
+
+
 FORMATS = (
-    Format('safetensors', plain.write, plain.run),
-    Format('onnx', onnx.write, onnx.run, _ONNX, extra='onnx', folder='onnx'),
-    Format('torch_export', program.write, program.run, folder='torch_export'),
-    Format('mmpretrain', mmpretrain.write, mmpretrain.run, folder='mmpretrain'),
-    Format('timm', timm.write, timm.run, ('timm',), extra='timm', folder='timm'),
+    Format(
+        'safetensors',
+        _write_root,
+        plain.run,
+        file='architecture.json',
+        load="from plain_vit import load_plain_vit; net, _ = load_plain_vit('DIR')",
+        card=plain.CARD,
+        root=True,
+    ),
+    Format(
+        'onnx',
+        onnx.write,
+        onnx.run,
+        file=onnx.FILE,
+        load=f"onnxruntime.InferenceSession('DIR/{onnx.FILE}').run(None, {{'images': images}})",
+        packages=('onnx', 'onnxscript', 'onnxruntime'),
+    ),
+    Format(
+        'torch_export',
+        program.write,
+        program.run,
+        file=program.FILE,
+        load=f"net = torch.export.load('DIR/{program.FILE}').module()",
+    ),
+    Format(
+        'mmpretrain',
+        mmpretrain.write,
+        mmpretrain.run,
+        file=mmpretrain.CHECKPOINT,
+        load="net = mmpretrain.get_model('DIR/config.py', pretrained=True)",
+    ),
+    Format(
+        'timm',
+        timm.write,
+        timm.run,
+        file=timm.MODULE,
+        load="sys.path.insert(0, 'DIR'); import tas_lora_vit; "
+        "net = timm.create_model('tas_lora_vit', pretrained=True).eval().bake()",
+        packages=('timm',),
+    ),
     Format(
         'huggingface',
         huggingface.write,
         huggingface.run,
-        ('transformers',),
-        extra='huggingface',
-        folder='huggingface',
+        file=huggingface.MODULE,
+        load='net = transformers.AutoModelForImageClassification.from_pretrained('
+        "'DIR', trust_remote_code=True)",
+        packages=('transformers',),
+        card='README.md',
     ),
 )
+ROOT = FORMATS[0]
+ROOT_FILES = ('weights.safetensors', 'architecture.json', PLAIN_VIT.name, plain.CARD)
 
 
 def find_formats(names: Sequence[str]) -> tuple[list[Format], list[str]]:

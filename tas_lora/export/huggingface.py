@@ -4,13 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
+from . import feeding
 from .alone import run_alone
 from .source import PLAIN_VIT, Source, standing_alone
 
-MODULE = 'modeling_tas_lora.py'
+MODULE, GREY_MODULE = 'modeling_tas_lora.py', 'image_processing_tas_lora.py'
+_RESAMPLE = dict(nearest=0, lanczos=1, bilinear=2, bicubic=3, box=4, hamming=5)  # Pillow's numbers
 _LOAD = """
 from transformers import AutoModelForImageClassification
 model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
@@ -19,22 +21,33 @@ net = lambda images: model(pixel_values=images).logits
 
 
 def write(source: Source, folder: Path) -> None:
-    """Write config, code, weights and card, and for colour images how to prepare them."""
-    weights = load_file(source.folder / 'weights.safetensors')
+    """Write config, code, weights and card, and how images of 1 or 3 channels are prepared.
+
+    A network trained on BGR is written for RGB.
+
+    Raises:
+        UserError: If the order of channels is not known.
+    """
+    weights, mean, std, is_reversed = feeding.in_rgb(source)
     renamed = {f'vit.{name}': value for name, value in weights.items()}
     # Not by save_file, which lets nobody else read the file.
     (folder / 'model.safetensors').write_bytes(save(renamed, metadata=dict(format='pt')))
-    module = Path(__file__).with_name('transformers_vit.py')
+    here, channels = Path(__file__), source.network['in_channels']
+    module = here.with_name('transformers_vit.py')
     (folder / MODULE).write_text(standing_alone(module, package='.'), 'utf-8')
     shutil.copy(PLAIN_VIT, folder)
     (folder / 'README.md').write_text(source.card, 'utf-8')
-    _write_json(folder / 'config.json', _config(source))
-    if source.network['in_channels'] == 3:
-        _write_json(folder / 'preprocessor_config.json', _processor(source))
+    _write_json(folder / 'config.json', _config(source) | dict(is_reversed=is_reversed))
+    if channels in (1, 3):
+        _write_json(folder / 'preprocessor_config.json', _processor(source, mean, std))
+    if channels == 1:
+        shutil.copy(here.with_name('transformers_grey.py'), folder / GREY_MODULE)
 
 
 def run(folder: Path, batches: list[Tensor]) -> list[Tensor]:
     """Logits of batches of images, by ``AutoModelForImageClassification`` in its own process."""
+    if json.loads((folder / 'config.json').read_text('utf-8'))['is_reversed']:
+        batches = [images.flip(1) for images in batches]
     return run_alone(_LOAD, folder, batches)
 
 
@@ -56,21 +69,26 @@ def _config(source: Source) -> dict:
     )
 
 
-def _processor(source: Source) -> dict:
-    """For transformers' processor of vision transformers: values are first scaled to 0..1."""
-    side, preprocess = source.network['img_size'], source.description['preprocess']
-    mean, std = preprocess['mean'], preprocess['std']
-    scaled = {} if mean is None else dict(image_mean=[x / 255 for x in mean])
-    scaled |= {} if std is None else dict(image_std=[x / 255 for x in std])
-    return dict(
-        image_processor_type='ViTImageProcessor',
+def _processor(source: Source, mean: list[float], std: list[float]) -> dict:
+    """For transformers' processor of CLIP, which resizes, crops, and scales values to 0..1."""
+    side, edge = source.network['img_size'], feeding.resized_edge(source)
+    kind = dict(image_processor_type='CLIPImageProcessor')
+    if source.network['in_channels'] == 1:
+        name = 'TasLoraGreyImageProcessor'
+        auto = dict(AutoImageProcessor=f'{GREY_MODULE.removesuffix(".py")}.{name}')
+        kind = dict(image_processor_type=name, auto_map=auto)
+    return kind | dict(
+        do_convert_rgb=source.network['in_channels'] == 3,
         do_resize=True,
-        size=dict(height=side, width=side),
-        resample=3,  # bicubic
+        size=dict(height=side, width=side) if edge is None else dict(shortest_edge=edge),
+        resample=_RESAMPLE[feeding.interpolation(source)],
+        do_center_crop=True,
+        crop_size=dict(height=side, width=side),
         do_rescale=True,
         rescale_factor=1 / 255,
-        do_normalize=mean is not None,
-        **scaled,
+        do_normalize=True,
+        image_mean=mean,
+        image_std=std,
     )
 
 

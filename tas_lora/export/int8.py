@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import blame
+from ..errors import UserError, blame
 from . import onnx
 from .source import Source
 
@@ -20,22 +20,27 @@ def quantise(folder: Path) -> Path:
         Its path.
 
     Raises:
-        UserError: If ONNX Runtime cannot.
+        UserError: If ONNX Runtime cannot; nothing is then left of it.
     """
     import onnx as onnx_files
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     whole, small = folder / onnx.FILE, folder / 'model_int8.onnx'
+    unfinished = small.with_suffix('.tmp')
     with onnx.quiet(), blame(f'{whole} cannot be quantised'):
         model = onnx_files.load(whole)
         del model.graph.value_info[:]  # some ONNX Runtimes transpose weights, but not these
-        quantize_dynamic(
-            model,
-            small,
-            op_types_to_quantize=['MatMul', 'Gemm'],  # not every one has an 8-bit convolution
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-        )
+        try:
+            quantize_dynamic(
+                model,
+                unfinished,
+                op_types_to_quantize=['MatMul', 'Gemm'],  # not every one has an 8-bit convolution
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+            )
+            unfinished.replace(small)
+        finally:
+            unfinished.unlink(missing_ok=True)
     return small
 
 
@@ -64,6 +69,9 @@ def compare_top1(
 
     Returns:
         'float32' and 'int8', and 'images', their number.
+
+    Raises:
+        UserError: If there are none.
     """
     sessions = dict(float32=onnx.open_session(folder / onnx.FILE), int8=onnx.open_session(small))
     right, count = dict.fromkeys(sessions, 0), 0
@@ -72,4 +80,6 @@ def compare_top1(
         for name, session in sessions.items():
             logits = torch.from_numpy(session.run(None, dict(images=images.numpy()))[0])
             right[name] += int((logits.argmax(1) == labels).sum())
+    if not count:
+        raise UserError('test_dataloader has no images')
     return {name: 100 * number / count for name, number in right.items()} | dict(images=count)

@@ -8,8 +8,11 @@ from mmengine.config import Config
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..models.export import stored_order
 from ..models.transfer import from_plain
+from . import feeding
 from .alone import run_alone
+from .data import innermost
 from .source import Source
 
 CONFIG, CHECKPOINT = 'config.py', 'checkpoint.pth'
@@ -18,6 +21,7 @@ from mmpretrain import get_model
 model = get_model(folder + '/config.py', pretrained=True)
 net = lambda images: model(images, mode='tensor')
 """
+_GREY = (0.125, 0.5625, 0.3125)  # BGR; near ITU-R 601, and exact in floats
 _SPEC = ('img_size', 'patch_size', 'in_channels', 'head_dim', 'max_relative_position')
 
 
@@ -53,32 +57,52 @@ def _config(source: Source) -> dict:
         in_channels=network['embed_dim'],
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
     )
-    normalisation = {name: preprocess[name] for name in ('mean', 'std') if preprocess[name]}
+    normalises = preprocess.get('mean') or preprocess.get('std')
+    mean, std = feeding.normalisation(source) if normalises else (None, None)
+    imports = source.data.get('custom_imports')
+    data = _data(source)
     return dict(
+        **({} if imports is None else dict(custom_imports=imports)),
         default_scope='mmpretrain',
         model=dict(type='ImageClassifier', backbone=backbone, head=head),
         data_preprocessor=dict(
             num_classes=network['num_classes'],
-            **normalisation,
-            to_rgb=preprocess['channel_order'] == 'RGB',
+            mean=mean,
+            std=std,
+            to_rgb=_flips(preprocess.get('channel_order'), innermost(data['test_dataloader'])),
         ),
-        **_data(source.data, network['img_size']),
+        **data,
         test_cfg=dict(),
         load_from='{{ fileDirname }}/' + CHECKPOINT,
     )
 
 
-def _data(given: Mapping, side: int) -> dict:
+def _flips(order: str | None, dataset: Mapping) -> bool:
+    """Whether channels are to be turned round; nothing tells where nobody knows their order."""
+    return order in ('RGB', 'BGR') and order != (stored_order(dataset) or 'BGR')
+
+
+def _data(source: Source) -> dict:
     """The data of the supernet's test, or else a folder of images to put a path to."""
+    given = source.data
     if given.get('test_dataloader') is not None:
         evaluator = given.get('test_evaluator') or dict(type='Accuracy')
         return dict(test_dataloader=given['test_dataloader'], test_evaluator=evaluator)
-    pipeline = [
-        dict(type='LoadImageFromFile'),
-        dict(type='Resize', scale=(side, side), backend='pillow', interpolation='bicubic'),
-        dict(type='PackInputs'),
-    ]
-    dataset = dict(type='CustomDataset', data_root='data/test', pipeline=pipeline)
+    dataset = dict(type='CustomDataset', data_root='data/test', pipeline=_pipeline(source))
     sampler = dict(type='DefaultSampler', shuffle=False)
     loader = dict(batch_size=64, num_workers=2, sampler=sampler, dataset=dataset)
     return dict(test_dataloader=loader, test_evaluator=dict(type='Accuracy'))
+
+
+def _pipeline(source: Source) -> list[dict]:
+    """For files of images; those of a network of one channel become grey."""
+    side, edge = source.network['img_size'], feeding.resized_edge(source)
+    method = dict(backend='pillow', interpolation=feeding.interpolation(source))
+    if edge is None:
+        steps = [dict(type='Resize', scale=(side, side), **method)]
+    else:
+        steps = [dict(type='ResizeEdge', scale=edge, edge='short', **method)]
+    if source.network['in_channels'] == 1:  # by this, as the inferencer reads all files as colour
+        steps.append(dict(type='RandomGrayscale', prob=1.0, channel_weights=_GREY))
+    steps.append(dict(type='CenterCrop', crop_size=side))
+    return [dict(type='LoadImageFromFile'), *steps, dict(type='PackInputs')]

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, blame
+from .feeding import metadata
 from .source import Source
 
 FILE = 'model.onnx'
@@ -25,13 +26,23 @@ def check_opset(opset: int) -> None:
 
 
 def write(source: Source, folder: Path) -> None:
-    """Write ``model.onnx``: 'images' (batch, channels, side, side) to 'logits' (batch, classes)."""
+    """Write ``model.onnx``: 'images' (batch, channels, side, side) to 'logits' (batch, classes).
+
+    Its ``metadata_props`` say how images are prepared, and name the classes.
+    """
     check_opset(source.opset)
     with blame(f'the network cannot be written in ONNX opset {source.opset}'):
-        save(source.net, source.random_images(2), folder / FILE, source.opset)
+        images = source.random_images(2)
+        save(source.net, images, folder / FILE, source.opset, metadata(source))
 
 
-def save(net: nn.Module, images: Tensor, path: Path, opset: int = OPSETS[0]) -> None:
+def save(
+    net: nn.Module,
+    images: Tensor,
+    path: Path,
+    opset: int = OPSETS[0],
+    properties: Mapping[str, str] | None = None,
+) -> None:
     """Write any network of images.
 
     Args:
@@ -39,6 +50,7 @@ def save(net: nn.Module, images: Tensor, path: Path, opset: int = OPSETS[0]) -> 
         images: A batch; other sizes of batches will do, too.
         path: The file.
         opset: One of :data:`OPSETS`, or between.
+        properties: Goes into ``metadata_props`` of the file.
     """
     two = images[:1].expand(2, -1, -1, -1)  # one image would be taken for a constant
     with quiet():
@@ -53,6 +65,7 @@ def save(net: nn.Module, images: Tensor, path: Path, opset: int = OPSETS[0]) -> 
         )
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # where in which source file it is from: most of the file
+    program.model.metadata_props.update(properties or {})
     program.save(path, external_data=False)
 
 

@@ -21,8 +21,8 @@ class Source:
         net: The network of these, in evaluation mode.
         description: Content of the JSON.
         card: The model card, Markdown.
-        data: ``test_dataloader`` and ``test_evaluator`` of the supernet's config, as far as it
-            has them.
+        data: ``train_dataloader``, ``test_dataloader``, ``test_evaluator`` and
+            ``custom_imports`` of the supernet's config, as far as it has them.
         opset: ONNX opset.
     """
 
@@ -58,8 +58,11 @@ def standing_alone(path: Path, package: str) -> str:
         path: The module.
         package: What comes before ``plain_vit`` there: '' for a folder on ``sys.path``, '.' for a
             package.
+
+    Raises:
+        ValueError: If it does not import from there in one place.
     """
     ours, text = 'from ..models.plain_vit import', path.read_text('utf-8')
     if text.count(ours) != 1:
-        raise AssertionError(f'{path} must import from plain_vit once')
+        raise ValueError(f'{path} imports from plain_vit {text.count(ours)} times, expected once')
     return text.replace(ours, f'from {package}plain_vit import')

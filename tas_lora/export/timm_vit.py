@@ -1,11 +1,14 @@
 """``timm.create_model('tas_lora_vit', pretrained=True)``, once this module is imported.
 
 It reads ``weights.safetensors`` and ``architecture.json`` from ``folder``, its own by default.
+``model.eval().bake()`` makes inference faster; ``train()`` undoes it.
 """
 
 from pathlib import Path
 
+import torch
 from timm.models import register_model
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..models.plain_vit import PlainViT, load_plain_vit
@@ -17,19 +20,59 @@ class TimmViT(PlainViT):
     """``PlainViT`` with the names that timm's tools and training scripts use.
 
     Args:
-        preprocess: Of ``architecture.json``.
+        data: 'timm' of ``architecture.json``: how timm is to prepare images.
         **network: Likewise.
     """
 
-    def __init__(self, preprocess: dict, **network):
+    def __init__(self, data: dict, **network):
         super().__init__(**network)
         self.num_classes = network['num_classes']
         self.num_features = self.head_hidden_size = self.embed_dim = network['embed_dim']
-        self.pretrained_cfg = self.default_cfg = _pretrained_cfg(preprocess, network)
+        self.pretrained_cfg = self.default_cfg = _pretrained_cfg(data, network)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Features of all tokens (B, N, C), normalised."""
         return self.tokens(images)
+
+    def forward_intermediates(
+        self,
+        images: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Features of the patches after some blocks, as in timm's ``VisionTransformer``.
+
+        Args:
+            images: (B, channels, side, side).
+            indices: Of blocks; the last few if a number, all if None.
+            norm: Whether they go through the last norm, too.
+            stop_early: Run no block after the last of them.
+            output_fmt: 'NCHW', maps (B, C, G, G), or 'NLC', (B, G * G, C).
+            intermediates_only: Leave out the first result.
+
+        Returns:
+            Features of all tokens after the last block run, normalised, and those after the blocks.
+        """
+        if output_fmt not in ('NCHW', 'NLC'):
+            raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
+        wanted, last = feature_take_indices(len(self.blocks), indices)
+        x, found = self.embed(images), []
+        for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
+            x = block(x, self.grid)
+            if i in wanted:
+                patches = (self.norm(x) if norm else x)[:, 1:]
+                side = self.grid.sizes[0]
+                maps = patches.transpose(1, 2).unflatten(2, (side, side))
+                found.append(maps.contiguous() if output_fmt == 'NCHW' else patches)
+        return found if intermediates_only else (self.norm(x), found)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of the embeddings: of positions, relative ones among them, and the class token."""
+        return {name for name, _ in self.named_parameters() if _is_embedding(name)}
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (B, classes), or what the classifier sees, (B, C)."""
@@ -41,11 +84,16 @@ class TimmViT(PlainViT):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new last layer for other classes, 0 for none; 'avg' or 'token' for other pooling."""
-        if global_pool is not None:
-            self.pooling = _POOLINGS[global_pool]
+        """A new last layer for other classes, 0 for none; pooling as in :meth:`set_pooling`."""
+        self.set_pooling(global_pool)
         self.num_classes = num_classes
         self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
+
+    def set_pooling(self, global_pool: str | None) -> None:
+        """'avg' or 'token', or None for what it is; raises ``ValueError`` for others."""
+        if global_pool not in (None, *_POOLINGS):
+            raise ValueError(f"global_pool must be 'avg' or 'token', got {global_pool!r}")
+        self.pooling = _POOLINGS.get(global_pool, self.pooling)
 
 
 @register_model
@@ -54,10 +102,11 @@ def tas_lora_vit(
     folder: str | Path | None = None,
     num_classes: int | None = None,
     in_chans: int | None = None,
-    drop_rate: float = 0.0,
+    global_pool: str | None = None,
     pretrained_cfg=None,
     pretrained_cfg_overlay=None,
     cache_dir=None,
+    **others,
 ) -> TimmViT:
     """The exported network.
 
@@ -66,21 +115,28 @@ def tas_lora_vit(
         folder: Where they are; by default where this file is.
         num_classes: Other than the export's gives a new, untrained classifier.
         in_chans: Only the export's.
-        drop_rate: Only 0.
+        global_pool: 'avg' or 'token'; by default the export's.
         pretrained_cfg, pretrained_cfg_overlay, cache_dir: Given by timm, and not needed.
+        **others: Of timm's other networks; only what is 0, False or None.
+
+    Raises:
+        ValueError: If the network cannot be as asked for.
     """
     plain, description = load_plain_vit(folder or Path(__file__).parent)
     network = description['network']
-    if in_chans not in (None, network['in_channels']) or drop_rate:
+    if in_chans not in (None, network['in_channels']):
+        raise ValueError(f'in_chans must be {network["in_channels"]}, got {in_chans}')
+    if unknown := {name: value for name, value in others.items() if value}:
         raise ValueError(
-            f'tas_lora_vit has {network["in_channels"]} input channels and no dropout, got '
-            f'in_chans={in_chans}, drop_rate={drop_rate}'
+            f'tas_lora_vit takes folder, num_classes, in_chans and global_pool, got {unknown}; '
+            'for features there is forward_intermediates'
         )
-    model = TimmViT(description['preprocess'], **network)
+    model = TimmViT(description['timm'], **network)
     if pretrained:
         model.load_state_dict(plain.state_dict())
     else:
         model.apply(_initialise)
+    model.set_pooling(global_pool)
     if num_classes not in (None, model.num_classes):
         model.reset_classifier(num_classes)
     return model
@@ -88,28 +144,24 @@ def tas_lora_vit(
 
 def _initialise(module: nn.Module) -> None:
     """As in vision transformers: normal weights, no biases."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
     for name, value in module.named_parameters(recurse=False):
-        if name in ('cls_token', 'pos_embed') or name.endswith(('_rows', '_columns')):
+        if _is_embedding(name):
             nn.init.trunc_normal_(value, std=0.02)
 
 
-def _pretrained_cfg(preprocess: dict, network: dict) -> dict:
-    """What timm's data tools read; there, mean and deviation are of values from 0 to 1."""
-    side, channels = network['img_size'], network['in_channels']
-    mean, std = (
-        [x / 255 for x in preprocess[name] or [default] * channels]
-        for name, default in (('mean', 0.0), ('std', 255.0))
-    )
-    return dict(
-        input_size=(channels, side, side),
+def _is_embedding(name: str) -> bool:
+    return name in ('cls_token', 'pos_embed') or name.endswith(('_rows', '_columns'))
+
+
+def _pretrained_cfg(data: dict, network: dict) -> dict:
+    """What timm's data tools read."""
+    side = network['img_size']
+    return data | dict(
+        input_size=(network['in_channels'], side, side),
         fixed_input_size=True,
-        mean=tuple(mean),
-        std=tuple(std),
-        interpolation='bicubic',
-        crop_pct=1.0,
         num_classes=network['num_classes'],
         first_conv='patch_embed',
         classifier='head',

@@ -25,7 +25,10 @@ class TasLoraConfig(PretrainedConfig):
 
 
 class TasLoraForImageClassification(PreTrainedModel):
-    """``PlainViT`` as a classifier of images."""
+    """``PlainViT`` as a classifier of images.
+
+    As ``from_pretrained`` gives it, it is baked for inference, until ``train()`` is called.
+    """
 
     config_class = TasLoraConfig
     main_input_name = 'pixel_values'
@@ -34,6 +37,14 @@ class TasLoraForImageClassification(PreTrainedModel):
         super().__init__(config)
         self.vit = PlainViT(**config.network | dict(num_classes=config.num_labels))
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in ``PreTrainedModel``."""
+        found = super().from_pretrained(*args, **kwargs)
+        model = found[0] if isinstance(found, tuple) else found  # with ``output_loading_info``
+        model.vit.bake()
+        return found
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None

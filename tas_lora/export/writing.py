@@ -1,8 +1,10 @@
 """Write formats, read each back, and keep those that give the supernet's logits."""
 
+import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,13 +12,17 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..models import SupernetClassifier
 from ..structures import Subnet
-from .formats import Format
+from .formats import FORMATS, ROOT, ROOT_FILES, Format
 from .source import Source
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # absolute, and as a share of the deviation of logits that are small
 _FEW = 3  # images of the second batch: whoever takes the size of a batch for granted fails
+_UNFINISHED = '.export-'  # begins the name of a folder where formats are written and checked
+
+Card = Callable[[Format, Mapping[Format, str]], str]
 
 
 @dataclass(frozen=True)
@@ -24,52 +30,114 @@ class Outcome:
     """What came of a format.
 
     Args:
-        name: Of the format.
+        form: The format.
         folder: Where its files are, or would be.
         difference: Largest absolute one between the supernet's logits and those read back.
+        deviation: Of the supernet's logits over the images, the mean of all classes.
         error: Why there are none; empty if there are.
+        older: Whether the files of an earlier run are still there.
     """
 
-    name: str
+    form: Format
     folder: Path
     difference: float = inf
+    deviation: float = 1.0
     error: str = ''
+    older: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the format."""
+        return self.form.name
 
     @property
     def held(self) -> bool:
         """Whether the files were kept."""
-        return self.difference <= TOLERANCE
+        return not self.error and self.difference <= TOLERANCE * min(1, self.deviation)
 
     def __str__(self) -> str:
+        left = '; one of an earlier run is still there' if self.older else ''
         if self.error:
-            return f'{self.name} FAILED, nothing written: {self.error}'
-        what = 'Exported' if self.held else f'{self.name} NOT exported'
-        verdict = f'within {TOLERANCE:.0e}' if self.held else f'ABOVE {TOLERANCE:.0e}'
+            return f'{self.name} FAILED, nothing written: {self.error}{left}'
+        what = f'Exported {self.name}' if self.held else f'{self.name} NOT exported'
         return (
             f'{what} to {self.folder}: logits of 64 random images differ from the supernet by at '
-            f'most {self.difference:.1e} ({verdict})'
+            f'most {self.difference:.1e}, their deviation is {self.deviation:.1e} '
+            f'({"within" if self.held else "ABOVE"} {self._limit()}){left}'
         )
+
+    def _limit(self) -> str:
+        small = self.deviation < 1 and (self.held or self.difference <= TOLERANCE)
+        return f'{TOLERANCE:.0e} of that' if small else f'{TOLERANCE:.0e}'
 
 
 def export_formats(
-    model: SupernetClassifier, source: Source, formats: Sequence[Format], out_dir: str | Path
+    model: SupernetClassifier,
+    source: Source,
+    formats: Sequence[Format],
+    out_dir: str | Path,
+    card: Card | None = None,
 ) -> list[Outcome]:
-    """Write each format into a folder of its own, run it, and move it to its place if it agrees.
+    """Write all formats beside, run each, and move those that agree to their places.
+
+    They replace what an earlier run left there. If that was another network, all of its formats
+    go; if nothing agrees, all of them stay.
 
     Args:
         model: The supernet that ``source`` was cut from.
         source: The exported subnet.
         formats: What to write.
         out_dir: Folder for all; made if missing.
+        card: Makes the model card for a format, from the formats that are there with what was
+            seen of each.
 
     Returns:
         An outcome for each; what failed is not left behind.
+
+    Raises:
+        UserError: If the folder cannot take them.
     """
     out_dir = Path(out_dir)
+    check_place(out_dir, formats)
     out_dir.mkdir(parents=True, exist_ok=True)
+    for left in out_dir.glob(f'{_UNFINISHED}*'):  # by a run that was killed
+        shutil.rmtree(left)
     images = source.random_images()
     expected = _supernet_logits(model, Subnet.from_dict(source.description['subnet']), images)
-    return [_export(each, source, out_dir, images, expected) for each in formats]
+    with TemporaryDirectory(prefix=_UNFINISHED, dir=out_dir) as place:
+        outcomes = [_try(form, source, Path(place), out_dir, images, expected) for form in formats]
+        return _keep(outcomes, source, Path(place), out_dir, card)
+
+
+def check_place(out_dir: str | Path, formats: Sequence[Format] = FORMATS) -> None:
+    """Refuse a folder that cannot take the formats, or has files of others where they would go.
+
+    Raises:
+        UserError: Saying what is in the way.
+    """
+    out_dir = Path(out_dir)
+    above = next(p for p in (out_dir, *out_dir.absolute().parents) if os.path.lexists(p))
+    if not above.is_dir():
+        raise UserError(f'the output folder {out_dir} cannot be made: {above} is a file')
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f'the output folder {out_dir} cannot be written: {above} is read-only')
+    for name in ROOT_FILES:
+        if (out_dir / name).is_dir():
+            raise UserError(f'{out_dir / name} is a folder, where a file is to go; move it away')
+    for form in formats:
+        folder = out_dir / form.folder
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise UserError(f'{folder} is a file, where a folder is to go; move it away')
+        if not form.root and folder.is_dir() and any(folder.iterdir()) and not form.is_in(out_dir):
+            raise UserError(
+                f'{folder} has files, and no {form.file} of an earlier export; it would be '
+                'replaced: move it away, or give another output folder'
+            )
+
+
+def forms_in(out_dir: str | Path) -> list[Format]:
+    """Formats that a folder holds."""
+    return [form for form in FORMATS if form.is_in(out_dir)]
 
 
 @torch.no_grad()
@@ -81,26 +149,27 @@ def _supernet_logits(model: SupernetClassifier, subnet: Subnet, images: Tensor) 
     return logits.cpu()
 
 
-def _export(
-    form: Format, source: Source, out_dir: Path, images: Tensor, expected: Tensor
+def _try(
+    form: Format, source: Source, place: Path, out_dir: Path, images: Tensor, expected: Tensor
 ) -> Outcome:
-    target = out_dir / form.folder
-    with TemporaryDirectory(prefix='.export-', dir=out_dir) as place:
-        folder = Path(place, form.name)  # transformers 4 imports from no folder with a dot
-        folder.mkdir()
-        try:
-            form.write(source, folder)
-            logits = form.run(folder, [images, images[:_FEW]])
-        except Exception as error:  # of whatever library writes and reads the format
-            if os.environ.get('TAS_LORA_DEBUG'):
-                raise
-            reason = ' '.join(str(error).split())[:600]
-            return Outcome(form.name, target, error=f'{type(error).__name__}: {reason}')
-        pairs = zip(logits, (expected, expected[:_FEW]), strict=True)
-        outcome = Outcome(form.name, target, max(_difference(*pair) for pair in pairs))
-        if outcome.held:
-            _move(folder, target)
-    return outcome
+    """Write a format below ``place``, and run it there."""
+    outcome = Outcome(form, out_dir / form.folder, deviation=float(expected.std(0).mean()))
+    folder = place / form.name  # transformers 4 imports from no folder with a dot
+    folder.mkdir()
+    try:
+        form.write(source, folder)
+        logits = form.run(folder, [images, images[:_FEW]])
+    except Exception as error:  # of whatever library writes and reads the format
+        return replace(outcome, error=_reason(error))
+    pairs = zip(logits, (expected, expected[:_FEW]), strict=True)
+    return replace(outcome, difference=max(_difference(*pair) for pair in pairs))
+
+
+def _reason(error: Exception) -> str:
+    """What to say of it; those who debug get itself."""
+    if os.environ.get('TAS_LORA_DEBUG'):
+        raise error
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:600]}'
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
@@ -111,7 +180,52 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     return float(difference) if difference.isfinite() else inf
 
 
-def _move(folder: Path, target: Path) -> None:
-    target.mkdir(exist_ok=True)
-    for path in sorted(folder.iterdir()):
-        path.replace(target / path.name)
+def _keep(
+    outcomes: list[Outcome], source: Source, place: Path, out_dir: Path, card: Card | None
+) -> list[Outcome]:
+    """Move what held to its place, and say what else is there."""
+    older = {} if _is_other(out_dir, source) else dict.fromkeys(forms_in(out_dir), _EARLIER)
+    checks = older | {each.form: f'{each.difference:.1e}' for each in outcomes if each.held}
+    for form in [each.form for each in outcomes if each.held]:
+        if card is not None and form.card:
+            (place / form.name / form.card).write_text(card(form, checks), 'utf-8')
+    (place / 'old').mkdir()
+    if any(each.held for each in outcomes):
+        for form in set(forms_in(out_dir)) - set(older):
+            _set_aside(form, out_dir, place)
+    moved = [_move(each, place, out_dir) for each in outcomes]
+    return [replace(each, older=not each.held and each.form.is_in(out_dir)) for each in moved]
+
+
+_EARLIER = 'checked by an earlier run'
+
+
+def _is_other(out_dir: Path, source: Source) -> bool:
+    """Whether a folder may hold another network than ``source``."""
+    try:
+        return json.loads((out_dir / ROOT.file).read_text('utf-8')) != source.description
+    except (OSError, ValueError, RecursionError):
+        return True
+
+
+def _move(outcome: Outcome, place: Path, out_dir: Path) -> Outcome:
+    form = outcome.form
+    if not outcome.held:
+        return outcome
+    try:
+        if form.root:
+            for path in sorted((place / form.name).iterdir()):
+                path.replace(out_dir / path.name)
+        else:
+            _set_aside(form, out_dir, place)
+            (place / form.name).rename(out_dir / form.folder)
+    except OSError as error:
+        return replace(outcome, error=_reason(error))
+    return outcome
+
+
+def _set_aside(form: Format, out_dir: Path, place: Path) -> None:
+    """Move the files of an earlier run to where they will be deleted."""
+    for name in ROOT_FILES if form.root else [form.folder]:
+        if os.path.lexists(out_dir / name):
+            (out_dir / name).rename(place / 'old' / name)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,10 @@ from ..files import write_together
 from ..search.complexity import count_flops, count_params
 from ..structures import Subnet
 from .classifiers.supernet_classifier import SupernetClassifier
-from .plain_vit import FORMAT, POOLINGS
+from .plain_vit import FORMAT, INTERPOLATIONS, POOLINGS
+
+_STORED_AS_RGB = ('CIFAR10', 'CIFAR100')  # datasets of MMPretrain that need no loading
+_HARMLESS = ('LoadImageFromFile', 'PackInputs')  # steps of a test that crop nothing
 
 
 def standalone_state_dict(model: SupernetClassifier, subnet: Subnet) -> dict[str, Tensor]:
@@ -47,6 +50,7 @@ def export_subnet(
     subnet: Subnet | dict,
     out_dir: str | Path,
     classes: Sequence[str] | None = None,
+    dataset: Mapping | None = None,
 ) -> Path:
     """Write ``subnet`` as ``weights.safetensors`` and ``architecture.json``.
 
@@ -58,6 +62,8 @@ def export_subnet(
         subnet: The subnet to cut out, or its dict.
         out_dir: Folder to write to; made if missing.
         classes: Names of the classes, in the order of the logits, to go into the JSON.
+        dataset: Config of the dataset the network is tested on, the innermost one. What its
+            ``pipeline`` says of cropping and of the order of channels goes into the JSON.
 
     Returns:
         ``out_dir``.
@@ -76,7 +82,7 @@ def export_subnet(
     weights = save(state)
     digest = dict(weights_sha256=hashlib.sha256(weights).hexdigest())
     names = {} if classes is None else dict(classes=list(classes))
-    text = json.dumps(_description(model, subnet) | names | digest, indent=2) + '\n'
+    text = json.dumps(_description(model, subnet, dataset) | names | digest, indent=2) + '\n'
     write_together({out_dir / 'weights.safetensors': weights, out_dir / 'architecture.json': text})
     return out_dir
 
@@ -120,7 +126,7 @@ def _block_state(block, widths: tuple[int, int, int]) -> dict[str, Tensor]:
     return state
 
 
-def _description(model: SupernetClassifier, subnet: Subnet) -> dict:
+def _description(model: SupernetClassifier, subnet: Subnet, dataset: Mapping | None) -> dict:
     """Content of ``architecture.json``: how to build the network and how to feed it."""
     spec = subnet.image_spec_in(model.image_spec)
     network = dict(
@@ -134,17 +140,60 @@ def _description(model: SupernetClassifier, subnet: Subnet) -> dict:
         format=FORMAT,
         network=network,
         subnet=subnet.to_dict(),
-        preprocess=_preprocess(model.data_preprocessor),
+        preprocess=_preprocess(model.data_preprocessor, dataset or {}, spec['img_size']),
         params=count_params(subnet, **spec),
         flops=count_flops(subnet, **spec),
     )
 
 
-def _preprocess(data_preprocessor) -> dict:
-    """Mean and deviation per channel, in 0..255 units, and the order of channels."""
+def _preprocess(data_preprocessor, dataset: Mapping, side: int) -> dict:
+    """How images are prepared, as ``load_plain_vit`` says."""
     mean, std = (getattr(data_preprocessor, name, None) for name in ('mean', 'std'))  # may lack
     return dict(
         mean=None if mean is None else mean.flatten().tolist(),
         std=None if std is None else std.flatten().tolist(),
-        channel_order='RGB' if data_preprocessor.to_rgb else 'as loaded',
+        channel_order=_channel_order(data_preprocessor.to_rgb, stored_order(dataset)),
+        **_resizing(dataset.get('pipeline') or (), side),
     )
+
+
+def stored_order(dataset: Mapping) -> str | None:
+    """Order of channels, 'RGB' or 'BGR', of the images a dataset's config gives; None if unknown.
+
+    MMCV's ``LoadImageFromFile`` gives BGR, whatever reads the file.
+    """
+    if _name(dataset) in _STORED_AS_RGB:
+        return 'RGB'
+    loads = 'LoadImageFromFile' in map(_name, dataset.get('pipeline') or ())
+    return 'BGR' if loads else None
+
+
+def _channel_order(flips: bool, stored: str | None) -> str:
+    """Of the network's input; a preprocessor that flips is taken to do so for a reason."""
+    if stored is None:
+        return 'RGB' if flips else 'as loaded'
+    return 'RGB' if flips == (stored == 'BGR') else 'BGR'
+
+
+def _resizing(pipeline: Sequence[Mapping], side: int) -> dict:
+    """``crop_ratio`` and ``interpolation`` of a test pipeline; none if it does something else."""
+    steps = [(_name(step), step) for step in pipeline if _name(step) not in _HARMLESS]
+    kinds, given = [kind for kind, _ in steps], dict(steps)
+    if kinds[:1] not in (['Resize'], ['ResizeEdge']) or kinds[1:] not in ([], ['CenterCrop']):
+        return {}
+    resize, crop = given[kinds[0]], given.get('CenterCrop', dict(crop_size=side))
+    scale, square = resize.get('scale'), (side, (side, side), [side, side])
+    if kinds[0] == 'Resize':  # to a square, whatever the shape
+        fits, ratio = scale in square and not resize.get('keep_ratio'), None
+    else:
+        fits = type(scale) is int and side <= scale <= 10 * side
+        fits, ratio = fits and resize.get('edge', 'short') == 'short', fits and side / scale
+    if not fits or crop.get('crop_size') not in square:
+        return {}
+    method = resize.get('interpolation', 'bilinear')  # the default of both
+    return dict(crop_ratio=ratio) | (dict(interpolation=method) if method in INTERPOLATIONS else {})
+
+
+def _name(config: Mapping) -> str:
+    """Of a type, without the scope before it."""
+    return str(config.get('type')).rsplit('.', 1)[-1]

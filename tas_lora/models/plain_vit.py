@@ -14,16 +14,19 @@ POOLINGS = ('avg_featmap', 'cls_token')
 
 _SIZES = ('embed_dim', 'img_size', 'patch_size', 'in_channels', 'num_classes')
 _SIZES += ('head_dim', 'max_relative_position')
+_ORDERS = ('RGB', 'BGR', 'as loaded')
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'lanczos', 'box', 'hamming')
 _MOST_PATCHES = 64  # along a side: a table of positions grows with its fourth power
 
 
 class Grid(nn.Module):
     """Which offset each token has from each row and column of patches, as table indices.
 
-    A token sees W lines: G rows, G columns, and blanks that make D + W a multiple of 16, as kernels
-    like it. ``to_offset`` (N, W) leads from lines to the 2 (2G - 1) offsets of both axes, and
-    ``to_line`` (N, 4G - 1) back, each to a blank where there is none. ``marks`` (N, W) are 1 at a
-    token's own row and column. The class token, the first, has blanks alone.
+    A token sees W lines: G rows, G columns, a blank, one that all tokens are on, and more blanks,
+    to make D + W a multiple of 16, as kernels like it. ``to_offset`` (N, W) leads from lines to the
+    2 (2G - 1) offsets of both axes, and ``to_line`` (N, 4G - 1) back, each to a blank where there
+    is none, and last to the line of all. ``marks`` (N, W) are 1 at the lines a token is on. The
+    class token, the first, is on no row or column.
     """
 
     def __init__(self, side: int, max_offset: int, head_dim: int):
@@ -35,18 +38,20 @@ class Grid(nn.Module):
     def indices(self) -> dict[str, Tensor]:
         """All buffers by name."""
         side, most, head_dim = self.sizes
-        span, blanks = 2 * side - 1, 1 + -(head_dim + 2 * side + 1) % 16
+        span, blanks = 2 * side - 1, 2 + -(head_dim + 2 * side + 2) % 16
         patch, axis, shift = torch.arange(side**2), torch.arange(2)[:, None], side - 1
         place = torch.stack([patch // side, patch % side], dim=1)[..., None]  # (patches, 2, 1)
         offset = torch.arange(span) - shift
         to_offset, line = torch.arange(side) - place + shift + span * axis, place + offset
         to_line = torch.where((line >= 0) & (line < side), line + side * axis, 2 * side)
-        marks = F.one_hot(place[..., 0], side).flatten(1).float()
+        to_line = F.pad(to_line.flatten(1), (0, 1, 1, 0), value=2 * side)
+        marks = F.pad(F.one_hot(place[..., 0], side).flatten(1).float(), (0, blanks, 1, 0))
+        to_line[:, -1], marks[:, 2 * side + 1] = 2 * side + 1, 1  # the line that all are on
         return dict(
             table_rows=offset.clamp(-most, most) + most + 1,  # row 0: pairs with the class token
             to_offset=F.pad(to_offset.flatten(1), (0, blanks, 1, 0), value=2 * span),
-            to_line=F.pad(to_line.flatten(1), (0, 1, 1, 0), value=2 * side),
-            marks=F.pad(marks, (0, blanks, 1, 0)),
+            to_line=to_line,
+            marks=marks,
         )
 
 
@@ -56,7 +61,8 @@ class PlainAttention(nn.Module):
     Softmax ignores what all keys of a query share, so key positions may be taken relative to the
     class token's. What is left depends on a key's row and column alone: queries are widened by
     their products with these, keys and values by marks. The output then holds how much attention
-    each row and column got, which weighs their value positions. One kernel does it all, exactly.
+    each row and column got, which weighs their value positions; those of the class token, which
+    all share, have a weight of 1. One kernel does it all, exactly.
     """
 
     def __init__(self, width: int, num_heads: int, head_dim: int, max_offset: int):
@@ -67,26 +73,51 @@ class PlainAttention(nn.Module):
         for name in ('key_rows', 'key_columns', 'value_rows', 'value_columns'):
             table = nn.Parameter(torch.zeros(2 * max_offset + 2, head_dim))
             self.register_parameter(name, table)
+        for name in ('baked_keys', 'baked_values'):
+            self.register_buffer(name, None, persistent=False)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Map (B, N, C) to itself."""
         (B, N, _), H, D = x.shape, self.num_heads, self.head_dim
         q, k, v = self.qkv(x).view(B, N, 3, H, D).permute(2, 0, 3, 1, 4)  # (B, H, N, D)
-        keys = self._by_offset(self.key_rows, self.key_columns, grid)
-        values = self._by_offset(self.value_rows, self.value_columns, grid)
-        marks = grid.marks.expand(B, H, -1, -1)
+        keys, values = self.by_offset(grid)
+        marks = grid.marks.to(q.dtype).expand(B, H, -1, -1)
         seen = (q @ keys.T).gather(-1, grid.to_offset.expand(B, H, -1, -1))  # (B, H, N, W)
         wide = (torch.cat(pair, dim=-1) for pair in ((q, seen), (k, marks), (v, marks)))
         y = F.scaled_dot_product_attention(*wide, scale=D**-0.5)  # (B, H, N, D + W)
         by_offset = y[..., D:].gather(-1, grid.to_line.expand(B, H, -1, -1))
-        y = y[..., :D] + by_offset @ values + self.value_rows[0] + self.value_columns[0]
+        y = y[..., :D] + by_offset @ values
         return self.proj(y.transpose(1, 2).flatten(2))
 
-    @staticmethod
-    def _by_offset(rows: Tensor, columns: Tensor, grid: Grid) -> Tensor:
-        """Vectors of all offsets relative to the class token's, and a zero: (4G - 1, D)."""
-        tables = [(table - table[0])[grid.table_rows] for table in (rows, columns)]
-        return F.pad(torch.cat(tables), (0, 0, 0, 1))
+    def by_offset(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Key and value vectors of all offsets relative to the class token's: (4G - 1, D) each.
+
+        The last is for all tokens: of keys zero, of values the class token's own.
+        """
+        if self.baked_keys is not None:
+            return self.baked_keys, self.baked_values
+        pairs = (self.key_rows, self.key_columns), (self.value_rows, self.value_columns)
+        keys, values = ([(table - table[0])[grid.table_rows] for table in pair] for pair in pairs)
+        rows, columns = pairs[1]
+        last = (rows + columns)[:1]
+        return torch.cat([*keys, torch.zeros_like(last)]), torch.cat([*values, last])
+
+    @torch.no_grad()
+    def bake(self, grid: Grid | None) -> None:
+        """Keep what :meth:`by_offset` gives now; with None, follow the tables again."""
+        self.baked_keys = self.baked_values = None
+        if grid is not None:
+            self.baked_keys, self.baked_values = self.by_offset(grid)
+
+    def train(self, mode: bool = True) -> 'PlainAttention':
+        """As in ``nn.Module``; whoever trains follows the tables."""
+        if mode:
+            self.bake(None)
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args) -> None:
+        self.bake(None)
+        super()._load_from_state_dict(*args)
 
 
 class PlainBlock(nn.Module):
@@ -134,6 +165,7 @@ class PlainViT(nn.Module):
     ):
         super().__init__()
         side, self.pooling = img_size // patch_size, pooling
+        self.image_shape = in_channels, img_size, img_size
         self.patch_embed = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, side**2 + 1, embed_dim))
@@ -146,21 +178,42 @@ class PlainViT(nn.Module):
         self.grid = Grid(side, max_relative_position, head_dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of normalised images."""
+        """Logits (B, num_classes) of normalised images; raises as :meth:`tokens`."""
         return self.head(self.pool(self.tokens(images)))
 
     def tokens(self, images: Tensor) -> Tensor:
-        """Features of all tokens (B, N, C), the class token first."""
-        x = self.patch_embed(images).flatten(2).transpose(1, 2)
-        first = self.cls_token.expand(x.shape[0], -1, -1)  # len(x) would be exported as a constant
-        x = torch.cat([first, x], dim=1) + self.pos_embed
+        """Features of all tokens (B, N, C), the class token first.
+
+        Raises:
+            ValueError: If the images are not (B, channels, side, side).
+        """
+        x = self.embed(images)
         for block in self.blocks:
             x = block(x, self.grid)
         return self.norm(x)
 
+    def embed(self, images: Tensor) -> Tensor:
+        """What the first block sees, (B, N, C); raises as :meth:`tokens`."""
+        if tuple(images.shape[1:]) != self.image_shape:
+            expected = ', '.join(map(str, self.image_shape))
+            raise ValueError(f'images must be (B, {expected}), got {tuple(images.shape)}')
+        x = self.patch_embed(images).flatten(2).transpose(1, 2)
+        first = self.cls_token.expand(x.shape[0], -1, -1)  # len(x) would be exported as a constant
+        return torch.cat([first, x], dim=1) + self.pos_embed
+
     def pool(self, tokens: Tensor) -> Tensor:
         """What the classifier sees, (B, C)."""
         return tokens[:, 0] if self.pooling == 'cls_token' else tokens[:, 1:].mean(dim=1)
+
+    def bake(self) -> 'PlainViT':
+        """Compute what depends on weights alone, once, for faster inference; returns itself.
+
+        ``train()`` and ``load_state_dict`` undo it. Without them, the tables of relative positions
+        must not be changed in place: nobody would see it.
+        """
+        for block in self.blocks:
+            block.attn.bake(self.grid)
+        return self
 
 
 def load_plain_vit(folder: str | Path) -> tuple[PlainViT, dict]:
@@ -170,8 +223,10 @@ def load_plain_vit(folder: str | Path) -> tuple[PlainViT, dict]:
         folder: Holds ``architecture.json`` and ``weights.safetensors``.
 
     Returns:
-        The network in evaluation mode, and the whole content of the JSON; its ``preprocess``
-        says how to normalise images.
+        The network in evaluation mode, baked (call ``train()`` before you train it), and the whole
+        content of the JSON. Its ``preprocess`` says how images are prepared: ``mean`` and ``std``
+        of values 0..255, or None; ``channel_order``; ``interpolation``; and ``crop_ratio``, what a
+        central crop takes of the short edge, or None if the whole image is squeezed.
 
     Raises:
         ValueError: If a file is missing or damaged, or the two do not belong together.
@@ -190,7 +245,7 @@ def load_plain_vit(folder: str | Path) -> tuple[PlainViT, dict]:
         )
     model = PlainViT(**description['network'])
     model.load_state_dict(weights)
-    return model.eval(), description
+    return model.eval().bake(), description
 
 
 def _read_description(path: Path) -> dict:
@@ -259,6 +314,12 @@ def _check_preprocess(preprocess, channels: int) -> None:
         _require(fits, f'preprocess.{name}', f'None or {channels} numbers', values)
     if 0 in (preprocess.get('std') or ()):
         raise ValueError('preprocess.std must not be 0')
+    for name, known in (('channel_order', _ORDERS), ('interpolation', INTERPOLATIONS)):
+        value = preprocess.get(name, known[0])
+        _require(value in known, f'preprocess.{name}', ' or '.join(map(repr, known)), value)
+    ratio = preprocess.get('crop_ratio', 1.0)  # of None, the whole image is squeezed
+    fits = ratio is None or (_is_finite(ratio) and 0.1 <= ratio <= 1)
+    _require(fits, 'preprocess.crop_ratio', 'None or a number from 0.1 to 1', ratio)
 
 
 def _is_finite(value) -> bool:

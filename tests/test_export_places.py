@@ -1,0 +1,210 @@
+"""What is in an export's folder after one run, and after the next."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import call_tool
+from test_export import trained_like
+from tiny import SPACE, images, tiny_model
+
+from tas_lora import UserError, export_subnet
+from tas_lora.export import FORMATS, Source, export_formats
+from tas_lora.export.writing import check_place
+
+FILES = {'weights.safetensors', 'architecture.json', 'plain_vit.py', 'MODEL_CARD.md'}
+
+
+@pytest.fixture(scope='module')
+def model():
+    return trained_like(tiny_model())
+
+
+@pytest.fixture(scope='module')
+def sources(model, tmp_path_factory) -> list[Source]:
+    """Two subnets of one supernet."""
+    chosen = SPACE.smallest(), SPACE.largest()
+    folders = [tmp_path_factory.mktemp('source') for _ in chosen]
+    pairs = zip(chosen, folders, strict=True)
+    return [Source.read(export_subnet(model, subnet, folder)) for subnet, folder in pairs]
+
+
+def noted(name: str, off: float = 0.0, fails: bool = False):
+    """A format by name that writes the width down, and runs what was to be written."""
+    (form,) = (form for form in FORMATS if form.name == name)
+    nets = []
+
+    def write(source, folder):
+        nets[:] = [source.net]
+        (folder / form.file).write_text(str(source.network['embed_dim']))
+        if fails:
+            raise RuntimeError('no space left')
+
+    @torch.no_grad()
+    def run(folder, batches):
+        return [nets[0](batch) + off for batch in batches]
+
+    return replace(form, write=write, run=run)
+
+
+ROOT = FORMATS[0]
+
+
+def contents(folder) -> dict[str, str]:
+    """Width of each format that is there."""
+    found = {form.name: folder / form.folder / form.file for form in FORMATS if not form.root}
+    return {name: path.read_text() for name, path in found.items() if path.exists()}
+
+
+def test_another_network_leaves_nothing_of_the_first(model, sources, tmp_path):
+    first, second = sources
+    export_formats(model, first, [ROOT, noted('onnx'), noted('timm')], tmp_path)
+    (tmp_path / 'onnx' / 'model_int8.onnx').write_text('16')
+    (tmp_path / 'notes.txt').write_text('mine')
+    found = export_formats(model, second, [ROOT, noted('onnx')], tmp_path)
+    assert all(each.held for each in found)
+    assert contents(tmp_path) == dict(onnx='24')
+    assert [path.name for path in (tmp_path / 'onnx').iterdir()] == ['model.onnx']
+    assert {path.name for path in tmp_path.iterdir()} == FILES | {'onnx', 'notes.txt'}
+    assert Source.read(tmp_path).network['embed_dim'] == 24
+
+
+@pytest.mark.parametrize('wrong', [dict(off=1.0), dict(fails=True)])
+def test_a_failure_leaves_nothing_of_another_network(model, sources, tmp_path, wrong):
+    first, second = sources
+    export_formats(model, first, [ROOT, noted('onnx')], tmp_path)
+    root, other = export_formats(model, second, [ROOT, noted('onnx', **wrong)], tmp_path)
+    assert root.held
+    assert not other.held
+    assert not other.older
+    assert contents(tmp_path) == {}
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+def test_a_failure_leaves_the_same_network_and_says_so(model, sources, tmp_path):
+    export_formats(model, sources[0], [ROOT, noted('onnx'), noted('timm')], tmp_path)
+    _, wrong = export_formats(model, sources[0], [ROOT, noted('onnx', off=1.0)], tmp_path)
+    assert str(wrong).endswith('(ABOVE 1e-04); one of an earlier run is still there')
+    assert contents(tmp_path) == dict(onnx='16', timm='16')
+
+
+def test_where_nothing_agrees_the_first_network_stays(model, sources, tmp_path):
+    first, second = sources
+    forms = [noted('onnx'), noted('timm')]
+    export_formats(model, first, [ROOT, *forms], tmp_path)
+    failing = [noted('onnx', off=torch.nan), noted('timm', fails=True)]
+    found = export_formats(model, second, failing, tmp_path)
+    assert all('one of an earlier run is still there' in str(each) for each in found)
+    assert contents(tmp_path) == dict(onnx='16', timm='16')
+    assert Source.read(tmp_path).network['embed_dim'] == 16
+
+
+def test_what_a_killed_run_left_goes(model, sources, tmp_path):
+    (tmp_path / '.export-abcd' / 'onnx').mkdir(parents=True)
+    (tmp_path / '.export-abcd' / 'onnx' / 'model.onnx').write_text('x')
+    assert export_formats(model, sources[0], [ROOT], tmp_path)[0].held
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+def test_small_logits_are_compared_with_their_deviation(tmp_path):
+    """1e-5 is within the tolerance, and yet as much as a tenth of what images make."""
+    small = tiny_model()
+    with torch.no_grad():
+        small.head.fc.weight.mul_(1e-4)
+    source = Source.read(export_subnet(small, SPACE.smallest(), tmp_path / 'source'))
+    with torch.no_grad():
+        deviation = float(source.net(source.random_images()).std(0).mean())
+    assert deviation < 1e-3
+    forms = noted('onnx'), noted('timm', off=1e-5)
+    right, wrong = export_formats(small, source, forms, tmp_path / 'out')
+    assert right.held
+    assert not wrong.held
+    assert wrong.difference == pytest.approx(1e-5, rel=0.05)
+    assert wrong.deviation == pytest.approx(deviation, rel=1e-3)
+    assert str(wrong).endswith('(ABOVE 1e-04 of that)')
+    assert contents(tmp_path / 'out') == dict(onnx='16')
+
+
+# What is in the way
+
+
+def test_a_file_where_a_folder_is_to_go(model, sources, tmp_path):
+    (tmp_path / 'file').write_text('x')
+    (tmp_path / 'out').mkdir()
+    for place in (tmp_path / 'file', tmp_path / 'file' / 'below'):
+        with pytest.raises(UserError, match=rf'{place} cannot be made: \S+/file is a file'):
+            check_place(place)
+    (tmp_path / 'out' / 'torch_export').write_text('x')
+    with pytest.raises(UserError, match=r'torch_export is a file, where a folder is to go; move'):
+        export_formats(model, sources[0], [noted('torch_export')], tmp_path / 'out')
+    check_place(tmp_path / 'out', [noted('onnx')])
+    (tmp_path / 'out' / 'weights.safetensors').mkdir()
+    with pytest.raises(UserError, match=r'weights.safetensors is a folder, where a file is to go'):
+        check_place(tmp_path / 'out', [noted('onnx')])
+
+
+def test_folders_of_others_are_not_replaced(model, sources, tmp_path):
+    (tmp_path / 'timm').mkdir()
+    check_place(tmp_path)  # an empty one will do
+    (tmp_path / 'timm' / 'setup.py').write_text('mine')
+    with pytest.raises(UserError, match=r'timm has files, and no tas_lora_vit.py of an earlier'):
+        export_formats(model, sources[0], [ROOT, noted('timm')], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['timm']
+    assert export_formats(model, sources[0], [ROOT], tmp_path)[0].held
+    assert (tmp_path / 'timm' / 'setup.py').read_text() == 'mine'
+
+
+def test_the_place_is_checked_before_anything_is_read(tmp_path, capsys):
+    (tmp_path / 'file').write_text('x')
+    files = ('no_config.py', 'no_checkpoint.pth', '--subnet', 'no.json')
+    assert call_tool('export.py', *files, '--out', tmp_path / 'file') == 2
+    assert 'cannot be made' in capsys.readouterr().err
+
+
+# What lies there
+
+
+ALONE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from plain_vit import load_plain_vit
+net, description = load_plain_vit(sys.argv[1])
+torch.save(net(torch.load(sys.argv[2])), sys.argv[3])
+assert not [name for name in sys.modules if name.split('.')[0] == 'tas_lora']
+"""
+
+
+def test_the_folder_needs_nothing_of_the_toolkit(model, sources, tmp_path):
+    export_formats(model, sources[0], [ROOT], tmp_path / 'out')
+    torch.save(images(3), tmp_path / 'given.pt')
+    arguments = [tmp_path / name for name in ('out', 'given.pt', 'wanted.pt')]
+    command = [sys.executable, '-c', ALONE, *map(str, arguments)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    model.set_subnet(SPACE.smallest())
+    with torch.no_grad():
+        expected = model(images(3), mode='tensor')
+    torch.testing.assert_close(torch.load(tmp_path / 'wanted.pt'), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_cards_are_of_what_is_there_after_all(model, sources, tmp_path):
+    def card(form, checks):
+        return f'{form.name}: ' + ', '.join(f'{each.name} {seen}' for each, seen in checks.items())
+
+    def written():
+        return (tmp_path / 'MODEL_CARD.md').read_text()
+
+    (root, _) = export_formats(model, sources[0], [ROOT, noted('onnx')], tmp_path, card)
+    seen = f'{root.difference:.1e}'
+    assert written() == f'safetensors: safetensors {seen}, onnx {seen}'
+    forms = [ROOT, noted('timm', off=1.0), noted('huggingface')]
+    export_formats(model, sources[0], forms, tmp_path, card)
+    expected = f'safetensors {seen}, onnx checked by an earlier run, huggingface {seen}'
+    assert written() == f'safetensors: {expected}'
+    assert (tmp_path / 'huggingface' / 'README.md').read_text() == f'huggingface: {expected}'
+    export_formats(model, sources[1], [ROOT], tmp_path, card)
+    assert written().startswith('safetensors: safetensors ')
+    assert 'onnx' not in written()
