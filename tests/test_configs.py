@@ -5,6 +5,7 @@ import gc
 import re
 import runpy
 import shlex
+import shutil
 from collections import defaultdict
 from copy import deepcopy
 from itertools import islice
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.hooks import ParamSchedulerHook
+from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from PIL import Image
 
@@ -69,7 +71,7 @@ def one_thread():
 
 @pytest.fixture(scope='session')
 def data(tmp_path_factory) -> Path:
-    """A folder with ``imagenet``, 1,000 classes of one image, ``digits``, ``fashion_mnist``."""
+    """A folder with ``imagenet``, 1,000 classes of one image, and the small data sets."""
     root, rng = tmp_path_factory.mktemp('data'), np.random.default_rng(0)
     for i in range(1000):
         for split in ('train', 'val'):
@@ -77,6 +79,13 @@ def data(tmp_path_factory) -> Path:
             folder.mkdir(parents=True)
             pixels = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / 'x.JPEG')
+    for name in 'ABCDEFGHIJ':
+        for split, count in (('train', 12), ('test', 2)):
+            folder = root / 'image_folder' / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f'{i}.png')
     write_idx = runpy.run_path(ROOT / 'tools' / 'prepare_digits.py')['write_idx']
     for folder, side in (('digits', 8), ('fashion_mnist', 28)):
         (root / folder).mkdir()
@@ -255,7 +264,9 @@ def test_published_search(runner, published):
     assert loop.score == 'cross_entropy'
 
 
-@pytest.mark.parametrize('family', ['autoformer_t', 'autoformer_s', 'autoformer_b', 'digits'])
+@pytest.mark.parametrize(
+    'family', ['autoformer_t', 'autoformer_s', 'autoformer_b', 'digits', 'folder']
+)
 def test_search_sees_images_that_no_training_saw(family, data):
     def read(stage: str, loader: str) -> list:
         cfg = load_config(CONFIGS[f'{family}_{stage}'])
@@ -266,7 +277,8 @@ def test_search_sees_images_that_no_training_saw(family, data):
         pixels = (data / 'digits' / 'train-images-idx3-ubyte').read_bytes()[16:]
         everything = {pixels[i : i + 64] for i in range(0, len(pixels), 64)}
     else:
-        everything = {str(path) for path in (data / 'imagenet' / 'train').glob('*/*')}
+        folder = 'image_folder' if family == 'folder' else 'imagenet'
+        everything = {str(path) for path in (data / folder / 'train').glob('*/*')}
     heldout = read('search', 'val_dataloader')
     assert len(heldout) > 0
     for stage in ('supernet', 'moLE'):
@@ -274,6 +286,36 @@ def test_search_sees_images_that_no_training_saw(family, data):
         trained = set(read(stage, 'train_dataloader'))
         assert not trained & set(heldout)
         assert trained | set(heldout) == everything
+
+
+@pytest.mark.parametrize('stage', ['supernet', 'search'])
+def test_classes_that_are_not_the_folders_are_told(stage, data):
+    cfg = load_config(CONFIGS[f'folder_{stage}'])
+    redirect(dict(cfg.items()), data)
+    dataset = deepcopy(cfg.val_dataloader.dataset)
+    assert DATASETS.build(dataset).metainfo['classes'] == list('ABCDEFGHIJ')
+    dataset.dataset.metainfo.classes = ['A', 'B']
+    with pytest.raises(AssertionError, match=r'subfolders \(10\).*specified classes \(2\)'):
+        DATASETS.build(dataset)
+
+
+def test_experts_and_supernet_of_a_folder_follow_from_its_space_and_classes(tmp_path):
+    shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
+    letters = ', '.join(map(repr, 'ABCDEFGHIJ'))
+    edits = (
+        ('models', 'num_heads=[2, 3]', 'num_heads=[1, 2, 4]'),
+        ('datasets', f'classes = [{letters}]', "classes = ['up', 'down', 'a']"),
+    )
+    for folder, old, new in edits:
+        file = tmp_path / 'configs' / '_base_' / folder / 'image_folder.py'
+        assert file.read_text().count(old) == 1
+        file.write_text(file.read_text().replace(old, new))
+    cfg = load_config(tmp_path / 'configs' / 'folder_search.py')
+    assert cfg.val_cfg.space.num_heads == cfg.model.router.space.num_heads == [1, 2, 4]
+    assert cfg.model.backbone.arch.num_heads == [4] * 5
+    assert cfg.model.backbone.mole.num_experts == 3 * 3 * 2
+    assert cfg.model.head.num_classes == cfg.data_preprocessor.num_classes == 3
+    assert cfg.test_dataloader.dataset.metainfo.classes == ['a', 'down', 'up']  # as folders sort
 
 
 @built('autoformer_t_moLE')
