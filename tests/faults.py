@@ -27,6 +27,18 @@ class SignalAt(Hook):
 
 
 @HOOKS.register_module(force=True)
+class FailAt(Hook):
+    """Fails in an iteration, as a defect does."""
+
+    def __init__(self, iteration: int):
+        self.iteration = iteration
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == self.iteration:
+            raise RuntimeError('out of luck')
+
+
+@HOOKS.register_module(force=True)
 class EndInValidation(Hook):
     """Ends the process in the first validation."""
 

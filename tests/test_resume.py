@@ -250,6 +250,27 @@ def test_a_signal_to_all_processes_of_a_job(config, tmp_path):
         assert apis.find_resumable(cfg.work_dir).name == 'stopped_iter_6.pth'
 
 
+@pytest.mark.parametrize(('fault', 'code'), [(False, 0), (True, 1)])
+def test_a_training_ends_though_its_workers_are_deaf_to_signals(config, tmp_path, fault, code):
+    """Those that stay between epochs, and those of an epoch that an error breaks off."""
+    cfg = config('supernet', 'ends', 2, hooks=[dict(type='FailAt', iteration=5)] if fault else ())
+    cfg.train_dataloader.persistent_workers = not fault
+    cfg.dump(tmp_path / 'config.py')
+    environment = os.environ | dict(
+        PYTHONPATH=str(ROOT / 'tests'), OMP_NUM_THREADS='1', TAS_LORA_DEBUG='1'
+    )
+    done = subprocess.run(
+        [sys.executable, ROOT / 'tools/train.py', tmp_path / 'config.py'],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == code, done.stderr[-3000:]
+    assert ('out of luck' in done.stderr) == fault
+
+
 def test_a_killed_training_goes_on_from_the_newest_whole_file(config, tmp_path):
     whole = config('supernet', 'whole')
     apis.train(whole)

@@ -7,7 +7,6 @@ of loader workers, and no two epochs are augmented alike.
 
 import os
 import random
-import signal
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from ..errors import UserError
 from ..registry import DATA_SAMPLERS, DATASETS
+from .workers import end_workers_at_exit, leave_signals_to_the_parent
 
 UNREADABLE = 'unreadable'  # in a batch: what could not be read
 IMAGES, MODEL = 1, 2  # first words of keys: whose random numbers they are
@@ -181,15 +181,10 @@ def _with_dataset(dataloader: Mapping, replace: bool) -> dict:
     config['dataset'] = dict(
         type='tas_lora.ReplayDataset', dataset=config['dataset'], replace=replace
     )
-    config.setdefault('worker_init_fn', dict(type=_leave_signals_to_the_parent))
+    config.setdefault('worker_init_fn', dict(type=leave_signals_to_the_parent))
+    end_workers_at_exit()
     config.pop('disable_subprocess_warning', None)  # goes with MMEngine's own function
     return config
-
-
-def _leave_signals_to_the_parent(worker_id: int) -> None:
-    """A signal to all processes of a job must not take the images from the last iteration."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def check_readable(data_batch: dict) -> None:

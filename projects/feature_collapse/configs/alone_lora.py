@@ -4,3 +4,5 @@ python run.py --parts alone
 """
 
 _base_ = './single_lora.py'
+
+optim_wrapper = dict(optimizer=dict(lr=1e-2))  # results/tuning

@@ -4,3 +4,5 @@ python run.py --parts alone
 """
 
 _base_ = './full_finetune.py'
+
+optim_wrapper = dict(optimizer=dict(lr=5e-3))  # results/tuning
