@@ -232,20 +232,26 @@ def test_two_processes_of_which_one_is_told_to_stop(config, tmp_path):
         assert_same(final(whole), final(again))
 
 
+def train_apart(cfg, folder: Path, **environment) -> subprocess.CompletedProcess:
+    """A training by the tool in a session of its own, as a shell starts it."""
+    cfg.dump(folder / 'config.py')
+    variables = dict(PYTHONPATH=str(ROOT / 'tests'), OMP_NUM_THREADS='1') | environment
+    return subprocess.run(
+        [sys.executable, ROOT / 'tools/train.py', folder / 'config.py'],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        start_new_session=True,
+    )
+
+
 def test_a_signal_to_all_processes_of_a_job(config, tmp_path):
     """As Slurm, systemd, a launcher and Ctrl-C send it: to the loader's workers, too."""
     for number in (signal.SIGTERM, signal.SIGINT):
         cfg = config('supernet', number.name, 2, hooks=stop_at(5, number=int(number), group=True))
-        cfg.dump(tmp_path / 'config.py')
-        environment = os.environ | dict(PYTHONPATH=str(ROOT / 'tests'), OMP_NUM_THREADS='1')
-        done = subprocess.run(
-            [sys.executable, ROOT / 'tools/train.py', tmp_path / 'config.py'],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            start_new_session=True,
-        )
+        done = train_apart(cfg, tmp_path)
         assert done.returncode == STOPPED, done.stderr[-3000:]
         assert apis.find_resumable(cfg.work_dir).name == 'stopped_iter_6.pth'
 
@@ -255,18 +261,7 @@ def test_a_training_ends_though_its_workers_are_deaf_to_signals(config, tmp_path
     """Those that stay between epochs, and those of an epoch that an error breaks off."""
     cfg = config('supernet', 'ends', 2, hooks=[dict(type='FailAt', iteration=5)] if fault else ())
     cfg.train_dataloader.persistent_workers = not fault
-    cfg.dump(tmp_path / 'config.py')
-    environment = os.environ | dict(
-        PYTHONPATH=str(ROOT / 'tests'), OMP_NUM_THREADS='1', TAS_LORA_DEBUG='1'
-    )
-    done = subprocess.run(
-        [sys.executable, ROOT / 'tools/train.py', tmp_path / 'config.py'],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = train_apart(cfg, tmp_path, TAS_LORA_DEBUG='1')
     assert done.returncode == code, done.stderr[-3000:]
     assert ('out of luck' in done.stderr) == fault
 
@@ -275,11 +270,7 @@ def test_a_killed_training_goes_on_from_the_newest_whole_file(config, tmp_path):
     whole = config('supernet', 'whole')
     apis.train(whole)
     killed = config('supernet', 'killed', hooks=stop_at(6, number=int(signal.SIGKILL)))
-    killed.dump(tmp_path / 'killed.py')
-    environment = os.environ | dict(PYTHONPATH=str(ROOT / 'tests'))
-    command = [sys.executable, ROOT / 'tools/train.py', tmp_path / 'killed.py']
-    done = subprocess.run(command, env=environment, capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL
+    assert train_apart(killed, tmp_path).returncode == -signal.SIGKILL
     checkpoint = apis.find_resumable(killed.work_dir)
     assert checkpoint.name == 'epoch_1.pth'
     resumed = config('supernet', 'killed', allow_changes=True)

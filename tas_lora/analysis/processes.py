@@ -74,11 +74,16 @@ def _peak_job(rank, processes, path, model_config, subnet, name, batch_size) -> 
     model = contestants(model_config, subnet, 'cpu', (name,))[name]
     spec = supernet(model_config).image_spec
     step = training_step(model, *batch_of(spec, batch_size, 'cpu'))
+    torch.save(peak_mib(step), path)
+
+
+def peak_mib(step: Callable[[], object]) -> float:
+    """MiB that two calls of ``step`` take at their peak, above what the process holds before."""
     Path('/proc/self/clear_refs').write_text('5')  # Linux: let the peak start from here
     before = _status_mib('VmRSS')
     step()
     step()
-    torch.save(_status_mib('VmHWM') - before, path)
+    return _status_mib('VmHWM') - before
 
 
 def _status_mib(field: str) -> float:
