@@ -131,7 +131,7 @@ def search_two(cfg) -> None:
 def test_two_steps(name, photo, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     cfg = made_up(name, photo, tmp_path)
-    if name not in FULL_SIZE and not name.startswith(('digits', 'fashion')):
+    if name not in FULL_SIZE and not name.startswith(('digits', 'fashion', 'folder')):
         cfg = Config(shrunk(cfg.to_dict()))
     if name.endswith('search'):
         search_two(cfg)
