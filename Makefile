@@ -3,7 +3,7 @@
 # make lint   style
 # make variants   each variant of router, experts and training, end to end on the digits, and compiled blocks: half an hour
 # make soak    faults done to real runs, a table of what was lost: half an hour
-# make nightly 10,000 made-up inputs for each reader, and long runs that must hold no more at their end: half an hour
+# make nightly 10,000 made-up inputs for each reader, long runs that must hold no more at their end, the slowest tests: 35 minutes
 # make lowest  all tests with the lowest versions that setup.py allows, in an environment of their own
 PYTHON ?= python3
 VENV ?= .venv
@@ -36,6 +36,7 @@ soak: $(INSTALLED)
 nightly: $(INSTALLED)
 	HYPOTHESIS_PROFILE=nightly $(VENV)/bin/python -m pytest -q tests/test_fuzz.py
 	$(VENV)/bin/python -m pytest -q -s tests/slow/test_long_runs.py
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -m slow
 
 work_dirs/digits_supernet/epoch_30.pth:
 	$(MAKE) demo

@@ -53,6 +53,7 @@ def train_in_pair(cfg, config_file) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
+SLOW = pytest.mark.slow  # run by `make nightly`
 CASES = {
     'supernet': {},
     'sandwich': {'train_cfg.strategy.type': 'tas_lora.SandwichRule'},
@@ -61,7 +62,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize(
+    'case', [pytest.param(c, marks=SLOW if c == 'sandwich' else ()) for c in CASES]
+)
 def test_two_processes_equal_one(digits_config, tmp_path, case):
     stage = case if case in ('supernet', 'moLE') else 'supernet'
     alone, pair = (digits_config(stage, images=40, options=CASES[case]) for _ in range(2))
@@ -94,7 +97,9 @@ def searched(work_dir) -> tuple[str, dict]:
 RACE = dict(first=60, strata=2, controls=4)
 
 
-@pytest.mark.parametrize(('race', 'counts'), [(None, (1, 2)), (RACE, (1, 2, 4))])
+@pytest.mark.parametrize(
+    ('race', 'counts'), [pytest.param(None, (1, 2), marks=SLOW), (RACE, (1, 2, 4))]
+)
 def test_a_search_is_the_same_on_any_number_of_ranks(digits_config, tmp_path, race, counts):
     options = {
         'val_cfg.evolution': dict(population=6, generations=2, mutations=2, crossovers=2),

@@ -1,5 +1,6 @@
 """Variants of router, grouping and experts, and the published parameter shares."""
 
+from dataclasses import replace
 from itertools import combinations
 from math import prod
 
@@ -75,8 +76,9 @@ def test_random_initialisation_has_one_head_for_all_groups(router):
 
 def test_experts_follow_the_attributes():
     space, _ = autoformer('t')
-    sizes = dict(num_heads=2, mlp_ratio=2, embed_dim=3, depth=3)
-    for count in range(1, 5):
+    space = replace(space, patch_size=(14, 16))
+    sizes = dict(num_heads=2, mlp_ratio=2, embed_dim=3, depth=3, patch_size=2)
+    for count in range(1, 6):
         for attributes in combinations(ATTRIBUTES, count):
             expected = prod(sizes[name] for name in attributes)
             assert LSTMRouterHead(space, attributes, hidden_size=4).num_experts == expected
