@@ -15,6 +15,7 @@ EXTRAS = {
     'search': ['pymoo>=0.6.1', 'scikit-learn>=1.2'],  # several goals; a surrogate
     **FORMATS,
     'export': sum(FORMATS.values(), []),
+    'nas_lora': ['scikit-image>=0.22'],  # its photographs; projects/nas_lora
 }
 TOOLS = ['hypothesis>=6.80', 'pre-commit', 'pytest>=7.0', 'pytest-xdist>=3.2', 'ruff']
 EXTRAS['dev'] = sorted({*sum(EXTRAS.values(), []), *TOOLS})

@@ -1,6 +1,6 @@
 """ISIC 2017, all of SAM base trained: the baseline that adapters are held against.
 
-python $TOOLS/train.py configs/isic2017_full.py
+python projects/nas_lora/tools/train.py projects/nas_lora/configs/isic2017_full.py
 
 GPUs: 1, batch 4 (memory not measured). Not run; rates and epochs are those of the paper's adapters.
 Data: configs/_base_/isic2017.py.

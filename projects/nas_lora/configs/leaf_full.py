@@ -1,6 +1,6 @@
 """Leaf, all of SAM base trained: the baseline that adapters are held against.
 
-python $TOOLS/train.py configs/leaf_full.py
+python projects/nas_lora/tools/train.py projects/nas_lora/configs/leaf_full.py
 
 GPUs: 1, batch 4 (memory not measured). Not run; rates and epochs are those of the paper's adapters.
 Data: configs/_base_/leaf.py.

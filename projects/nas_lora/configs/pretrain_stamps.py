@@ -1,6 +1,6 @@
 """The tiny SAM on stamps from nothing: what stands in for SAM's own training.
 
-python $TOOLS/train.py configs/pretrain_stamps.py
+python projects/nas_lora/tools/train.py projects/nas_lora/configs/pretrain_stamps.py
 
 GPUs: 0, two minutes on one CPU core. IoU .452 on the test set of tools/prepare_stamps.py (measured,
 one seed; .514 on its validation set, which has other photographs behind the objects).

@@ -32,9 +32,7 @@ def initial_alpha(count: int, choice: str = 'searched', std: float = 1e-3) -> Te
         return nn.Parameter(torch.randn(count) * std)
     if choice == 'uniform':
         return torch.zeros(count)
-    alpha = torch.full((count,), -torch.inf)
-    alpha[torch.randint(count, ())] = 0
-    return alpha
+    return torch.where(torch.arange(count) == torch.randint(count, ()), 0.0, -torch.inf)
 
 
 def cell_channels(rank: int, ratio: float) -> int:

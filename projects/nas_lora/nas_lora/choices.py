@@ -45,7 +45,11 @@ def choices_table(model: nn.Module) -> str:
     Raises:
         UserError: As :func:`choices`.
     """
-    found = choices(model)
+    return probabilities_table(choices(model))
+
+
+def probabilities_table(found: dict[str, dict[str, float]]) -> str:
+    """:func:`choices_table` of what :func:`choices` gave, or of a mean of several."""
     names = _operations_of(found)
     rows = [['layer', *names, 'chosen'], ['---', *['---:'] * len(names), '---']]
     for layer, chances in found.items():
@@ -64,9 +68,13 @@ def draw_choices(model: nn.Module, path: str | Path) -> None:
     Raises:
         UserError: As :func:`choices`; also if the file cannot be written.
     """
+    draw_probabilities(choices(model), path)
+
+
+def draw_probabilities(found: dict[str, dict[str, float]], path: str | Path) -> None:
+    """:func:`draw_choices` of what :func:`choices` gave, or of a mean of several."""
     from matplotlib.figure import Figure
 
-    found = choices(model)
     names = _operations_of(found)
     chances = np.array([[row.get(name, np.nan) for name in names] for row in found.values()])
     figure = Figure(figsize=(2.5 + 0.7 * len(names), 1.5 + 0.18 * len(found)), layout='constrained')

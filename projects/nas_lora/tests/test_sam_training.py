@@ -34,7 +34,10 @@ def test_configs_name_parts_that_exist_and_arguments_that_they_take(name):
         pipeline = config[f'{part}_dataloader'].dataset.pipeline
         assert all(TRANSFORMS.build(step) for step in pipeline)
     assert METRICS.build(config.test_evaluator)
-    model = config.model if name == 'pretrain_stamps' else dict(config.model, pretrained=None)
+    model = dict(config.model)
+    if name != 'pretrain_stamps':  # the others start from files
+        inner = dict(model.get('model', model), pretrained=None)
+        model = dict(model, model=inner) if 'model' in model else inner
     with torch.device('meta'):
         assert MODELS.build(model)
     text = (CONFIGS / f'{name}.py').read_text()

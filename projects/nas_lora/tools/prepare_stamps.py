@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import project_path  # noqa: F401
 from nas_lora.stamps import PARTS, Part, parts_of, stamps_in, write_part
 
 from tas_lora import UserError, cli

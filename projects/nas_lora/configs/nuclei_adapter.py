@@ -1,0 +1,13 @@
+"""Nuclei, bottleneck adapters behind attention and MLP of every block.
+
+python projects/nas_lora/tools/train.py projects/nas_lora/configs/nuclei_adapter.py
+
+GPUs: 0. Scores of three seeds: README.md.
+"""
+
+_base_ = ['_base_/nuclei_adapted.py']
+
+model = dict(
+    adapter=dict(type='nas_lora.BottleneckAdapter', width=8),
+    targets=[r'layers\.\d+\.(attn|ffn\.layers)'],
+)

@@ -1,0 +1,10 @@
+"""Nuclei, Conv-LoRA of rank 3 with 8 experts on the fused qkv of every block.
+
+python projects/nas_lora/tools/train.py projects/nas_lora/configs/nuclei_conv_lora.py
+
+GPUs: 0. Scores of three seeds: README.md.
+"""
+
+_base_ = ['_base_/nuclei_adapted.py']
+
+model = dict(adapter=dict(type='nas_lora.ConvLoRALinear', rank=3, num_experts=8))

@@ -1,0 +1,8 @@
+"""Nuclei, the decoder alone trained.
+
+python projects/nas_lora/tools/train.py projects/nas_lora/configs/nuclei_decoder.py
+
+GPUs: 0. Scores of three seeds: README.md.
+"""
+
+_base_ = ['_base_/nuclei_adapted.py']

@@ -1,0 +1,10 @@
+"""Nuclei, NAS-PC-LoRA: two of three channels in the cell, the paper's best.
+
+python projects/nas_lora/tools/train.py projects/nas_lora/configs/nuclei_nas_pc_lora.py
+
+GPUs: 0. Scores of three seeds: README.md.
+"""
+
+_base_ = ['nuclei_nas_lora.py']
+
+model = dict(adapter=dict(ratio=2 / 3))

@@ -1,0 +1,10 @@
+"""Nuclei, one random operation in each cell, not searched.
+
+python projects/nas_lora/tools/train.py projects/nas_lora/configs/nuclei_random.py
+
+GPUs: 0. Scores of three seeds: README.md.
+"""
+
+_base_ = ['_base_/nuclei_adapted.py']
+
+model = dict(adapter=dict(type='nas_lora.NASLoRALinear', rank=3, choice='random'))

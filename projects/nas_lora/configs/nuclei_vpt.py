@@ -1,0 +1,13 @@
+"""Nuclei, deep visual prompt tuning: 5 prompts in every block.
+
+python projects/nas_lora/tools/train.py projects/nas_lora/configs/nuclei_vpt.py
+
+GPUs: 0. Scores of three seeds: README.md.
+"""
+
+_base_ = ['_base_/nuclei_adapted.py']
+
+model = dict(
+    adapter=dict(type='nas_lora.PromptedAttention', num_prompts=5),
+    targets=[r'layers\.\d+\.attn'],
+)

@@ -1,0 +1,81 @@
+"""A trained segmentor back from its files, and its scores."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from tas_lora import UserError
+from tas_lora.errors import blame
+from tas_lora.models.safe_load import read_state_dict
+
+from .registry import MODELS
+
+
+def load_model(cfg: Config, checkpoint: str | Path) -> nn.Module:
+    """The model of a config with a checkpoint's weights, in evaluation mode.
+
+    Raises:
+        UserError: If it cannot be built, or the checkpoint does not fit it.
+    """
+    with blame('the model cannot be built'):
+        model = MODELS.build(cfg.model)
+    try:
+        model.load_state_dict(read_state_dict(checkpoint))
+    except RuntimeError as error:
+        reason = ' '.join(str(error).split())[:300]
+        raise UserError(f'{checkpoint} does not fit the model: {reason}') from error
+    model.eval()
+    return model
+
+
+class Scorer:
+    """Scores models on the images of one part of a config.
+
+    Args:
+        cfg: A config with ``{part}_dataloader`` and ``{part}_evaluator``.
+        part: 'val' or 'test'.
+
+    Raises:
+        UserError: If the data cannot be read.
+    """
+
+    def __init__(self, cfg: Config, part: str = 'test'):
+        with blame(f'{part}_dataloader cannot be built'):
+            self.loader = Runner.build_dataloader(cfg[f'{part}_dataloader'], seed=0)
+        self.evaluator = Evaluator(cfg[f'{part}_evaluator'])
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Metrics of a model in evaluation mode."""
+        model.eval()
+        for batch in self.loader:
+            self.evaluator.process(data_samples=model.test_step(batch), data_batch=batch)
+        return self.evaluator.evaluate(len(self.loader.dataset))
+
+    @torch.no_grad()
+    def masks(self, model: nn.Module) -> Tensor:
+        """Probabilities (images, H, W) that a model predicts."""
+        model.eval()
+        samples = [sample for batch in self.loader for sample in model.test_step(batch)]
+        return torch.stack([sample.pred_mask for sample in samples])
+
+
+def calibration_images(cfg: Config, model: nn.Module, least: int) -> Iterator[Tensor]:
+    """Batches (B, 3, H, W) of the training images, as the encoder gets them, at least ``least``.
+
+    The training set is read again as often as it takes; flips differ each time.
+    """
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    count = 0
+    while count < least:
+        for batch in loader:
+            images = model.data_preprocessor(batch, False)['inputs']
+            count += len(images)
+            yield images
+            if count >= least:
+                return

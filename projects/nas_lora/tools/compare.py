@@ -1,0 +1,85 @@
+"""All methods on nuclei, seed by seed: one record for each training.
+
+python projects/nas_lora/tools/compare.py
+
+What has a record is not trained again, so that the same command goes on where it was stopped. It
+takes data/nuclei and the tiny SAM of pretrain_stamps.py. tools/report.py makes tables and figures.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import project_path
+import torch
+from mmengine.config import DictAction
+from nas_lora.comparison import train_and_measure
+from nas_lora.methods import METHODS, Run
+
+from tas_lora import UserError, cli
+from tas_lora.files import write_atomic
+from tas_lora.structures.subnet import natural
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add('--methods', nargs='+', choices=METHODS, default=list(METHODS))
+    add('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    add('--rates', type=float, nargs='+', default=[None], help="in place of the configs', in turn")
+    add('--out', type=Path, default=project_path.PROJECT / 'results', help='folder of the records')
+    add('--work-dir', type=Path, default=Path('work_dirs/nas_lora'), help='of the checkpoints')
+    add('--data-root', default='data/nuclei', help='folder of prepare_nuclei.py')
+    add('--pretrained', default='work_dirs/pretrain_stamps/epoch_5.pth', help='the tiny SAM')
+    add('--cfg-options', nargs='+', action=DictAction, default={}, help='for all configs')
+    return parser.parse_args()
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what a training would only meet later."""
+    for seed in args.seeds:
+        natural(seed, '--seeds')
+    if not Path(args.data_root, 'train').is_dir():
+        raise UserError(f'--data-root {args.data_root} has no train; run tools/prepare_nuclei.py')
+    if not Path(args.pretrained).is_file():
+        raise UserError(f'--pretrained {args.pretrained} is no file; train pretrain_stamps.py')
+
+
+def main() -> None:
+    """Train what has no record yet."""
+    args = parse_args()
+    check(args)
+    torch.set_num_threads(1)  # on tensors this small a second one gains nothing
+    runs = [Run(m, s, r) for s in args.seeds for m in args.methods for r in args.rates]
+    args.out.mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        path = args.out / f'{run.name}.json'
+        if path.is_file():
+            print(f'{run.name}: has a record', flush=True)
+            continue
+        record = train(run, args)
+        print(describe(record), flush=True)
+
+
+def train(run: Run, args: argparse.Namespace) -> dict:
+    """Train, and write the record and the masks."""
+    cfg = run.config(args.data_root, args.pretrained, args.cfg_options)
+    folder = args.work_dir / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    record = train_and_measure(run, cfg, folder)
+    os.replace(folder / 'masks.png', args.out / f'{run.name}.png')
+    write_atomic(args.out / f'{run.name}.json', json.dumps(record, indent=1) + '\n')
+    return record
+
+
+def describe(record: dict) -> str:
+    """A line about a run."""
+    val, test = (record['scores'][part]['iou'] for part in ('val', 'test'))
+    seconds = record['cpu_seconds_per_epoch']
+    return f'{record["run"]}: IoU val {val:.3f}, test {test:.3f}, {seconds:.2f} CPU s an epoch'
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,91 @@
+"""Take an adapted model away: folded, merged exactly, or merged by least squares.
+
+python projects/nas_lora/tools/merge.py CONFIG CHECKPOINT --level fold --out DIR
+
+Prints what the level did to the test metrics, R^2 of each layer for least squares, and the
+encoder's parameters and time beside the plain one's. A merged encoder is a plain ViTSAM: the
+weights written load by ``pretrained=DIR/weights.safetensors`` in a config without adapters.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import project_path  # noqa: F401
+import torch
+from mmengine.config import Config
+from nas_lora.evaluation import Scorer, calibration_images, load_model
+from nas_lora.take_away import (
+    CALIBRATION,
+    LEVELS,
+    costs,
+    plain_encoder,
+    plain_model,
+    save_taken,
+    take_away,
+)
+from torch import nn
+
+from tas_lora import UserError, cli
+from tas_lora.files import write_atomic
+from tas_lora.structures.subnet import positive
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line."""
+    parser = cli.config_parser(__doc__.splitlines()[0], work_dir=False)
+    parser.add_argument('checkpoint', help='checkpoint of the adapted model')
+    parser.add_argument('--level', choices=LEVELS, required=True)
+    parser.add_argument('--out', type=Path, required=True, help='new or empty folder')
+    parser.add_argument('--images', type=int, default=CALIBRATION, help='to calibrate on')
+    parser.add_argument('--rounds', type=int, default=30, help='of the timing')
+    parser.set_defaults(work_dir=None)
+    return parser.parse_args()
+
+
+def taken_encoder(model: nn.Module, level: str, cfg: Config) -> nn.Module:
+    """The encoder that is left; a merged one inside a model built without adapters."""
+    return model.model.encoder if level == 'fold' else plain_model(model, cfg).encoder
+
+
+def describe(report: dict) -> str:
+    """The report, for people."""
+    lines = [f'{layer}: R^2 {value:.4f}' for layer, value in report['r2'].items()]
+    for name, before in report['before'].items():
+        after = report['after'][name]
+        lines.append(f'{name} {before:.4f} -> {after:.4f} ({after - before:+.4f})')
+    for name, cost in report['encoder'].items():
+        low, high = cost['time']['spread']
+        lines.append(
+            f'{name} encoder: {cost["parameters"]:,} parameters, time '
+            f'{cost["time"]["median"]:.3f} ({low:.3f} to {high:.3f}) of the plain one'
+        )
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    """Load, take away, measure, write."""
+    args = parse_args()
+    images, rounds = positive(args.images, '--images', int), positive(args.rounds, '--rounds', int)
+    if args.out.exists() and any(args.out.iterdir()):
+        raise UserError(f'--out {args.out} is not empty; give another folder or remove it')
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # times are those of a core
+    cfg = cli.config_from(args)
+    model, scorer = load_model(cfg, args.checkpoint), Scorer(cfg)
+    taken, r2 = take_away(model, args.level, lambda: calibration_images(cfg, model, images))
+    report = dict(level=args.level, r2=r2, before=scorer(model), after=scorer(taken))
+    encoders = dict(
+        plain=plain_encoder(cfg),
+        adapted=model.model.encoder,
+        taken=taken_encoder(taken, args.level, cfg),
+    )
+    report['encoder'] = costs(encoders, 'plain', rounds)
+    args.out.mkdir(parents=True, exist_ok=True)
+    save_taken(taken, args.out / 'weights.safetensors')
+    write_atomic(args.out / 'report.json', json.dumps(report, indent=1) + '\n')
+    print(describe(report))
+
+
+if __name__ == '__main__':
+    cli.run(main)
