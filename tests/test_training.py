@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, call_tool
+from conftest import ROOT, call_tool, runner_of
 from mmengine.runner import Runner
 
-from tas_lora import SearchSpace, apis
+from tas_lora import SearchSpace, UserError, apis
 from tas_lora.engine.hooks.mole_stats_hook import delta_ratio
 from tas_lora.models.safe_load import read_state_dict
 
@@ -61,6 +61,41 @@ def test_stage_two_moves_experts_alone_then_the_router_too(digits_config):
         else:
             assert moved == [False, False], name
     assert any(n.startswith('router.') and not torch.equal(before[n], after[n]) for n in before)
+
+
+def unfrozen(supernet_rate: float) -> dict:
+    """Options under which experts, router and supernet are moved by plain gradient descent."""
+    rates = dict(experts=0.5, router=0.25, supernet=supernet_rate)
+    plain = dict(type='SGD', weight_decay=0, momentum=0)
+    wrappers = {name: dict(optimizer=plain | dict(lr=rate)) for name, rate in rates.items()}
+    options = {'model.freeze_supernet': False, 'custom_hooks.0.router_warmup_epochs': 0}
+    return options | {f'optim_wrapper.{k}': v for k, v in wrappers.items()}
+
+
+def test_the_supernet_trains_beside_its_experts_at_its_own_rate(digits_config):
+    runner = runner_of(digits_config('moLE', options=unfrozen(0.125)))
+    model = runner.model
+    torch.nn.init.normal_(model.backbone.blocks[0].fc1.lora_b)  # else lora_a has no gradient
+    batch = model.data_preprocessor(next(iter(runner.train_dataloader)), True)
+    loss = model(**batch, mode='loss')['loss']
+    names, values = zip(*model.named_parameters(), strict=True)
+    gradients = dict(zip(names, torch.autograd.grad(loss, values, allow_unused=True), strict=True))
+    before = state(runner)
+    model.merge_experts()
+    runner.optim_wrapper.update_params(model(**batch, mode='loss')['loss'])
+    for name, gradient in gradients.items():
+        rate = 0.5 if is_expert(name) else 0.25 if name.startswith('router.') else 0.125
+        expected = before[name] if gradient is None else before[name] - rate * gradient
+        torch.testing.assert_close(model.get_parameter(name), expected, rtol=1e-5, atol=1e-6)
+    assert gradients['backbone.pos_embed'].any()
+
+
+@pytest.mark.parametrize('unwanted', ['model.freeze_supernet', 'optim_wrapper.supernet'])
+def test_a_supernet_that_trains_needs_an_optimizer_and_the_other_way_round(digits_config, unwanted):
+    options = unfrozen(0.1)
+    del options[unwanted]
+    with pytest.raises(UserError, match=r'optim_wrapper.supernet goes with model.freeze_supernet'):
+        runner_of(digits_config('moLE', options=options))
 
 
 def test_statistics_of_experts_are_logged(digits_config):

@@ -14,17 +14,17 @@ from ..of_runner import supernet_of
 _INITIAL_GATES = 'mole_initial_gates'
 
 
+@torch.no_grad()
 def delta_ratio(model: SupernetClassifier) -> float:
     """|dW| / |W| over the active layers of the active subnet, Frobenius norms."""
-    with torch.no_grad():
-        model.merge_experts()
-        layers = [layer for layer in model.backbone.mole_layers() if layer.merged is not None]
-        merged = [layer.merged for layer in layers]
-        model.unmerge_experts()
-        bases = [
-            base.sliced_weight(len(weight) // base.parts, weight.shape[1])
-            for base, weight in zip(layers, merged, strict=True)
-        ]
+    model.merge_experts()
+    layers = [layer for layer in model.backbone.mole_layers() if layer.merged is not None]
+    merged = [layer.merged for layer in layers]
+    model.unmerge_experts()
+    bases = [
+        base.sliced_weight(len(weight) // base.parts, weight.shape[1])
+        for base, weight in zip(layers, merged, strict=True)
+    ]
     change = sum((w - b).square().sum() for w, b in zip(merged, bases, strict=True))
     return float((change / sum(b.square().sum() for b in bases)).sqrt())
 

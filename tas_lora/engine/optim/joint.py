@@ -1,4 +1,4 @@
-"""Two optimizers behind one backward: experts and router."""
+"""Several optimizers behind one backward: experts, router, and the supernet if it trains."""
 
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -14,6 +14,8 @@ from ...errors import UserError
 from ...models.layers import expert_parameters
 from ...registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 from .supernet_optim import SupernetOptimWrapper
+
+_PARTS = ('experts', 'router', 'supernet')
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -77,35 +79,46 @@ class MoLEOptimWrapperConstructor:
     """Builds a :class:`JointOptimWrapper` from ``dict(experts=..., router=...)``.
 
     Args:
-        optim_wrapper_cfg: For each of 'experts' and 'router' a config of an ``OptimWrapper``.
-            What stands beside the two, such as ``type`` or ``amp``, is a default of both.
+        optim_wrapper_cfg: For each of 'experts' and 'router' a config of an ``OptimWrapper``;
+            for 'supernet' one, too, if ``model.freeze_supernet`` is False. What stands beside
+            them, such as ``type`` or ``amp``, is a default of all.
         paramwise_cfg: Not used; here to be built as MMEngine builds constructors.
+
+    Raises:
+        UserError: If a part is missing, is no optimizer's config, or has nothing to train.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
         missing = {'experts', 'router'} - set(optim_wrapper_cfg)
         if missing:
             raise UserError(f'optim_wrapper.{missing.pop()} is missing; this constructor needs it')
-        for name in ('experts', 'router'):
-            part = optim_wrapper_cfg[name]
+        parts = {k: v for k, v in optim_wrapper_cfg.items() if k in _PARTS}
+        for name, part in parts.items():
             if not isinstance(part, Mapping) or not isinstance(part.get('optimizer'), Mapping):
                 raise UserError(
                     f'optim_wrapper.{name} must be a dict with an optimizer, got {part!r}'
                 )
-        both = {k: v for k, v in optim_wrapper_cfg.items() if k not in ('experts', 'router')}
-        both.setdefault('type', 'tas_lora.SupernetOptimWrapper')
-        self.configs = {name: both | optim_wrapper_cfg[name] for name in ('experts', 'router')}
+        shared = {k: v for k, v in optim_wrapper_cfg.items() if k not in _PARTS}
+        shared.setdefault('type', 'tas_lora.SupernetOptimWrapper')
+        self.configs = {name: shared | part for name, part in parts.items()}
 
     def __call__(self, model: nn.Module) -> JointOptimWrapper:
-        """Wrap the experts and the router of ``model``."""
+        """Wrap the experts and the router of ``model``, and its other weights if they train."""
         model = model.module if is_model_wrapper(model) else model
         if model.router is None:
             raise UserError('this optim_wrapper trains experts and a router; the model has none')
-        parameters = dict(
-            experts=list(expert_parameters(model)), router=list(model.router.parameters())
-        )
+        added = dict(experts=[*expert_parameters(model)], router=[*model.router.parameters()])
+        added_ids = {id(parameter) for part in added.values() for parameter in part}
+        others = [p for p in model.parameters() if p.requires_grad and id(p) not in added_ids]
+        if bool(others) != ('supernet' in self.configs):
+            raise UserError(
+                'optim_wrapper.supernet goes with model.freeze_supernet=False: '
+                + ('the supernet would stay as it is' if others else 'there is nothing to train')
+                + '; set both or neither'
+            )
+        parameters = added | dict(supernet=others)
         return JointOptimWrapper(
-            **{name: self._build(name, parameters[name]) for name in ('experts', 'router')}
+            **{name: self._build(name, parameters[name]) for name in self.configs}
         )
 
     def _build(self, name: str, parameters: list[nn.Parameter]):
