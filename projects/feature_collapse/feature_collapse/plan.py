@@ -25,6 +25,9 @@ class Method:
     own_init: bool = False
 
 
+_ABLATIONS = ('gru', 'mlp', 'rank_2', 'rank_32', 'beta_1', 'beta_10', 'warmup_0', 'warmup_all')
+_ABLATIONS += ('embed', 'mlp_ratio', 'group_random', 'group_params', 'adamw_router')
+_PAST = ('free', 'free_whole', 'own', 'per_layer', 'restarts', 'joint', 'distilled')
 METHODS = {
     method.name: method
     for method in (
@@ -40,6 +43,9 @@ METHODS = {
         Method('independent_other', 'independent', 'independent', alone=True, own_init=True),
         Method('alone_whole', 'alone', 'alone_whole', 'autoformer', alone=True),
         Method('alone_lora', 'alone', 'alone_lora', 'autoformer', alone=True),
+        *(Method(name, 'ablations', f'ablations/{name}', 'autoformer') for name in _ABLATIONS),
+        *(Method(name, 'past', f'past/{name}', 'autoformer') for name in _PAST),
+        Method('joint_start', 'past', 'past/joint_start'),
     )
 }
 PARTS = tuple(dict.fromkeys(method.part for method in METHODS.values()))
@@ -109,7 +115,7 @@ def nets_of(
     nets = {}
     for seed in seeds:
         for method in methods:
-            behind = method.part in ('stage2', 'alone')
+            behind = method.start is not None and method.part != 'supernet'
             varied = dict(stretch=stretch, rate=rate) if behind else {}
             for subnet in subnets if method.alone else [None]:
                 net = Net(method.name, seed, subnet, **varied)

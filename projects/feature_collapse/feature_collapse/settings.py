@@ -87,6 +87,8 @@ def stretch_epochs(cfg: Config, factor: float) -> None:
         for section in ('train_cfg', 'param_scheduler', 'custom_hooks'):
             for node in _dicts(cfg.get(section)):
                 node.update({key: stretched(node[key]) for key in _HORIZONS if key in node})
+                if 'periods' in node:
+                    node.periods = [stretched(period) for period in node.periods]
                 if 'T_max' in node:
                     node.T_max = node.end - node.begin
 
