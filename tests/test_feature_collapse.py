@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from itertools import product
-from math import comb, sqrt
+from math import comb, prod, sqrt
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -21,14 +21,16 @@ import torch
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from mmpretrain.registry import MODELS
 from tiny import repeatable
 
 from tas_lora import SearchSpace, UserError
 
 PROJECT = ROOT / 'projects' / 'feature_collapse'
+CONFIGS = PROJECT / 'configs'
 sys.path.insert(0, str(PROJECT))
 
-from feature_collapse import images, plan, progress, records, settings, tables  # noqa: E402
+from feature_collapse import edits, images, plan, progress, records, settings, tables  # noqa: E402
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -89,6 +91,7 @@ def whole_run(data_root, tmp_path_factory) -> Path:
         work,
         '--methods',
         'mole',
+        'joint',
         'alone_lora',
         'independent_other',
         '--cfg-options',
@@ -105,7 +108,7 @@ def whole_run(data_root, tmp_path_factory) -> Path:
     before = json.loads(record.read_text())
     with contextlib.redirect_stdout(log):
         assert call('run.py', *arguments) == 0
-    assert log.getvalue().startswith('1 of 6 are there')
+    assert log.getvalue().startswith('1 of 7 are there')
     assert before == json.loads(record.read_text()) | dict(test=None)  # trained once, tested later
     return work
 
@@ -115,6 +118,7 @@ def test_whole_run_makes_one_record_for_each_net(whole_run):
     assert set(found) == {
         'autoformer_seed3',
         'mole_seed3',
+        'joint_seed3',
         *(f'{name}_{i}_seed3' for name in ('alone_lora', 'independent_other') for i in (0, 4)),
     }
     for name, record in found.items():
@@ -194,8 +198,10 @@ def test_records_of_another_config_are_refused(whole_run, data_root, capsys):
 
 
 def test_plan_has_every_net_once_behind_its_start():
+    main = [m.name for m in plan.METHODS.values() if m.part not in ('ablations', 'past')]
+    assert len(plan.nets_of([0, 1], main)) == 2 * (8 + 4 * 6)
     nets = plan.nets_of([0, 1], plan.METHODS)
-    assert len(nets) == len({net.name for net in nets}) == 2 * (8 + 4 * 6)
+    assert len(nets) == len({net.name for net in nets})
     for place, net in enumerate(nets):
         assert net.start is None or net.start in nets[:place]
     same, other = (
@@ -215,12 +221,31 @@ def test_space_experts_and_subnets_agree():
     assert space.size >= 6
 
 
-@pytest.mark.parametrize('name', sorted(path.stem for path in (PROJECT / 'configs').glob('*.py')))
+@pytest.mark.parametrize('method', ['mole', 'gru', 'joint', 'joint_start', 'embed'])
+@pytest.mark.parametrize('name', edits.SPACES)
+def test_another_space_reaches_supernet_router_and_loops(name, method):
+    cfg = settings.load(plan.METHODS[method].config, 'data', space=name)
+    model = MODELS.build(cfg.model)
+    space = SearchSpace(**edits.SPACES[name])
+    assert SearchSpace.coerce(cfg.train_cfg.space) == SearchSpace.coerce(cfg.val_cfg.space) == space
+    assert model.router.space == space
+    assert model.subnet == space.largest()
+    axes = ('embed_dim',) if method == 'embed' else ('embed_dim', 'num_heads', 'mlp_ratio')
+    assert model.router.num_experts == prod(len(getattr(space, axis)) for axis in axes)
+
+
+def test_every_method_has_a_config_and_every_config_a_method():
+    files = {str(path.relative_to(CONFIGS))[:-3] for path in CONFIGS.rglob('*.py')}
+    configs = {method.config for method in plan.METHODS.values()}
+    assert configs == {name for name in files if not name.startswith('_base_')}
+
+
+@pytest.mark.parametrize('name', sorted({method.config for method in plan.METHODS.values()}))
 @pytest.mark.parametrize('factor', [0.01, 0.5, 3.0])
 def test_stretched_schedules_have_no_gap(name, factor):
     cfg = settings.load(name, 'data')
     before = cfg.train_cfg.max_epochs
-    settings.stretch_epochs(cfg, factor)
+    edits.stretch_epochs(cfg, factor)
     total = cfg.train_cfg.max_epochs
     assert total == max(2, round(before * factor))
     schedules = cfg.param_scheduler
@@ -230,6 +255,9 @@ def test_stretched_schedules_have_no_gap(name, factor):
         else [schedules if isinstance(schedules, list) else [schedules]]
     )
     for schedule in schedules:
+        if 'periods' in schedule[0]:
+            assert schedule[0]['periods'] == [max(1, round(5 * factor))] * 4
+            continue
         for step, following in zip(schedule, schedule[1:], strict=False):
             assert 0 <= step['begin'] < step['end'] == following['begin']
         if schedule[-1]['type'] == 'CosineAnnealingLR':

@@ -14,26 +14,20 @@ from statistics import mean
 import numpy as np
 import torch
 from feature_collapse import records, stages, training
+from feature_collapse.edits import SPACES
 from feature_collapse.plan import Net
 from feature_collapse.settings import Study
 
 from tas_lora import SearchSpace, cli
 from tas_lora.files import write_atomic
 
-_NANO = dict(embed_dim=[16, 32], depth=[2], num_heads=[2], mlp_ratio=[1.0, 4.0])
-CANDIDATES = dict(
-    nano=_NANO,
-    heads=_NANO | dict(num_heads=[1, 2]),
-    depth=_NANO | dict(num_heads=[1, 2], depth=[2, 3]),
-    wide=_NANO | dict(embed_dim=[16, 48], num_heads=[1, 3]),
-)
-SPACES = 'spaces.json'
+FILE = 'spaces.json'
 
 
 def parse_args() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--candidates', nargs='+', choices=CANDIDATES, default=[*CANDIDATES])
+    parser.add_argument('--candidates', nargs='+', choices=SPACES, default=[*SPACES])
     parser.add_argument('--seed', type=int, default=100, help='none of the experiment')
     parser.add_argument('--independent', type=int, default=3, help='subnets trained alone')
     parser.add_argument('--scale', type=float, default=1.0, help='factor on all epochs')
@@ -45,12 +39,9 @@ def parse_args() -> argparse.Namespace:
 
 def study_of(name: str, args: argparse.Namespace) -> Study:
     """The experiment on a candidate."""
-    space = SearchSpace(**CANDIDATES[name])
-    options = {f'{place}space': CANDIDATES[name] for place in ('', 'train_cfg.', 'val_cfg.')}
-    options['model.backbone.arch'] = space.largest().to_dict()
     work = Path(args.work_dir) / f'{name}_x{args.scale:g}'
-    subnets = tuple(space.sample_distinct(6, np.random.default_rng(0)))
-    return Study(work / 'records', work, args.data_root, subnets, options, args.scale)
+    subnets = tuple(SearchSpace(**SPACES[name]).sample_distinct(6, np.random.default_rng(0)))
+    return Study(work / 'records', work, args.data_root, subnets, scale=args.scale, space=name)
 
 
 def nets(args: argparse.Namespace) -> list[Net]:
@@ -68,8 +59,8 @@ def summary(name: str, args: argparse.Namespace) -> dict:
     off_diagonal = [table[i][j] for i, j in combinations(range(len(table)), 2)]
     gaps = [a['heldout']['top1'][0] - bare['heldout']['top1'][a['subnet']] for a in alone]
     return dict(
-        space=CANDIDATES[name],
-        subnets=SearchSpace(**CANDIDATES[name]).size,
+        space=SPACES[name],
+        subnets=SearchSpace(**SPACES[name]).size,
         epochs=bare['epochs'],
         seconds=[record['seconds'] for record in found.values()],
         supernet_top1=bare['heldout']['top1'],
@@ -87,7 +78,7 @@ def main() -> None:
     """Train what is missing, write the criteria of every candidate."""
     args = parse_args()
     torch.set_num_threads(1)
-    path = Path(args.out) / SPACES
+    path = Path(args.out) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     for name in args.candidates:
         study = study_of(name, args)

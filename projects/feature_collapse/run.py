@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from feature_collapse import stages, training
+from feature_collapse.edits import SPACES
 from feature_collapse.plan import METHODS, PARTS, nets_of
-from feature_collapse.settings import Study, load
+from feature_collapse.settings import Study
 from mmengine.config import DictAction
 
 from tas_lora import SearchSpace, Subnet, UserError, cli
@@ -23,6 +24,7 @@ from tas_lora.files import write_atomic
 
 HERE = Path(__file__).resolve().parent
 QUICK = dict(scale=0.05, images=500, options={'train_dataloader.dataset.count': 2560})
+EXPERIMENT = ('supernet', 'stage2', 'independent', 'alone')
 TEST = 'test'
 
 
@@ -31,9 +33,11 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    add('--parts', nargs='+', choices=[*PARTS, TEST], default=[*PARTS, TEST])
+    add('--parts', nargs='+', choices=[*PARTS, TEST], help='all by default but the last two')
     add('--methods', nargs='+', choices=METHODS, help='these alone, of the parts')
     add('--subnets', type=int, nargs='+', default=range(6), help='of those trained alone')
+    add('--space', choices=SPACES, default='nano', help='another one needs another --out')
+    add('--first', type=float, default=1.0, help='length of stage 1; another one, another --out')
     add('--stretch', type=float, default=1.0, help='length of the trainings behind stage 1')
     add('--scale', type=float, default=1.0, help='length of all trainings')
     add('--rates', type=float, nargs='+', default=[None], help='their rates, in turn')
@@ -50,8 +54,9 @@ def study_of(args: argparse.Namespace) -> Study:
     work = Path(args.work_dir or f'work_dirs/feature_collapse{"_quick" * args.quick}')
     out = Path(args.out) if args.out else (work if args.quick else HERE) / 'results'
     extent = QUICK if args.quick else dict(scale=args.scale)
+    extent = extent | dict(first=args.first, space=args.space)
     options = extent.get('options', {}) | args.cfg_options
-    space = SearchSpace.coerce(load('supernet', args.data_root, options).space)
+    space = SearchSpace.coerce(SPACES[args.space])
     subnets = tuple(space.sample_distinct(6, np.random.default_rng(0)))
     settle_subnets(out / 'subnets.json', subnets)
     return Study(out, work, args.data_root, subnets, **(extent | dict(options=options)))
@@ -72,7 +77,8 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(1)  # on tensors this small a second one gains nothing
     study = study_of(args)
-    methods = [m.name for m in METHODS.values() if m.part in args.parts]
+    parts = args.parts or [*(PARTS if args.methods else EXPERIMENT), TEST]
+    methods = [m.name for m in METHODS.values() if m.part in parts]
     methods = [name for name in args.methods or methods if name in methods]
     nets = [
         net
@@ -83,7 +89,7 @@ def main() -> None:
     heldout = training.load_images(study, 'heldout')
     stages.make_all(study, nets, heldout)
     stages.compare_families(study, nets, heldout, 'heldout')
-    if TEST in args.parts:
+    if TEST in parts:
         test = training.load_images(study, TEST)
         stages.test_all(study, nets, test)
         stages.compare_families(study, nets, test, TEST)
