@@ -30,7 +30,7 @@ PROJECT = ROOT / 'projects' / 'feature_collapse'
 CONFIGS = PROJECT / 'configs'
 sys.path.insert(0, str(PROJECT))
 
-from feature_collapse import edits, images, plan, progress, records, settings, tables  # noqa: E402
+from feature_collapse import edits, images, plan, progress, records, searches, settings, tables  # noqa: E402
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -398,3 +398,63 @@ def test_prepared_data_are_the_files_unzipped(data_root, tmp_path, capsys):
     assert written == {path.name: path.read_bytes() for path in data_root.iterdir()}
     assert '600 images, train' in capsys.readouterr().out
     assert call('prepare_data.py', '--source', tmp_path / 'none', '--out', tmp_path / 'out') == 2
+
+
+def made_up_scores(space: SearchSpace) -> searches.Scores:
+    """A landscape without local minima: a loss that falls with every choice, and its rank."""
+    params = [s.embed_dim + 10 * sum(s.num_heads) + 3 * int(sum(s.mlp_ratio)) for s in space]
+    loss = [1 / (s.embed_dim + sum(s.num_heads) + 0.1 * sum(s.mlp_ratio)) for s in space]
+    return searches.Scores(params, loss, [-x for x in loss], list(range(len(loss))))
+
+
+@pytest.mark.parametrize('kind', searches.KINDS)
+def test_a_search_scores_sixty_subnets_within_the_budget(kind):
+    space = SearchSpace(**edits.SPACES['search'])
+    scores = made_up_scores(space)
+    most = sorted(scores.params)[len(scores.params) // 2]
+    allowed = [i for i, n in enumerate(scores.params) if n <= most]
+    least = min(scores.loss[i] for i in allowed)
+    for seed in range(5):
+        found = searches.search(space, scores, kind, most, seed)
+        assert found.scored == 60
+        assert found.test in allowed
+        assert found.heldout == -scores.loss[found.test]
+        assert found.regret == scores.loss[found.test] - least >= 0
+
+
+def test_evolution_beats_random_search_where_every_step_up_is_seen():
+    space = SearchSpace(**edits.SPACES['search'])
+    scores = made_up_scores(space)
+    most = float(np.quantile(scores.params, 0.75))
+    regret = {
+        kind: mean(searches.search(space, scores, kind, most, seed).regret for seed in range(40))
+        for kind in searches.KINDS
+    }
+    assert 0 < regret['evolution'] < regret['random']
+
+
+def test_summary_has_a_row_for_each_budget_and_kind():
+    space = SearchSpace(**edits.SPACES['nano'])
+    rows = searches.summary(space, made_up_scores(space), range(2))
+    assert [(r['share'], r['kind']) for r in rows] == [*product(searches.SHARES, searches.KINDS)]
+    assert all(row['found_the_best'] == 1 and row['regret'] == 0 for row in rows)
+
+
+def test_search_reads_what_run_wrote(whole_run, data_root, capsys):
+    folders = ['--out', whole_run / 'results', '--work-dir', whole_run, '--data-root', data_root]
+    folders += ['--space', 'nano', '--seeds', 3, '--searches', 2]
+    assert call('search.py', *folders, '--cfg-options', *OPTIONS) == 0
+    rows = json.loads((whole_run / 'results' / 'searches.json').read_text())
+    assert len(rows) == 2 * 3 * 2
+    assert {row['regret'] for row in rows} == {0}  # all of the space fits in one generation
+    table = json.loads((whole_run / 'results' / 'tables' / 'mole_seed3.json').read_text())
+    record = json.loads((whole_run / 'results' / 'mole_seed3.json').read_text())
+    space = list(SearchSpace(**edits.SPACES['nano']))
+    drawn = json.loads((whole_run / 'results' / 'subnets.json').read_text())
+    places = [[s.to_dict() for s in space].index(subnet) for subnet in drawn]
+    assert [table['test'][i] for i in places] == record['test']['top1']
+    assert table['params'][-1] == max(table['params'])
+    capsys.readouterr()
+    options = ['--methods', 'dynas', '--cfg-options', *OPTIONS]
+    assert call('search.py', *folders, *options) == 2
+    assert 'dynas_seed3 has no record' in capsys.readouterr().err

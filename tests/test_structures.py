@@ -190,6 +190,13 @@ def test_repeated_choice_is_refused(field):
 def test_size_counts_the_subnets(space):
     subnets = every(space)
     assert space.size == len(subnets) == len(set(subnets))
+    assert list(space) == subnets
+
+
+def test_every_patch_size_is_enumerated():
+    space = SearchSpace(**SPACE_DICT, patch_size=(2, 4))
+    assert len(set(space)) == space.size == 2 * SearchSpace(**SPACE_DICT).size
+    assert all(subnet in space for subnet in space)
 
 
 def test_sample_is_a_function_of_the_seed():

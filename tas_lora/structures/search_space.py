@@ -1,7 +1,8 @@
 """The choices a subnet is made of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -15,8 +16,8 @@ class SearchSpace:
 
     Draws follow AutoFormer: ``embed_dim`` and ``depth`` once per subnet, ``mlp_ratio`` and
     ``num_heads`` once per block, each uniform over its choices; so is ``patch_size``, once per
-    subnet, if it is given. Randomness comes in as a
-    generator, so a draw is a function of its seed.
+    subnet, if it is given. Randomness comes in as a generator, so a draw is a function of its
+    seed.
 
     Args:
         embed_dim: Choices of the width.
@@ -135,6 +136,14 @@ class SearchSpace:
         per_block = len(self.num_heads) * len(self.mlp_ratio)
         shapes = len(self.embed_dim) * len(self.patch_size or (None,))
         return shapes * sum(per_block**depth for depth in self.depth)
+
+    def __iter__(self) -> Iterator[Subnet]:
+        """Every subnet once, of which there are :attr:`size`."""
+        shapes = product(self.embed_dim, self.patch_size or (None,), self.depth)
+        for width, patch_size, depth in shapes:
+            genes = (product(choices, repeat=depth) for choices in (self.num_heads, self.mlp_ratio))
+            for num_heads, mlp_ratio in product(*genes):
+                yield Subnet(width, num_heads, mlp_ratio, patch_size)
 
     def __contains__(self, subnet: Subnet) -> bool:
         return (

@@ -15,6 +15,7 @@ SPACES = dict(
     heads=_NANO | dict(num_heads=[1, 2]),
     depth=_NANO | dict(num_heads=[1, 2], depth=[2, 3]),
     wide=_NANO | dict(embed_dim=[16, 48], num_heads=[1, 3]),
+    search=_NANO | dict(num_heads=[1, 2], mlp_ratio=[1.0, 2.0, 4.0], depth=[2, 3]),
 )
 
 
