@@ -185,7 +185,7 @@ def _build_runner(cfg: Config) -> SupernetRunner:
     if Path(cfg.get('work_dir') or '.').is_file():
         raise UserError(f'work_dir {cfg.work_dir} is a file; give a folder by --work-dir')
     if cfg.get('launcher', 'none') == 'pytorch' and not torch.cuda.is_available():
-        _use_gloo(cfg)
+        use_gloo(cfg)
     if find_spec('tensorboard') is not None:
         _add_tensorboard(cfg)
     with blame('the model or the runner cannot be built'):
@@ -236,7 +236,7 @@ def check_checkpoint_file(path: str | Path | None, advice: str) -> None:
         raise UserError(f'checkpoint {path} is damaged (cut short or changed); {hint}')
 
 
-def _use_gloo(cfg: Config) -> None:
+def use_gloo(cfg: Config) -> None:
     """Distributed on CPUs: MMEngine would ask for CUDA devices."""
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')

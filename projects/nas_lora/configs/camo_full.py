@@ -2,13 +2,7 @@
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/camo_full.py
 
-GPUs: 1, batch 4 (memory not measured). Not run; rates and epochs are those of the paper's adapters.
-Data: configs/_base_/camo.py.
+GPUs: 1, batch 4 (memory not measured). Not run. Data: configs/_base_/camo.py.
 """
 
-_base_ = [
-    '_base_/sam_base.py',
-    '_base_/camo.py',
-    '_base_/schedule_40e.py',
-    '_base_/runtime.py',
-]
+_base_ = ['_base_/camo.py', '_base_/full_40e.py']

@@ -5,11 +5,4 @@ python projects/nas_lora/tools/train.py projects/nas_lora/configs/camo_nas_lora.
 GPUs: 1, batch 4 (memory not measured). Not run. Data: configs/_base_/camo.py.
 """
 
-_base_ = [
-    '_base_/sam_base_adapted.py',
-    '_base_/camo.py',
-    '_base_/stage_wise_40e.py',
-    '_base_/runtime.py',
-]
-
-model = dict(adapter=dict(type='nas_lora.NASLoRALinear', rank=3, preset='linear'))
+_base_ = ['_base_/camo.py', '_base_/nas_lora_40e.py']

@@ -6,11 +6,4 @@ GPUs: 1, batch 4 (memory not measured). Not run. Data: configs/_base_/leaf.py.
 Published: T_B = 10, as here, is about 0.7 Jaccard above T_B = 0, and T_B = 20 slightly below.
 """
 
-_base_ = [
-    '_base_/sam_base_adapted.py',
-    '_base_/leaf.py',
-    '_base_/stage_wise_40e.py',
-    '_base_/runtime.py',
-]
-
-model = dict(adapter=dict(type='nas_lora.NASLoRALinear', rank=3, preset='linear'))
+_base_ = ['_base_/leaf.py', '_base_/nas_lora_40e.py']

@@ -2,12 +2,12 @@
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/nuclei_adapter.py
 
-GPUs: 0. Scores of three seeds: README.md.
+GPUs: 0. Scores of three seeds: results/report.md.
 """
 
 _base_ = ['_base_/nuclei_adapted.py']
 
 model = dict(
-    adapter=dict(type='nas_lora.BottleneckAdapter', width=8),
+    adapter=dict(type='nas_lora.BottleneckAdapter'),
     targets=[r'layers\.\d+\.(attn|ffn\.layers)'],
 )

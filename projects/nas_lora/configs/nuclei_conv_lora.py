@@ -2,9 +2,9 @@
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/nuclei_conv_lora.py
 
-GPUs: 0. Scores of three seeds: README.md.
+GPUs: 0. Scores of three seeds: results/report.md.
 """
 
 _base_ = ['_base_/nuclei_adapted.py']
 
-model = dict(adapter=dict(type='nas_lora.ConvLoRALinear', rank=3, num_experts=8))
+model = dict(adapter=dict(type='nas_lora.ConvLoRALinear'))

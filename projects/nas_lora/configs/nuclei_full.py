@@ -2,7 +2,7 @@
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/nuclei_full.py
 
-GPUs: 0. Scores of three seeds: README.md. The rate was chosen as that of the adapters was.
+GPUs: 0. Scores of three seeds: results/report.md. The rate was chosen as that of the adapters was.
 """
 
 _base_ = ['_base_/nuclei_adapted.py']

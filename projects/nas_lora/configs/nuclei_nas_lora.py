@@ -2,7 +2,7 @@
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/nuclei_nas_lora.py
 
-GPUs: 0. Scores of three seeds: README.md.
+GPUs: 0. Scores of three seeds: results/report.md.
 
 T_B = 5 of 20 epochs, the paper's 10 of 40. The rate of the architecture parameters is ten times
 that of the weights, as in the paper; at its 1e-3 some 40 steps would move them by .04, and a
@@ -11,7 +11,7 @@ softmax by next to nothing.
 
 _base_ = ['_base_/nuclei_adapted.py']
 
-model = dict(adapter=dict(type='nas_lora.NASLoRALinear', rank=3, preset='linear'))
+model = dict(adapter=dict(type='nas_lora.NASLoRALinear'))
 optim_wrapper = dict(
     _delete_=True,
     constructor='nas_lora.StageWiseOptimWrapperConstructor',

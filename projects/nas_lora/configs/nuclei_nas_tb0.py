@@ -2,7 +2,7 @@
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/nuclei_nas_tb0.py
 
-GPUs: 0. Scores of three seeds: README.md.
+GPUs: 0. Scores of three seeds: results/report.md.
 """
 
 _base_ = ['nuclei_nas_lora.py']

@@ -2,12 +2,12 @@
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/nuclei_vpt.py
 
-GPUs: 0. Scores of three seeds: README.md.
+GPUs: 0. Scores of three seeds: results/report.md.
 """
 
 _base_ = ['_base_/nuclei_adapted.py']
 
 model = dict(
-    adapter=dict(type='nas_lora.PromptedAttention', num_prompts=5),
+    adapter=dict(type='nas_lora.PromptedAttention'),
     targets=[r'layers\.\d+\.attn'],
 )

@@ -21,5 +21,3 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', T_max=4, begin=1, end=5, convert_to_iter_based=True),
 ]
 train_cfg = dict(type='tas_lora.ResumableTrainLoop', max_epochs=5, val_interval=1)
-val_cfg = dict()
-test_cfg = dict()

@@ -51,7 +51,7 @@ def adapt(part: nn.Module, adapter: Mapping | None, targets: Sequence[str] = QKV
 
 def _matches(part: nn.Module, targets: Sequence[str]) -> list[str]:
     """Names of the modules that any expression matches, in the model's order."""
-    if isinstance(targets, str) or not targets:
+    if not _is_list(targets) or not targets:
         raise UserError(f'targets must be a list of regular expressions, got {targets!r}')
     known = [name for name, _ in part.named_modules() if name]
     for target in targets:
@@ -67,6 +67,10 @@ def _matches(part: nn.Module, targets: Sequence[str]) -> list[str]:
         if inside:
             raise UserError(f'targets: {inside} is inside {name}; choose one of them')
     return names
+
+
+def _is_list(patterns) -> bool:
+    return isinstance(patterns, Sequence) and not isinstance(patterns, str)
 
 
 def _fits(pattern: str, name: str) -> bool:
@@ -147,7 +151,7 @@ def auxiliary_losses(model: nn.Module) -> dict[str, Tensor]:
 
 def _part_of(model: nn.Module, part: str) -> nn.Module:
     with blame(f'part: the {type(model).__name__} has no part {part!r}'):
-        return model.get_submodule(part)
+        return model.get_submodule(str(part))
 
 
 def _values(model: nn.Module) -> dict[str, Tensor]:
@@ -157,7 +161,7 @@ def _values(model: nn.Module) -> dict[str, Tensor]:
 
 def _release(parameters: Mapping[str, nn.Parameter], trainable: Sequence[str], part: str) -> None:
     """Unfreeze the parameters that any expression fits."""
-    if isinstance(trainable, str):
+    if not _is_list(trainable):
         raise UserError(f'trainable must be a list of regular expressions, got {trainable!r}')
     for pattern in trainable:
         chosen = [value for name, value in parameters.items() if _fits(pattern, name)]

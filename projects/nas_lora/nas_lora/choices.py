@@ -84,10 +84,8 @@ def draw_probabilities(found: dict[str, dict[str, float]], path: str | Path) -> 
     image = axes.imshow(chances, **look)
     axes.set_xticks(range(len(names)), names, rotation=45, ha='right', fontsize=8)
     axes.set_yticks(range(len(found)), list(found), fontsize=6)
-    best = np.nanargmax(chances, axis=1)
-    axes.plot(
-        best, range(len(found)), '.', color='#d55e00', markersize=5
-    )  # the most likely one of each cell
+    best = np.nanargmax(chances, axis=1)  # the most likely one of each cell
+    axes.plot(best, range(len(found)), '.', color='#d55e00', markersize=5)
     figure.colorbar(image, label='probability')
     with blame(f'{path} cannot be written'):
         figure.savefig(path, dpi=150)

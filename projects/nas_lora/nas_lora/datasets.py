@@ -43,15 +43,19 @@ class MaskFolder(BaseDataset):
         mask_ending: str = '.png',
         **kwargs,
     ):
-        if set(data_prefix) != {'img_path', 'seg_map_path'}:
+        if not isinstance(data_prefix, dict) or set(data_prefix) != {'img_path', 'seg_map_path'}:
             raise UserError(
                 'MaskFolder.data_prefix must be dict(img_path=FOLDER, seg_map_path=FOLDER), got '
-                f'{dict(data_prefix)!r}'
+                f'{data_prefix!r}'
             )
         if not isinstance(mask_ending, str) or '.' not in mask_ending:
             raise UserError(
                 f"MaskFolder.mask_ending must be the end of a file's name, such as '.png' or "
                 f"'_segmentation.png', got {mask_ending!r}"
+            )
+        if not isinstance(image_endings, Sequence) or isinstance(image_endings, str):
+            raise UserError(
+                f"MaskFolder.image_endings must be a list such as ['.jpg'], got {image_endings!r}"
             )
         self.image_endings = tuple(image_endings)
         self.mask_ending = mask_ending

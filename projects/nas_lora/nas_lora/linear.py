@@ -98,19 +98,16 @@ class NASLoRALinear(nn.Module):
         self.extra_tokens = natural(extra_tokens, 'extra_tokens')
         self.rank = positive(rank, 'rank', int, most=min(base.in_features, base.out_features))
 
-        def cell(alpha: Tensor | None) -> SearchCell:
-            alpha = initial_alpha(len(operations), choice, alpha_std) if alpha is None else alpha
-            return SearchCell(rank, ratio, preset, operations, alpha)
-
-        shared = (
-            initial_alpha(len(operations), choice, alpha_std)
-            if boolean(share_alpha, 'share_alpha')
-            else None
-        )
-        width = base.out_features // len(self.parts)
-        self.branches = nn.ModuleDict(
-            {p: Branch(base.in_features, width, cell(shared), rank) for p in adapted}
-        ).to(base.weight)
+        operations = some_of(operations, 'operations', OPERATIONS)
+        boolean(share_alpha, 'share_alpha')
+        width, alpha = base.out_features // len(self.parts), None
+        self.branches = nn.ModuleDict()
+        for part in adapted:
+            if alpha is None or not share_alpha:
+                alpha = initial_alpha(len(operations), choice, alpha_std)
+            cell = SearchCell(rank, ratio, preset, operations, alpha)
+            self.branches[part] = Branch(base.in_features, width, cell, rank)
+        self.branches.to(base.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """W0 x and the update.
@@ -169,8 +166,8 @@ def check_linear(layer: nn.Module, adapter: str) -> nn.Linear:
 
 
 def _check_parts(parts: Sequence[str], out_features: int) -> tuple[str, ...]:
-    names = () if isinstance(parts, str) else tuple(parts)
-    if not names or len(set(names)) < len(names) or not all(map(str.isidentifier, names)):
+    names = tuple(parts) if isinstance(parts, list | tuple) else ()
+    if not names or len(set(names)) < len(names) or not all(map(_is_name, names)):
         raise UserError(
             f"parts must be different names, such as ('q', 'k', 'v') or ('v',), got {parts!r}"
         )
@@ -182,10 +179,14 @@ def _check_parts(parts: Sequence[str], out_features: int) -> tuple[str, ...]:
     return names
 
 
+def _is_name(part) -> bool:
+    return isinstance(part, str) and part.isidentifier()
+
+
 def _check_grid(grid) -> tuple[int, int] | None:
     if grid is None:
         return None
-    sides = (grid, grid) if isinstance(grid, int) else tuple(grid)
+    sides = grid if isinstance(grid, list | tuple) else (grid, grid)
     if len(sides) != 2:
         raise UserError(f'grid must be a side or (height, width), got {grid!r}')
     return tuple(positive(side, 'grid', int) for side in sides)

@@ -117,7 +117,8 @@ def draw_masks(
 
     with blame('the sheet of masks cannot be drawn'):
         names = [sorted((data / 'images').iterdir())[i].name for i in tiles]
-        columns = dict(image=_pictures(data / 'images', names), truth=_masks(data / 'masks', names))
+        images = [x / x.max() for x in _pictures(data / 'images', names)]  # they are dark
+        columns = dict(image=images, truth=_masks(data / 'masks', names))
         for method in SHOWN:
             found = read_masks(folder / f'{method}_seed{seed}.png')
             columns[METHODS[method]] = [found[i] > 0.5 for i in tiles]

@@ -1,17 +1,17 @@
-"""MMEngine's runner for files that one need not trust."""
+"""The toolkit's runner for models of any kind."""
 
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
 
 from tas_lora import UserError
+from tas_lora.engine import SupernetRunner
 from tas_lora.models.safe_load import read_checkpoint
 
 from .registry import RUNNERS
 
 
 @RUNNERS.register_module()
-class SafeRunner(Runner):
-    """MMEngine's runner, which reads checkpoints without running what is in them.
+class SafeRunner(SupernetRunner):
+    """Reads checkpoints without running what is in them, for a model that is no supernet.
 
     ``runner_type='nas_lora.SafeRunner'`` in a config makes MMPretrain's tools use it. MMEngine's
     own would refuse what it has written itself, under torch 2.6 and newer.

@@ -127,8 +127,8 @@ class StageWiseOptimWrapperConstructor:
         config = dict(self.configs[name])
         if config.pop('type', 'tas_lora.SupernetOptimWrapper') != 'tas_lora.SupernetOptimWrapper':
             raise UserError(f'optim_wrapper.{name}.type must be tas_lora.SupernetOptimWrapper')
-        optimizer = dict(type='Adam', lr=_RATES[name]) | dict(config.pop('optimizer', {}))
         with blame(f'optim_wrapper.{name} cannot be built'):
+            optimizer = dict(type='Adam', lr=_RATES[name]) | dict(config.pop('optimizer', {}))
             optimizer = OPTIMIZERS.build(optimizer | dict(params=parameters))
             return SupernetOptimWrapper(optimizer, **config)
 

@@ -42,9 +42,11 @@ def take_away(
         The copy, in evaluation mode; and R^2 of each layer for least squares, else nothing.
 
     Raises:
-        UserError: If an operation is in the way of the level, by its name and the layer's.
+        UserError: If an operation is in the way of the level, by its name and the layer's; or
+            there is no such layer.
     """
     one_of(level, '--level', LEVELS)
+    nas_lora_layers(model)  # before a part is looked for that only an adapted model has
     taken = deepcopy(model)
     taken.eval()
     if level == 'least_squares':

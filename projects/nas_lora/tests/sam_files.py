@@ -1,10 +1,25 @@
-"""SAM of transformers on a small scale, and its weights under the names of three houses."""
+"""A small SAM, ours and that of transformers, and its weights under the names of three houses."""
 
 import re
 
 import torch
+from mmengine.config import Config
+from nas_lora.segmentor import SAMSegmentor
+from tool_calls import PROJECT
 
 WIDTH, LAYERS, CHANNELS, SIZE = 64, 4, 32, 64
+TINY = Config.fromfile(PROJECT / 'configs/_base_/sam_tiny.py').model
+
+
+def tiny_segmentor(**options) -> SAMSegmentor:
+    config = {key: value for key, value in TINY.items() if key != 'type'}
+    model = SAMSegmentor(**config | options)
+    model.eval()
+    return model
+
+
+def images(count: int = 2) -> torch.Tensor:
+    return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(1)).double()
 
 
 def tiny_sam():

@@ -190,6 +190,7 @@ def test_a_config_builds_it_and_the_losses_have_what_adapters_add():
         ),
         (dict(targets=['(']), "targets: '(' is no regular expression"),
         (dict(targets=[]), 'targets must be a list of regular expressions, got []'),
+        (dict(targets=3), 'targets must be a list of regular expressions, got 3'),
         (dict(targets='.*qkv'), "targets must be a list of regular expressions, got '.*qkv'"),
         (
             dict(targets=[r'layers\.0\.attn.*']),
@@ -197,6 +198,7 @@ def test_a_config_builds_it_and_the_losses_have_what_adapters_add():
         ),
         (dict(targets=[r'layers\.0\.ln1']), 'adapts an nn.Linear, got a LayerNorm'),
         (dict(trainable=['head.*']), "trainable: 'head.*' matches no parameter of the encoder"),
+        (dict(trainable=3), 'trainable must be a list of regular expressions, got 3'),
         (dict(trainable='.*'), "trainable must be a list of regular expressions, got '.*'"),
     ],
 )

@@ -24,6 +24,7 @@ from tas_lora.errors import UserError
             dict(alpha=dict(accumulative_counts=2)),
             'optim_wrapper.alpha.accumulative_counts: a t',
         ),
+        (dict(alpha=dict(optimizer=3)), 'optim_wrapper.alpha cannot be built: TypeError'),
         (dict(alpha=3), 'optim_wrapper.alpha must be a dict, got 3'),
         (
             dict(weights=dict(type='OptimWrapper')),

@@ -2,37 +2,24 @@
 
 import json
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from nas_lora.evaluation import Scorer, calibration_images, load_model
 from nas_lora.methods import Run
 from nas_lora.registry import MODELS
 from nas_lora.shapes import draw_shape, write_shapes
 from nas_lora.take_away import load_folded, plain_encoder
 from PIL import Image
+from tool_calls import PROJECT, call
 
 from tas_lora import UserError
 from tas_lora.apis import load_config
 
-PROJECT = Path(__file__).parents[1]
 TOKEN, FOLD = (PROJECT / f'configs/nuclei_nas_{name}.py' for name in ('token', 'fold'))
 torch.set_num_threads(1)
-
-
-def call(tool: str, *arguments) -> None:
-    """A tool in this process, in the folder we are in."""
-    argv, sys.argv = sys.argv, [tool, *map(str, arguments)]
-    try:
-        runpy.run_path(str(PROJECT / 'tools' / tool), run_name='__main__')
-    finally:
-        sys.argv = argv
-        MMLogger._instance_dict.clear()
 
 
 def compare(*methods: str) -> None:
@@ -47,7 +34,6 @@ def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp('compared')
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.syspath_prepend(str(PROJECT / 'tools'))
         write_shapes(Path('nuclei'), dict(train=16, val=4, test=14))
         sam = plain_sam()
         torch.save(dict(state_dict=sam), 'sam.pth')
@@ -159,6 +145,43 @@ def test_merge_refuses_in_one_line_and_writes_nothing(compared, capsys):
     assert not Path('refused').exists()
 
 
+FOLDED = 'runs/nas_fold_seed0/epoch_1.pth'
+
+
+@pytest.mark.parametrize(
+    ('tool', 'config', 'arguments', 'message'),
+    [
+        ('merge.py', 'lora', [FOLDED, '--level', 'fold'], 'does not fit the model: .*lora_down'),
+        ('merge.py', 'nas_fold', [FOLDED, '--level', 'fold', '--out', 'sam.pth'], 'is a file'),
+        ('test.py', 'nas_token', [FOLDED], 'does not fit the model: .*Unexpected key'),
+        ('test.py', 'nas_fold', ['none.pth'], 'checkpoint none.pth does not exist'),
+        ('train.py', 'lora', ['--work-dir', 'sam.pth'], 'cannot be trained: FileExistsError'),
+    ],
+)
+def test_tools_refuse_in_one_line(compared, capsys, tool, config, arguments, message):
+    out = ['--out', 'none'] * (tool == 'merge.py' and '--out' not in arguments)
+    with pytest.raises(SystemExit, match='2'):
+        call(tool, PROJECT / f'configs/nuclei_{config}.py', *arguments, *out, *options())
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith('error: ')
+    assert re.search(message, error)
+    assert not Path('none').exists()
+
+
+def test_a_plain_model_has_nothing_to_take_away(compared, capsys):
+    arguments = ['sam.pth', '--level', 'fold', '--out', 'none']
+    with pytest.raises(SystemExit, match='2'):
+        call(
+            'merge.py',
+            PROJECT / 'configs/pretrain_stamps.py',
+            *arguments,
+            *options()[:1],
+            *options()[2:],
+        )
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith('error: the SAMSegmentor has no NASLoRALinear')
+
+
 def test_as_many_images_calibrate_as_asked(compared):
     cfg = config_of('nas_token')
     model = load_model(cfg, trained('nas_token'))
@@ -184,6 +207,7 @@ def test_tables_and_figures_are_made_of_the_records(compared, capsys):
         (['--data-root', 'nowhere'], 'has no train; run tools/prepare_nuclei.py'),
         (['--data-root', 'nuclei', '--pretrained', 'none.pth'], 'train pretrain_stamps.py'),
         (['--seeds', '-1'], '--seeds must be an integer from 0 up'),
+        (['--rates', '-1'], '--rates must be a positive number, got -1'),
     ],
 )
 def test_compare_says_what_is_missing(compared, capsys, arguments, message):

@@ -5,30 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmpretrain.models import ViTSAM
-from mmpretrain.structures import DataSample
 from nas_lora.mask_decoder import MaskDecoder
 from nas_lora.sam_keys import load_sam, sam_names
-from nas_lora.segmentor import SAMSegmentor
 from safetensors.torch import save_file
-from sam_files import meta_names, open_mmlab_names, tiny_sam
+from sam_files import TINY, images, meta_names, open_mmlab_names, tiny_sam, tiny_segmentor
+from tool_calls import PROJECT
 
 from tas_lora import UserError
 
-CONFIGS = Path(__file__).parents[1] / 'configs'
-TINY = Config.fromfile(CONFIGS / '_base_/sam_tiny.py').model
-
-
-def tiny_segmentor(**options) -> SAMSegmentor:
-    config = {key: value for key, value in TINY.items() if key != 'type'}
-    model = SAMSegmentor(**config | options)
-    model.eval()
-    return model
-
-
-def images(count: int = 2) -> torch.Tensor:
-    return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(1)).double()
+CONFIGS = PROJECT / 'configs'
 
 
 def count(module: torch.nn.Module) -> int:
@@ -200,62 +186,3 @@ def test_no_two_tensors_get_one_name_but_for_the_shared_positions():
         twice = [name for name in set(ours.values()) if list(ours.values()).count(name) > 1]
         assert set(twice) <= {'decoder.positional_encoding_gaussian_matrix'}
         assert len(set(ours.values())) == len(tiny_segmentor().state_dict())
-
-
-def test_every_parameter_gets_a_gradient():
-    model = tiny_segmentor()
-    samples = [DataSample().set_mask(torch.eye(64)) for _ in range(2)]
-    model(images().float(), samples, mode='loss')['loss'].backward()
-    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    # A bias of all keys alike changes no softmax; rounding alone gives it a gradient.
-    assert [name for name in without if not name.endswith('k_proj.bias')] == []
-
-
-@torch.no_grad()
-def test_modes_of_the_segmentor():
-    model, pixels = tiny_segmentor(), images().float()
-    logits = model(pixels)
-    assert logits.shape == (2, 1, 64, 64)
-    samples = model(pixels, [DataSample(), DataSample()], mode='predict')
-    torch.testing.assert_close(
-        torch.stack([s.pred_mask for s in samples]), 1 / (1 + torch.exp(-logits[:, 0]))
-    )
-    assert len(model(pixels, mode='predict')) == 2
-    assert set(model(pixels, [DataSample().set_mask(torch.ones(64, 64))] * 2, mode='loss')) == {
-        'loss'
-    }
-
-
-@pytest.mark.parametrize(
-    ('samples', 'mode', 'message'),
-    [
-        (None, 'loss', 'no mask.*nas_lora.LoadMask'),
-        ([DataSample(), DataSample()], 'loss', 'no mask'),
-        ([DataSample().set_mask(torch.ones(32, 32))] * 2, 'loss', r'masks are \[\(32, 32\)\]'),
-        (None, 'fit', "one of 'tensor' or 'loss' or 'predict'"),
-    ],
-)
-def test_segmentor_refuses_what_it_cannot_use(samples, mode, message):
-    with pytest.raises(UserError, match=message):
-        tiny_segmentor()(images().float(), samples, mode=mode)
-
-
-def test_parts_that_do_not_go_together_are_refused():
-    with pytest.raises(UserError, match='out_channels is 32, SAMSegmentor.decoder.embed_dim 64'):
-        tiny_segmentor(decoder=dict(type='nas_lora.MaskDecoder', embed_dim=64))
-    with pytest.raises(UserError, match='must be dict.type=.mmpretrain.ViTSAM'):
-        tiny_segmentor(encoder=dict(type='mmpretrain.ResNet', depth=18))
-    with pytest.raises(UserError, match='takes no init_cfg; give the file as pretrained'):
-        tiny_segmentor(encoder=dict(TINY.encoder, init_cfg=dict(type='Pretrained', checkpoint='x')))
-    with pytest.raises(UserError, match='divisible by 8, and its half by num_heads 3'):
-        MaskDecoder(32, num_heads=3)
-    with pytest.raises(UserError, match='MaskDecoder.depth must be a positive integer'):
-        MaskDecoder(32, depth=0)
-
-
-def test_positions_do_not_depend_on_the_seed():
-    first = MaskDecoder(32, num_heads=4, mlp_dim=8)
-    torch.manual_seed(7)
-    second = MaskDecoder(32, num_heads=4, mlp_dim=8)
-    name = 'positional_encoding_gaussian_matrix'
-    assert torch.equal(first.state_dict()[name], second.state_dict()[name])

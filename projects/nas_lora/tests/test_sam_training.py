@@ -1,8 +1,6 @@
 """The configs, and a training of the tiny SAM by MMPretrain's own tools."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import mmpretrain
@@ -10,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS, init_default_scope
 from nas_lora.registry import METRICS, MODELS, TRANSFORMS
 from PIL import Image
+from tool_calls import PROJECT, call
 
 from tas_lora import UserError
 from tas_lora.apis import checked_config
 
-CONFIGS = Path(__file__).parents[1] / 'configs'
+CONFIGS = PROJECT / 'configs'
 TOOLS = Path(mmpretrain.__file__).parent / '.mim' / 'tools'
 NAMES = sorted(path.stem for path in CONFIGS.glob('*.py'))
 PUBLISHED = ('camo', 'cod10k', 'isic2017', 'kvasir', 'leaf', 'sbu')
@@ -53,31 +51,35 @@ def touch_pairs(root: Path, images: str, masks: str, names: dict[str, str]) -> N
             (root / folder / name).touch()
 
 
-def test_published_folders_are_found_by_their_configs(tmp_path):
+def test_published_folders_are_found_by_their_configs(tmp_path, monkeypatch):
     """Layouts as they are unpacked, written out here once more."""
-    isic, cod, sbu = tmp_path / 'isic2017', tmp_path / 'cod10k', tmp_path / 'sbu'
+    monkeypatch.chdir(tmp_path)
+    data = Path('data')
+    isic, cod, sbu = data / 'isic2017', data / 'cod10k', data / 'sbu'
     for part, version in (('Training', ''), ('Validation', ''), ('Test', '_v2')):
         pair = {'ISIC_0000001.jpg': 'ISIC_0000001_segmentation.png'}
-        data, truth = f'ISIC-2017_{part}{version}_Data', f'ISIC-2017_{part}{version}_Part1'
-        touch_pairs(isic, data, f'{truth}_GroundTruth', pair)
-        (isic / data / 'ISIC_0000001_superpixels.png').touch()
+        images, truth = f'ISIC-2017_{part}{version}_Data', f'ISIC-2017_{part}{version}_Part1'
+        touch_pairs(isic, images, f'{truth}_GroundTruth', pair)
+        (isic / images / 'ISIC_0000001_superpixels.png').touch()
     for part in ('Train', 'Test'):
         name = f'COD10K-CAM-{part}'
         touch_pairs(cod, f'{part}/Image', f'{part}/GT_Object', {f'{name}.jpg': f'{name}.png'})
-        touch_pairs(tmp_path / 'camo', f'Images/{part}', 'GT', {f'{part}.jpg': f'{part}.png'})
+        touch_pairs(data / 'camo', f'Images/{part}', 'GT', {f'{part}.jpg': f'{part}.png'})
     for part in ('SBUTrain4KRecoveredSmall', 'SBU-Test'):
         touch_pairs(sbu / part, 'ShadowImages', 'ShadowMasks', {'lssd1.jpg': 'lssd1.png'})
     for part in ('train', 'val', 'test'):
-        touch_pairs(tmp_path / 'leaf' / part, 'images', 'masks', {'1.jpg': '1.png'})
-        touch_pairs(tmp_path / 'kvasir' / part, 'images', 'masks', {'c.jpg': 'c.jpg'})
+        touch_pairs(data / 'leaf' / part, 'images', 'masks', {'1.jpg': '1.png'})
+        touch_pairs(data / 'kvasir' / part, 'images', 'masks', {'c.jpg': 'c.jpg'})
     init_default_scope('mmpretrain')
     for name in PUBLISHED:
-        config = Config.fromfile(CONFIGS / f'{name}_full.py')
+        config, images = Config.fromfile(CONFIGS / f'{name}_full.py'), {}
         for part in ('train', 'val', 'test'):
-            dataset = dict(config[f'{part}_dataloader'].dataset)
-            dataset['data_root'] = str(tmp_path / name)
+            dataset = dict(config[f'{part}_dataloader'].dataset, serialize_data=False)  # is slow
             found = mmpretrain.datasets.build_dataset(dataset)
-            assert len(found) == 1, (name, part)
+            [images[part]] = [found.get_data_info(i)['img_path'] for i in range(len(found))]
+        has_own_val = name in ('isic2017', 'kvasir', 'leaf')
+        assert len(set(images.values())) == 2 + has_own_val, images
+        assert images['train'] not in (images['val'], images['test'])
 
 
 def draw_squares(root: Path, count: int, seed: int) -> None:
@@ -94,21 +96,11 @@ def draw_squares(root: Path, count: int, seed: int) -> None:
         Image.fromarray(mask).save(root / 'masks' / f'{i}.png')
 
 
-def call(tool: str, *arguments) -> None:
-    """A tool of MMPretrain in this process, in the folder we are in."""
-    argv, sys.argv = sys.argv, [tool, *map(str, arguments)]
-    try:
-        runpy.run_path(str(TOOLS / tool), run_name='__main__')
-    finally:
-        sys.argv = argv
-        MMLogger._instance_dict.clear()
-
-
 def train(work_dir: str, *arguments, epochs: int = 3) -> None:
     options = [f'train_cfg.max_epochs={epochs}', 'param_scheduler=None', 'randomness.seed=1']
     options += ['default_hooks.checkpoint.max_keep_ckpts=-1', f'experiment_name={work_dir}']
     arguments = [*arguments, '--work-dir', work_dir, '--cfg-options', *options]
-    call('train.py', CONFIGS / 'pretrain_stamps.py', *arguments)
+    call('train.py', CONFIGS / 'pretrain_stamps.py', *arguments, folder=TOOLS)
 
 
 @pytest.fixture(scope='module')
@@ -139,7 +131,7 @@ def test_the_test_tool_scores_what_the_model_predicts(trained):
     """By a model loaded as a file of SAM, images read by Pillow, and IoU from its definition."""
     checkpoint = 'whole/epoch_3.pth'
     out = ['--out', 'metrics.json', '--out-item', 'metrics', '--work-dir', 'tested']
-    call('test.py', CONFIGS / 'pretrain_stamps.py', checkpoint, *out)
+    call('test.py', CONFIGS / 'pretrain_stamps.py', checkpoint, *out, folder=TOOLS)
     scores = json.loads((trained / 'metrics.json').read_text())
     config = Config.fromfile(CONFIGS / 'pretrain_stamps.py').model
     model = MODELS.build(dict(config, pretrained=checkpoint))

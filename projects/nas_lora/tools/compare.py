@@ -19,7 +19,7 @@ from nas_lora.methods import METHODS, Run
 
 from tas_lora import UserError, cli
 from tas_lora.files import write_atomic
-from tas_lora.structures.subnet import natural
+from tas_lora.structures.subnet import natural, positive
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add('--methods', nargs='+', choices=METHODS, default=list(METHODS))
     add('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    add('--rates', type=float, nargs='+', default=[None], help="in place of the configs', in turn")
+    add('--rates', type=float, nargs='+', help="in place of the configs', in turn")
     add('--out', type=Path, default=project_path.PROJECT / 'results', help='folder of the records')
     add('--work-dir', type=Path, default=Path('work_dirs/nas_lora'), help='of the checkpoints')
     add('--data-root', default='data/nuclei', help='folder of prepare_nuclei.py')
@@ -41,6 +41,8 @@ def check(args: argparse.Namespace) -> None:
     """Refuse what a training would only meet later."""
     for seed in args.seeds:
         natural(seed, '--seeds')
+    for rate in args.rates or ():
+        positive(rate, '--rates', float)
     if not Path(args.data_root, 'train').is_dir():
         raise UserError(f'--data-root {args.data_root} has no train; run tools/prepare_nuclei.py')
     if not Path(args.pretrained).is_file():
@@ -52,7 +54,7 @@ def main() -> None:
     args = parse_args()
     check(args)
     torch.set_num_threads(1)  # on tensors this small a second one gains nothing
-    runs = [Run(m, s, r) for s in args.seeds for m in args.methods for r in args.rates]
+    runs = [Run(m, s, r) for s in args.seeds for m in args.methods for r in args.rates or [None]]
     args.out.mkdir(parents=True, exist_ok=True)
     for run in runs:
         path = args.out / f'{run.name}.json'

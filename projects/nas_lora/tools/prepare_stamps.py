@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import project_path  # noqa: F401
+from nas_lora.folders import check_new
 from nas_lora.stamps import PARTS, Part, parts_of, stamps_in, write_part
 
 from tas_lora import UserError, cli
@@ -79,8 +80,7 @@ def main():
     for name in ('size', *PARTS):
         positive(vars(args)[name], f'--{name}', int)
     natural(args.seed, '--seed')
-    if args.out.exists() and any(args.out.iterdir()):
-        raise UserError(f'--out {args.out} is not empty; give another folder or remove it')
+    check_new(args.out)
     with tempfile.TemporaryDirectory() as temporary:
         source = args.folder or Path(temporary)
         if args.folder is None:

@@ -35,8 +35,8 @@ def main() -> None:
     """Write ``report.md``, ``choices.png`` and, where the images are, ``masks.png``."""
     args = parse_args()
     out = args.out or args.records
-    out.mkdir(parents=True, exist_ok=True)
     records = read_records(args.records)
+    out.mkdir(parents=True, exist_ok=True)
     tables = {'Scores': scores_table(records), 'Levels': levels_table(records)}
     for path in sorted(args.records.glob('costs_*.json'), reverse=True):
         size = path.stem.removeprefix('costs_')

@@ -3,31 +3,38 @@
 import argparse
 
 import project_path  # noqa: F401
+import torch
 from mmengine.registry import RUNNERS
 
-from tas_lora import UserError, apis, cli
+from tas_lora import apis, cli
+from tas_lora.config_check import check_data
 from tas_lora.errors import blame
 
 
 def parse_args() -> argparse.Namespace:
     """Command line."""
     parser = cli.config_parser(__doc__)
-    parser.add_argument('--resume', action='store_true', help='go on from the latest checkpoint')
+    parser.add_argument(
+        '--resume', action='store_true', help='go on from the latest checkpoint, if any'
+    )
     cli.add_launcher(parser)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Build the runner, train."""
+    """Build the runner and all it needs, train."""
     args = parse_args()
     cfg = cli.config_from(args)
+    check_data(cfg, ('train_dataloader', 'val_dataloader'))
     if args.resume:
         found = apis.find_resumable(cfg.work_dir)
-        if found is None:
-            raise UserError(f'--resume: {cfg.work_dir} has no checkpoint; leave --resume out')
-        cfg.resume, cfg.load_from = True, str(found)
+        if found is not None:  # else this is a first start
+            cfg.resume, cfg.load_from = True, str(found)
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+        apis.use_gloo(cfg)
     with blame(f'{args.config} cannot be trained'):
         runner = RUNNERS.build(cfg)
+    runner.prepare('train', 'val')
     runner.train()
 
 

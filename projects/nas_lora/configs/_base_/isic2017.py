@@ -4,68 +4,20 @@
 which end in .png and are left out.
 """
 
-# Every image becomes a square of 1024 pixels, and so does its mask: scores are those at that size.
-resize = dict(type='Resize', scale=(1024, 1024), keep_ratio=False)
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='nas_lora.LoadMask'),
-    resize,
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(type='nas_lora.PackMask'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='nas_lora.LoadMask'),
-    resize,
-    dict(type='nas_lora.PackMask'),
-]
-dataset = dict(
-    type='nas_lora.MaskFolder',
-    data_root='data/isic2017',
-    image_endings=('.jpg',),
-    mask_ending='_segmentation.png',
+_base_ = ['images_1024.py']
+
+names = dict(data_root='data/isic2017', image_endings=('.jpg',), mask_ending='_segmentation.png')
+train_folders = dict(
+    img_path='ISIC-2017_Training_Data', seg_map_path='ISIC-2017_Training_Part1_GroundTruth'
 )
-train_dataloader = dict(
-    batch_size=4,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        **dataset,
-        data_prefix=dict(
-            img_path='ISIC-2017_Training_Data',
-            seg_map_path='ISIC-2017_Training_Part1_GroundTruth',
-        ),
-        pipeline=train_pipeline,
-    ),
+val_folders = dict(
+    img_path='ISIC-2017_Validation_Data', seg_map_path='ISIC-2017_Validation_Part1_GroundTruth'
 )
-val_dataloader = dict(
-    batch_size=4,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        **dataset,
-        data_prefix=dict(
-            img_path='ISIC-2017_Validation_Data',
-            seg_map_path='ISIC-2017_Validation_Part1_GroundTruth',
-        ),
-        pipeline=test_pipeline,
-    ),
+test_folders = dict(
+    img_path='ISIC-2017_Test_v2_Data', seg_map_path='ISIC-2017_Test_v2_Part1_GroundTruth'
 )
-test_dataloader = dict(
-    batch_size=4,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        **dataset,
-        data_prefix=dict(
-            img_path='ISIC-2017_Test_v2_Data',
-            seg_map_path='ISIC-2017_Test_v2_Part1_GroundTruth',
-        ),
-        pipeline=test_pipeline,
-    ),
-)
-val_evaluator = dict(type='nas_lora.MaskMetrics', metrics=('iou', 'dice'))
+train_dataloader = dict(dataset=dict(**names, data_prefix=train_folders))
+val_dataloader = dict(dataset=dict(**names, data_prefix=val_folders))
+test_dataloader = dict(dataset=dict(**names, data_prefix=test_folders))
+val_evaluator = dict(metrics=('iou', 'dice'))
 test_evaluator = val_evaluator

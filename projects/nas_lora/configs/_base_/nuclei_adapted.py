@@ -14,7 +14,4 @@ model = dict(
     model={{_base_.model}},
 )
 optim_wrapper = dict(type='tas_lora.SupernetOptimWrapper', optimizer=dict(type='Adam', lr=1e-2))
-param_scheduler = None
 train_cfg = dict(type='tas_lora.ResumableTrainLoop', max_epochs=20, val_interval=10)
-val_cfg = dict()
-test_cfg = dict()

@@ -4,17 +4,11 @@ default_scope = 'mmpretrain'
 custom_imports = dict(imports=['nas_lora'])
 runner_type = 'nas_lora.SafeRunner'
 default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=25),
-    param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='tas_lora.SafeCheckpointHook', interval=1, max_keep_ckpts=1),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
 )
-env_cfg = dict(
-    cudnn_benchmark=False,
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'),
-)
-vis_backends = [dict(type='LocalVisBackend')]
-visualizer = dict(type='UniversalVisualizer', vis_backends=vis_backends)
+val_cfg = dict()
+test_cfg = dict()
+# Architecture parameters outside their turn and experts without a map get no gradient.
+find_unused_parameters = True
 randomness = dict(seed=0)

@@ -1,6 +1,6 @@
 """SAM base: encoder 89,670,912 parameters, decoder 3,506,560, images of 1024 pixels.
 
-Point ``model.pretrained`` to a file of SAM base: Meta's sam_vit_b_01ec64.pth, Hugging Face's
+Point ``pretrained`` to a file of SAM base: Meta's sam_vit_b_01ec64.pth, Hugging Face's
 model.safetensors (facebook/sam-vit-base), or OpenMMLab's
 vit-base-p16_sam-pre_3rdparty_sa1b-1024px_20230411-2320f9cc.pth (its encoder alone; the decoder
 then starts untrained). None of the three has been tried here, but files with their names have.
@@ -8,16 +8,7 @@ then starts untrained). None of the three has been tried here, but files with th
 
 model = dict(
     type='nas_lora.SAMSegmentor',
-    encoder=dict(
-        type='mmpretrain.ViTSAM',
-        arch='base',
-        img_size=1024,
-        patch_size=16,
-        window_size=14,
-        out_channels=256,
-    ),
-    decoder=dict(type='nas_lora.MaskDecoder'),
-    loss=dict(type='nas_lora.StructureLoss', kernel_size=31),
+    encoder=dict(type='mmpretrain.ViTSAM', arch='base', img_size=1024),
     pretrained='checkpoints/sam_vit_b_01ec64.pth',
     data_preprocessor=dict(
         type='mmengine.ImgDataPreprocessor',

@@ -16,8 +16,7 @@ model = dict(
         window_size=4,
         out_channels=32,
     ),
-    decoder=dict(type='nas_lora.MaskDecoder', embed_dim=32, depth=2, num_heads=4, mlp_dim=128),
-    loss=dict(type='nas_lora.StructureLoss', kernel_size=31),
+    decoder=dict(type='nas_lora.MaskDecoder', embed_dim=32, num_heads=4, mlp_dim=128),
     data_preprocessor=dict(
         type='mmengine.ImgDataPreprocessor',
         mean=[123.675, 116.28, 103.53],

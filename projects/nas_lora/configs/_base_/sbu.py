@@ -3,63 +3,13 @@
 Scored by the balanced error rate. No validation set is published, so it is the test set here.
 """
 
-# Every image becomes a square of 1024 pixels, and so does its mask: scores are those at that size.
-resize = dict(type='Resize', scale=(1024, 1024), keep_ratio=False)
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='nas_lora.LoadMask'),
-    resize,
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(type='nas_lora.PackMask'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='nas_lora.LoadMask'),
-    resize,
-    dict(type='nas_lora.PackMask'),
-]
-dataset = dict(type='nas_lora.MaskFolder', data_root='data/sbu', image_endings=('.jpg',))
+_base_ = ['images_1024.py']
+
+folders = dict(img_path='ShadowImages', seg_map_path='ShadowMasks')
 train_dataloader = dict(
-    batch_size=4,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        **dataset,
-        data_prefix=dict(
-            img_path='SBUTrain4KRecoveredSmall/ShadowImages',
-            seg_map_path='SBUTrain4KRecoveredSmall/ShadowMasks',
-        ),
-        pipeline=train_pipeline,
-    ),
+    dataset=dict(data_root='data/sbu/SBUTrain4KRecoveredSmall', data_prefix=folders)
 )
-val_dataloader = dict(
-    batch_size=4,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        **dataset,
-        data_prefix=dict(
-            img_path='SBU-Test/ShadowImages',
-            seg_map_path='SBU-Test/ShadowMasks',
-        ),
-        pipeline=test_pipeline,
-    ),
-)
-test_dataloader = dict(
-    batch_size=4,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        **dataset,
-        data_prefix=dict(
-            img_path='SBU-Test/ShadowImages',
-            seg_map_path='SBU-Test/ShadowMasks',
-        ),
-        pipeline=test_pipeline,
-    ),
-)
-val_evaluator = dict(type='nas_lora.MaskMetrics', metrics=('ber', 'iou'))
+val_dataloader = dict(dataset=dict(data_root='data/sbu/SBU-Test', data_prefix=folders))
+test_dataloader = val_dataloader
+val_evaluator = dict(metrics=('ber', 'iou'))
 test_evaluator = val_evaluator

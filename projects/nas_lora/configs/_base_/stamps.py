@@ -1,36 +1,7 @@
 """Stamps on photographs: tools/prepare_stamps.py writes data/stamps."""
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='nas_lora.LoadMask'),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(type='nas_lora.PackMask'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='nas_lora.LoadMask'),
-    dict(type='nas_lora.PackMask'),
-]
-loader = dict(num_workers=0, persistent_workers=False)
-train_dataloader = dict(
-    **loader,
-    batch_size=16,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        type='nas_lora.MaskFolder', data_root='data/stamps/train', pipeline=train_pipeline
-    ),
-)
-val_dataloader = dict(
-    **loader,
-    batch_size=50,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='nas_lora.MaskFolder', data_root='data/stamps/val', pipeline=test_pipeline),
-)
-test_dataloader = dict(
-    **loader,
-    batch_size=50,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='nas_lora.MaskFolder', data_root='data/stamps/test', pipeline=test_pipeline),
-)
-val_evaluator = dict(type='nas_lora.MaskMetrics')
-test_evaluator = val_evaluator
+_base_ = ['tiles_64.py']
+
+train_dataloader = dict(dataset=dict(data_root='data/stamps/train'))
+val_dataloader = dict(dataset=dict(data_root='data/stamps/val'))
+test_dataloader = dict(dataset=dict(data_root='data/stamps/test'))
