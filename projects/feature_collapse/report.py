@@ -2,14 +2,16 @@
 
 import argparse
 import json
+from collections import defaultdict
 from pathlib import Path
 
-from feature_collapse import figures, records, tables
+from feature_collapse import figures, records, regime, tables
 
 from tas_lora import UserError, cli
 from tas_lora.files import write_atomic
 
 HERE = Path(__file__).resolve().parent
+SEARCHED = ('heldout', 'test', 'regret', 'found_the_best')
 NAMES = dict(heldout='the held-out images', test='the test set')
 
 
@@ -36,6 +38,9 @@ def main() -> None:
         raise UserError(f'{results} has no records of the seeds {args.seeds}')
     out.mkdir(parents=True, exist_ok=True)
     text = ''.join(section(nets, families, part) for part in NAMES)
+    conditions = regime_points(results)
+    text += f'## Regimes, on the held-out images\n\n{regime.table(conditions)}\n'
+    text += found_by_searches(results / 'search' / 'searches.json')
     text += spaces(results / 'spaces.json')
     write_atomic(out / 'tables.md', text)
     print(text)
@@ -43,6 +48,30 @@ def main() -> None:
     for part in measured:
         for path in figures.draw_all(nets, families, part, out):
             print(path)
+    regime.draw(conditions, out / 'regimes.png')
+    print(out / 'regimes.png')
+
+
+def regime_points(results: Path) -> list[regime.Point]:
+    """Of the records of the folder, and of those it holds: one a condition."""
+    folders = [path for path in sorted(results.iterdir()) if path.is_dir()]
+    found = {'main': results} | {path.name: path for path in folders}
+    nets = {name: records.read_families(path) for name, path in found.items()}
+    trained = {name: [r for r in own if 'heldout' in r] for name, own in nets.items()}
+    return [point for name, own in trained.items() for point in regime.points_of(own, name)]
+
+
+def found_by_searches(path: Path) -> str:
+    """What searches found, mean and deviation over the seeds of the nets."""
+    if not path.is_file():
+        return ''
+    rows, runs = [['experts', 'budget, params', 'search', *SEARCHED]], defaultdict(list)
+    for row in json.loads(path.read_text()):
+        runs[row['method'], row['share'], row['kind']].append(row)
+    for (method, _, kind), own in runs.items():
+        means = [tables.spread([row[name] for row in own], 4) for name in SEARCHED]
+        rows.append([method, f'{own[0]["most"]:,.0f}', kind, *means])
+    return f'## Searches of equal cost, mean over their seeds\n\n{tables.markdown(rows)}\n'
 
 
 def section(nets: list[dict], families: list[dict], part: str) -> str:

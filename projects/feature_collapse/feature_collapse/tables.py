@@ -46,13 +46,15 @@ def top1_table(records: Sequence[dict], families: Sequence[dict], part: str) -> 
     scores, tables = scores_of(records, part), similarities_of(records, families, part)
     subnets = sorted({subnet for values in scores.values() for _, subnet in values})
     header = ['method', 'seeds', *(f'subnet {i}' for i in subnets), 'mean', 'gap closed, %']
+    header.append('of upper bound, %')
     rows = [[*header, 'similarity', 'dW/W', 'gate shift', 'epochs', 's']]
     for family, values in scores.items():
         own = [record for record in records if record['family'] == family]
         rows.append(
             [family, len({seed for seed, _ in values})]
             + [spread([v for (_, s), v in values.items() if s == i], 2) for i in subnets]
-            + [spread(seed_means(values), 2), gap_closed(scores, family)]
+            + [spread(seed_means(values), 2)]
+            + [share_closed(scores, family, goal) for goal in ('independent_same', 'alone_whole')]
             + [off_diagonal(tables.get(family, []))]
             + [spread([x for r in own for x in r['delta_w'] or []], 3)]
             + [spread([r['gate_shift'] for r in own if r['gate_shift'] is not None], 4)]
@@ -101,10 +103,10 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     return float((means >= np.abs(values.sum()) - 1e-9).mean())
 
 
-def gap_closed(scores: Scores, family: str) -> str:
-    """Share of the gap from the supernet to the same subnets trained alone, over common seeds."""
+def share_closed(scores: Scores, family: str, goal: str) -> str:
+    """Share of the gap from the supernet to ``goal`` that a family closes, percent."""
     gain = paired(scores, family, 'autoformer')
-    gap = paired(scores, 'independent_same', 'autoformer')
+    gap = paired(scores, goal, 'autoformer')
     if not gain or not gap or mean(gap) <= 0:
         return ''
     return f'{100 * mean(gain) / mean(gap):.0f}'
