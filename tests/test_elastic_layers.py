@@ -191,12 +191,11 @@ def test_fused_attention_is_the_explicit_one(grid, reach, head_dim):
     rel_k, rel_v = (randomize(RelativePosition2D(head_dim, reach)).double() for _ in range(2))
     qkv = torch.randn(3, 2, 3, grid**2 + 1, head_dim).double().requires_grad_(True)
     inputs = [qkv, *rel_k.parameters(), *rel_v.parameters()]
-    pairs, (tokens, marks) = relative_index(grid, reach), token_index(grid, reach, head_dim)
+    pairs, index = relative_index(grid, reach), token_index(grid, reach, head_dim)
     explicit = relative_attention(*qkv, rel_k(pairs), rel_v(pairs))
-    fused = fused_relative_attention(
-        *qkv, rel_k.by_token(tokens), rel_v.by_token(tokens), rel_v.of_class_token(), marks
-    )
-    assert (head_dim + marks.shape[1]) % 16 == 0
+    tables = rel_k.from_class_token(), rel_v.from_class_token(), rel_v.of_class_token()
+    fused = fused_relative_attention(*qkv, *tables, index)
+    assert (head_dim + index[1].shape[1]) % 16 == 0
     assert (fused - explicit).abs().max() < 1e-10
     weights = torch.randn_like(explicit)
     expected, found = (torch.autograd.grad((y * weights).sum(), inputs) for y in (explicit, fused))
@@ -210,12 +209,12 @@ def test_fused_attention_at_lower_precision(dtype, tolerance):
     torch.manual_seed(0)
     rel_k, rel_v = (randomize(RelativePosition2D(64, 14), std=0.02) for _ in range(2))
     qkv = torch.randn(3, 2, 3, 197, 64)
-    pairs, (tokens, marks) = relative_index(14, 14), token_index(14, 14, 64)
+    pairs, index = relative_index(14, 14), token_index(14, 14, 64)
     with torch.no_grad():
         exact = relative_attention(*qkv.double(), rel_k(pairs).double(), rel_v(pairs).double())
-        tables = rel_k.by_token(tokens), rel_v.by_token(tokens), rel_v.of_class_token()
+        tables = rel_k.from_class_token(), rel_v.from_class_token(), rel_v.of_class_token()
         fused = fused_relative_attention(
-            *qkv.to(dtype), *(table.to(dtype) for table in tables), marks
+            *qkv.to(dtype), *(table.to(dtype) for table in tables), index
         )
     assert fused.dtype == dtype
     assert (fused - exact).abs().max() < tolerance

@@ -24,13 +24,25 @@ from hypothesis import strategies as st
 from mmpretrain.registry import MODELS
 from tiny import repeatable
 
-from tas_lora import SearchSpace, UserError
+from tas_lora import SearchSpace, Subnet, UserError
+from tas_lora.models.layers import expert_parameters
 
 PROJECT = ROOT / 'projects' / 'feature_collapse'
 CONFIGS = PROJECT / 'configs'
 sys.path.insert(0, str(PROJECT))
 
-from feature_collapse import edits, images, plan, progress, records, searches, settings, tables  # noqa: E402
+from feature_collapse import (  # noqa: E402
+    edits,
+    images,
+    measure,
+    plan,
+    progress,
+    records,
+    searches,
+    settings,
+    tables,
+    training,
+)
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -138,7 +150,7 @@ def test_whole_run_makes_one_record_for_each_net(whole_run):
 
 def test_whole_run_measures_what_plain_code_measures(whole_run, data_root):
     """Top-1 and loss of one subnet again: idx files by hand, MMPretrain's predict."""
-    from tas_lora import Subnet, load_supernet
+    from tas_lora import load_supernet
 
     cfg = settings.load('mole', str(data_root))
     model = load_supernet(cfg, whole_run / 'mole_seed3' / 'weights.safetensors')
@@ -156,6 +168,28 @@ def test_whole_run_measures_what_plain_code_measures(whole_run, data_root):
         loss = -p[range(len(labels)), labels].log().mean()
         assert record['test']['top1'][i] == pytest.approx(float(top1), abs=1e-3)
         assert record['test']['loss'][i] == pytest.approx(float(loss), abs=1e-4)
+
+
+def test_wrong_experts_are_those_of_other_groups(whole_run, data_root):
+    """The same with gates left alone and the experts themselves moved."""
+    options = {'heldout_dataloader.dataset.size': 200}
+    study = settings.Study(whole_run, whole_run, str(data_root), options=options)
+    net = plan.Net('mole', 3)
+    pictures, labels = training.load_images(study, 'test')
+    record = json.loads((whole_run / 'results' / 'mole_seed3.json').read_text())
+    drawn = json.loads((whole_run / 'results' / 'subnets.json').read_text())
+    found = []
+    for shift in (1, 2, 3):
+        model = training.restore(study, net)
+        with torch.no_grad():
+            for factor in expert_parameters(model):
+                factor.copy_(factor.roll(-shift, 0))
+        logits, _ = measure.predict(model, Subnet.coerce(drawn[2]), pictures)
+        found.append(100 * float((logits.argmax(1) == labels).float().mean()))
+    assert record['test']['wrong_experts'][2] == pytest.approx(mean(found), abs=1e-3)
+    assert record['test']['wrong_experts'] != record['test']['top1']
+    alone = json.loads((whole_run / 'results' / 'alone_lora_0_seed3.json').read_text())
+    assert alone['test']['wrong_experts'] is None
 
 
 def test_similarity_of_nets_trained_alone_has_a_record(whole_run):

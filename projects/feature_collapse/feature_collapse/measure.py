@@ -13,16 +13,22 @@ BATCH = 1000
 
 
 @torch.no_grad()
-def predict(model: SupernetClassifier, subnet: Subnet, images: Tensor) -> tuple[Tensor, Tensor]:
+def predict(
+    model: SupernetClassifier, subnet: Subnet, images: Tensor, shift: int = 0
+) -> tuple[Tensor, Tensor]:
     """Logits (N, classes) and penultimate features (N, C) of a subnet.
 
     Args:
         model: The net, in evaluation mode.
         subnet: The subnet, C wide.
         images: (N, 1, side, side), bytes.
+        shift: Gives each expert the gate of the one so many places before it: wrong ones.
     """
     model.set_subnet(subnet)
-    model.merge_experts()
+    if shift:
+        model.backbone.merge_experts(subnet, model.router(subnet).roll(shift, -1))
+    else:
+        model.merge_experts()
     logits, features = [], []
     for batch in images.split(BATCH):
         inputs = model.data_preprocessor(dict(inputs=batch))['inputs']

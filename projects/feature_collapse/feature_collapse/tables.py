@@ -47,7 +47,7 @@ def top1_table(records: Sequence[dict], families: Sequence[dict], part: str) -> 
     subnets = sorted({subnet for values in scores.values() for _, subnet in values})
     header = ['method', 'seeds', *(f'subnet {i}' for i in subnets), 'mean', 'gap closed, %']
     header.append('of upper bound, %')
-    rows = [[*header, 'similarity', 'dW/W', 'gate shift', 'epochs', 's']]
+    rows = [[*header, 'wrong experts', 'similarity', 'dW/W', 'gate shift', 'epochs', 's']]
     for family, values in scores.items():
         own = [record for record in records if record['family'] == family]
         rows.append(
@@ -55,6 +55,7 @@ def top1_table(records: Sequence[dict], families: Sequence[dict], part: str) -> 
             + [spread([v for (_, s), v in values.items() if s == i], 2) for i in subnets]
             + [spread(seed_means(values), 2)]
             + [share_closed(scores, family, goal) for goal in ('independent_same', 'alone_whole')]
+            + [spread(wrong_expert_losses(own, part), 2)]
             + [off_diagonal(tables.get(family, []))]
             + [spread([x for r in own for x in r['delta_w'] or []], 3)]
             + [spread([r['gate_shift'] for r in own if r['gate_shift'] is not None], 4)]
@@ -110,6 +111,16 @@ def share_closed(scores: Scores, family: str, goal: str) -> str:
     if not gain or not gap or mean(gap) <= 0:
         return ''
     return f'{100 * mean(gain) / mean(gap):.0f}'
+
+
+def wrong_expert_losses(records: Sequence[dict], part: str) -> list[float]:
+    """What top-1 changes by when subnets get other groups' experts; none without experts."""
+    measured = [r[part] for r in records if r[part] and r[part].get('wrong_experts')]
+    return [
+        wrong - right
+        for found in measured
+        for wrong, right in zip(found['wrong_experts'], found['top1'], strict=True)
+    ]
 
 
 def seed_means(values: dict[tuple[int, int], float]) -> list[float]:

@@ -1,7 +1,9 @@
 """One net: trained, or trained on from where it was stopped, and measured."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 
 import torch
 from mmengine.config import Config
@@ -9,7 +11,7 @@ from mmengine.logging import MessageHub
 from safetensors.torch import save
 from torch import Tensor
 
-from tas_lora import UserError, apis
+from tas_lora import Subnet, UserError, apis
 from tas_lora.analysis.features import feature_similarity
 from tas_lora.files import write_atomic
 from tas_lora.models import SupernetClassifier
@@ -83,7 +85,10 @@ def restore(study: Study, net: Net) -> SupernetClassifier:
 
 
 def measure(study: Study, net: Net, images: tuple[Tensor, Tensor]) -> dict:
-    """Top-1, loss and similarity of the subnets on a set; of a net alone only its own."""
+    """Top-1, loss and similarity of the subnets on a set; of a net alone only its own.
+
+    With experts, also top-1 by those of other groups.
+    """
     model = restore(study, net)
     chosen = study.subnets if net.subnet is None else (study.subnets[net.subnet],)
     predicted = [predict(model, subnet, images[0]) for subnet in chosen]
@@ -95,7 +100,22 @@ def measure(study: Study, net: Net, images: tuple[Tensor, Tensor]) -> dict:
         top1=[round(s['top1'], 3) for s in found],
         loss=[round(s['loss'], 5) for s in found],
         similarity=table and [[round(cosine, 5) for cosine in row] for row in table],
+        wrong_experts=wrong_experts(model, chosen, images),
     )
+
+
+def wrong_experts(
+    model: SupernetClassifier, subnets: Sequence[Subnet], images: tuple[Tensor, Tensor]
+) -> list[float] | None:
+    """Top-1 of each subnet with another group's experts, mean over the shifts of all gates."""
+    if model.router is None or model.router.num_experts == 1:
+        return None
+    shifts = range(1, model.router.num_experts)
+    found = [
+        [scores(predict(model, subnet, images[0], k)[0], images[1])['top1'] for k in shifts]
+        for subnet in subnets
+    ]
+    return [round(mean(top1), 3) for top1 in found]
 
 
 def change(study: Study, net: Net) -> list[float] | None:
