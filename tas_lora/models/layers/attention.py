@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .elastic import ElasticLinear
+from .gathered import gathered_product
 
 
 def relative_index(grid: int, max_offset: int) -> tuple[Tensor, Tensor]:
@@ -65,9 +66,9 @@ def token_index(grid: int, max_offset: int, head_dim: int) -> tuple[Tensor, Tens
         head_dim: D.
 
     Returns:
-        Index (N, W) into the rows of :meth:`RelativePosition2D.by_token`'s table: the offset from
-        the token to each row and column of patches; 0 for the class token and for padding. Marks
-        (N, W): 1 at the row and the column a token is in, none for the class token.
+        Index (N, W) into :meth:`RelativePosition2D.from_class_token`: the offset from the token to
+        each row and column of patches; 0 for the class token and for padding. Marks (N, W): 1 at
+        the row and the column a token is in, none for the class token.
     """
     line, patch = torch.arange(grid), torch.arange(grid * grid)
     rows, columns = patch // grid, patch % grid
@@ -82,7 +83,13 @@ def token_index(grid: int, max_offset: int, head_dim: int) -> tuple[Tensor, Tens
 
 
 def fused_relative_attention(
-    q: Tensor, k: Tensor, v: Tensor, rel_k: Tensor, rel_v: Tensor, cls_v: Tensor, marks: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rel_k: Tensor,
+    rel_v: Tensor,
+    cls_v: Tensor,
+    rel_index: tuple[Tensor, Tensor],
 ) -> Tensor:
     """:func:`relative_attention` by one attention over wider heads, exactly.
 
@@ -94,20 +101,20 @@ def fused_relative_attention(
 
     Args:
         q, k, v: (B, H, N, D).
-        rel_k, rel_v: Key and value vectors of every row and column of patches, as each token sees
-            them, relative to the class token's: (N, W, D).
+        rel_k, rel_v: Key and value vectors of every vertical and horizontal offset, relative to
+            the class token's: (4R + 4, D).
         cls_v: The class token's value vector, (D,).
-        marks: (N, W).
+        rel_index: Of :func:`token_index`.
 
     Returns:
         (B, H, N, D).
     """
-    D = q.shape[-1]
+    D, (index, marks) = q.shape[-1], rel_index
     marks = marks.to(q.dtype).expand(*q.shape[:2], -1, -1)
-    seen = torch.einsum('bhnd,nwd->bhnw', q, rel_k)
+    seen = gathered_product(q, rel_k, index, transposed=True)
     wide = (torch.cat([x, more.to(q.dtype)], -1) for x, more in ((q, seen), (k, marks), (v, marks)))
     y = F.scaled_dot_product_attention(*wide, scale=D**-0.5)  # (B, H, N, D + W)
-    return y[..., :D] + torch.einsum('bhnw,nwd->bhnd', y[..., D:], rel_v) + cls_v.to(y.dtype)
+    return y[..., :D] + gathered_product(y[..., D:], rel_v, index) + cls_v.to(y.dtype)
 
 
 def without_key_gradient(bias: Tensor, width: int) -> Tensor:
@@ -141,13 +148,9 @@ class RelativePosition2D(nn.Module):
         """Embedding of every pair of tokens, (N, N, D), by :func:`relative_index`."""
         return self.vertical[index[0]] + self.horizontal[index[1]]
 
-    def by_token(self, index: Tensor) -> Tensor:
-        """Vectors of rows and columns of patches as each token sees them, (N, W, D).
-
-        Relative to the class token's, which are row 0 of the tables; by :func:`token_index`.
-        """
-        tables = [table - table[0] for table in (self.vertical, self.horizontal)]
-        return F.embedding(index, torch.cat(tables))
+    def from_class_token(self) -> Tensor:
+        """Both tables, (4R + 4, D), relative to their rows of the class token, which are row 0."""
+        return torch.cat([table - table[0] for table in (self.vertical, self.horizontal)])
 
     def of_class_token(self) -> Tensor:
         """Embedding of a pair with the class token, (D,)."""
@@ -201,7 +204,6 @@ class ElasticAttention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rel_index: tuple[Tensor, Tensor]) -> Tensor:
         """Attention of each head, (B, H, N, D) each."""
-        index, marks = rel_index
-        rel_k, rel_v = self.rel_pos_k.by_token(index), self.rel_pos_v.by_token(index)
+        rel_k, rel_v = self.rel_pos_k.from_class_token(), self.rel_pos_v.from_class_token()
         cls_v = self.rel_pos_v.of_class_token()
-        return fused_relative_attention(q, k, v, rel_k, rel_v, cls_v, marks)
+        return fused_relative_attention(q, k, v, rel_k, rel_v, cls_v, rel_index)

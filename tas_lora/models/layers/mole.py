@@ -22,10 +22,13 @@ def merge_experts(weight: Tensor, lora_a: Tensor, lora_b: Tensor, gates: Tensor)
     Returns:
         (O, I), differentiable in all four.
     """
-    rank = lora_a.shape[1]
-    down = (lora_a * (gates / rank)[:, None, None]).flatten(0, 1)  # (K R, I)
+    scale = (gates / lora_a.shape[1])[:, None, None]
+    if lora_b.shape[1] < lora_a.shape[2]:  # the smaller one; a D that is scaled is a copy to keep
+        lora_b = lora_b * scale
+    else:
+        lora_a = lora_a * scale
     up = lora_b.transpose(0, 1).flatten(1)  # (O, K R)
-    return torch.addmm(weight, up, down)
+    return torch.addmm(weight, up, lora_a.flatten(0, 1))  # (K R, I)
 
 
 def fold_gates(gates: Tensor, num_experts: int) -> Tensor:
