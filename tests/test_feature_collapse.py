@@ -1,5 +1,6 @@
 """projects/feature_collapse: plan, records, tables, and a whole run on made-up images."""
 
+import argparse
 import contextlib
 import gzip
 import io
@@ -17,6 +18,7 @@ from statistics import mean, stdev
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import ROOT
 from hypothesis import given
@@ -24,7 +26,7 @@ from hypothesis import strategies as st
 from mmpretrain.registry import MODELS
 from tiny import repeatable
 
-from tas_lora import SearchSpace, Subnet, UserError
+from tas_lora import SearchSpace, Subnet, UserError, apis
 from tas_lora.models.layers import expert_parameters
 
 PROJECT = ROOT / 'projects' / 'feature_collapse'
@@ -271,7 +273,16 @@ def test_another_space_reaches_supernet_router_and_loops(name, method):
 def test_every_method_has_a_config_and_every_config_a_method():
     files = {str(path.relative_to(CONFIGS))[:-3] for path in CONFIGS.rglob('*.py')}
     configs = {method.config for method in plan.METHODS.values()}
-    assert configs == {name for name in files if not name.startswith('_base_')}
+    others = {'search', 'transfer/digits'}
+    assert configs | others == {name for name in files if not name.startswith('_base_')}
+
+
+def test_config_of_the_search_has_its_space_throughout():
+    cfg = settings.load('search', 'data')
+    space = SearchSpace(**edits.SPACES['search'])
+    model = MODELS.build(cfg.model)
+    assert SearchSpace.coerce(cfg.val_cfg.space) == model.router.space == space
+    assert model.subnet == space.largest()
 
 
 @pytest.mark.parametrize('name', sorted({method.config for method in plan.METHODS.values()}))
@@ -492,3 +503,40 @@ def test_search_reads_what_run_wrote(whole_run, data_root, capsys):
     options = ['--methods', 'dynas', '--cfg-options', *OPTIONS]
     assert call('search.py', *folders, *options) == 2
     assert 'dynas_seed3 has no record' in capsys.readouterr().err
+
+
+def test_transfer_learns_from_exports_and_from_scratch(whole_run, data_root, digits_root, capsys):
+    folders = ['--out', whole_run / 'results', '--work-dir', whole_run, '--data-root', data_root]
+    folders += ['--seeds', 3, '--subnets', 4, '--methods', 'mole', '--digits', digits_root]
+    short = [
+        'train_cfg.max_epochs=1',
+        'train_cfg.val_interval=1',
+        'train_dataloader.dataset.times=1',
+    ]
+    assert call('transfer.py', *folders, '--cfg-options', *short) == 0
+    found = {
+        path.stem: json.loads(path.read_text())
+        for path in (whole_run / 'results' / 'transfer').glob('*.json')
+    }
+    assert set(found) == {'scratch_4_seed3', 'mole_4_seed3'}
+    assert all(0 <= record[part] <= 100 for record in found.values() for part in training.SETS)
+    capsys.readouterr()
+    assert call('transfer.py', *folders) == 0
+    assert '2 of 2 are there' in capsys.readouterr().out
+    assert call('transfer.py', '--out', data_root) == 2
+    assert 'subnets.json does not exist; run.py writes it' in capsys.readouterr().err
+
+
+def test_transfer_starts_where_it_says(whole_run, digits_root):
+    """The first weights of both kinds of training: the file's, or others."""
+    transfer = runpy.run_path(str(PROJECT / 'transfer.py'))
+    exported = whole_run / 'mole_seed3' / 'exported_4'
+    args = argparse.Namespace(
+        cfg_options={}, digits=str(digits_root), work_dir=str(whole_run / 'x')
+    )
+    stored = safetensors.torch.load_file(exported / 'weights.safetensors')
+    for start, same in (('mole', True), ('scratch', False)):
+        runner = apis.prepare_training(transfer['config_of'](start, 3, exported, args))
+        runner.load_or_resume()
+        weight = runner.model.backbone.blocks[0].fc1.weight
+        assert torch.equal(weight, stored['blocks.0.fc1.weight']) == same

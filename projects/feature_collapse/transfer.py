@@ -40,6 +40,14 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def drawn_subnets(results: Path) -> tuple[Subnet, ...]:
+    """The subnets that run.py has written down."""
+    path = results / 'subnets.json'
+    if not path.is_file():
+        raise UserError(f'{path} does not exist; run.py writes it, name its folder by --out')
+    return tuple(map(Subnet.coerce, json.loads(path.read_text())))
+
+
 def export(study: Study, net: Net, index: int) -> Path:
     """Cut one of the subnets out of a net; returns the folder."""
     if not study.weights(net).is_file():
@@ -90,9 +98,9 @@ def main() -> None:
     """Export, train, test."""
     args = parse_args()
     torch.set_num_threads(1)
-    out = Path(args.out)
-    subnets = tuple(map(Subnet.coerce, json.loads((out / 'subnets.json').read_text())))
-    study = Study(out, Path(args.work_dir), args.data_root, subnets)
+    study = Study(
+        Path(args.out), Path(args.work_dir), args.data_root, drawn_subnets(Path(args.out))
+    )
     work_off(
         [
             task(study, start, seed, index, args)

@@ -22,7 +22,7 @@ SPACES = dict(
 def set_data_root(cfg: Config, data_root: str) -> None:
     """Read all images from ``data_root``."""
     for loader in _LOADERS:
-        for node in _dicts(cfg[loader]):
+        for node in _dicts(cfg.get(loader)):
             if 'data_root' in node:
                 node.data_root = data_root
 

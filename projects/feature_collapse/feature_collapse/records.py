@@ -66,7 +66,7 @@ def read(folder: Path, name: str, digest: str | None = None) -> dict | None:
     if not path.is_file():
         return None
     record = _parsed(path)
-    if digest not in (None, record['digest']):
+    if digest is not None and digest != record['digest']:
         raise UserError(
             f'{path} is of another config (digest {record["digest"]}, now {digest}); give another '
             'folder by --out, or remove the records and work folders that are to be made anew'
