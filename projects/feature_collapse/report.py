@@ -41,6 +41,7 @@ def main() -> None:
     conditions = regime_points(results)
     text += f'## Regimes, on the held-out images\n\n{regime.table(conditions)}\n'
     text += found_by_searches(results / 'search' / 'searches.json')
+    text += transferred(records.read_families(results / 'transfer'))
     text += spaces(results / 'spaces.json')
     write_atomic(out / 'tables.md', text)
     print(text)
@@ -57,7 +58,7 @@ def regime_points(results: Path) -> list[regime.Point]:
     folders = [path for path in sorted(results.iterdir()) if path.is_dir()]
     found = {'main': results} | {path.name: path for path in folders}
     nets = {name: records.read_families(path) for name, path in found.items()}
-    trained = {name: [r for r in own if 'heldout' in r] for name, own in nets.items()}
+    trained = {name: [r for r in own if 'train_loss' in r] for name, own in nets.items()}
     return [point for name, own in trained.items() for point in regime.points_of(own, name)]
 
 
@@ -84,6 +85,17 @@ def section(nets: list[dict], families: list[dict], part: str) -> str:
         f'## Paired differences on {NAMES[part]}, over subnets and seeds\n\n'
         f'{tables.difference_table(nets, part)}\n'
     )
+
+
+def transferred(found: list[dict]) -> str:
+    """Top-1 on digits by what the training started from, over subnets and seeds."""
+    if not found:
+        return ''
+    rows = [['start', 'trainings', *NAMES.values()]]
+    for start in dict.fromkeys(record['start'] for record in found):
+        own = [record for record in found if record['start'] == start]
+        rows.append([start, len(own), *(tables.spread([r[p] for r in own], 2) for p in NAMES)])
+    return f'## Learning digits, top-1\n\n{tables.markdown(rows)}\n'
 
 
 def spaces(path: Path) -> str:

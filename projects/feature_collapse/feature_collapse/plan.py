@@ -39,6 +39,7 @@ METHODS = {
         Method('mole_random', 'stage2', 'mole_random', 'autoformer'),
         Method('mole', 'stage2', 'mole', 'autoformer'),
         Method('mole_dynas', 'stage2', 'mole', 'dynas'),
+        Method('full_finetune_dynas', 'stage2', 'full_finetune', 'dynas'),
         Method('independent_same', 'independent', 'independent', alone=True),
         Method('independent_other', 'independent', 'independent', alone=True, own_init=True),
         Method('alone_whole', 'alone', 'alone_whole', 'autoformer', alone=True),
