@@ -214,6 +214,7 @@ def dist_train(cfg, file, *options) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow  # run by `make nightly`
 def test_two_processes_of_which_one_is_told_to_stop(config, tmp_path):
     whole = config('moLE', 'whole', workers=2, ema=True)
     done = dist_train(whole, tmp_path / 'whole.py')
