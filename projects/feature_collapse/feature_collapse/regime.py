@@ -56,7 +56,7 @@ def points_of(records: Sequence[dict], condition: str, part: str = 'heldout') ->
                     own[0]['rate'],
                     own[0]['iterations'],
                     paired(scores, family, start),
-                    mean(bound) if bound else None,
+                    mean(bound) if bound and start == 'autoformer' else None,
                     mean(x for r in own for x in r['delta_w']),
                     mean(shifts) if shifts else None,
                     [r[part]['similarity'] for r in own],
