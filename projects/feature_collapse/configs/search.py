@@ -1,8 +1,8 @@
-"""The search on the weights kept here, in a space of 504 subnets.
+"""A search in a space of 504 subnets, on the experts that run.py --space search trains.
 
-PYTHONPATH=. python ../../tools/search.py configs/search.py weights/mole.safetensors
+PYTHONPATH=. python ../../tools/search.py configs/search.py WORK_DIR/mole_seed0/weights.safetensors
 
-GPUs: 0, a minute. Trained by run.py --space search; what searches find: results/tables.md.
+GPUs: 0. Not run.
 """
 
 _base_ = './mole.py'

@@ -1,4 +1,4 @@
-"""As free.py, an expert for each of the eight subnets, in all its blocks.
+"""As free.py, an expert for each size of subnet, in all its blocks.
 
 python run.py --parts past
 """
