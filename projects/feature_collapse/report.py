@@ -12,6 +12,7 @@ from tas_lora.files import write_atomic
 
 HERE = Path(__file__).resolve().parent
 SEARCHED = ('heldout', 'test', 'regret', 'found_the_best')
+REFERENCES = ('autoformer', 'full_finetune', 'single_lora', 'mole_random')
 NAMES = dict(heldout='the held-out images', test='the test set')
 
 
@@ -83,7 +84,7 @@ def section(nets: list[dict], families: list[dict], part: str) -> str:
         f'## Top-1 on {NAMES[part]}, mean and deviation over seeds\n\n'
         f'{tables.top1_table(nets, families, part)}\n'
         f'## Paired differences on {NAMES[part]}, over subnets and seeds\n\n'
-        f'{tables.difference_table(nets, part)}\n'
+        f'{tables.difference_table(nets, part, REFERENCES)}\n'
     )
 
 
