@@ -39,13 +39,17 @@ METHODS = {
         Method('mole_random', 'stage2', 'mole_random', 'autoformer'),
         Method('mole', 'stage2', 'mole', 'autoformer'),
         Method('mole_dynas', 'stage2', 'mole', 'dynas'),
+        Method('single_lora_dynas', 'stage2', 'single_lora', 'dynas'),
         Method('full_finetune_dynas', 'stage2', 'full_finetune', 'dynas'),
         Method('independent_same', 'independent', 'independent', alone=True),
         Method('independent_other', 'independent', 'independent', alone=True, own_init=True),
         Method('alone_whole', 'alone', 'alone_whole', 'autoformer', alone=True),
+        Method('alone_whole_dynas', 'alone', 'alone_whole', 'dynas', alone=True),
         Method('alone_lora', 'alone', 'alone_lora', 'autoformer', alone=True),
         *(Method(name, 'ablations', f'ablations/{name}', 'autoformer') for name in _ABLATIONS),
         *(Method(name, 'past', f'past/{name}', 'autoformer') for name in _PAST),
+        Method('free_dynas', 'past', 'past/free', 'dynas'),
+        Method('joint_dynas', 'past', 'past/joint', 'dynas'),
         Method('joint_start', 'past', 'past/joint_start'),
     )
 }
