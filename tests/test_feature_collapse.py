@@ -235,7 +235,7 @@ def test_records_of_another_config_are_refused(whole_run, data_root, capsys):
 
 def test_plan_has_every_net_once_behind_its_start():
     main = [m.name for m in plan.METHODS.values() if m.part not in ('ablations', 'past')]
-    assert len(plan.nets_of([0, 1], main)) == 2 * (9 + 4 * 6)
+    assert len(plan.nets_of([0, 1], main)) == 2 * (10 + 5 * 6)
     nets = plan.nets_of([0, 1], plan.METHODS)
     assert len(nets) == len({net.name for net in nets})
     for place, net in enumerate(nets):
