@@ -6,10 +6,19 @@ import pytest
 import torch
 from conftest import ROOT, call_tool
 from tiny import SPACE, images, randomize, tiny_config, tiny_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from tas_lora import Subnet, cli
 from tas_lora.analysis import benchmark, growth, processes
-from tas_lora.analysis.contestants import StaticViT, left_unmerged, made_naive, training_step
+from tas_lora.analysis.contestants import (
+    StaticViT,
+    forward_products,
+    left_unmerged,
+    made_naive,
+    step_products,
+    training_step,
+)
 from tas_lora.analysis.timing import interleave, ratio, saved_bytes
 from tas_lora.apis import load_config
 
@@ -85,6 +94,64 @@ def test_saved_bytes_against_a_count_by_hand():
     x = torch.randn(16, 8, requires_grad=True)
     # The linear keeps its input, the square its input; the weight is none of them.
     assert saved_bytes(layer, lambda: layer(x).square().sum()) == 4 * (16 * 8 + 16 * 4)
+
+
+# Two blocks of heads 8 wide at 16 patches of 2 x 2 x 1 pixels: 17 tokens.
+COUNTED = Subnet(16, [1, 2], [2.0, 1.5])
+BY_HAND = dict(
+    patches=16 * 16 * 4,
+    linears=17 * 16 * (4 * 8 + 2 * 32) + 17 * 16 * (4 * 16 + 2 * 24),
+    attention=2 * 17 * 17 * 8 + 2 * 17 * 17 * 16,
+    head=16 * 5,
+)
+
+
+def torch_counts(model, train: bool) -> float:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        logits = model(images(3))
+        if train:
+            logits.sum().backward()
+    return counter.get_total_flops() / 2 / 3
+
+
+def test_products_of_a_forward_by_hand_and_by_torch():
+    spec = tiny_model().image_spec
+    assert forward_products(COUNTED, spec) == BY_HAND
+    assert torch_counts(StaticViT(COUNTED, spec), train=False) == sum(BY_HAND.values())
+
+
+@pytest.mark.parametrize(
+    ('name', 'trained', 'unneeded'),
+    [
+        ('static', '', 0),
+        # The merged weights of ours have gradients as weights do, but not the first input.
+        ('ours', 'qkv.weight proj.weight fc1.weight fc2.weight', 17 * 16 * 3 * 8),
+        ('unmerged', 'cls_token', 0),  # which stands for experts: all behind it needs gradients
+    ],
+)
+def test_products_of_a_step_against_torch(name, trained, unneeded):
+    model = StaticViT(COUNTED, tiny_model().image_spec)
+    for parameter, value in model.named_parameters():
+        value.requires_grad_(not trained or any(part in parameter for part in trained.split()))
+    assert step_products(name, BY_HAND) == torch_counts(model, train=True) + unneeded
+
+
+def test_throughput_by_hand():
+    training, evaluation = {'ours': [2.0, 4.0, 8.0]}, {'ours': [1.0], 'ours_bf16': [0.5]}
+    forward = dict(patches=10, linears=100, attention=20, head=5)
+    found = benchmark.throughput(training, evaluation, (16, 32), forward, (1e4, 4e4))
+    speed = found['ours']['train']
+    assert speed['images_per_second']['median'] == 4
+    assert speed['images_per_second']['spread'] == pytest.approx([16 / 6, 16 / 3])
+    per_image = 10 + 3 * 100 + 3 * 20 + 2 * 5
+    assert speed['share_of_limit']['median'] == pytest.approx(4 * per_image / 1e4)
+    assert speed['share_of_limit']['spread'] == pytest.approx(
+        [16 / 6 * per_image / 1e4, 16 / 3 * per_image / 1e4]
+    )
+    assert found['ours']['eval']['share_of_limit']['median'] == pytest.approx(32 * 135 / 1e4)
+    low = found['ours_bf16']
+    assert list(low) == ['eval']
+    assert low['eval']['share_of_limit']['median'] == pytest.approx(64 * 135 / 4e4)
 
 
 def test_summary_has_the_promised_figures():

@@ -21,11 +21,14 @@ from rich.table import Table
 
 from tas_lora import SearchSpace, apis, cli
 from tas_lora.analysis import benchmark, growth, processes
+from tas_lora.analysis.contestants import forward_products
 from tas_lora.analysis.timing import matrix_rate, milliseconds, ratio
 from tas_lora.structures.subnet import natural, positive
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 SPACES = dict(t='autoformer_t', s='autoformer_s', b='autoformer_b')
+_PRECISIONS = dict(float32=torch.float32, bfloat16=torch.bfloat16)
+_SPEEDS = {'images/s': 'images_per_second', 'of the limit': 'share_of_limit'}
 
 
 def parse_args():
@@ -64,8 +67,11 @@ def parse_args():
     return args
 
 
-def measure(size: str, args) -> dict:
-    """All figures of one space, at one subnet drawn from the seed."""
+def measure(size: str, args, rates: dict[str, float]) -> dict:
+    """All figures of one space, at one subnet drawn from the seed.
+
+    ``rates`` are multiply-adds a second by precision.
+    """
     cfg = apis.load_config(CONFIGS / f'{SPACES[size]}_moLE.py')
     space = SearchSpace.coerce(cfg.space)
     subnet = space.sample(np.random.default_rng(natural(args.seed, '--seed')))
@@ -90,6 +96,15 @@ def measure(size: str, args) -> dict:
         )
         for name in evaluation
     }
+    speeds = benchmark.throughput(
+        training,
+        evaluation,
+        (args.batch, args.eval_batch),
+        forward_products(subnet, spec),
+        (rates['bfloat16' if args.amp else 'float32'], rates['bfloat16']),
+    )
+    for name, speed in speeds.items():
+        result['contestants'][name] |= speed
     result['hops_ms'] = {name: milliseconds(seconds) for name, seconds in hops.items()}
     result['subnet'] = subnet.to_dict()
     if args.growth:
@@ -104,12 +119,8 @@ def measure(size: str, args) -> dict:
     return result
 
 
-def machine(args) -> dict:
+def machine(args, rates: dict[str, float]) -> dict:
     """Where, when and how it was measured."""
-    rates = {
-        str(dtype).removeprefix('torch.'): matrix_rate(args.device, dtype) / 1e9
-        for dtype in (torch.float32, torch.bfloat16)
-    }
     on_gpu = args.device.startswith('cuda')
     commit = subprocess.run(
         ['git', '-C', CONFIGS, 'describe', '--always', '--dirty'],
@@ -123,7 +134,7 @@ def machine(args) -> dict:
         device=torch.cuda.get_device_name() if on_gpu else _processor(),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
-        matrix_gmac_per_second=rates,
+        matrix_gmac_per_second={name: rate / 1e9 for name, rate in rates.items()},
     )
 
 
@@ -141,7 +152,8 @@ def tables(results: dict[str, dict]) -> list[Table]:
         for name, value in result.items():
             if isinstance(value, dict) and 'spread' in value:
                 table.add_row(name, f'{value["median"]:.3f}', _spread(value))
-        found += [table, _contestants(result), _times('part of a step', result['hops_ms'])]
+        found += [table, _contestants(result), _throughput(result)]
+        found.append(_times('part of a step', result['hops_ms']))
         if 'ddp_step_ms' in result:
             found.append(_times('step in several processes', result['ddp_step_ms']))
         found += [growth.table(axis, points) for axis, points in result.get('growth', {}).items()]
@@ -166,6 +178,16 @@ def _contestants(result: dict) -> Table:
     return table
 
 
+def _throughput(result: dict) -> Table:
+    columns = [f'{what}{name}' for what in ('train ', 'eval ') for name in _SPEEDS]
+    table = Table('contestant', *columns, title='Images a second, and share of the matrix rate')
+    for name, row in result['contestants'].items():
+        speeds = [row.get(what, {}) for what in ('train', 'eval')]
+        cells = [_with_spread(speed.get(key)) for speed in speeds for key in _SPEEDS.values()]
+        table.add_row(name, *cells)
+    return table
+
+
 def _times(what: str, values: dict[str, dict]) -> Table:
     table = Table(what, 'ms', 'spread', title=f'Ours: {what}')
     for name, value in values.items():
@@ -180,6 +202,13 @@ def _cell(value) -> str:
     return f'{median:.2f}' if median < 10 else f'{median:.0f}'
 
 
+def _with_spread(value: dict | None) -> str:
+    if value is None:
+        return ''
+    low, median, high = (f'{number:.3g}' for number in sorted([value['median'], *value['spread']]))
+    return f'{median} ({low} to {high})'
+
+
 def _spread(value: dict) -> str:
     return ' .. '.join(f'{bound:.3f}' for bound in value['spread'])
 
@@ -187,8 +216,9 @@ def _spread(value: dict) -> str:
 def main():
     """Parse, measure, print, write."""
     args = parse_args()
-    results = {size: measure(size, args) for size in args.sizes}
-    where, found = machine(args), tables(results)
+    rates = {name: matrix_rate(args.device, dtype) for name, dtype in _PRECISIONS.items()}
+    results = {size: measure(size, args, rates) for size in args.sizes}
+    where, found = machine(args, rates), tables(results)
     console = Console()
     for table in found:
         console.print(table)

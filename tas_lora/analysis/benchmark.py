@@ -18,9 +18,10 @@ from .contestants import (
     left_unmerged,
     made_naive,
     optimizers_of,
+    step_products,
     training_step,
 )
-from .timing import interleave, milliseconds, ratio, saved_bytes, stopwatch
+from .timing import interleave, milliseconds, per_second, ratio, saved_bytes, stopwatch
 
 
 def supernet(model_config: Mapping, experts: bool = True) -> SupernetClassifier:
@@ -165,6 +166,49 @@ def _backward_of_merge(model: SupernetClassifier) -> Callable[[], None]:
     merged = [layer.merged for layer in model.backbone.mole_layers() if layer.merged is not None]
     gradients = [torch.ones_like(weight) for weight in merged]
     return partial(torch.autograd.backward, merged, gradients)
+
+
+def throughput(
+    training: Mapping[str, list[float]],
+    evaluation: Mapping[str, list[float]],
+    images: tuple[int, int],
+    forward: Mapping[str, int],
+    rates: tuple[float, float],
+) -> dict[str, dict]:
+    """Images a second of each contestant, and how near that is to what the device multiplies.
+
+        share of the limit = images a second x multiply-adds of an image / multiply-adds a second
+
+    The last are those of one large matrix product, the others those of the plain network of the
+    subnet's widths: relative positions, experts, norms and optimizers lower the share.
+
+    Args:
+        training: Seconds of training steps, of :func:`measure_training`.
+        evaluation: Seconds of evaluations, of :func:`measure_evaluation`.
+        images: Of a training step, and of an evaluation.
+        forward: Of :func:`forward_products`.
+        rates: Multiply-adds a second at the precision measured, and in bfloat16.
+
+    Returns:
+        For each contestant ``images_per_second`` and ``share_of_limit``, with median and spread,
+        under 'train' (unless it does not train) and 'eval'.
+    """
+
+    def figures(seconds: list[float], count: int, products: int, rate: float) -> dict[str, dict]:
+        at_the_limit = count * products / rate  # seconds
+        return dict(
+            images_per_second=per_second(count, seconds),
+            share_of_limit=per_second(at_the_limit, seconds),
+        )
+
+    found = {}
+    for name, seconds in evaluation.items():
+        rate = rates[1] if name == 'ours_bf16' else rates[0]
+        found[name] = dict(eval=figures(seconds, images[1], sum(forward.values()), rate))
+    for name, seconds in training.items():
+        products = step_products(name, forward)
+        found[name]['train'] = figures(seconds, images[0], products, rates[0])
+    return found
 
 
 def summary(training: dict, evaluation: dict, activations: dict, hops: dict) -> dict[str, dict]:

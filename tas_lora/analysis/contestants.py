@@ -142,6 +142,53 @@ def _unmerged_forward(layer: MoLELinear, x: Tensor, out_features=None, bias=None
     return F.linear(x, weight, bias) + (x @ scaled.T) @ up.transpose(1, 2).flatten(0, 1)
 
 
+def forward_products(subnet: Subnet, spec: dict) -> dict[str, int]:
+    """Multiply-adds of one image in the matrix products of :class:`StaticViT`, by what they serve.
+
+    With N = patches + 1 tokens of width C, patches of P x P pixels, and in each block attention
+    h = heads x head_dim wide and M hidden channels:
+
+        patches    (N - 1) C channels P^2
+        linears    sum over blocks of N C (4 h + 2 M)
+        attention  sum over blocks of 2 N^2 h
+        head       C classes
+
+    Unlike ``count_flops``, which follows a published convention, these are the products taken.
+
+    Args:
+        subnet: The widths.
+        spec: ``image_spec`` of a :class:`SupernetClassifier`.
+    """
+    width, patch = subnet.embed_dim, spec['patch_size']
+    patches = (spec['img_size'] // patch) ** 2
+    tokens, inner = patches + 1, spec['head_dim'] * sum(subnet.num_heads)
+    return dict(
+        patches=patches * width * spec['in_channels'] * patch**2,
+        linears=tokens * width * (4 * inner + 2 * sum(subnet.hidden_dims)),
+        attention=2 * tokens**2 * inner,
+        head=width * spec['num_classes'],
+    )
+
+
+def step_products(name: str, forward: dict[str, int]) -> int:
+    """Multiply-adds of one image in a training step of contestant ``name``.
+
+    Each product of ``forward``, of :func:`forward_products`, is taken up to three times: for the
+    output, the gradient of its input, and the gradient of its weight. Images need no gradient, so
+    that patches count 2 at most. On a frozen supernet patches count 1 and the head 2, but merged
+    layers 3: experts get their gradients through that of the merged weight. Unmerged layers count
+    2. The frozen input of the first layer, which needs no gradient, is counted as if it did.
+    """
+    frozen = name in ('ours', 'naive', 'unmerged')
+    times = dict(
+        patches=1 if frozen else 2,
+        linears=2 if name == 'unmerged' else 3,
+        attention=3,
+        head=2 if frozen else 3,
+    )
+    return sum(times[part] * count for part, count in forward.items())
+
+
 def training_step(
     model: nn.Module,
     images: Tensor,

@@ -49,6 +49,12 @@ def milliseconds(seconds: list[float]) -> dict:
     return dict(median=1e3 * median(seconds), spread=[1e3 * float(low), 1e3 * float(high)])
 
 
+def per_second(amount: float, seconds: list[float]) -> dict:
+    """Median and middle half of ``amount`` over the seconds of each run."""
+    low, high = np.quantile(seconds, [0.25, 0.75])
+    return dict(median=amount / median(seconds), spread=[amount / float(high), amount / float(low)])
+
+
 def saved_bytes(model: nn.Module, loss: Callable[[], torch.Tensor]) -> int:
     """Bytes that autograd keeps for one backward, each storage once.
 

@@ -1,4 +1,5 @@
 from .hooks import (
+    CompileWarmupHook,
     ComplexityAwareLRHook,
     MoLEHook,
     MoLEStatsHook,
@@ -19,6 +20,7 @@ from .runner import (
 from .search import EvolutionarySearchLoop
 
 __all__ = [
+    'CompileWarmupHook',
     'ComplexityAwareLRHook',
     'EvolutionarySearchLoop',
     'JointOptimWrapper',

@@ -1,3 +1,4 @@
+from .compile_warmup_hook import CompileWarmupHook
 from .dynas_hooks import ComplexityAwareLRHook, MomentumSeparationHook
 from .mole_hook import MoLEHook
 from .mole_stats_hook import MoLEStatsHook
@@ -5,6 +6,7 @@ from .safe_checkpoint_hook import SafeCheckpointHook
 from .similarity_hook import SimilarityHook
 
 __all__ = [
+    'CompileWarmupHook',
     'ComplexityAwareLRHook',
     'MoLEHook',
     'MoLEStatsHook',

@@ -1,9 +1,12 @@
 """Compiled branches of blocks."""
 
 from functools import partial
+from itertools import cycle, islice
 
 import torch
 from torch import nn
+
+from ...structures import SearchSpace, Subnet
 
 
 def compile_branches(blocks: nn.ModuleList) -> None:
@@ -20,3 +23,19 @@ def compile_branches(blocks: nn.ModuleList) -> None:
     mlp = torch.compile(kind.mlp, dynamic=False)
     for block in blocks:
         block.attention, block.mlp = partial(attention, block), partial(mlp, block)
+
+
+def covering_subnets(space: SearchSpace) -> list[Subnet]:
+    """The fewest subnets of ``space`` of which each block has had all its shapes.
+
+    A branch is compiled for its own widths alone, so that heads and MLP ratios go through their
+    choices side by side: AutoFormer-T needs 3 x max(2, 2) subnets, all of the largest depth.
+    """
+    depth, choices = max(space.depth), (space.num_heads, space.mlp_ratio)
+    pairs = list(islice(zip(*map(cycle, choices), strict=True), max(map(len, choices))))
+    return [
+        Subnet(width, [heads] * depth, [ratio] * depth, patch_size)
+        for patch_size in space.patch_size or (None,)
+        for width in space.embed_dim
+        for heads, ratio in pairs
+    ]

@@ -57,7 +57,7 @@ class ElasticViT(BaseModule):
             :func:`~tas_lora.models.layers.expert_sizes`. None leaves experts out.
         init_std: Standard deviation of the initial weights; biases start at 0.
         compile_blocks: Run the branches of blocks through ``torch.compile``; each pair of widths
-            (6 + 6 in T) takes some seconds when it is first met.
+            (6 + 6 in T) takes some seconds when first met (``CompileWarmupHook``: at the start).
         with_cp: Compute activations inside blocks again in the backward, to save memory.
         init_cfg: MMEngine's initialisation config. ``dict(type='Pretrained', checkpoint=FILE)``
             takes all that ``load_supernet`` takes, positions resized to this image size.
@@ -108,7 +108,8 @@ class ElasticViT(BaseModule):
         self._build_tokens(init_std)
         self.blocks = self._build_blocks(rate, experts, init_std)
         self.num_experts = 0 if mole is None else mole['num_experts']  # K, what the router has
-        if boolean(compile_blocks, 'model.backbone.compile_blocks'):
+        self.compile_blocks = boolean(compile_blocks, 'model.backbone.compile_blocks')
+        if self.compile_blocks:
             compile_branches(self.blocks)
         self.norm = ElasticLayerNorm(self.arch.embed_dim)
         self.frozen_stages = frozen_stages_of(frozen_stages, self.arch.depth, self.num_experts)

@@ -1,0 +1,64 @@
+"""When compiled blocks are compiled."""
+
+import sys
+import time
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from rich.progress import Progress
+
+from ...datasets.replay import ReplayBatchSampler
+from ...models.backbones.compiled import covering_subnets
+from ...registry import HOOKS
+from ...structures import Subnet
+from ..of_runner import supernet_of
+from ..runner.subnet_train_loop import SubnetSamplingTrainLoop
+from .similarity_hook import undisturbed
+
+
+@HOOKS.register_module()
+class CompileWarmupHook(Hook):
+    """Compiles every block shape before training, where ``backbone.compile_blocks`` is on.
+
+    Otherwise iterations stop for it whenever a shape is first met, over some epochs. A few subnets
+    with all shapes between them run forward and backward on black images, at the batch size and
+    precision of training. Weights, gradients, the active subnet and random numbers stay as they
+    are. A last batch of another size, and evaluation, are compiled when they come.
+    """
+
+    def before_train(self, runner):
+        model = supernet_of(runner)
+        if not model.backbone.compile_blocks:
+            return
+        loop, active, start = runner.train_loop, model.subnet, time.monotonic()
+        draws = isinstance(loop, SubnetSamplingTrainLoop)  # other loops train the active subnet
+        subnets = covering_subnets(loop.space) if draws else [active]
+        is_shown = is_main_process() and sys.stdout.isatty()
+        with Progress(transient=True, disable=not is_shown) as progress, undisturbed():
+            for subnet in progress.track(subnets, description='Compiling blocks'):
+                run_once(runner, subnet)
+        model.set_subnet(active)
+        seconds = time.monotonic() - start
+        runner.logger.info(f'Compiled the blocks of {len(subnets)} subnets in {seconds:.0f} s')
+
+
+def run_once(runner, subnet: Subnet) -> None:
+    """Forward and backward of one subnet as in training, without a gradient on any parameter."""
+    model = supernet_of(runner)
+    spec, device = model.image_spec, model.backbone.pos_embed.device
+    shape = (batch_size_of(runner), spec['in_channels'], spec['img_size'], spec['img_size'])
+    model.set_subnet(subnet)
+    model.merge_experts()
+    with runner.optim_wrapper.optim_context(model):
+        features = model.backbone(torch.zeros(shape, device=device), subnet)
+    total = sum(feature.sum() for feature in features)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    torch.autograd.grad(total, trained, allow_unused=True)
+
+
+def batch_size_of(runner) -> int:
+    """Images of a training iteration, in this process."""
+    sampler = runner.train_loop.dataloader.batch_sampler
+    inner = sampler.inner if isinstance(sampler, ReplayBatchSampler) else sampler
+    return inner.batch_size
