@@ -21,6 +21,8 @@ from tas_lora.models.layers import (
     relative_index,
     token_index,
 )
+from tas_lora.models.layers import attention as attention_module
+from tas_lora.models.layers.attention import attention
 
 WIDE = Subnet(24, [2, 2, 2, 2], [2.0] * 4)
 NARROW = Subnet(16, [1, 1], [1.0, 1.0])
@@ -218,6 +220,23 @@ def test_fused_attention_at_lower_precision(dtype, tolerance):
         )
     assert fused.dtype == dtype
     assert (fused - exact).abs().max() < tolerance
+
+
+@pytest.mark.parametrize('at_once', [1, 2**21, 5 * 2 * 17**2])
+def test_attention_in_bfloat16_without_gradients_is_two_products(monkeypatch, at_once):
+    """On some images after others, no less exact than logits of 8 bits allow."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 12, 2, 17, 16).bfloat16()
+    exact = (q.double() @ k.double().transpose(-2, -1) / 4).softmax(-1) @ v.double()
+    monkeypatch.setattr(attention_module, '_LOGITS_AT_ONCE', at_once)
+    kernel = attention(q, k, v, 0.25)
+    # Calling the kernel would fail from here on.
+    monkeypatch.setattr(torch.nn.functional, 'scaled_dot_product_attention', None)
+    with torch.no_grad():
+        products = attention(q, k, v, 0.25)
+    assert products.dtype == torch.bfloat16
+    assert (kernel - exact).abs().max() < 2**-8 * exact.abs().max()
+    assert (products - exact).abs().max() < 2**-6 * exact.abs().max()
 
 
 def test_fused_attention_under_autocast_stays_in_bfloat16():
