@@ -12,9 +12,9 @@ import subprocess
 import sys
 import time
 from itertools import product
-from math import comb, prod, sqrt
+from math import prod, sqrt
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 import pytest
@@ -42,7 +42,6 @@ from feature_collapse import (  # noqa: E402
     records,
     searches,
     settings,
-    tables,
     training,
 )
 
@@ -331,65 +330,6 @@ def test_flips_are_as_likely_as_asked():
     assert flipped[0.0] == 0
     assert flipped[1.0] == 1
     assert abs(flipped[0.5] - 0.5) < 4 * sqrt(0.25 / 2000)
-
-
-def made_up(family: str, seed: int, top1: list[float], subnet: int | None = None) -> dict:
-    found = dict(
-        top1=top1, loss=top1, similarity=None if subnet is not None else [[1, 0.5], [0.5, 1]]
-    )
-    return dict(
-        net=f'{family}{"" if subnet is None else f"_{subnet}"}_seed{seed}',
-        family=family,
-        method=tables.method_of(family),
-        part='stage2',
-        seed=seed,
-        subnet=subnet,
-        epochs=3,
-        iterations=30,
-        seconds=2.0,
-        curves={},
-        delta_w=[0.1] * len(top1),
-        gate_shift=None,
-        heldout=found,
-        test=None,
-    )
-
-
-def test_tables_hold_means_deviations_and_paired_differences():
-    bare = {0: [80.0, 84.0], 1: [82.0, 83.0]}
-    mole = {0: [81.0, 84.5], 1: [82.0, 84.0]}
-    alone = {0: [82.0, 86.0], 1: [83.0, 86.0]}
-    nets = [made_up('autoformer', seed, values) for seed, values in bare.items()]
-    nets += [made_up('mole_x2', seed, values) for seed, values in mole.items()]
-    nets += [
-        made_up('independent_same', seed, [value], i)
-        for seed, values in alone.items()
-        for i, value in enumerate(values)
-    ]
-    rows = [line.split(' | ') for line in tables.top1_table(nets, [], 'heldout').splitlines()]
-    assert [row[0] for row in rows[2:]] == ['| autoformer', '| mole_x2', '| independent_same']
-    row = dict(zip(rows[0], rows[3], strict=True))
-    assert row['subnet 0'] == f'{mean([81, 82]):.2f} +-{stdev([81, 82]):.2f}'
-    assert row['mean'] == f'{mean([82.75, 83]):.2f} +-{stdev([82.75, 83]):.2f}'
-    differences, gap = [1.0, 0.5, 0.0, 1.0], [2.0, 2.0, 1.0, 3.0]
-    assert row['gap closed, %'] == f'{100 * sum(differences) / sum(gap):.0f}'
-    scores = tables.scores_of(nets, 'heldout')
-    assert tables.paired(scores, 'mole_x2', 'autoformer') == differences
-    assert f'| {mean(differences):.2f} +-{stdev(differences):.2f} |' in tables.difference_table(
-        nets, 'heldout'
-    )
-    assert tables.scores_of(nets, 'test') == {}
-
-
-@pytest.mark.parametrize('n', [1, 4, 10, 18])
-def test_sign_flips_of_equal_differences_have_the_binomial_p(n):
-    """All n positive and equal: only no flip and all flips reach the mean."""
-    expected = 2 / 2**n if n <= 16 else 0
-    assert tables.sign_flip_p([0.3] * n) == pytest.approx(expected, abs=1e-4)
-    ups = n - 1  # one of them down: 1 + n flips reach it on either side
-    if 1 < n <= 16:
-        expected = 2 * sum(comb(n, k) for k in range(ups, n + 1)) / 2**n
-        assert tables.sign_flip_p([0.3] * ups + [-0.3]) == pytest.approx(min(expected, 1))
 
 
 def test_tasks_are_done_once_by_whoever_holds_the_lock(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from feature_collapse import figures, records, regime, tables
+from feature_collapse.edits import SPACES
 
 from tas_lora import UserError, cli
 from tas_lora.files import write_atomic
@@ -60,7 +61,11 @@ def regime_points(results: Path) -> list[regime.Point]:
     found = {'main': results} | {path.name: path for path in folders}
     nets = {name: records.read_families(path) for name, path in found.items()}
     trained = {name: [r for r in own if 'train_loss' in r] for name, own in nets.items()}
-    return [point for name, own in trained.items() for point in regime.points_of(own, name)]
+    return [
+        point
+        for name, own in trained.items()
+        for point in regime.points_of(own, name, name if name in SPACES else 'nano')
+    ]
 
 
 def found_by_searches(path: Path) -> str:

@@ -1,16 +1,18 @@
 """In which regime does the claim hold? Gains over what is varied, from records alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .tables import markdown, off_diagonal, paired, scores_of, spread
+from .plan import METHODS
+from .settings import load
+from .tables import UPPER_BOUNDS, gains_of, markdown, off_diagonal, off_diagonals, scores_of, spread
 
-UPPER_BOUND = 'alone_whole'
-SHOWN = ('full_finetune', 'single_lora', 'mole', 'free', 'joint')
+SHOWN = ('full_finetune', 'single_lora', 'mole', 'joint', 'alone_whole')
 
 
 @dataclass(frozen=True)
@@ -20,18 +22,22 @@ class Point:
     Args:
         condition: Name of the folder its records are in.
         method: How it was trained.
+        experts: K; 0 without experts.
         rate: Learning rate in place of its config's, if there was one.
+        first: Iterations of stage 1.
         iterations: Of stage 2.
         gains: Top-1 over the supernet it started from, by seed and subnet.
         bound: Mean gain of the same subnets by the upper bound; None where it was not trained.
         delta_w: Mean |dW| / |W|.
         gate_shift: L1, None without gates.
-        similarity: Tables (n, n), one a seed.
+        similarity: Tables (n, n), one a seed; none of subnets trained alone.
     """
 
     condition: str
     method: str
+    experts: int
     rate: float | None
+    first: int
     iterations: int
     gains: Sequence[float]
     bound: float | None
@@ -40,39 +46,56 @@ class Point:
     similarity: Sequence
 
 
-def points_of(records: Sequence[dict], condition: str, part: str = 'heldout') -> list[Point]:
-    """The families of stage 2 in the records of one folder."""
+def points_of(
+    records: Sequence[dict], condition: str, space: str = 'nano', part: str = 'heldout'
+) -> list[Point]:
+    """The families behind stage 1 in the records of one folder."""
     scores, points = scores_of(records, part), []
-    bound = paired(scores, UPPER_BOUND, 'autoformer')
+    supernets = {r['net']: r for r in records if not r['start']}
     for family in scores:
         own = [r for r in records if r['family'] == family and r['start'] and r[part]]
-        if own and own[0]['subnet'] is None and family != 'ten_percent':
+        if own and METHODS[own[0]['method']].part != 'supernet':
+            supernet = supernets[own[0]['start']]
+            gains = gains_of(scores, family, supernet['family'])
+            bound = gains_of(scores, UPPER_BOUNDS[supernet['method']], supernet['family'])
             shifts = [r['gate_shift'] for r in own if r['gate_shift'] is not None]
-            start = own[0]['start'].rsplit('_seed', 1)[0]
             points.append(
                 Point(
                     condition,
                     own[0]['method'],
+                    experts_of(own[0]['method'], space),
                     own[0]['rate'],
+                    supernet['iterations'],
                     own[0]['iterations'],
-                    paired(scores, family, start),
-                    mean(bound) if bound and start == 'autoformer' else None,
+                    list(gains.values()),
+                    mean(bound[key] for key in gains) if gains.keys() <= bound.keys() else None,
                     mean(x for r in own for x in r['delta_w']),
                     mean(shifts) if shifts else None,
-                    [r[part]['similarity'] for r in own],
+                    [r[part]['similarity'] for r in own if r[part]['similarity']],
                 )
             )
     return points
 
 
+def experts_of(method: str, space: str) -> int:
+    """K of a method, 0 if it has no experts."""
+    return (
+        load(METHODS[method].config, '', space=space)
+        .model.backbone.get('mole', {})
+        .get('num_experts', 0)
+    )
+
+
 def table(points: Sequence[Point]) -> str:
     """All points, in Markdown."""
-    rows = [['condition', 'method', 'rate', 'iterations', 'pairs', 'gain', 'of upper bound, %']]
-    rows[0] += ['dW/W', 'gate shift', 'similarity']
+    rows = [['condition', 'stage 1', 'method', 'K', 'rate', 'stage 2', 'visits of an expert']]
+    rows[0] += ['pairs', 'gain', 'of upper bound, %', 'dW/W', 'gate shift', 'similarity']
     for p in points:
         share = '' if p.bound is None else f'{100 * mean(p.gains) / p.bound:.0f}'
+        visits = p.iterations // p.experts if p.experts else ''
         rows.append(
-            [p.condition, p.method, '' if p.rate is None else f'{p.rate:g}', p.iterations]
+            [p.condition, p.first, p.method, p.experts or '']
+            + ['' if p.rate is None else f'{p.rate:g}', p.iterations, visits]
             + [len(p.gains), spread(p.gains, 2), share, f'{p.delta_w:.3f}']
             + ['' if p.gate_shift is None else f'{p.gate_shift:.4f}', off_diagonal(p.similarity)]
         )
@@ -80,28 +103,52 @@ def table(points: Sequence[Point]) -> str:
 
 
 def draw(points: Sequence[Point], path: Path) -> None:
-    """Gains over iterations, over rates, and over how far the weights were moved."""
-    figure = Figure(figsize=(12, 3.6), layout='constrained')
-    by_length, by_rate, by_change = figure.subplots(1, 3, sharey=True)
-    for method in [m for m in SHOWN if any(p.method == m for p in points)]:
-        own = [p for p in points if p.method == method]
-        colour = f'C{SHOWN.index(method)}'
-        lengths = sorted((p.iterations, mean(p.gains)) for p in own if p.condition == 'main')
-        rates = sorted((p.rate, mean(p.gains)) for p in own if p.rate is not None)
-        for axes, line in ((by_length, lengths), (by_rate, rates)):
-            if line:
-                axes.plot(*zip(*line, strict=True), 'o-', color=colour)
-        by_change.plot(
-            [p.delta_w for p in own], [mean(p.gains) for p in own], 'o', color=colour, label=method
-        )
-    for axes, label in (
-        (by_length, 'iterations of stage 2'),
-        (by_rate, 'learning rate'),
-        (by_change, '|dW| / |W|'),
-    ):
-        axes.axhline(0, color='grey', lw=0.8)
-        axes.set_xscale('log')
-        axes.set(xlabel=label)
-    by_length.set(ylabel='top-1 over the supernet, points')
-    by_change.legend(fontsize=8)
+    """Gains over lengths and rate; change of weights, gates and similarity over stage 2."""
+    figure = Figure(figsize=(12, 6.4), layout='constrained')
+    axes = figure.subplots(2, 3)
+    main = [p for p in points if p.condition == 'main']
+    usual = min((p.iterations for p in main), default=0)
+    stages = [p for p in points if p.condition.startswith('first_') and p.iterations == usual]
+    stages += [p for p in main if p.iterations == usual]
+    rates = [p for p in points if p.rate is not None]
+    _lines(axes[0, 0], main, 'iterations of stage 2', _iterations, 'gain, points', _gain)
+    _lines(axes[0, 1], stages, 'iterations of stage 1', lambda p: p.first, 'gain, points', _gain)
+    _lines(axes[0, 2], rates, 'learning rate', lambda p: p.rate, 'gain, points', _gain)
+    _lines(axes[1, 0], main, 'iterations of stage 2', _iterations, '|dW| / |W|', _change)
+    _lines(axes[1, 1], main, 'iterations of stage 2', _iterations, 'gate shift, L1', _shift)
+    _lines(axes[1, 2], main, 'iterations of stage 2', _iterations, 'similarity', _alikeness)
+    axes[0, 0].legend(fontsize=8)
     figure.savefig(path, dpi=150)
+
+
+def _iterations(point: Point) -> int:
+    return point.iterations
+
+
+def _gain(point: Point) -> float:
+    return mean(point.gains)
+
+
+def _change(point: Point) -> float:
+    return point.delta_w
+
+
+def _shift(point: Point) -> float | None:
+    return point.gate_shift
+
+
+def _alikeness(point: Point) -> float | None:
+    return mean(off_diagonals(point.similarity)) if point.similarity else None
+
+
+def _lines(
+    axes: Axes, points: Sequence[Point], x_label: str, x: Callable, y_label: str, y: Callable
+) -> None:
+    """A line for each method that has ``y``."""
+    for place, method in enumerate(SHOWN):
+        own = [p for p in points if p.method == method and y(p) is not None]
+        line = sorted((x(p), y(p)) for p in own)
+        axes.plot([a for a, _ in line], [b for _, b in line], 'o-', color=f'C{place}', label=method)
+    axes.set_xscale('log')
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.grid(alpha=0.3)

@@ -9,7 +9,9 @@ import numpy as np
 
 from .plan import METHODS
 
-Scores = dict[str, dict[tuple[int, int], float]]  # by family, then (seed, subnet)
+Values = dict[tuple[int, int], float]  # by (seed, subnet)
+Scores = dict[str, Values]  # by family
+UPPER_BOUNDS = dict(autoformer='alone_whole', dynas='alone_whole_dynas')  # by supernet
 
 
 def scores_of(records: Sequence[dict], part: str, measure: str = 'top1') -> Scores:
@@ -54,7 +56,8 @@ def top1_table(records: Sequence[dict], families: Sequence[dict], part: str) -> 
             [family, len({seed for seed, _ in values})]
             + [spread([v for (_, s), v in values.items() if s == i], 2) for i in subnets]
             + [spread(seed_means(values), 2)]
-            + [share_closed(scores, family, goal) for goal in ('independent_same', 'alone_whole')]
+            + [share_closed(scores, family, 'autoformer', 'independent_same')]
+            + [share_of_bound(scores, family)]
             + [spread(wrong_expert_losses(own, part), 2)]
             + [off_diagonal(tables.get(family, []))]
             + [spread([x for r in own for x in r['delta_w'] or []], 3)]
@@ -81,10 +84,15 @@ def difference_table(
     return markdown(rows)
 
 
-def paired(scores: Scores, family: str, reference: str) -> list[float]:
+def gains_of(scores: Scores, family: str, reference: str) -> Values:
     """Differences between two families where both have a seed and subnet."""
     ours, theirs = scores.get(family, {}), scores.get(reference, {})
-    return [ours[key] - theirs[key] for key in sorted(ours.keys() & theirs.keys())]
+    return {key: ours[key] - theirs[key] for key in sorted(ours.keys() & theirs.keys())}
+
+
+def paired(scores: Scores, family: str, reference: str) -> list[float]:
+    """These differences alone."""
+    return list(gains_of(scores, family, reference).values())
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
@@ -104,13 +112,21 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     return float((means >= np.abs(values.sum()) - 1e-9).mean())
 
 
-def share_closed(scores: Scores, family: str, goal: str) -> str:
-    """Share of the gap from the supernet to ``goal`` that a family closes, percent."""
-    gain = paired(scores, family, 'autoformer')
-    gap = paired(scores, goal, 'autoformer')
-    if not gain or not gap or mean(gap) <= 0:
+def share_closed(scores: Scores, family: str, start: str, goal: str) -> str:
+    """Share of the gap from ``start`` to ``goal`` that a family closes, percent.
+
+    Of the seeds and subnets it has, if ``goal`` has them all.
+    """
+    gains, gaps = gains_of(scores, family, start), gains_of(scores, goal, start)
+    if not gains or not gains.keys() <= gaps.keys() or sum(gaps[key] for key in gains) <= 0:
         return ''
-    return f'{100 * mean(gain) / mean(gap):.0f}'
+    return f'{100 * sum(gains.values()) / sum(gaps[key] for key in gains):.0f}'
+
+
+def share_of_bound(scores: Scores, family: str) -> str:
+    """Share of what the upper bound gains over the supernet a family starts from, percent."""
+    start = METHODS[method_of(family)].start
+    return share_closed(scores, family, start, UPPER_BOUNDS[start]) if start else ''
 
 
 def wrong_expert_losses(records: Sequence[dict], part: str) -> list[float]:
@@ -131,8 +147,13 @@ def seed_means(values: dict[tuple[int, int], float]) -> list[float]:
 
 def off_diagonal(tables: Sequence[Sequence[Sequence[float]]]) -> str:
     """Least, mean and most similarity of two different subnets, over all tables."""
-    values = [t[i][j] for t in tables for i, j in combinations(range(len(t)), 2)]
+    values = off_diagonals(tables)
     return f'{min(values):.2f}-{max(values):.2f}, {mean(values):.3f}' if values else ''
+
+
+def off_diagonals(tables: Sequence[Sequence[Sequence[float]]]) -> list[float]:
+    """Similarity of all pairs of different subnets, over all tables."""
+    return [t[i][j] for t in tables for i, j in combinations(range(len(t)), 2)]
 
 
 def spread(values: Sequence[float], digits: int) -> str:

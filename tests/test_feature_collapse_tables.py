@@ -1,0 +1,156 @@
+"""projects/feature_collapse: tables and regimes of made-up records, and the kept weights."""
+
+import json
+import sys
+from math import comb
+from statistics import mean, stdev
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import ROOT
+
+from tas_lora import SearchSpace, apis
+from tas_lora.search.complexity import count_params
+
+PROJECT = ROOT / 'projects' / 'feature_collapse'
+sys.path.insert(0, str(PROJECT))
+
+from feature_collapse import edits, regime, tables  # noqa: E402
+
+
+def made_up(family: str, seed: int, top1: list[float], subnet: int | None = None) -> dict:
+    found = dict(
+        top1=top1, loss=top1, similarity=None if subnet is not None else [[1, 0.5], [0.5, 1]]
+    )
+    return dict(
+        net=f'{family}{"" if subnet is None else f"_{subnet}"}_seed{seed}',
+        family=family,
+        method=tables.method_of(family),
+        part='stage2',
+        start=None if family == 'autoformer' else f'autoformer_seed{seed}',
+        rate=None,
+        seed=seed,
+        subnet=subnet,
+        epochs=3,
+        iterations=30 if family != 'autoformer' else 60,
+        seconds=2.0,
+        curves={},
+        delta_w=[0.1] * len(top1),
+        gate_shift=None,
+        heldout=found,
+        test=None,
+    )
+
+
+def test_tables_hold_means_deviations_and_paired_differences():
+    bare = {0: [80.0, 84.0], 1: [82.0, 83.0]}
+    mole = {0: [81.0, 84.5], 1: [82.0, 84.0]}
+    alone = {0: [82.0, 86.0], 1: [83.0, 86.0]}
+    nets = [made_up('autoformer', seed, values) for seed, values in bare.items()]
+    nets += [made_up('mole_x2', seed, values) for seed, values in mole.items()]
+    nets += [
+        made_up('independent_same', seed, [value], i)
+        for seed, values in alone.items()
+        for i, value in enumerate(values)
+    ]
+    rows = [line.split(' | ') for line in tables.top1_table(nets, [], 'heldout').splitlines()]
+    assert [row[0] for row in rows[2:]] == ['| autoformer', '| mole_x2', '| independent_same']
+    row = dict(zip(rows[0], rows[3], strict=True))
+    assert row['subnet 0'] == f'{mean([81, 82]):.2f} +-{stdev([81, 82]):.2f}'
+    assert row['mean'] == f'{mean([82.75, 83]):.2f} +-{stdev([82.75, 83]):.2f}'
+    differences, gap = [1.0, 0.5, 0.0, 1.0], [2.0, 2.0, 1.0, 3.0]
+    assert row['gap closed, %'] == f'{100 * sum(differences) / sum(gap):.0f}'
+    scores = tables.scores_of(nets, 'heldout')
+    assert tables.paired(scores, 'mole_x2', 'autoformer') == differences
+    assert f'| {mean(differences):.2f} +-{stdev(differences):.2f} |' in tables.difference_table(
+        nets, 'heldout'
+    )
+    assert tables.scores_of(nets, 'test') == {}
+
+
+@pytest.mark.parametrize('n', [1, 4, 10, 18])
+def test_sign_flips_of_equal_differences_have_the_binomial_p(n):
+    """All n positive and equal: only no flip and all flips reach the mean."""
+    expected = 2 / 2**n if n <= 16 else 0
+    assert tables.sign_flip_p([0.3] * n) == pytest.approx(expected, abs=1e-4)
+    ups = n - 1  # one of them down: 1 + n flips reach it on either side
+    if 1 < n <= 16:
+        expected = 2 * sum(comb(n, k) for k in range(ups, n + 1)) / 2**n
+        assert tables.sign_flip_p([0.3] * ups + [-0.3]) == pytest.approx(min(expected, 1))
+
+
+def cells(table: str) -> list[dict]:
+    """The rows of a Markdown table."""
+    header, _, *rows = ([c.strip() for c in line.split('|')[1:-1]] for line in table.splitlines())
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def test_a_family_is_held_against_the_bound_of_its_own_supernet():
+    nets = [made_up('autoformer', 0, [80.0, 84.0]), made_up('dynas', 0, [70.0, 72.0])]
+    nets += [made_up('mole', 0, [81.0, 84.0]), made_up('mole_dynas', 0, [72.0, 73.0])]
+    for start, gains in (('', [4.0, 6.0]), ('_dynas', [3.0, 3.0])):
+        bare = nets[1 if start else 0]['heldout']['top1']
+        nets += [
+            made_up(f'alone_whole{start}', 0, [top1 + gain], i)
+            for i, (top1, gain) in enumerate(zip(bare, gains, strict=True))
+        ]
+    for net in nets:
+        net['start'] = None if net['method'] in ('autoformer', 'dynas') else net['start']
+        if net['method'].endswith('_dynas'):
+            net['start'] = 'dynas_seed0'
+    rows = {row['method']: row for row in cells(tables.top1_table(nets, [], 'heldout'))}
+    assert rows['mole']['of upper bound, %'] == '10'  # 1 of 10
+    assert rows['mole_dynas']['of upper bound, %'] == '50'  # 3 of 6
+    assert rows['dynas']['of upper bound, %'] == ''
+    points = {p.method: p for p in regime.points_of(nets, 'main')}
+    assert set(points) == {'mole', 'mole_dynas', 'alone_whole', 'alone_whole_dynas'}
+    assert (points['mole'].bound, points['mole_dynas'].bound) == (5.0, 3.0)
+    assert points['mole_dynas'].gains == [2.0, 1.0]
+    found = {row['method']: row for row in cells(regime.table(list(points.values())))}
+    assert [found[m]['of upper bound, %'] for m in ('mole', 'mole_dynas')] == ['10', '50']
+    assert found['mole']['visits of an expert'] == str(30 // 4)
+
+
+def test_no_share_of_a_bound_that_lacks_a_subnet():
+    nets = [made_up('autoformer', 0, [80.0, 84.0]), made_up('mole', 0, [81.0, 84.0])]
+    nets.append(made_up('alone_whole', 0, [84.0], 0))
+    rows = {row['method']: row for row in cells(tables.top1_table(nets, [], 'heldout'))}
+    assert rows['mole']['of upper bound, %'] == ''
+    assert regime.points_of(nets, 'main')[0].bound is None
+
+
+def test_experts_of_methods_and_spaces():
+    assert regime.experts_of('full_finetune', 'nano') == 0
+    assert regime.experts_of('single_lora', 'nano') == 1
+    assert regime.experts_of('mole', 'nano') == 4
+    assert regime.experts_of('mole', 'search') == 12
+
+
+def test_all_regimes_are_drawn(tmp_path):
+    nets = [made_up('autoformer', 0, [80.0]), made_up('mole', 0, [81.0])]
+    nets.append(made_up('alone_whole', 0, [84.0], 0))
+    points = [p for name in ('main', 'first_4') for p in regime.points_of(nets, name)]
+    regime.draw(points, tmp_path / 'regimes.png')
+    assert (tmp_path / 'regimes.png').stat().st_size > 10_000
+    regime.draw([], tmp_path / 'none.png')
+
+
+# The weights that are kept.
+
+WEIGHTS = PROJECT / 'weights'
+
+
+def test_kept_weights_fit_and_score_what_their_records_say():
+    """Nets of the config, whose parameters are the table's; the frozen part is the supernet."""
+    files = sorted(WEIGHTS.glob('*'))
+    assert sum(path.stat().st_size for path in files) < 5e6
+    bare, mole = (
+        safetensors.torch.load_file(WEIGHTS / f'{name}.safetensors')
+        for name in ('supernet', 'mole')
+    )
+    assert all(torch.equal(mole[name], weight) for name, weight in bare.items())
+    model = apis.load_supernet(PROJECT / 'configs' / 'search.py', WEIGHTS / 'mole.safetensors')
+    table = json.loads((PROJECT / 'results' / 'search' / 'tables' / 'mole_seed0.json').read_text())
+    space = SearchSpace(**edits.SPACES['search'])
+    assert table['params'] == [count_params(s, **model.image_spec) for s in space]
