@@ -1,0 +1,19 @@
+"""TAS-LoRA-T with the supernet trained beside its experts, at half of stage 1's rate.
+
+tools/dist_train.sh configs/ablations/t_joint.py 4
+
+GPUs: 4, batch 4 x 256. Searched subnet in the T space: top-1 not run; the paper freezes the
+supernet. On Fashion-MNIST it closed far more of the gap to subnets trained alone than frozen
+experts did, though no more than the supernet trained on without experts
+(projects/feature_collapse).
+"""
+
+_base_ = '../autoformer_t_moLE.py'
+
+model = dict(freeze_supernet=False)
+optim_wrapper = dict(
+    supernet=dict(
+        optimizer=dict(type='AdamW', lr=5e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05)
+    )
+)
+param_scheduler = dict(supernet=_base_.param_scheduler.experts)
