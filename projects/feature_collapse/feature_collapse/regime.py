@@ -146,9 +146,12 @@ def _lines(
 ) -> None:
     """A line for each method that has ``y``."""
     for place, method in enumerate(SHOWN):
-        own = [p for p in points if p.method == method and y(p) is not None]
+        own = [p for p in points if p.method == method and y(p)]  # a 0 is of what cannot move
         line = sorted((x(p), y(p)) for p in own)
         axes.plot([a for a, _ in line], [b for _, b in line], 'o-', color=f'C{place}', label=method)
+    ticks = sorted({x(p) for p in points if p.method in SHOWN})
     axes.set_xscale('log')
+    axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
+    axes.minorticks_off()
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3)
