@@ -72,8 +72,25 @@ def unfrozen(supernet_rate: float) -> dict:
     return options | {f'optim_wrapper.{k}': v for k, v in wrappers.items()}
 
 
-def test_the_supernet_trains_beside_its_experts_at_its_own_rate(digits_config):
-    runner = runner_of(digits_config('moLE', options=unfrozen(0.125)))
+def by_part(name: str) -> float:
+    """The rates of :func:`unfrozen`."""
+    return 0.5 if is_expert(name) else 0.25 if name.startswith('router.') else 0.125
+
+
+def by_rules(name: str) -> float:
+    """The same under ``RULES``."""
+    is_bias = not name.startswith('router.') and name.endswith('.bias') and 'norm' not in name
+    return by_part(name) * (3 if name.endswith('lora_b') else 2 if is_bias else 1)
+
+
+RULES = dict(experts=dict(custom_keys=dict(lora_b=dict(lr_mult=3))), supernet=dict(bias_lr_mult=2))
+
+
+@pytest.mark.parametrize(('rules', 'rate_of'), [({}, by_part), (RULES, by_rules)])
+def test_the_supernet_trains_beside_its_experts_at_its_own_rate(digits_config, rules, rate_of):
+    options = unfrozen(0.125)
+    options |= {f'optim_wrapper.{part}.paramwise_cfg': rule for part, rule in rules.items()}
+    runner = runner_of(digits_config('moLE', options=options))
     model = runner.model
     torch.nn.init.normal_(model.backbone.blocks[0].fc1.lora_b)  # else lora_a has no gradient
     batch = model.data_preprocessor(next(iter(runner.train_dataloader)), True)
@@ -84,10 +101,17 @@ def test_the_supernet_trains_beside_its_experts_at_its_own_rate(digits_config):
     model.merge_experts()
     runner.optim_wrapper.update_params(model(**batch, mode='loss')['loss'])
     for name, gradient in gradients.items():
-        rate = 0.5 if is_expert(name) else 0.25 if name.startswith('router.') else 0.125
-        expected = before[name] if gradient is None else before[name] - rate * gradient
+        expected = before[name] if gradient is None else before[name] - rate_of(name) * gradient
         torch.testing.assert_close(model.get_parameter(name), expected, rtol=1e-5, atol=1e-6)
     assert gradients['backbone.pos_embed'].any()
+    groups = [len(w.optimizer.param_groups) for w in runner.optim_wrapper.optim_wrappers.values()]
+    assert groups == ([2, 1, 2] if rules else [1, 1, 1])
+
+
+def test_rules_for_parameters_belong_into_a_part(digits_config):
+    options = {'optim_wrapper.paramwise_cfg': dict(bias_lr_mult=2)}
+    with pytest.raises(UserError, match=r'give it to optim_wrapper.experts, router or supernet'):
+        runner_of(digits_config('moLE', options=options))
 
 
 @pytest.mark.parametrize('unwanted', ['model.freeze_supernet', 'optim_wrapper.supernet'])

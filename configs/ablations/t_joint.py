@@ -3,9 +3,7 @@
 tools/dist_train.sh configs/ablations/t_joint.py 4
 
 GPUs: 4, batch 4 x 256. Searched subnet in the T space: top-1 not run; the paper freezes the
-supernet. On Fashion-MNIST it closed far more of the gap to subnets trained alone than frozen
-experts did, though no more than the supernet trained on without experts
-(projects/feature_collapse).
+supernet. The same, small and on Fashion-MNIST: projects/feature_collapse, method joint.
 """
 
 _base_ = '../autoformer_t_moLE.py'
@@ -13,7 +11,12 @@ _base_ = '../autoformer_t_moLE.py'
 model = dict(freeze_supernet=False)
 optim_wrapper = dict(
     supernet=dict(
-        optimizer=dict(type='AdamW', lr=5e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05)
+        optimizer=dict(type='AdamW', lr=5e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
+        paramwise_cfg=dict(  # AutoFormer's
+            norm_decay_mult=0.0,
+            bias_decay_mult=0.0,
+            custom_keys={'.cls_token': dict(decay_mult=0.0), '.pos_embed': dict(decay_mult=0.0)},
+        ),
     )
 )
 param_scheduler = dict(supernet=_base_.param_scheduler.experts)

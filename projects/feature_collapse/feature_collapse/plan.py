@@ -27,7 +27,7 @@ class Method:
 
 _ABLATIONS = ('gru', 'mlp', 'rank_2', 'rank_32', 'beta_1', 'beta_10', 'warmup_0', 'warmup_all')
 _ABLATIONS += ('embed', 'mlp_ratio', 'group_random', 'group_params', 'adamw_router')
-_PAST = ('free', 'free_whole', 'own', 'per_layer', 'restarts', 'joint', 'distilled')
+_PAST = ('free', 'free_whole', 'own', 'per_layer', 'restarts', 'joint', 'distilled', 'plus')
 METHODS = {
     method.name: method
     for method in (
@@ -49,6 +49,7 @@ METHODS = {
         *(Method(name, 'ablations', f'ablations/{name}', 'autoformer') for name in _ABLATIONS),
         *(Method(name, 'past', f'past/{name}', 'autoformer') for name in _PAST),
         Method('free_dynas', 'past', 'past/free', 'dynas'),
+        Method('plus_dynas', 'past', 'past/plus', 'dynas'),
         Method('joint_dynas', 'past', 'past/joint', 'dynas'),
         Method('joint_start', 'past', 'past/joint_start'),
     )

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import OPTIMIZERS
 from torch import Tensor, nn
@@ -80,15 +80,21 @@ class MoLEOptimWrapperConstructor:
 
     Args:
         optim_wrapper_cfg: For each of 'experts' and 'router' a config of an ``OptimWrapper``;
-            for 'supernet' one, too, if ``model.freeze_supernet`` is False. What stands beside
-            them, such as ``type`` or ``amp``, is a default of all.
-        paramwise_cfg: Not used; here to be built as MMEngine builds constructors.
+            for 'supernet' one, too, if ``model.freeze_supernet`` is False. Each may have a
+            ``paramwise_cfg``, MMEngine's. What stands beside them, such as ``type`` or ``amp``,
+            is a default of all.
+        paramwise_cfg: Refused; it belongs into the parts.
 
     Raises:
         UserError: If a part is missing, is no optimizer's config, or has nothing to train.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
+        if paramwise_cfg:
+            raise UserError(
+                'optim_wrapper.paramwise_cfg would be of no part: give it to '
+                'optim_wrapper.experts, router or supernet'
+            )
         missing = {'experts', 'router'} - set(optim_wrapper_cfg)
         if missing:
             raise UserError(f'optim_wrapper.{missing.pop()} is missing; this constructor needs it')
@@ -118,13 +124,36 @@ class MoLEOptimWrapperConstructor:
             )
         parameters = added | dict(supernet=others)
         return JointOptimWrapper(
-            **{name: self._build(name, parameters[name]) for name in self.configs}
+            **{name: self._build(name, model, parameters[name]) for name in self.configs}
         )
 
-    def _build(self, name: str, parameters: list[nn.Parameter]):
+    def _build(self, name: str, model: nn.Module, parameters: list[nn.Parameter]):
         config = dict(self.configs[name])
-        optimizer = dict(config.pop('optimizer'), params=parameters)
-        config['optimizer'] = OPTIMIZERS.build(optimizer)
+        optimizer, paramwise = dict(config.pop('optimizer')), config.pop('paramwise_cfg', None)
+        if paramwise:
+            parameters = parameter_groups(model, parameters, optimizer, paramwise)
+        config['optimizer'] = OPTIMIZERS.build(optimizer | dict(params=parameters))
         if not isinstance(config['optimizer'], torch.optim.Optimizer):
             raise UserError(f'optim_wrapper.{name}.optimizer is no optimizer: {optimizer["type"]}')
         return ROOT_OPTIM_WRAPPERS.build(config)
+
+
+def parameter_groups(
+    model: nn.Module, parameters: list[nn.Parameter], optimizer: dict, paramwise: dict
+) -> list[dict]:
+    """Groups of some parameters of ``model``, a group for all of equal options.
+
+    Args:
+        model: Whose names and kinds of layers the rules go by.
+        parameters: What is to be grouped.
+        optimizer: Its config, with the rate and decay the rules multiply.
+        paramwise: MMEngine's ``paramwise_cfg``.
+    """
+    single, wanted = [], {id(parameter) for parameter in parameters}
+    rules = DefaultOptimWrapperConstructor(dict(optimizer=optimizer), paramwise)
+    rules.add_params(single, model)
+    groups = {}
+    for group in single:
+        options = tuple(sorted((key, value) for key, value in group.items() if key != 'params'))
+        groups.setdefault(options, []).extend(p for p in group['params'] if id(p) in wanted)
+    return [dict(options, params=params) for options, params in groups.items() if params]
