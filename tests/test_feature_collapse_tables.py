@@ -10,13 +10,12 @@ import safetensors.torch
 import torch
 from conftest import ROOT
 
-from tas_lora import SearchSpace, apis
-from tas_lora.search.complexity import count_params
+from tas_lora import apis
 
 PROJECT = ROOT / 'projects' / 'feature_collapse'
 sys.path.insert(0, str(PROJECT))
 
-from feature_collapse import edits, regime, tables  # noqa: E402
+from feature_collapse import edits, measure, regime, tables  # noqa: E402
 
 
 def made_up(family: str, seed: int, top1: list[float], subnet: int | None = None) -> dict:
@@ -32,6 +31,7 @@ def made_up(family: str, seed: int, top1: list[float], subnet: int | None = None
         rate=None,
         seed=seed,
         subnet=subnet,
+        stretch=2.0 if '_x2' in family else 1.0,
         epochs=3,
         iterations=30 if family != 'autoformer' else 60,
         seconds=2.0,
@@ -127,13 +127,36 @@ def test_experts_of_methods_and_spaces():
     assert regime.experts_of('mole', 'search') == 12
 
 
-def test_all_regimes_are_drawn(tmp_path):
+def drawn(axes) -> dict:
+    """The lines of axes that have points, by their labels."""
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    return {label: points for label, points in lines.items() if points}
+
+
+def test_regimes_are_drawn_over_what_is_varied(tmp_path):
     nets = [made_up('autoformer', 0, [80.0]), made_up('mole', 0, [81.0])]
-    nets.append(made_up('alone_whole', 0, [84.0], 0))
-    points = [p for name in ('main', 'first_4') for p in regime.points_of(nets, name)]
-    regime.draw(points, tmp_path / 'regimes.png')
-    assert (tmp_path / 'regimes.png').stat().st_size > 10_000
-    regime.draw([], tmp_path / 'none.png')
+    nets += [made_up('mole_x2', 0, [82.5]), made_up('alone_whole', 0, [84.0], 0)]
+    nets[2]['iterations'] = 60
+    shorter = [dict(net, iterations=15 if net['start'] is None else 30) for net in nets]
+    tuned = [nets[0], dict(made_up('mole', 0, [79.0]), rate=0.1)]
+    points = regime.points_of(nets, 'main') + regime.points_of(shorter, 'first_0.25')
+    points += regime.points_of(tuned, 'tuning')
+    axes = regime.draw(points, tmp_path / 'regimes.png').axes
+    assert drawn(axes[0]) == dict(mole=[[30, 1.0], [60, 2.5]], alone_whole=[[30, 4.0]])
+    assert drawn(axes[1]) == dict(mole=[[15, 1.0], [60, 1.0]], alone_whole=[[15, 4.0], [60, 4.0]])
+    assert drawn(axes[2]) == dict(mole=[[0.1, -1.0]])
+    assert drawn(axes[4]) == {}  # no gates in these records
+    assert drawn(axes[5]) == dict(mole=[[30, 0.5], [60, 0.5]])
+    assert (tmp_path / 'regimes.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_bounds_and_supernets_that_lack_give_no_share():
+    nets = [made_up('autoformer', 0, [80.0]), made_up('mole', 0, [81.0])]
+    nets.append(made_up('alone_whole', 0, [80.0], 0))
+    points = regime.points_of(nets, 'main', None)
+    assert [(p.bound, p.experts) for p in points] == [(None, None)] * 2
+    assert cells(regime.table(points))[0]['of upper bound, %'] == ''
+    assert regime.points_of(nets[1:], 'main') == []
 
 
 # The weights that are kept.
@@ -141,8 +164,8 @@ def test_all_regimes_are_drawn(tmp_path):
 WEIGHTS = PROJECT / 'weights'
 
 
-def test_kept_weights_fit_and_score_what_their_records_say():
-    """Nets of the config, whose parameters are the table's; the frozen part is the supernet."""
+def test_kept_weights_are_those_of_their_records():
+    """The frozen part is the supernet; experts are as far from it as the record has it."""
     files = sorted(WEIGHTS.glob('*'))
     assert sum(path.stat().st_size for path in files) < 5e6
     bare, mole = (
@@ -151,6 +174,11 @@ def test_kept_weights_fit_and_score_what_their_records_say():
     )
     assert all(torch.equal(mole[name], weight) for name, weight in bare.items())
     model = apis.load_supernet(PROJECT / 'configs' / 'search.py', WEIGHTS / 'mole.safetensors')
-    table = json.loads((PROJECT / 'results' / 'search' / 'tables' / 'mole_seed0.json').read_text())
-    space = SearchSpace(**edits.SPACES['search'])
-    assert table['params'] == [count_params(s, **model.image_spec) for s in space]
+    record = json.loads((PROJECT / 'results' / 'search' / 'mole_seed0.json').read_text())
+    fresh = apis.load_supernet(PROJECT / 'configs' / 'search.py', WEIGHTS / 'supernet.safetensors')
+    found = [
+        measure.relative_change(*(measure.weights_in_use(m, subnet) for m in (fresh, model)))
+        for subnet in edits.drawn_subnets('search')
+    ]
+    assert found == pytest.approx(record['delta_w'], abs=1e-4)
+    assert min(found) > 0.01

@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from feature_collapse import figures, records, regime, tables
-from feature_collapse.edits import SPACES
+from feature_collapse.edits import SPACES, drawn_subnets
 
 from tas_lora import UserError, cli
 from tas_lora.files import write_atomic
@@ -40,7 +40,7 @@ def main() -> None:
         raise UserError(f'{results} has no records of the seeds {args.seeds}')
     out.mkdir(parents=True, exist_ok=True)
     text = ''.join(section(nets, families, part) for part in NAMES)
-    conditions = regime_points(results)
+    conditions = regime_points(results, args.seeds)
     text += f'## Regimes, on the held-out images\n\n{regime.table(conditions)}\n'
     text += found_by_searches(results / 'search' / 'searches.json')
     text += transferred(records.read_families(results / 'transfer'))
@@ -55,17 +55,32 @@ def main() -> None:
     print(out / 'regimes.png')
 
 
-def regime_points(results: Path) -> list[regime.Point]:
-    """Of the records of the folder, and of those it holds: one a condition."""
-    folders = [path for path in sorted(results.iterdir()) if path.is_dir()]
-    found = {'main': results} | {path.name: path for path in folders}
-    nets = {name: records.read_families(path) for name, path in found.items()}
-    trained = {name: [r for r in own if 'train_loss' in r] for name, own in nets.items()}
-    return [
-        point
-        for name, own in trained.items()
-        for point in regime.points_of(own, name, name if name in SPACES else 'nano')
-    ]
+def regime_points(results: Path, seeds: list[int] | None) -> list[regime.Point]:
+    """Of the records of the folder, and of those it holds: one a condition.
+
+    Args:
+        results: The folder.
+        seeds: Of its own records, these alone.
+    """
+    points = []
+    for path in [
+        results,
+        *(p for p in sorted(results.iterdir()) if (p / 'subnets.json').is_file()),
+    ]:
+        own = records.read_families(path)
+        if path == results and seeds:
+            own = [record for record in own if record['seed'] in seeds]
+        condition = 'main' if path == results else path.name
+        points += regime.points_of(own, condition, space_of(path))
+    return points
+
+
+def space_of(folder: Path) -> str | None:
+    """The one of ``SPACES`` whose subnets the records in a folder are of."""
+    path = folder / 'subnets.json'
+    subnets = json.loads(path.read_text()) if path.is_file() else None
+    drawn = {name: [subnet.to_dict() for subnet in drawn_subnets(name)] for name in SPACES}
+    return next((name for name, those in drawn.items() if those == subnets), None)
 
 
 def found_by_searches(path: Path) -> str:

@@ -11,15 +11,14 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from feature_collapse import stages, training
-from feature_collapse.edits import SPACES
+from feature_collapse.edits import SPACES, drawn_subnets
 from feature_collapse.plan import METHODS, PARTS, nets_of
 from feature_collapse.settings import Study
 from mmengine.config import DictAction
 
-from tas_lora import SearchSpace, Subnet, UserError, cli
+from tas_lora import Subnet, UserError, cli
 from tas_lora.files import write_atomic
 
 HERE = Path(__file__).resolve().parent
@@ -56,8 +55,7 @@ def study_of(args: argparse.Namespace) -> Study:
     extent = QUICK if args.quick else dict(scale=args.scale)
     extent = extent | dict(first=args.first, space=args.space)
     options = extent.get('options', {}) | args.cfg_options
-    space = SearchSpace.coerce(SPACES[args.space])
-    subnets = tuple(space.sample_distinct(6, np.random.default_rng(0)))
+    subnets = drawn_subnets(args.space)
     settle_subnets(out / 'subnets.json', subnets)
     return Study(out, work, args.data_root, subnets, **(extent | dict(options=options)))
 

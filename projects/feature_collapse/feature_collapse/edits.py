@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 from mmengine.config import Config
 
-from tas_lora import SearchSpace
+from tas_lora import SearchSpace, Subnet
 from tas_lora.models.heads import ArchitectureGroups
 
 _HORIZONS = ('begin', 'end', 'max_epochs', 'router_warmup_epochs')  # in epochs
@@ -17,6 +18,11 @@ SPACES = dict(
     wide=_NANO | dict(embed_dim=[16, 48], num_heads=[1, 3]),
     search=_NANO | dict(num_heads=[1, 2], mlp_ratio=[1.0, 2.0, 4.0], depth=[2, 3]),
 )
+
+
+def drawn_subnets(space: str) -> tuple[Subnet, ...]:
+    """The six distinct subnets of one of ``SPACES`` that all methods are compared on."""
+    return tuple(SearchSpace(**SPACES[space]).sample_distinct(6, np.random.default_rng(0)))
 
 
 def set_data_root(cfg: Config, data_root: str) -> None:

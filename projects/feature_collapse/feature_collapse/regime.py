@@ -10,7 +10,17 @@ from matplotlib.figure import Figure
 
 from .plan import METHODS
 from .settings import load
-from .tables import UPPER_BOUNDS, gains_of, markdown, off_diagonal, off_diagonals, scores_of, spread
+from .tables import (
+    UPPER_BOUNDS,
+    Scores,
+    Values,
+    gains_of,
+    markdown,
+    off_diagonal,
+    off_diagonals,
+    scores_of,
+    spread,
+)
 
 SHOWN = ('full_finetune', 'single_lora', 'mole', 'joint', 'alone_whole')
 
@@ -22,20 +32,23 @@ class Point:
     Args:
         condition: Name of the folder its records are in.
         method: How it was trained.
-        experts: K; 0 without experts.
+        experts: K; 0 without experts, None where the space is not known.
+        stretch: Length of stage 2 over that of its config.
         rate: Learning rate in place of its config's, if there was one.
         first: Iterations of stage 1.
         iterations: Of stage 2.
         gains: Top-1 over the supernet it started from, by seed and subnet.
-        bound: Mean gain of the same subnets by the upper bound; None where it was not trained.
+        bound: Mean gain of the same subnets by the upper bound, of its config's length and rate;
+            None where it was not trained, or gained nothing.
         delta_w: Mean |dW| / |W|.
-        gate_shift: L1, None without gates.
+        gate_shift: L1, None without gates that could move.
         similarity: Tables (n, n), one a seed; none of subnets trained alone.
     """
 
     condition: str
     method: str
-    experts: int
+    experts: int | None
+    stretch: float
     rate: float | None
     first: int
     iterations: int
@@ -47,34 +60,40 @@ class Point:
 
 
 def points_of(
-    records: Sequence[dict], condition: str, space: str = 'nano', part: str = 'heldout'
+    records: Sequence[dict], condition: str, space: str | None = 'nano', part: str = 'heldout'
 ) -> list[Point]:
-    """The families behind stage 1 in the records of one folder."""
+    """The families behind stage 1 in the records of one folder, of which all is there."""
     scores, points = scores_of(records, part), []
     supernets = {r['net']: r for r in records if not r['start']}
     for family in scores:
-        own = [r for r in records if r['family'] == family and r['start'] and r[part]]
+        own = [r for r in records if r['family'] == family and r[part] and r['start'] in supernets]
         if own and METHODS[own[0]['method']].part != 'supernet':
             supernet = supernets[own[0]['start']]
             gains = gains_of(scores, family, supernet['family'])
-            bound = gains_of(scores, UPPER_BOUNDS[supernet['method']], supernet['family'])
-            shifts = [r['gate_shift'] for r in own if r['gate_shift'] is not None]
+            shifts = [r['gate_shift'] for r in own if r['gate_shift']]
             points.append(
                 Point(
                     condition,
                     own[0]['method'],
-                    experts_of(own[0]['method'], space),
+                    space and experts_of(own[0]['method'], space),
+                    own[0]['stretch'],
                     own[0]['rate'],
                     supernet['iterations'],
                     own[0]['iterations'],
                     list(gains.values()),
-                    mean(bound[key] for key in gains) if gains.keys() <= bound.keys() else None,
+                    _bound(scores, supernet, gains),
                     mean(x for r in own for x in r['delta_w']),
                     mean(shifts) if shifts else None,
                     [r[part]['similarity'] for r in own if r[part]['similarity']],
                 )
             )
     return points
+
+
+def _bound(scores: Scores, supernet: dict, gains: Values) -> float | None:
+    bounds = gains_of(scores, UPPER_BOUNDS[supernet['method']], supernet['family'])
+    found = mean(bounds[key] for key in gains) if gains.keys() <= bounds.keys() else 0
+    return found if found > 0 else None
 
 
 def experts_of(method: str, space: str) -> int:
@@ -102,15 +121,14 @@ def table(points: Sequence[Point]) -> str:
     return markdown(rows)
 
 
-def draw(points: Sequence[Point], path: Path) -> None:
+def draw(points: Sequence[Point], path: Path) -> Figure:
     """Gains over lengths and rate; change of weights, gates and similarity over stage 2."""
     figure = Figure(figsize=(12, 6.4), layout='constrained')
     axes = figure.subplots(2, 3)
-    main = [p for p in points if p.condition == 'main']
-    usual = min((p.iterations for p in main), default=0)
-    stages = [p for p in points if p.condition.startswith('first_') and p.iterations == usual]
-    stages += [p for p in main if p.iterations == usual]
-    rates = [p for p in points if p.rate is not None]
+    main = [p for p in points if p.condition == 'main' and p.rate is None]
+    stages = [p for p in points if p.condition.startswith('first_')] + main
+    stages = [p for p in stages if p.stretch == 1 and p.rate is None]
+    rates = [p for p in points if p.rate is not None and p.condition == 'tuning']
     _lines(axes[0, 0], main, 'iterations of stage 2', _iterations, 'gain, points', _gain)
     _lines(axes[0, 1], stages, 'iterations of stage 1', lambda p: p.first, 'gain, points', _gain)
     _lines(axes[0, 2], rates, 'learning rate', lambda p: p.rate, 'gain, points', _gain)
@@ -119,6 +137,7 @@ def draw(points: Sequence[Point], path: Path) -> None:
     _lines(axes[1, 2], main, 'iterations of stage 2', _iterations, 'similarity', _alikeness)
     axes[0, 0].legend(fontsize=8)
     figure.savefig(path, dpi=150)
+    return figure
 
 
 def _iterations(point: Point) -> int:
@@ -146,7 +165,7 @@ def _lines(
 ) -> None:
     """A line for each method that has ``y``."""
     for place, method in enumerate(SHOWN):
-        own = [p for p in points if p.method == method and y(p)]  # a 0 is of what cannot move
+        own = [p for p in points if p.method == method and y(p) is not None]
         line = sorted((x(p), y(p)) for p in own)
         axes.plot([a for a, _ in line], [b for _, b in line], 'o-', color=f'C{place}', label=method)
     ticks = sorted({x(p) for p in points if p.method in SHOWN})

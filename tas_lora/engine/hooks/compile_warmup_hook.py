@@ -29,7 +29,7 @@ class CompileWarmupHook(Hook):
 
     def before_train(self, runner):
         model = supernet_of(runner)
-        if not model.backbone.compile_blocks:
+        if not model.backbone.compile_blocks or runner.epoch >= runner.max_epochs:
             return
         loop, active, start = runner.train_loop, model.subnet, time.monotonic()
         draws = isinstance(loop, SubnetSamplingTrainLoop)  # other loops train the active subnet

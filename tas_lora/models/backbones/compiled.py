@@ -15,9 +15,10 @@ def compile_branches(blocks: nn.ModuleList) -> None:
     They are compiled as functions of the class, so that blocks of the same widths share the code.
     Drop path is in neither: its rate differs by block, and would be compiled in.
     """
-    # 8 shapes by default, too few for any space; torch has this setting for the process alone.
+    # 8 shapes by default, too few for any space: T with three patch sizes has 108, and evaluation
+    # its own. torch has this setting for the process alone.
     limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = max(limit, 64)
+    torch._dynamo.config.recompile_limit = max(limit, 512)
     kind = type(blocks[0])
     attention = torch.compile(kind.attention, dynamic=False)
     mlp = torch.compile(kind.mlp, dynamic=False)
@@ -26,7 +27,7 @@ def compile_branches(blocks: nn.ModuleList) -> None:
 
 
 def covering_subnets(space: SearchSpace) -> list[Subnet]:
-    """The fewest subnets of ``space`` of which each block has had all its shapes.
+    """The fewest subnets of ``space`` that show each block all its shapes.
 
     A branch is compiled for its own widths alone, so that heads and MLP ratios go through their
     choices side by side: AutoFormer-T needs 3 x max(2, 2) subnets, all of the largest depth.

@@ -1,7 +1,7 @@
 """Elastic self-attention with 2-D relative positions, as in AutoFormer.
 
 :func:`relative_attention` is the definition, and the reference of the tests;
-:func:`fused_relative_attention` gives the same through one call of torch's attention kernel.
+:func:`fused_relative_attention` gives the same through one attention without positions.
 """
 
 from collections.abc import Callable
@@ -84,12 +84,13 @@ def token_index(grid: int, max_offset: int, head_dim: int) -> tuple[Tensor, Tens
     return F.pad(index, padding), F.pad(marks, padding)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(scale q k^T) v by torch's kernel, but for bfloat16 on a processor.
 
-    There the kernel is as slow as in float32. Without gradients two products take 0.55 to 0.65 of
-    its time, on some images after others, so that their logits stay in cache. These are rounded
-    as all products in bfloat16 are: by 2**-9 of their size, where the kernel keeps them exact.
+    There the kernel is as slow as in float32 (on an EPYC with AVX512-BF16). Without gradients two
+    products take 0.55 to 0.65 of its time, on some images after others, so that their logits stay
+    in cache. Logits are rounded as all products in bfloat16 are, by up to 2**-8 of their size,
+    where the kernel keeps them exact.
 
     Args:
         q, k, v: (B, H, N, D).
@@ -134,7 +135,7 @@ def fused_relative_attention(
     marks = marks.to(q.dtype).expand(*q.shape[:2], -1, -1)
     seen = gathered_product(q, rel_k, index, transposed=True)
     wide = (torch.cat([x, more.to(q.dtype)], -1) for x, more in ((q, seen), (k, marks), (v, marks)))
-    y = attention(*wide, scale=D**-0.5)  # (B, H, N, D + W)
+    y = softmax_attention(*wide, scale=D**-0.5)  # (B, H, N, D + W)
     return y[..., :D] + gathered_product(y[..., D:], rel_v, index) + cls_v.to(y.dtype)
 
 
