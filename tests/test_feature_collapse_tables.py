@@ -105,19 +105,19 @@ def test_a_family_is_held_against_the_bound_of_its_own_supernet():
     assert rows['dynas']['of upper bound, %'] == ''
     points = {p.method: p for p in regime.points_of(nets, 'main')}
     assert set(points) == {'mole', 'mole_dynas', 'alone_whole', 'alone_whole_dynas'}
-    assert (points['mole'].bound, points['mole_dynas'].bound) == (5.0, 3.0)
     assert points['mole_dynas'].gains == [2.0, 1.0]
     found = {row['method']: row for row in cells(regime.table(list(points.values())))}
     assert [found[m]['of upper bound, %'] for m in ('mole', 'mole_dynas')] == ['10', '50']
     assert found['mole']['visits of an expert'] == str(30 // 4)
 
 
-def test_no_share_of_a_bound_that_lacks_a_subnet():
-    nets = [made_up('autoformer', 0, [80.0, 84.0]), made_up('mole', 0, [81.0, 84.0])]
+def test_shares_are_over_what_both_have():
+    nets = [made_up('autoformer', 0, [80.0, 84.0]), made_up('mole', 0, [81.0, 86.0])]
+    nets += [made_up('autoformer', 1, [80.0, 84.0]), made_up('mole', 1, [89.0, 89.0])]
     nets.append(made_up('alone_whole', 0, [84.0], 0))
     rows = {row['method']: row for row in cells(tables.top1_table(nets, [], 'heldout'))}
-    assert rows['mole']['of upper bound, %'] == ''
-    assert regime.points_of(nets, 'main')[0].bound is None
+    assert rows['mole']['of upper bound, %'] == '25'  # 1 of 4
+    assert regime.points_of(nets, 'main')[0].share == '25'
 
 
 def test_experts_of_methods_and_spaces():
@@ -154,7 +154,7 @@ def test_bounds_and_supernets_that_lack_give_no_share():
     nets = [made_up('autoformer', 0, [80.0]), made_up('mole', 0, [81.0])]
     nets.append(made_up('alone_whole', 0, [80.0], 0))
     points = regime.points_of(nets, 'main', None)
-    assert [(p.bound, p.experts) for p in points] == [(None, None)] * 2
+    assert [(p.share, p.experts) for p in points] == [('', None)] * 2
     assert cells(regime.table(points))[0]['of upper bound, %'] == ''
     assert regime.points_of(nets[1:], 'main') == []
 

@@ -11,14 +11,12 @@ from matplotlib.figure import Figure
 from .plan import METHODS
 from .settings import load
 from .tables import (
-    UPPER_BOUNDS,
-    Scores,
-    Values,
     gains_of,
     markdown,
     off_diagonal,
     off_diagonals,
     scores_of,
+    share_of_bound,
     spread,
 )
 
@@ -38,8 +36,8 @@ class Point:
         first: Iterations of stage 1.
         iterations: Of stage 2.
         gains: Top-1 over the supernet it started from, by seed and subnet.
-        bound: Mean gain of the same subnets by the upper bound, of its config's length and rate;
-            None where it was not trained, or gained nothing.
+        share: Of what the upper bound, of its config's length and rate, gains over that supernet,
+            percent; empty where there is none.
         delta_w: Mean |dW| / |W|.
         gate_shift: L1, None without gates that could move.
         similarity: Tables (n, n), one a seed; none of subnets trained alone.
@@ -53,7 +51,7 @@ class Point:
     first: int
     iterations: int
     gains: Sequence[float]
-    bound: float | None
+    share: str
     delta_w: float
     gate_shift: float | None
     similarity: Sequence
@@ -81,19 +79,13 @@ def points_of(
                     supernet['iterations'],
                     own[0]['iterations'],
                     list(gains.values()),
-                    _bound(scores, supernet, gains),
+                    share_of_bound(scores, family),
                     mean(x for r in own for x in r['delta_w']),
                     mean(shifts) if shifts else None,
                     [r[part]['similarity'] for r in own if r[part]['similarity']],
                 )
             )
     return points
-
-
-def _bound(scores: Scores, supernet: dict, gains: Values) -> float | None:
-    bounds = gains_of(scores, UPPER_BOUNDS[supernet['method']], supernet['family'])
-    found = mean(bounds[key] for key in gains) if gains.keys() <= bounds.keys() else 0
-    return found if found > 0 else None
 
 
 def experts_of(method: str, space: str) -> int:
@@ -110,12 +102,11 @@ def table(points: Sequence[Point]) -> str:
     rows = [['condition', 'stage 1', 'method', 'K', 'rate', 'stage 2', 'visits of an expert']]
     rows[0] += ['pairs', 'gain', 'of upper bound, %', 'dW/W', 'gate shift', 'similarity']
     for p in points:
-        share = '' if p.bound is None else f'{100 * mean(p.gains) / p.bound:.0f}'
         visits = p.iterations // p.experts if p.experts else ''
         rows.append(
             [p.condition, p.first, p.method, p.experts or '']
             + ['' if p.rate is None else f'{p.rate:g}', p.iterations, visits]
-            + [len(p.gains), spread(p.gains, 2), share, f'{p.delta_w:.3f}']
+            + [len(p.gains), spread(p.gains, 2), p.share, f'{p.delta_w:.3f}']
             + ['' if p.gate_shift is None else f'{p.gate_shift:.4f}', off_diagonal(p.similarity)]
         )
     return markdown(rows)

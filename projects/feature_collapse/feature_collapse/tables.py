@@ -115,12 +115,12 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 def share_closed(scores: Scores, family: str, start: str, goal: str) -> str:
     """Share of the gap from ``start`` to ``goal`` that a family closes, percent.
 
-    Of the seeds and subnets it has, if ``goal`` has them all.
+    Over the seeds and subnets that both have; none where ``goal`` gains nothing.
     """
     gains, gaps = gains_of(scores, family, start), gains_of(scores, goal, start)
-    if not gains or not gains.keys() <= gaps.keys() or sum(gaps[key] for key in gains) <= 0:
-        return ''
-    return f'{100 * sum(gains.values()) / sum(gaps[key] for key in gains):.0f}'
+    both = gains.keys() & gaps.keys()
+    gap = sum(gaps[key] for key in both)
+    return f'{100 * sum(gains[key] for key in both) / gap:.0f}' if gap > 0 else ''
 
 
 def share_of_bound(scores: Scores, family: str) -> str:
