@@ -152,7 +152,7 @@ def test_regimes_are_drawn_over_what_is_varied(tmp_path):
 
 def test_bounds_and_supernets_that_lack_give_no_share():
     nets = [made_up('autoformer', 0, [80.0]), made_up('mole', 0, [81.0])]
-    nets.append(made_up('alone_whole', 0, [80.0], 0))
+    nets.append(made_up('alone_whole', 0, [80.05], 0))
     points = regime.points_of(nets, 'main', None)
     assert [(p.share, p.experts) for p in points] == [('', None)] * 2
     assert cells(regime.table(points))[0]['of upper bound, %'] == ''

@@ -115,12 +115,14 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 def share_closed(scores: Scores, family: str, start: str, goal: str) -> str:
     """Share of the gap from ``start`` to ``goal`` that a family closes, percent.
 
-    Over the seeds and subnets that both have; none where ``goal`` gains nothing.
+    Over the seeds and subnets that both have; none where ``goal`` gains less than a tenth of a
+    point, which is noise.
     """
     gains, gaps = gains_of(scores, family, start), gains_of(scores, goal, start)
     both = gains.keys() & gaps.keys()
     gap = sum(gaps[key] for key in both)
-    return f'{100 * sum(gains[key] for key in both) / gap:.0f}' if gap > 0 else ''
+    is_there = gap > 0.1 * len(both)
+    return f'{100 * sum(gains[key] for key in both) / gap:.0f}' if is_there else ''
 
 
 def share_of_bound(scores: Scores, family: str) -> str:
