@@ -86,16 +86,7 @@ def measure(size: str, args, rates: dict[str, float]) -> dict:
     activations = benchmark.measure_activations(models, batch, args.amp)
     hops = benchmark.measure_hops(models['ours'], space, batch, args.rounds)
     result = benchmark.summary(training, evaluation, activations, hops)
-    result['contestants'] = {
-        name: dict(
-            train_ms=milliseconds(training[name]) if name in training else None,
-            train_vs_static=ratio(training[name], training['static']) if name in training else None,
-            eval_ms=milliseconds(evaluation[name]),
-            eval_vs_static=ratio(evaluation[name], evaluation['static']),
-            saved_mib=activations[name] / 2**20 if name in activations else None,
-        )
-        for name in evaluation
-    }
+    result['contestants'] = _rows(training, evaluation, activations)
     speeds = benchmark.throughput(
         training,
         evaluation,
@@ -117,6 +108,20 @@ def measure(size: str, args, rates: dict[str, float]) -> dict:
             peak = processes.peak_memory(cfg.model, subnet, name, args.batch)
             result['contestants'][name]['peak_mib'] = peak
     return result
+
+
+def _rows(training: dict, evaluation: dict, activations: dict) -> dict[str, dict]:
+    """Times of each contestant, and against static; what only evaluates has no training."""
+    return {
+        name: dict(
+            train_ms=milliseconds(training[name]) if name in training else None,
+            train_vs_static=ratio(training[name], training['static']) if name in training else None,
+            eval_ms=milliseconds(evaluation[name]),
+            eval_vs_static=ratio(evaluation[name], evaluation['static']),
+            saved_mib=activations[name] / 2**20 if name in activations else None,
+        )
+        for name in evaluation
+    }
 
 
 def machine(args, rates: dict[str, float]) -> dict:
