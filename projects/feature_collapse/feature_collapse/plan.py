@@ -28,6 +28,7 @@ class Method:
 _ABLATIONS = ('gru', 'mlp', 'rank_2', 'rank_32', 'beta_1', 'beta_10', 'warmup_0', 'warmup_all')
 _ABLATIONS += ('embed', 'mlp_ratio', 'group_random', 'group_params', 'adamw_router')
 _PAST = ('free', 'free_whole', 'own', 'per_layer', 'restarts', 'joint', 'distilled', 'plus')
+_PAST += ('free_single', 'plus_single')
 METHODS = {
     method.name: method
     for method in (

@@ -20,7 +20,7 @@ from .tables import (
     spread,
 )
 
-SHOWN = ('full_finetune', 'single_lora', 'mole', 'joint', 'alone_whole')
+SHOWN = ('full_finetune', 'single_lora', 'mole', 'plus', 'joint', 'alone_whole')
 
 
 @dataclass(frozen=True)
