@@ -27,6 +27,7 @@ class Method:
 
 _ABLATIONS = ('gru', 'mlp', 'rank_2', 'rank_32', 'beta_1', 'beta_10', 'warmup_0', 'warmup_all')
 _ABLATIONS += ('embed', 'mlp_ratio', 'group_random', 'group_params', 'adamw_router')
+_ABLATIONS += ('scale_1', 'scale_5', 'scale_80')
 _PAST = ('free', 'free_whole', 'own', 'per_layer', 'restarts', 'joint', 'distilled', 'plus')
 _PAST += ('free_single', 'plus_single')
 METHODS = {
