@@ -1,5 +1,6 @@
 """Tables of the records, in Markdown."""
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import combinations
@@ -70,18 +71,31 @@ def top1_table(records: Sequence[dict], families: Sequence[dict], part: str) -> 
 def difference_table(
     records: Sequence[dict], part: str, references: Sequence[str] = ('autoformer', 'full_finetune')
 ) -> str:
-    """Paired differences of top-1 over seeds and subnets, with their significance."""
+    """Paired differences of top-1 over seeds and subnets, with their significance.
+
+    Each family is held against references of its own length and supernet, and the first of them.
+    """
     scores = scores_of(records, part)
     rows = [['method', 'against', 'pairs', 'difference', 'least', 'most', 'p']]
     for reference in references:
         for family in scores:
-            pairs = paired(scores, family, reference)
-            if family != reference and pairs:
+            other = as_long_as(family, reference)
+            starts = (reference, start_of(reference)) if start_of(family) else ()
+            comparable = reference == references[0] or start_of(family) in starts
+            pairs = paired(scores, family, other)
+            if family != other and comparable and pairs:
                 rows.append(
-                    [family, reference, len(pairs), spread(pairs, 2)]
+                    [family, other, len(pairs), spread(pairs, 2)]
                     + [f'{min(pairs):.2f}', f'{max(pairs):.2f}', f'{sign_flip_p(pairs):.4f}']
                 )
     return markdown(rows)
+
+
+def as_long_as(family: str, method: str) -> str:
+    """The family of ``method`` whose training is as long as that of another; stage 1 has one."""
+    stretch = re.search(r'_x[\d.]+', family.removeprefix(method_of(family)))
+    behind = METHODS[method].start is not None
+    return f'{method}{stretch[0]}' if stretch and behind else method
 
 
 def gains_of(scores: Scores, family: str, reference: str) -> Values:
@@ -127,7 +141,7 @@ def share_closed(scores: Scores, family: str, start: str, goal: str) -> str:
 
 def share_of_bound(scores: Scores, family: str) -> str:
     """Share of what the upper bound gains over the supernet a family starts from, percent."""
-    start = METHODS[method_of(family)].start
+    start = start_of(family)
     return share_closed(scores, family, start, UPPER_BOUNDS[start]) if start else ''
 
 
@@ -176,6 +190,11 @@ def markdown(rows: Sequence[Sequence]) -> str:
 def _place(family: str) -> tuple[int, str]:
     """Methods in the order of the plan, what is varied behind its method."""
     return [*METHODS].index(method_of(family)), family
+
+
+def start_of(family: str) -> str | None:
+    """The method of the net that a family starts from."""
+    return METHODS[method_of(family)].start
 
 
 def method_of(family: str) -> str:
