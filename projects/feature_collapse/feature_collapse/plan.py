@@ -30,6 +30,8 @@ _ABLATIONS += ('embed', 'mlp_ratio', 'group_random', 'group_params', 'adamw_rout
 _ABLATIONS += ('scale_1', 'scale_5', 'scale_80')
 _PAST = ('free', 'free_whole', 'own', 'per_layer', 'restarts', 'joint', 'distilled', 'plus')
 _PAST += ('free_single', 'plus_single')
+_PLUS = ('random', 'gru', 'mlp', 'embed', 'mlp_ratio', 'group_random', 'warmup_0', 'warmup_all')
+_PLUS += ('rank_2', 'rank_32', 'beta_1')
 METHODS = {
     method.name: method
     for method in (
@@ -50,6 +52,7 @@ METHODS = {
         Method('alone_lora', 'alone', 'alone_lora', 'autoformer', alone=True),
         *(Method(name, 'ablations', f'ablations/{name}', 'autoformer') for name in _ABLATIONS),
         *(Method(name, 'past', f'past/{name}', 'autoformer') for name in _PAST),
+        *(Method(f'plus_{name}', 'plus', f'plus/{name}', 'autoformer') for name in _PLUS),
         Method('free_dynas', 'past', 'past/free', 'dynas'),
         Method('plus_dynas', 'past', 'past/plus', 'dynas'),
         Method('joint_dynas', 'past', 'past/joint', 'dynas'),

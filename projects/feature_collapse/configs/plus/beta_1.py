@@ -1,0 +1,8 @@
+"""beta 1; experts trained as in past/plus.py.
+
+python run.py --parts plus --stretch 6
+"""
+
+_base_ = '../past/plus.py'
+
+model = dict(router=dict(beta=1.0))
