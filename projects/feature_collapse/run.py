@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    add('--parts', nargs='+', choices=[*PARTS, TEST], help='all by default but the last three')
+    add('--parts', nargs='+', choices=[*PARTS, TEST], help='by default all but ablations and past')
     add('--methods', nargs='+', choices=METHODS, help='these alone, of the parts')
     add('--subnets', type=int, nargs='+', default=range(6), help='of those trained alone')
     add('--space', choices=SPACES, default='nano', help='another one needs another --out')

@@ -25,13 +25,18 @@ class Method:
     own_init: bool = False
 
 
+def _on(supernet: str, part: str, folder: str, configs: Iterable[str]) -> list[Method]:
+    """A method for each config, on one supernet; names on AutoFormer's have no suffix."""
+    suffix = '' if supernet == 'autoformer' else f'_{supernet}'
+    return [Method(name + suffix, part, folder + name, supernet) for name in configs]
+
+
 _ABLATIONS = ('gru', 'mlp', 'rank_2', 'rank_32', 'beta_1', 'beta_10', 'warmup_0', 'warmup_all')
 _ABLATIONS += ('embed', 'mlp_ratio', 'group_random', 'group_params', 'adamw_router')
-_ABLATIONS += ('scale_1', 'scale_5', 'scale_80')
+_SCALES = ('scale_1', 'scale_5', 'scale_80')  # of experts
 _PAST = ('free', 'free_whole', 'own', 'per_layer', 'restarts', 'joint', 'distilled', 'plus')
 _PAST += ('free_single', 'plus_single')
-_PLUS = ('random', 'gru', 'mlp', 'embed', 'mlp_ratio', 'group_random', 'warmup_0', 'warmup_all')
-_PLUS += ('rank_2', 'rank_32', 'beta_1')
+_PAST_DYNAS = ('free', 'free_single', 'plus', 'plus_single', 'joint')
 METHODS = {
     method.name: method
     for method in (
@@ -50,12 +55,11 @@ METHODS = {
         Method('alone_whole', 'alone', 'alone_whole', 'autoformer', alone=True),
         Method('alone_whole_dynas', 'alone', 'alone_whole', 'dynas', alone=True),
         Method('alone_lora', 'alone', 'alone_lora', 'autoformer', alone=True),
-        *(Method(name, 'ablations', f'ablations/{name}', 'autoformer') for name in _ABLATIONS),
-        *(Method(name, 'past', f'past/{name}', 'autoformer') for name in _PAST),
-        *(Method(f'plus_{name}', 'plus', f'plus/{name}', 'autoformer') for name in _PLUS),
-        Method('free_dynas', 'past', 'past/free', 'dynas'),
-        Method('plus_dynas', 'past', 'past/plus', 'dynas'),
-        Method('joint_dynas', 'past', 'past/joint', 'dynas'),
+        *_on('autoformer', 'ablations', 'ablations/', _ABLATIONS + _SCALES),
+        *_on('dynas', 'ablations_dynas', '', ('mole_random',)),
+        *_on('dynas', 'ablations_dynas', 'ablations/', _ABLATIONS),
+        *_on('autoformer', 'past', 'past/', _PAST),
+        *_on('dynas', 'past', 'past/', _PAST_DYNAS),
         Method('joint_start', 'past', 'past/joint_start'),
     )
 }

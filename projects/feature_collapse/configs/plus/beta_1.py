@@ -1,8 +1,0 @@
-"""beta 1; experts trained as in past/plus.py.
-
-python run.py --parts plus --stretch 6
-"""
-
-_base_ = '../past/plus.py'
-
-model = dict(router=dict(beta=1.0))

@@ -1,8 +1,0 @@
-"""Groups at random; experts trained as in past/plus.py.
-
-python run.py --parts plus --stretch 6
-"""
-
-_base_ = '../past/plus.py'
-
-model = dict(router=dict(grouping=dict(type='tas_lora.RandomGroups', seed=0)))

@@ -1,8 +1,0 @@
-"""A GRU as router; experts trained as in past/plus.py.
-
-python run.py --parts plus --stretch 6
-"""
-
-_base_ = '../past/plus.py'
-
-model = dict(router=dict(type='tas_lora.GRURouterHead'))

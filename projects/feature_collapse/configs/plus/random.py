@@ -1,8 +1,0 @@
-"""Random router initialisation, one head for all groups; experts trained as in past/plus.py.
-
-python run.py --parts plus --stretch 6
-"""
-
-_base_ = '../past/plus.py'
-
-model = dict(router=dict(init='random'))
