@@ -7,6 +7,7 @@ import io
 import json
 import os
 import runpy
+import shutil
 import struct
 import subprocess
 import sys
@@ -222,6 +223,29 @@ def test_records_of_another_config_are_refused(whole_run, data_root, capsys):
     ]
     assert call('run.py', *arguments) == 2
     assert 'is of another config' in capsys.readouterr().err
+
+
+def test_lost_weights_of_a_start_are_trained_again_and_held_against_its_record(
+    whole_run, data_root, tmp_path, capsys
+):
+    shutil.copytree(whole_run / 'results', tmp_path / 'results')
+    arguments = ['--quick', '--seeds', 3, '--methods', 'single_lora', '--parts', 'stage2']
+    arguments += ['--data-root', data_root, '--work-dir', tmp_path, '--cfg-options', *OPTIONS]
+    path = tmp_path / 'results' / 'autoformer_seed3.json'
+    record = json.loads(path.read_text())
+    wrong = record['heldout'] | dict(top1=[1.0] * 6)
+    path.write_text(json.dumps(record | dict(heldout=wrong)))
+    assert call('run.py', *arguments) == 2
+    assert 'trained again it has top-1' in capsys.readouterr().err
+    assert not (tmp_path / 'results' / 'single_lora_seed3.json').is_file()
+    path.write_text(json.dumps(record))
+    assert call('run.py', *arguments) == 0
+    stored, again = (
+        safetensors.torch.load_file(work / 'autoformer_seed3' / 'weights.safetensors')
+        for work in (whole_run, tmp_path)
+    )
+    assert all(torch.equal(stored[name], again[name]) for name in stored)
+    assert (tmp_path / 'results' / 'single_lora_seed3.json').is_file()
 
 
 def test_prepared_data_are_the_files_unzipped(data_root, tmp_path, capsys):

@@ -17,14 +17,18 @@ Images = tuple[Tensor, Tensor]
 
 
 def make_all(study: Study, nets: Sequence[Net], heldout: Images) -> None:
-    """Train and measure all nets that have no record.
+    """Train and measure all nets that have no record, and again those whose weights they need.
 
     Raises:
-        UserError: If there is a record of another config.
+        UserError: If there is a record of another config, or the weights of one are gone and
+            training gives others.
     """
     for net in nets:
         records.read(study.results, net.name, training.digest(study, net))  # refused if another's
-    work_off([_training(study, net, heldout) for net in nets], _say)
+    starts = dict.fromkeys(net.start for net in nets if not _has_record(study, net))
+    lost = [net for net in starts if net and _has_record(study, net) and not _kept(study, net)]
+    tasks = [_again(study, net, heldout) for net in lost]
+    work_off([*tasks, *(_training(study, net, heldout) for net in nets)], _say)
 
 
 def test_all(study: Study, nets: Sequence[Net], test: Images) -> None:
@@ -46,9 +50,18 @@ def compare_families(study: Study, nets: Sequence[Net], images: Images, part: st
     work_off([_comparison(study, family, images, part) for family in families], _say)
 
 
+def _has_record(study: Study, net: Net) -> bool:
+    return records.read(study.results, net.name) is not None
+
+
+def _kept(study: Study, net: Net) -> bool:
+    return study.weights(net).is_file()
+
+
 def _training(study: Study, net: Net, heldout: Images) -> Task:
-    def is_there(other: Net | None) -> bool:
-        return other is None or records.read(study.results, other.name) is not None
+    def start_is_there() -> bool:
+        start = net.start
+        return start is None or _has_record(study, start) and _kept(study, start)
 
     def do() -> str:
         return _shown(training.make(study, net, heldout)['heldout'])
@@ -57,8 +70,22 @@ def _training(study: Study, net: Net, heldout: Images) -> Task:
         net.name,
         study.config(net).train_cfg.max_epochs,
         study.folder(net) / 'lock',
-        lambda: is_there(net),
-        lambda: is_there(net.start),
+        lambda: _has_record(study, net),
+        start_is_there,
+        do,
+    )
+
+
+def _again(study: Study, net: Net, heldout: Images) -> Task:
+    def do() -> str:
+        return 'again, ' + _shown(training.make_again(study, net, heldout)['heldout'])
+
+    return Task(
+        net.name,
+        study.config(net).train_cfg.max_epochs,
+        study.folder(net) / 'lock',
+        lambda: _kept(study, net),
+        lambda: True,
         do,
     )
 

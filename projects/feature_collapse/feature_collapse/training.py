@@ -1,7 +1,7 @@
 """One net: trained, or trained on from where it was stopped, and measured."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
 
@@ -42,18 +42,8 @@ def digest(study: Study, net: Net) -> str:
 
 
 def train(study: Study, net: Net) -> dict:
-    """Train a net, or go on with it; returns what is known of its training.
-
-    Raises:
-        UserError: If the net it starts from is not there.
-    """
+    """Train a net, or go on with it; returns what is known of its training."""
     cfg = study.config(net)
-    start = net.start
-    if start is not None and not study.weights(start).is_file():
-        raise UserError(
-            f'{net.name} starts from {study.weights(start)}, which is not there; remove the record '
-            f'of {start.name}, and it is trained again'
-        )
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
     stopped = apis.find_resumable(cfg.work_dir)
@@ -145,6 +135,8 @@ def make(study: Study, net: Net, heldout: tuple[Tensor, Tensor]) -> dict:
         config=f'configs/{method.config}.py',
         digest=digest(study, net),
         revision=records.revision(),
+        torch=torch.__version__,
+        processor=torch.backends.cpu.get_cpu_capability(),
         **course,
         delta_w=change(study, net),
         gate_shift=shift and shift[-1],
@@ -153,6 +145,27 @@ def make(study: Study, net: Net, heldout: tuple[Tensor, Tensor]) -> dict:
     )
     records.write(study.results, record)
     _drop_checkpoints(study.folder(net))
+    return record
+
+
+def make_again(study: Study, net: Net, heldout: tuple[Tensor, Tensor]) -> dict:
+    """Weights of a net that has a record but no weights; returns that record.
+
+    Raises:
+        UserError: If another net comes out: what starts from it would not belong to the records.
+    """
+    again = replace(study, work=study.work / 'again')
+    train(again, net)
+    found, record = measure(again, net, heldout), records.read(study.results, net.name)
+    if found['top1'] != record['heldout']['top1']:
+        raise UserError(
+            f'{net.name} has no weights here, and trained again it has top-1 {found["top1"]} where '
+            f'its record says {record["heldout"]["top1"]}: another processor or version rounds in '
+            'another way. Nets that start from it would not belong to the records of the others; '
+            'take other --seeds, or another --out'
+        )
+    again.weights(net).replace(study.weights(net))
+    _drop_checkpoints(again.folder(net))
     return record
 
 
