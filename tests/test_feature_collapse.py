@@ -208,7 +208,7 @@ def test_report_needs_the_records_alone(whole_run, tmp_path):
     text = (tmp_path / 'results' / 'tables.md').read_text()
     assert '| mole |' in text
     assert 'test set' in text
-    for name in ('top1_test', 'similarity_test', 'top1_heldout', 'curves'):
+    for name in ('gains_test', 'similarity_test', 'gains_heldout', 'curves'):
         assert (tmp_path / 'results' / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
 
 

@@ -15,7 +15,7 @@ from tas_lora import apis
 PROJECT = ROOT / 'projects' / 'feature_collapse'
 sys.path.insert(0, str(PROJECT))
 
-from feature_collapse import edits, measure, regime, tables  # noqa: E402
+from feature_collapse import edits, figures, measure, regime, tables  # noqa: E402
 
 
 def made_up(family: str, seed: int, top1: list[float], subnet: int | None = None) -> dict:
@@ -141,6 +141,29 @@ def test_shares_are_over_what_both_have():
     assert regime.points_of(nets, 'main')[0].share == '25'
 
 
+def test_gains_have_a_panel_for_each_supernet_and_the_largest_on_top(tmp_path):
+    nets = [made_up('autoformer', 0, [80.0, 84.0]), made_up('autoformer', 1, [82.0, 83.0])]
+    nets += [made_up('mole', 0, [81.0, 84.0]), made_up('mole', 1, [83.0, 85.0])]
+    nets += [made_up('plus', 0, [80.0, 84.2]), made_up('mole_x2', 0, [83.0, 84.0])]
+    nets += [made_up('alone_whole', 0, [86.0], 0), made_up('independent_same', 1, [86.0], 1)]
+    nets += [made_up('dynas', 0, [70.0, 71.0]), made_up('mole_dynas', 0, [72.0, 73.0])]
+    figure = figures.draw_gains(nets, 'heldout', tmp_path / 'gains.png')
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    names = {
+        title: [t.get_text() for t in a.get_yticklabels()][::-1] for title, a in panels.items()
+    }
+    assert names == {
+        "AutoFormer's supernet": ['alone_whole', 'independent_same', 'mole', 'plus'],
+        "AutoFormer's supernet, longer": ['mole_x2'],
+        "DYNAS's supernet": ['mole_dynas'],
+    }
+    lines = panels["AutoFormer's supernet"].lines
+    dots = [line.get_xdata() for line in lines if line.get_marker() == 'o']
+    assert dots[1] == pytest.approx([0.5, 1.5])  # mole's seeds
+    dashed = [line.get_xdata()[0] for line in lines if line.get_linestyle() == '--']
+    assert dashed == [6.0]  # the upper bound, of the seed and subnet that it has
+
+
 def test_experts_of_methods_and_spaces():
     assert regime.experts_of('full_finetune', 'nano') == 0
     assert regime.experts_of('single_lora', 'nano') == 1
@@ -160,11 +183,14 @@ def test_regimes_are_drawn_over_what_is_varied(tmp_path):
     nets[2]['iterations'] = 60
     shorter = [dict(net, iterations=15 if net['start'] is None else 30) for net in nets]
     tuned = [nets[0], dict(made_up('mole', 0, [79.0]), rate=0.1)]
-    points = regime.points_of(nets, 'main') + regime.points_of(shorter, 'first_0.25')
+    scratch = dict(made_up('independent_same', 0, [86.0], 0), start=None, delta_w=None)
+    points = regime.points_of([*nets, scratch], 'main')
+    points += regime.points_of(shorter, 'first_0.25')
     points += regime.points_of(tuned, 'tuning')
     axes = regime.draw(points, tmp_path / 'regimes.png').axes
     assert drawn(axes[0]) == dict(mole=[[30, 1.0], [60, 2.5]], alone_whole=[[30, 4.0]])
-    assert drawn(axes[1]) == dict(mole=[[15, 1.0], [60, 1.0]], alone_whole=[[15, 4.0], [60, 4.0]])
+    alone = dict(alone_whole=[[15, 4.0], [60, 4.0]], independent_same=[[60, 6.0]])
+    assert drawn(axes[1]) == dict(mole=[[15, 1.0], [60, 1.0]], **alone)
     assert drawn(axes[2]) == dict(mole=[[0.1, -1.0]])
     assert drawn(axes[4]) == {}  # no gates in these records
     assert drawn(axes[5]) == dict(mole=[[30, 0.5], [60, 0.5]])

@@ -1,12 +1,23 @@
 """Figures of the records."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .tables import scores_of, seed_means, similarities_of
+from .tables import (
+    UPPER_BOUNDS,
+    Scores,
+    gains_of,
+    scores_of,
+    seed_means,
+    similarities_of,
+    stretch_of,
+    supernet_of,
+)
 
 HEAT_MAPS = ('autoformer', 'dynas', 'mole', 'independent_same')  # as in the paper's figure 1
 
@@ -26,20 +37,48 @@ def draw_similarity(tables: dict[str, list], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def draw_top1(records: Sequence[dict], part: str, path: Path) -> None:
-    """Mean top-1 of the subnets by method: each seed a dot, their mean a line."""
-    scores = scores_of(records, part)
-    figure = Figure(figsize=(7, 0.35 * len(scores) + 1.2), layout='constrained')
-    axes = figure.subplots()
-    for row, values in enumerate(scores.values()):
-        means = seed_means(values)
-        axes.plot(means, [row] * len(means), 'o', color='tab:blue', alpha=0.6)
-        axes.plot([np.mean(means)] * 2, [row - 0.35, row + 0.35], color='black')
-    axes.set_yticks(range(len(scores)), scores)
-    axes.invert_yaxis()
-    axes.grid(axis='x', alpha=0.3)
-    axes.set(xlabel=f'top-1 on the {part} images, %, mean of the subnets')
+def draw_gains(records: Sequence[dict], part: str, path: Path) -> Figure:
+    """Gains over the supernet, mean of the subnets: each seed a dot, their mean a line.
+
+    A panel for each supernet, one for trainings longer than their config's; dashed, the upper
+    bound of the supernet.
+    """
+    scores, panels = scores_of(records, part), defaultdict(dict)
+    for family in scores:
+        gains = gains_of(scores, family, supernet_of(family))
+        if gains and supernet_of(family) != family:
+            panels[_panel_of(family)][family] = seed_means(gains)
+    rows = max((len(panel) for panel in panels.values()), default=1)
+    figure = Figure(figsize=(4.6 * max(1, len(panels)), 0.22 * rows + 1.2), layout='constrained')
+    for place, title in enumerate(sorted(panels), 1):
+        axes = figure.add_subplot(1, len(panels), place)
+        _gains_panel(axes, panels[title], scores)
+        axes.set_ylim(len(panels[title]) - rows - 0.7, len(panels[title]) - 0.3)
+        axes.set(title=title, xlabel='gain over the supernet, points')
     figure.savefig(path, dpi=150)
+    return figure
+
+
+def _gains_panel(axes: Axes, panel: dict[str, list[float]], scores: Scores) -> None:
+    """One row a family, the largest gain on top."""
+    families = sorted(panel, key=lambda family: np.mean(panel[family]))
+    for row, family in enumerate(families):
+        axes.plot(panel[family], [row] * len(panel[family]), 'o', color='tab:blue', alpha=0.5, ms=4)
+        axes.plot([np.mean(panel[family])] * 2, [row - 0.35, row + 0.35], color='black')
+    starts = {supernet_of(family) for family in families}
+    for start in starts if len(starts) == 1 else ():
+        bound = gains_of(scores, UPPER_BOUNDS[start], start)
+        if bound:
+            axes.axvline(np.mean([*bound.values()]), color='tab:red', linestyle='--', linewidth=1)
+    axes.set_yticks(range(len(families)), families, fontsize=8)
+    axes.axvline(0, color='grey', linewidth=0.8)
+    axes.grid(axis='x', alpha=0.3)
+
+
+def _panel_of(family: str) -> str:
+    supernet = dict(autoformer="AutoFormer's supernet", dynas="DYNAS's supernet")
+    title = supernet[supernet_of(family)]
+    return f'{title}, longer' if stretch_of(family) else title
 
 
 def draw_curves(records: Sequence[dict], path: Path) -> None:
@@ -66,8 +105,8 @@ def draw_all(
     records: Sequence[dict], families: Sequence[dict], part: str, folder: Path
 ) -> list[Path]:
     """All figures that the records are enough for; returns their files."""
-    drawn, tables = [folder / f'top1_{part}.png'], similarities_of(records, families, part)
-    draw_top1(records, part, drawn[0])
+    drawn, tables = [folder / f'gains_{part}.png'], similarities_of(records, families, part)
+    draw_gains(records, part, drawn[0])
     if tables:
         drawn.append(folder / f'similarity_{part}.png')
         draw_similarity(tables, drawn[-1])

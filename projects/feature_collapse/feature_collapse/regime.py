@@ -13,14 +13,16 @@ from .settings import load
 from .tables import (
     gains_of,
     markdown,
+    method_of,
     off_diagonal,
     off_diagonals,
     scores_of,
     share_of_bound,
     spread,
+    supernet_of,
 )
 
-SHOWN = ('full_finetune', 'single_lora', 'mole', 'plus', 'joint', 'alone_whole')
+SHOWN = ('full_finetune', 'single_lora', 'mole', 'plus', 'joint', 'alone_whole', 'independent_same')
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,12 @@ class Point:
         stretch: Length of stage 2 over that of its config.
         rate: Learning rate in place of its config's, if there was one.
         first: Iterations of stage 1.
-        iterations: Of stage 2.
-        gains: Top-1 over the supernet it started from, by seed and subnet.
+        iterations: Of stage 2; None from scratch.
+        gains: Top-1 over the supernet it started from, AutoFormer's from scratch, by seed and
+            subnet.
         share: Of what the upper bound, of its config's length and rate, gains over that supernet,
             percent; empty where there is none.
-        delta_w: Mean |dW| / |W|.
+        delta_w: Mean |dW| / |W|; None from scratch.
         gate_shift: L1, None without gates that could move.
         similarity: Tables (n, n), one a seed; none of subnets trained alone.
     """
@@ -49,10 +52,10 @@ class Point:
     stretch: float
     rate: float | None
     first: int
-    iterations: int
+    iterations: int | None
     gains: Sequence[float]
     share: str
-    delta_w: float
+    delta_w: float | None
     gate_shift: float | None
     similarity: Sequence
 
@@ -60,27 +63,27 @@ class Point:
 def points_of(
     records: Sequence[dict], condition: str, space: str | None = 'nano', part: str = 'heldout'
 ) -> list[Point]:
-    """The families behind stage 1 in the records of one folder, of which all is there."""
+    """The families in the records of one folder, other than supernets, of which all is there."""
     scores, points = scores_of(records, part), []
-    supernets = {r['net']: r for r in records if not r['start']}
     for family in scores:
-        own = [r for r in records if r['family'] == family and r[part] and r['start'] in supernets]
-        if own and METHODS[own[0]['method']].part != 'supernet':
-            supernet = supernets[own[0]['start']]
-            gains = gains_of(scores, family, supernet['family'])
+        supernet, method = supernet_of(family), METHODS[method_of(family)]
+        firsts = {r['seed']: r['iterations'] for r in records if r['family'] == supernet}
+        own = [r for r in records if r['family'] == family and r[part] and r['seed'] in firsts]
+        if own and family != supernet and method.part != 'supernet':
             shifts = [r['gate_shift'] for r in own if r['gate_shift']]
+            changes = [x for r in own for x in r['delta_w'] or ()]
             points.append(
                 Point(
                     condition,
-                    own[0]['method'],
-                    space and experts_of(own[0]['method'], space),
+                    method.name,
+                    space and experts_of(method.name, space),
                     own[0]['stretch'],
                     own[0]['rate'],
-                    supernet['iterations'],
-                    own[0]['iterations'],
-                    list(gains.values()),
+                    firsts[own[0]['seed']],
+                    own[0]['iterations'] if method.start else None,
+                    list(gains_of(scores, family, supernet).values()),
                     share_of_bound(scores, family),
-                    mean(x for r in own for x in r['delta_w']),
+                    mean(changes) if changes else None,
                     mean(shifts) if shifts else None,
                     [r[part]['similarity'] for r in own if r[part]['similarity']],
                 )
@@ -102,14 +105,18 @@ def table(points: Sequence[Point]) -> str:
     rows = [['condition', 'stage 1', 'method', 'K', 'rate', 'stage 2', 'visits of an expert']]
     rows[0] += ['pairs', 'gain', 'of upper bound, %', 'dW/W', 'gate shift', 'similarity']
     for p in points:
-        visits = p.iterations // p.experts if p.experts else ''
+        visits = p.iterations // p.experts if p.experts and p.iterations else ''
         rows.append(
             [p.condition, p.first, p.method, p.experts or '']
-            + ['' if p.rate is None else f'{p.rate:g}', p.iterations, visits]
-            + [len(p.gains), spread(p.gains, 2), p.share, f'{p.delta_w:.3f}']
-            + ['' if p.gate_shift is None else f'{p.gate_shift:.4f}', off_diagonal(p.similarity)]
+            + [_shown(p.rate, 'g'), p.iterations or '', visits]
+            + [len(p.gains), spread(p.gains, 2), p.share, _shown(p.delta_w, '.3f')]
+            + [_shown(p.gate_shift, '.4f'), off_diagonal(p.similarity)]
         )
     return markdown(rows)
+
+
+def _shown(value: float | None, form: str) -> str:
+    return '' if value is None else format(value, form)
 
 
 def draw(points: Sequence[Point], path: Path) -> Figure:
@@ -119,6 +126,7 @@ def draw(points: Sequence[Point], path: Path) -> Figure:
     main = [p for p in points if p.condition == 'main' and p.rate is None]
     stages = [p for p in points if p.condition.startswith('first_')] + main
     stages = [p for p in stages if p.stretch == 1 and p.rate is None]
+    main = [p for p in main if p.iterations]
     rates = [p for p in points if p.rate is not None and p.condition == 'tuning']
     _lines(axes[0, 0], main, 'iterations of stage 2', _iterations, 'gain, points', _gain)
     _lines(axes[0, 1], stages, 'iterations of stage 1', lambda p: p.first, 'gain, points', _gain)
@@ -126,12 +134,12 @@ def draw(points: Sequence[Point], path: Path) -> Figure:
     _lines(axes[1, 0], main, 'iterations of stage 2', _iterations, '|dW| / |W|', _change)
     _lines(axes[1, 1], main, 'iterations of stage 2', _iterations, 'gate shift, L1', _shift)
     _lines(axes[1, 2], main, 'iterations of stage 2', _iterations, 'similarity', _alikeness)
-    axes[0, 0].legend(fontsize=8)
+    axes[0, 1].legend(fontsize=8)
     figure.savefig(path, dpi=150)
     return figure
 
 
-def _iterations(point: Point) -> int:
+def _iterations(point: Point) -> int | None:
     return point.iterations
 
 
@@ -139,7 +147,7 @@ def _gain(point: Point) -> float:
     return mean(point.gains)
 
 
-def _change(point: Point) -> float:
+def _change(point: Point) -> float | None:
     return point.delta_w
 
 
@@ -159,7 +167,7 @@ def _lines(
         own = [p for p in points if p.method == method and y(p) is not None]
         line = sorted((x(p), y(p)) for p in own)
         axes.plot([a for a, _ in line], [b for _, b in line], 'o-', color=f'C{place}', label=method)
-    ticks = sorted({x(p) for p in points if p.method in SHOWN})
+    ticks = sorted({x(p) for p in points if p.method in SHOWN and y(p) is not None})
     axes.set_xscale('log')
     axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
     axes.minorticks_off()

@@ -93,9 +93,14 @@ def difference_table(
 
 def as_long_as(family: str, method: str) -> str:
     """The family of ``method`` whose training is as long as that of another; stage 1 has one."""
-    stretch = re.search(r'_x[\d.]+', family.removeprefix(method_of(family)))
     behind = METHODS[method].start is not None
-    return f'{method}{stretch[0]}' if stretch and behind else method
+    return method + stretch_of(family) if behind else method
+
+
+def stretch_of(family: str) -> str:
+    """What a family's name says of its length, such as ``_x6``; empty if it is its config's."""
+    stretch = re.search(r'_x[\d.]+', family.removeprefix(method_of(family)))
+    return stretch[0] if stretch else ''
 
 
 def gains_of(scores: Scores, family: str, reference: str) -> Values:
@@ -195,6 +200,11 @@ def _place(family: str) -> tuple[int, str]:
 def start_of(family: str) -> str | None:
     """The method of the net that a family starts from."""
     return METHODS[method_of(family)].start
+
+
+def supernet_of(family: str) -> str:
+    """What a family is held against: the supernet it starts from, or else AutoFormer's."""
+    return start_of(family) or ('dynas' if family == 'dynas' else 'autoformer')
 
 
 def method_of(family: str) -> str:
