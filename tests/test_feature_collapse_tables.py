@@ -62,10 +62,13 @@ def test_tables_hold_means_deviations_and_paired_differences():
     differences, gap = [1.0, 0.5, 0.0, 1.0], [2.0, 2.0, 1.0, 3.0]
     assert row['gap closed, %'] == f'{100 * sum(differences) / sum(gap):.0f}'
     scores = tables.scores_of(nets, 'heldout')
-    assert tables.paired(scores, 'mole_x2', 'autoformer') == differences
+    assert list(tables.gains_of(scores, 'mole_x2', 'autoformer').values()) == differences
     assert f'| {mean(differences):.2f} +-{stdev(differences):.2f} |' in tables.difference_table(
         nets, 'heldout'
     )
+    row = cells(tables.difference_table(nets, 'heldout'))[0]
+    assert (row['method'], row['p']) == ('mole_x2', f'{4 / 16:.4f}')  # 0 is flipped, or not
+    assert row['p over seeds'] == f'{2 / 4:.4f}'
     assert tables.scores_of(nets, 'test') == {}
 
 

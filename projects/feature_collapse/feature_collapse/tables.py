@@ -74,19 +74,23 @@ def difference_table(
     """Paired differences of top-1 over seeds and subnets, with their significance.
 
     Each family is held against references of its own length and supernet, and the first of them.
+    "p over seeds" takes the mean over a seed's subnets, which share a supernet, as one value; of
+    n seeds it is at least 2 / 2^n.
     """
     scores = scores_of(records, part)
-    rows = [['method', 'against', 'pairs', 'difference', 'least', 'most', 'p']]
+    rows = [['method', 'against', 'pairs', 'difference', 'least', 'most', 'p', 'p over seeds']]
     for reference in references:
         for family in scores:
             other = as_long_as(family, reference)
             starts = (reference, start_of(reference)) if start_of(family) else ()
             comparable = reference == references[0] or start_of(family) in starts
-            pairs = paired(scores, family, other)
+            gains = gains_of(scores, family, other)
+            pairs = list(gains.values())
             if family != other and comparable and pairs:
+                chances = (sign_flip_p(values) for values in (pairs, seed_means(gains)))
                 rows.append(
                     [family, other, len(pairs), spread(pairs, 2)]
-                    + [f'{min(pairs):.2f}', f'{max(pairs):.2f}', f'{sign_flip_p(pairs):.4f}']
+                    + [f'{min(pairs):.2f}', f'{max(pairs):.2f}', *(f'{p:.4f}' for p in chances)]
                 )
     return markdown(rows)
 
@@ -107,11 +111,6 @@ def gains_of(scores: Scores, family: str, reference: str) -> Values:
     """Differences between two families where both have a seed and subnet."""
     ours, theirs = scores.get(family, {}), scores.get(reference, {})
     return {key: ours[key] - theirs[key] for key in sorted(ours.keys() & theirs.keys())}
-
-
-def paired(scores: Scores, family: str, reference: str) -> list[float]:
-    """These differences alone."""
-    return list(gains_of(scores, family, reference).values())
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
