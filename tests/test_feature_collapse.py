@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -232,20 +233,36 @@ def test_lost_weights_of_a_start_are_trained_again_and_held_against_its_record(
     arguments = ['--quick', '--seeds', 3, '--methods', 'single_lora', '--parts', 'stage2']
     arguments += ['--data-root', data_root, '--work-dir', tmp_path, '--cfg-options', *OPTIONS]
     path = tmp_path / 'results' / 'autoformer_seed3.json'
+    weights = tmp_path / 'autoformer_seed3' / 'weights.safetensors'
     record = json.loads(path.read_text())
     wrong = record['heldout'] | dict(top1=[1.0] * 6)
     path.write_text(json.dumps(record | dict(heldout=wrong)))
     assert call('run.py', *arguments) == 2
-    assert 'trained again it has top-1' in capsys.readouterr().err
+    assert 'they round in another way' in capsys.readouterr().err
+    assert not weights.is_file()
     assert not (tmp_path / 'results' / 'single_lora_seed3.json').is_file()
     path.write_text(json.dumps(record))
+    weights.write_bytes((whole_run / 'mole_seed3' / 'weights.safetensors').read_bytes())
     assert call('run.py', *arguments) == 0
-    stored, again = (
-        safetensors.torch.load_file(work / 'autoformer_seed3' / 'weights.safetensors')
-        for work in (whole_run, tmp_path)
-    )
-    assert all(torch.equal(stored[name], again[name]) for name in stored)
-    assert (tmp_path / 'results' / 'single_lora_seed3.json').is_file()
+    stored = whole_run / 'autoformer_seed3' / 'weights.safetensors'
+    assert weights.read_bytes() == stored.read_bytes()
+    assert json.loads(path.read_text()) == record
+    assert not list((tmp_path / 'again').iterdir())
+    found = records.read(tmp_path / 'results', 'single_lora_seed3')
+    assert found['weights'] == sha256_of(tmp_path / 'single_lora_seed3' / 'weights.safetensors')
+    assert f'torch {torch.__version__}' in found['numerics']
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def test_weights_that_nothing_starts_from_are_not_trained_again(whole_run, data_root, tmp_path):
+    shutil.copytree(whole_run / 'results', tmp_path / 'results')
+    arguments = ['--quick', '--seeds', 3, '--methods', 'mole', '--parts', 'supernet', 'stage2']
+    arguments += ['--data-root', data_root, '--work-dir', tmp_path, '--cfg-options', *OPTIONS]
+    assert call('run.py', *arguments) == 0
+    assert not list(tmp_path.glob('*/weights.safetensors'))
 
 
 def test_prepared_data_are_the_files_unzipped(data_root, tmp_path, capsys):

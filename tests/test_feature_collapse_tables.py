@@ -27,7 +27,6 @@ def made_up(family: str, seed: int, top1: list[float], subnet: int | None = None
         family=family,
         method=tables.method_of(family),
         part='stage2',
-        start=None if family == 'autoformer' else f'autoformer_seed{seed}',
         rate=None,
         seed=seed,
         subnet=subnet,
@@ -119,14 +118,12 @@ def test_a_family_is_held_against_the_bound_of_its_own_supernet():
             made_up(f'alone_whole{start}', 0, [top1 + gain], i)
             for i, (top1, gain) in enumerate(zip(bare, gains, strict=True))
         ]
-    for net in nets:
-        net['start'] = None if net['method'] in ('autoformer', 'dynas') else net['start']
-        if net['method'].endswith('_dynas'):
-            net['start'] = 'dynas_seed0'
     rows = {row['method']: row for row in cells(tables.top1_table(nets, [], 'heldout'))}
     assert rows['mole']['of upper bound, %'] == '10'  # 1 of 10
     assert rows['mole_dynas']['of upper bound, %'] == '50'  # 3 of 6
     assert rows['dynas']['of upper bound, %'] == ''
+    found = [tables.supernet_of(name) for name in ('dynas', 'mole_dynas_x2', 'joint_start', 'mole')]
+    assert found == ['dynas', 'dynas', 'autoformer', 'autoformer']
     points = {p.method: p for p in regime.points_of(nets, 'main')}
     assert set(points) == {'mole', 'mole_dynas', 'alone_whole', 'alone_whole_dynas'}
     assert points['mole_dynas'].gains == [2.0, 1.0]
@@ -157,7 +154,7 @@ def test_gains_have_a_panel_for_each_supernet_and_the_largest_on_top(tmp_path):
     }
     assert names == {
         "AutoFormer's supernet": ['alone_whole', 'independent_same', 'mole', 'plus'],
-        "AutoFormer's supernet, longer": ['mole_x2'],
+        "AutoFormer's supernet, other lengths": ['mole_x2'],
         "DYNAS's supernet": ['mole_dynas'],
     }
     lines = panels["AutoFormer's supernet"].lines
@@ -184,9 +181,9 @@ def test_regimes_are_drawn_over_what_is_varied(tmp_path):
     nets = [made_up('autoformer', 0, [80.0]), made_up('mole', 0, [81.0])]
     nets += [made_up('mole_x2', 0, [82.5]), made_up('alone_whole', 0, [84.0], 0)]
     nets[2]['iterations'] = 60
-    shorter = [dict(net, iterations=15 if net['start'] is None else 30) for net in nets]
+    shorter = [dict(net, iterations=15 if net['method'] == 'autoformer' else 30) for net in nets]
     tuned = [nets[0], dict(made_up('mole', 0, [79.0]), rate=0.1)]
-    scratch = dict(made_up('independent_same', 0, [86.0], 0), start=None, delta_w=None)
+    scratch = dict(made_up('independent_same', 0, [86.0], 0), delta_w=None, iterations=60)
     points = regime.points_of([*nets, scratch], 'main')
     points += regime.points_of(shorter, 'first_0.25')
     points += regime.points_of(tuned, 'tuning')
@@ -198,6 +195,9 @@ def test_regimes_are_drawn_over_what_is_varied(tmp_path):
     assert drawn(axes[4]) == {}  # no gates in these records
     assert drawn(axes[5]) == dict(mole=[[30, 0.5], [60, 0.5]])
     assert (tmp_path / 'regimes.png').read_bytes()[:4] == b'\x89PNG'
+    rows = {row['method']: row for row in cells(regime.table(points[::-1]))}
+    row = rows['independent_same']  # from scratch: one stage, nothing that its weights left
+    assert (row['stage 1'], row['stage 2'], row['dW/W'], row['gain']) == ('60', '', '', '6.00')
 
 
 def test_bounds_and_supernets_that_lack_give_no_share():

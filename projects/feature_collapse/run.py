@@ -32,11 +32,16 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    add('--parts', nargs='+', choices=[*PARTS, TEST], help='by default all but ablations and past')
+    add(
+        '--parts',
+        nargs='+',
+        choices=[*PARTS, TEST],
+        help='by default, without --methods, no ablations, no past',
+    )
     add('--methods', nargs='+', choices=METHODS, help='these alone, of the parts')
     add('--subnets', type=int, nargs='+', default=range(6), help='of those trained alone')
-    add('--space', choices=SPACES, default='nano', help='another one needs another --out')
-    add('--first', type=float, default=1.0, help='length of stage 1; another one, another --out')
+    add('--space', choices=SPACES, default='nano', help='another one needs other folders')
+    add('--first', type=float, default=1.0, help='length of stage 1; another one, other folders')
     add('--stretch', type=float, default=1.0, help='length of the trainings behind stage 1')
     add('--scale', type=float, default=1.0, help='length of all trainings')
     add('--rates', type=float, nargs='+', default=[None], help='their rates, in turn')

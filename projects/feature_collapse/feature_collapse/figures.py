@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from .tables import (
     UPPER_BOUNDS,
-    Scores,
+    Values,
     gains_of,
     scores_of,
     seed_means,
@@ -19,6 +19,7 @@ from .tables import (
     supernet_of,
 )
 
+TITLES = dict(autoformer="AutoFormer's supernet", dynas="DYNAS's supernet")
 HEAT_MAPS = ('autoformer', 'dynas', 'mole', 'independent_same')  # as in the paper's figure 1
 
 
@@ -40,45 +41,38 @@ def draw_similarity(tables: dict[str, list], path: Path) -> None:
 def draw_gains(records: Sequence[dict], part: str, path: Path) -> Figure:
     """Gains over the supernet, mean of the subnets: each seed a dot, their mean a line.
 
-    A panel for each supernet, one for trainings longer than their config's; dashed, the upper
-    bound of the supernet.
+    Two panels a supernet: trainings as long as their configs say, and others. Dashed, the
+    supernet's upper bound at its config's length.
     """
     scores, panels = scores_of(records, part), defaultdict(dict)
     for family in scores:
-        gains = gains_of(scores, family, supernet_of(family))
-        if gains and supernet_of(family) != family:
-            panels[_panel_of(family)][family] = seed_means(gains)
-    rows = max((len(panel) for panel in panels.values()), default=1)
-    figure = Figure(figsize=(4.6 * max(1, len(panels)), 0.22 * rows + 1.2), layout='constrained')
-    for place, title in enumerate(sorted(panels), 1):
+        supernet = supernet_of(family)
+        gains = gains_of(scores, family, supernet)
+        if gains and supernet != family:
+            panels[supernet, bool(stretch_of(family))][family] = seed_means(gains)
+    most = max((len(panel) for panel in panels.values()), default=1)
+    figure = Figure(figsize=(4.6 * max(1, len(panels)), 0.22 * most + 1.2), layout='constrained')
+    for place, ((supernet, is_stretched), panel) in enumerate(sorted(panels.items()), 1):
         axes = figure.add_subplot(1, len(panels), place)
-        _gains_panel(axes, panels[title], scores)
-        axes.set_ylim(len(panels[title]) - rows - 0.7, len(panels[title]) - 0.3)
-        axes.set(title=title, xlabel='gain over the supernet, points')
+        _gains_panel(axes, panel, gains_of(scores, UPPER_BOUNDS[supernet], supernet))
+        axes.set_ylim(len(panel) - most - 0.7, len(panel) - 0.3)  # rows as high in all panels
+        axes.set(title=TITLES[supernet] + ', other lengths' * is_stretched)
     figure.savefig(path, dpi=150)
     return figure
 
 
-def _gains_panel(axes: Axes, panel: dict[str, list[float]], scores: Scores) -> None:
+def _gains_panel(axes: Axes, panel: dict[str, list[float]], bound: Values) -> None:
     """One row a family, the largest gain on top."""
     families = sorted(panel, key=lambda family: np.mean(panel[family]))
     for row, family in enumerate(families):
         axes.plot(panel[family], [row] * len(panel[family]), 'o', color='tab:blue', alpha=0.5, ms=4)
         axes.plot([np.mean(panel[family])] * 2, [row - 0.35, row + 0.35], color='black')
-    starts = {supernet_of(family) for family in families}
-    for start in starts if len(starts) == 1 else ():
-        bound = gains_of(scores, UPPER_BOUNDS[start], start)
-        if bound:
-            axes.axvline(np.mean([*bound.values()]), color='tab:red', linestyle='--', linewidth=1)
-    axes.set_yticks(range(len(families)), families, fontsize=8)
+    if bound:
+        axes.axvline(np.mean([*bound.values()]), color='tab:red', linestyle='--', linewidth=1)
     axes.axvline(0, color='grey', linewidth=0.8)
+    axes.set_yticks(range(len(families)), families, fontsize=8)
     axes.grid(axis='x', alpha=0.3)
-
-
-def _panel_of(family: str) -> str:
-    supernet = dict(autoformer="AutoFormer's supernet", dynas="DYNAS's supernet")
-    title = supernet[supernet_of(family)]
-    return f'{title}, longer' if stretch_of(family) else title
+    axes.set(xlabel='gain over the supernet, points')
 
 
 def draw_curves(records: Sequence[dict], path: Path) -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from .plan import METHODS
 from .settings import load
 from .tables import (
+    Scores,
     gains_of,
     markdown,
     method_of,
@@ -19,6 +20,7 @@ from .tables import (
     scores_of,
     share_of_bound,
     spread,
+    start_of,
     supernet_of,
 )
 
@@ -35,7 +37,7 @@ class Point:
         experts: K; 0 without experts, None where the space is not known.
         stretch: Length of stage 2 over that of its config.
         rate: Learning rate in place of its config's, if there was one.
-        first: Iterations of stage 1.
+        first: Iterations of stage 1; from scratch, of all training.
         iterations: Of stage 2; None from scratch.
         gains: Top-1 over the supernet it started from, AutoFormer's from scratch, by seed and
             subnet.
@@ -66,29 +68,36 @@ def points_of(
     """The families in the records of one folder, other than supernets, of which all is there."""
     scores, points = scores_of(records, part), []
     for family in scores:
-        supernet, method = supernet_of(family), METHODS[method_of(family)]
+        supernet = supernet_of(family)
         firsts = {r['seed']: r['iterations'] for r in records if r['family'] == supernet}
         own = [r for r in records if r['family'] == family and r[part] and r['seed'] in firsts]
-        if own and family != supernet and method.part != 'supernet':
-            shifts = [r['gate_shift'] for r in own if r['gate_shift']]
-            changes = [x for r in own for x in r['delta_w'] or ()]
-            points.append(
-                Point(
-                    condition,
-                    method.name,
-                    space and experts_of(method.name, space),
-                    own[0]['stretch'],
-                    own[0]['rate'],
-                    firsts[own[0]['seed']],
-                    own[0]['iterations'] if method.start else None,
-                    list(gains_of(scores, family, supernet).values()),
-                    share_of_bound(scores, family),
-                    mean(changes) if changes else None,
-                    mean(shifts) if shifts else None,
-                    [r[part]['similarity'] for r in own if r[part]['similarity']],
-                )
-            )
+        if own and METHODS[method_of(family)].part != 'supernet':
+            first = firsts[own[0]['seed']] if start_of(family) else own[0]['iterations']
+            points.append(_point(own, condition, space, part, scores, first))
     return points
+
+
+def _point(
+    own: Sequence[dict], condition: str, space: str | None, part: str, scores: Scores, first: int
+) -> Point:
+    """What the records of one family say together."""
+    family, method = own[0]['family'], own[0]['method']
+    shifts = [r['gate_shift'] for r in own if r['gate_shift']]
+    changes = [x for r in own for x in r['delta_w'] or ()]
+    return Point(
+        condition,
+        method,
+        space and experts_of(method, space),
+        own[0]['stretch'],
+        own[0]['rate'],
+        first,
+        own[0]['iterations'] if start_of(family) else None,
+        list(gains_of(scores, family, supernet_of(family)).values()),
+        share_of_bound(scores, family),
+        mean(changes) if changes else None,
+        mean(shifts) if shifts else None,
+        [r[part]['similarity'] for r in own if r[part]['similarity']],
+    )
 
 
 def experts_of(method: str, space: str) -> int:
@@ -108,14 +117,14 @@ def table(points: Sequence[Point]) -> str:
         visits = p.iterations // p.experts if p.experts and p.iterations else ''
         rows.append(
             [p.condition, p.first, p.method, p.experts or '']
-            + [_shown(p.rate, 'g'), p.iterations or '', visits]
-            + [len(p.gains), spread(p.gains, 2), p.share, _shown(p.delta_w, '.3f')]
-            + [_shown(p.gate_shift, '.4f'), off_diagonal(p.similarity)]
+            + [_formatted(p.rate, 'g'), p.iterations or '', visits]
+            + [len(p.gains), spread(p.gains, 2), p.share, _formatted(p.delta_w, '.3f')]
+            + [_formatted(p.gate_shift, '.4f'), off_diagonal(p.similarity)]
         )
     return markdown(rows)
 
 
-def _shown(value: float | None, form: str) -> str:
+def _formatted(value: float | None, form: str) -> str:
     return '' if value is None else format(value, form)
 
 
@@ -126,7 +135,7 @@ def draw(points: Sequence[Point], path: Path) -> Figure:
     main = [p for p in points if p.condition == 'main' and p.rate is None]
     stages = [p for p in points if p.condition.startswith('first_')] + main
     stages = [p for p in stages if p.stretch == 1 and p.rate is None]
-    main = [p for p in main if p.iterations]
+    main = [p for p in main if p.iterations]  # behind stage 1: what is from scratch has no 2nd
     rates = [p for p in points if p.rate is not None and p.condition == 'tuning']
     _lines(axes[0, 0], main, 'iterations of stage 2', _iterations, 'gain, points', _gain)
     _lines(axes[0, 1], stages, 'iterations of stage 1', lambda p: p.first, 'gain, points', _gain)

@@ -20,15 +20,13 @@ def make_all(study: Study, nets: Sequence[Net], heldout: Images) -> None:
     """Train and measure all nets that have no record, and again those whose weights they need.
 
     Raises:
-        UserError: If there is a record of another config, or the weights of one are gone and
-            training gives others.
+        UserError: If a record is of another config, or a net to start from has a record, no
+            weights, and others than its record's when trained again.
     """
     for net in nets:
         records.read(study.results, net.name, training.digest(study, net))  # refused if another's
-    starts = dict.fromkeys(net.start for net in nets if not _has_record(study, net))
-    lost = [net for net in starts if net and _has_record(study, net) and not _kept(study, net)]
-    tasks = [_again(study, net, heldout) for net in lost]
-    work_off([*tasks, *(_training(study, net, heldout) for net in nets)], _say)
+    starts = {net.start for net in nets if not _has_record(study, net)}
+    work_off([_training(study, net, heldout, net in starts) for net in nets], _say)
 
 
 def test_all(study: Study, nets: Sequence[Net], test: Images) -> None:
@@ -54,38 +52,28 @@ def _has_record(study: Study, net: Net) -> bool:
     return records.read(study.results, net.name) is not None
 
 
-def _kept(study: Study, net: Net) -> bool:
-    return study.weights(net).is_file()
+def _training(study: Study, net: Net, heldout: Images, is_start: bool) -> Task:
+    """Training of a net; once more if others start from it and only its record is there."""
 
+    def is_done() -> bool:
+        return _has_record(study, net) and not (is_start and training.lacks_weights(study, net))
 
-def _training(study: Study, net: Net, heldout: Images) -> Task:
     def start_is_there() -> bool:
         start = net.start
-        return start is None or _has_record(study, start) and _kept(study, start)
+        return start is None or (
+            _has_record(study, start) and not training.lacks_weights(study, start)
+        )
 
     def do() -> str:
-        return _shown(training.make(study, net, heldout)['heldout'])
+        make = training.make_again if _has_record(study, net) else training.make
+        return _shown(make(study, net, heldout)['heldout'])
 
     return Task(
         net.name,
         study.config(net).train_cfg.max_epochs,
         study.folder(net) / 'lock',
-        lambda: _has_record(study, net),
+        is_done,
         start_is_there,
-        do,
-    )
-
-
-def _again(study: Study, net: Net, heldout: Images) -> Task:
-    def do() -> str:
-        return 'again, ' + _shown(training.make_again(study, net, heldout)['heldout'])
-
-    return Task(
-        net.name,
-        study.config(net).train_cfg.max_epochs,
-        study.folder(net) / 'lock',
-        lambda: _kept(study, net),
-        lambda: True,
         do,
     )
 

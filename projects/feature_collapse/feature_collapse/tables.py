@@ -87,10 +87,10 @@ def difference_table(
             gains = gains_of(scores, family, other)
             pairs = list(gains.values())
             if family != other and comparable and pairs:
-                chances = (sign_flip_p(values) for values in (pairs, seed_means(gains)))
+                p_values = (sign_flip_p(values) for values in (pairs, seed_means(gains)))
                 rows.append(
                     [family, other, len(pairs), spread(pairs, 2)]
-                    + [f'{min(pairs):.2f}', f'{max(pairs):.2f}', *(f'{p:.4f}' for p in chances)]
+                    + [f'{min(pairs):.2f}', f'{max(pairs):.2f}', *(f'{p:.4f}' for p in p_values)]
                 )
     return markdown(rows)
 

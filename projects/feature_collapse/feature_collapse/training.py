@@ -1,7 +1,9 @@
 """One net: trained, or trained on from where it was stopped, and measured."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from hashlib import sha256
 from pathlib import Path
 from statistics import mean
 
@@ -135,8 +137,8 @@ def make(study: Study, net: Net, heldout: tuple[Tensor, Tensor]) -> dict:
         config=f'configs/{method.config}.py',
         digest=digest(study, net),
         revision=records.revision(),
-        torch=torch.__version__,
-        processor=torch.backends.cpu.get_cpu_capability(),
+        numerics=_numerics(),
+        weights=_digest_of(study.weights(net)),
         **course,
         delta_w=change(study, net),
         gate_shift=shift and shift[-1],
@@ -149,24 +151,41 @@ def make(study: Study, net: Net, heldout: tuple[Tensor, Tensor]) -> dict:
 
 
 def make_again(study: Study, net: Net, heldout: tuple[Tensor, Tensor]) -> dict:
-    """Weights of a net that has a record but no weights; returns that record.
+    """Train a net whose record is there and whose weights are not; returns the record.
 
     Raises:
         UserError: If another net comes out: what starts from it would not belong to the records.
     """
     again = replace(study, work=study.work / 'again')
     train(again, net)
-    found, record = measure(again, net, heldout), records.read(study.results, net.name)
-    if found['top1'] != record['heldout']['top1']:
+    record, found = records.read(study.results, net.name), measure(again, net, heldout)
+    if is_same := all(found[key] == record['heldout'][key] for key in ('top1', 'loss')):
+        again.weights(net).replace(study.weights(net))
+    shutil.rmtree(again.folder(net))
+    if not is_same:
         raise UserError(
-            f'{net.name} has no weights here, and trained again it has top-1 {found["top1"]} where '
-            f'its record says {record["heldout"]["top1"]}: another processor or version rounds in '
-            'another way. Nets that start from it would not belong to the records of the others; '
-            'take other --seeds, or another --out'
+            f'{study.weights(net)} is not there, or not that of its record. Trained again, here '
+            f'by {_numerics()}, {net.name} has top-1 {found["top1"]} where its record, by '
+            f'{record.get("numerics", "others")}, has {record["heldout"]["top1"]}: they round in '
+            'another way. Copy the file there if it is kept elsewhere; or take --seeds that have '
+            'no records; or another --out together with another --work-dir'
         )
-    again.weights(net).replace(study.weights(net))
-    _drop_checkpoints(again.folder(net))
     return record
+
+
+def lacks_weights(study: Study, net: Net) -> bool:
+    """Whether a net that has a record has no weights, or others than its record's."""
+    path, known = study.weights(net), records.read(study.results, net.name).get('weights')
+    return not path.is_file() or known not in (None, _digest_of(path))
+
+
+def _digest_of(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _numerics() -> str:
+    """What decides how sums are rounded."""
+    return f'torch {torch.__version__} on {torch.backends.cpu.get_cpu_capability()}'
 
 
 def _drop_checkpoints(folder: Path) -> None:
