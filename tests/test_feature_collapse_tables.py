@@ -74,9 +74,10 @@ def test_tables_hold_means_deviations_and_paired_differences():
 def test_families_are_held_against_what_is_as_long_and_starts_from_the_same():
     tops = dict(autoformer=80.0, full_finetune=81.0, mole=80.5, mole_x2=82.0, plus_x2=84.0)
     tops |= {'full_finetune_x2': 85.0, 'full_finetune_x2.5': 89.0, 'mole_x2_lr0.1': 83.0}
+    tops |= dict(longer=90.0, joint_start=91.0)
     tops |= dict(dynas=70.0, mole_dynas=74.0, full_finetune_dynas=75.0)
     nets = [made_up(family, 0, [top1]) for family, top1 in tops.items()]
-    references = ('autoformer', 'full_finetune', 'dynas', 'full_finetune_dynas')
+    references = ('autoformer', 'full_finetune', 'longer', 'dynas', 'full_finetune_dynas')
     rows = cells(tables.difference_table(nets, 'heldout', references))
     found = {(row['method'], row['against']): float(row['difference']) for row in rows}
     others = {key: value for key, value in found.items() if key[1] != 'autoformer'}
@@ -85,6 +86,8 @@ def test_families_are_held_against_what_is_as_long_and_starts_from_the_same():
         ('mole_x2', 'full_finetune_x2'): -3.0,
         ('mole_x2_lr0.1', 'full_finetune_x2'): -2.0,
         ('plus_x2', 'full_finetune_x2'): -1.0,
+        ('joint_start', 'longer'): 1.0,
+        ('autoformer', 'dynas'): 10.0,
         ('mole_dynas', 'dynas'): 4.0,
         ('full_finetune_dynas', 'dynas'): 5.0,
         ('mole_dynas', 'full_finetune_dynas'): -1.0,

@@ -14,7 +14,7 @@ from tas_lora.files import write_atomic
 HERE = Path(__file__).resolve().parent
 SEARCHED = ('heldout', 'test', 'regret', 'found_the_best')
 REFERENCES = ('autoformer', 'full_finetune', 'single_lora', 'mole_random', 'mole', 'plus_single')
-REFERENCES += ('dynas', 'full_finetune_dynas', 'single_lora_dynas', 'mole_dynas')
+REFERENCES += ('longer', 'dynas', 'full_finetune_dynas', 'single_lora_dynas', 'mole_dynas')
 NAMES = dict(heldout='the held-out images', test='the test set')
 
 

@@ -61,6 +61,7 @@ METHODS = {
         *_on('autoformer', 'past', 'past/', _PAST),
         *_on('dynas', 'past', 'past/', _PAST_DYNAS),
         Method('joint_start', 'past', 'past/joint_start'),
+        Method('longer', 'past', 'past/longer'),
     )
 }
 PARTS = tuple(dict.fromkeys(method.part for method in METHODS.values()))

@@ -73,7 +73,8 @@ def difference_table(
 ) -> str:
     """Paired differences of top-1 over seeds and subnets, with their significance.
 
-    Each family is held against references of its own length and supernet, and the first of them.
+    Each family is held against references of its own length and supernet, or of its own part if
+    it is from scratch, and against the first of them.
     "p over seeds" takes the mean over a seed's subnets, which share a supernet, as one value; of
     n seeds it is at least 2 / 2^n.
     """
@@ -82,8 +83,7 @@ def difference_table(
     for reference in references:
         for family in scores:
             other = as_long_as(family, reference)
-            starts = (reference, start_of(reference)) if start_of(family) else ()
-            comparable = reference == references[0] or start_of(family) in starts
+            comparable = reference == references[0] or _is_alike(method_of(family), reference)
             gains = gains_of(scores, family, other)
             pairs = list(gains.values())
             if family != other and comparable and pairs:
@@ -93,6 +93,13 @@ def difference_table(
                     + [f'{min(pairs):.2f}', f'{max(pairs):.2f}', *(f'{p:.4f}' for p in p_values)]
                 )
     return markdown(rows)
+
+
+def _is_alike(method: str, reference: str) -> bool:
+    ours, theirs = METHODS[method], METHODS[reference]
+    if ours.start is None:
+        return theirs.start is None and ours.part == theirs.part
+    return ours.start in (reference, theirs.start)
 
 
 def as_long_as(family: str, method: str) -> str:
