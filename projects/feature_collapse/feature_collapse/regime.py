@@ -24,7 +24,8 @@ from .tables import (
     supernet_of,
 )
 
-SHOWN = ('full_finetune', 'single_lora', 'mole', 'plus', 'joint', 'alone_whole', 'independent_same')
+SHOWN = ('full_finetune', 'single_lora', 'mole', 'plus', 'joint', 'alone_whole')
+SHOWN += ('independent_same', 'joint_start', 'longer')  # from scratch: over stage 1 alone
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def _lines(
         axes.plot([a for a, _ in line], [b for _, b in line], 'o-', color=f'C{place}', label=method)
     ticks = sorted({x(p) for p in points if p.method in SHOWN and y(p) is not None})
     axes.set_xscale('log')
-    axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
+    axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks], rotation=30)
     axes.minorticks_off()
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3)
