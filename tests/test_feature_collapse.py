@@ -265,6 +265,15 @@ def test_weights_that_nothing_starts_from_are_not_trained_again(whole_run, data_
     assert not list(tmp_path.glob('*/weights.safetensors'))
 
 
+def test_images_that_are_not_there_are_said_in_one_line(tmp_path, capsys):
+    folders = ['--data-root', tmp_path / 'none', '--work-dir', tmp_path]
+    assert call('run.py', '--quick', *folders) == 2
+    said = capsys.readouterr().err
+    assert 'prepare_data.py writes them' in said
+    assert str(tmp_path / 'none') in said
+    assert 'Traceback' not in said
+
+
 def test_prepared_data_are_the_files_unzipped(data_root, tmp_path, capsys):
     for i, path in enumerate(sorted(data_root.iterdir())):
         content = path.read_bytes()

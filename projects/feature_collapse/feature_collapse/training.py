@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tas_lora import Subnet, UserError, apis
 from tas_lora.analysis.features import feature_similarity
+from tas_lora.errors import blame
 from tas_lora.files import write_atomic
 from tas_lora.models import SupernetClassifier
 
@@ -29,11 +30,16 @@ SETS = dict(heldout='heldout_dataloader', test='test_dataloader')
 
 
 def load_images(study: Study, name: str) -> tuple[Tensor, Tensor]:
-    """Images and labels of 'heldout' or 'test'."""
+    """Images and labels of 'heldout' or 'test'.
+
+    Raises:
+        UserError: If they are not there.
+    """
     dataset = load('supernet', study.data_root, study.options)[SETS[name]].dataset
     innermost = dataset.get('dataset', dataset)
     innermost.pipeline = []
-    images, labels = read_images(dataset)
+    with blame('no images; prepare_data.py writes them, --data-root names their folder'):
+        images, labels = read_images(dataset)
     return images[: study.images], labels[: study.images]
 
 
