@@ -62,6 +62,7 @@ METHODS = {
         *_on('dynas', 'past', 'past/', _PAST_DYNAS),
         Method('joint_start', 'past', 'past/joint_start'),
         Method('longer', 'past', 'past/longer'),
+        Method('longer_single', 'past', 'past/longer_single'),
     )
 }
 PARTS = tuple(dict.fromkeys(method.part for method in METHODS.values()))
