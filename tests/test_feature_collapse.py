@@ -200,17 +200,19 @@ def test_similarity_of_nets_trained_alone_has_a_record(whole_run):
 
 
 def test_report_needs_the_records_alone(whole_run, tmp_path):
-    (tmp_path / 'results').mkdir()
+    results = tmp_path / 'results'
     for path in (whole_run / 'results').rglob('*.json'):
-        copy = tmp_path / path.relative_to(whole_run)
-        copy.parent.mkdir(exist_ok=True)
-        copy.write_bytes(path.read_bytes())
-    assert call('report.py', '--results', tmp_path / 'results') == 0
-    text = (tmp_path / 'results' / 'tables.md').read_text()
+        for folder in (results, results / 'first_2'):  # the same as if of another condition
+            copy = folder / path.relative_to(whole_run / 'results')
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    assert call('report.py', '--results', results) == 0
+    text, of_condition = ((f / 'tables.md').read_text() for f in (results, results / 'first_2'))
     assert '| mole |' in text
     assert 'test set' in text
-    for name in ('gains_test', 'similarity_test', 'gains_heldout', 'curves'):
-        assert (tmp_path / 'results' / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
+    assert text.startswith(of_condition)
+    for name in ('gains_test', 'similarity_test', 'gains_heldout', 'curves', 'first_2/gains_test'):
+        assert (results / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
 
 
 def test_records_of_another_config_are_refused(whole_run, data_root, capsys):

@@ -144,6 +144,23 @@ def test_shares_are_over_what_both_have():
     assert regime.points_of(nets, 'main')[0].share == '25'
 
 
+def test_the_bound_is_the_one_of_usual_length_or_else_that_of_most_nets():
+    nets = [made_up('autoformer', 0, [80.0, 84.0]), made_up('joint_start', 0, [81.0, 85.0])]
+    bounds = {'_x2_lr0.1': [85.0], '_x2_lr0.2': [84.0, 88.0], '_x2': [83.0, 88.0]}
+    for family, tops in bounds.items():
+        nets += [made_up(f'alone_whole{family}', 0, [top1], i) for i, top1 in enumerate(tops)]
+    scores = tables.scores_of(nets, 'heldout')
+    assert tables.bound_of(scores, 'autoformer') == 'alone_whole_x2_lr0.2'
+    assert tables.share_of_bound(scores, 'joint_start') == '25'  # 2 of 8: from scratch, too
+    assert tables.share_of_bound(scores, 'autoformer') == ''
+    nets.append(made_up('alone_whole', 0, [82.0], 0))
+    scores = tables.scores_of(nets, 'heldout')
+    assert tables.bound_of(scores, 'autoformer') == 'alone_whole'
+    assert tables.share_of_bound(scores, 'joint_start') == '50'  # 1 of 2
+    assert tables.bound_of(scores, 'dynas') == 'alone_whole_dynas'
+    assert tables.share_of_bound(scores, 'mole_dynas') == ''
+
+
 def test_gains_have_a_panel_for_each_supernet_and_the_largest_on_top(tmp_path):
     nets = [made_up('autoformer', 0, [80.0, 84.0]), made_up('autoformer', 1, [82.0, 83.0])]
     nets += [made_up('mole', 0, [81.0, 84.0]), made_up('mole', 1, [83.0, 85.0])]

@@ -14,7 +14,8 @@ from tas_lora.files import write_atomic
 HERE = Path(__file__).resolve().parent
 SEARCHED = ('heldout', 'test', 'regret', 'found_the_best')
 REFERENCES = ('autoformer', 'full_finetune', 'single_lora', 'mole_random', 'mole', 'plus_single')
-REFERENCES += ('longer', 'dynas', 'full_finetune_dynas', 'single_lora_dynas', 'mole_dynas')
+REFERENCES += ('longer', 'longer_single')
+REFERENCES += ('dynas', 'full_finetune_dynas', 'single_lora_dynas', 'mole_dynas')
 NAMES = dict(heldout='the held-out images', test='the test set')
 
 
@@ -28,10 +29,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Read, tabulate, draw."""
+    """Tables and figures of the folder, and of each condition that it holds."""
     args = parse_args()
-    results = Path(args.results)
-    out = Path(args.out or results)
+    results, out = Path(args.results), Path(args.out or args.results)
     nets, families = records.read_all(results), records.read_families(results / 'similarity')
     if args.seeds:
         nets, families = (
@@ -39,41 +39,44 @@ def main() -> None:
         )
     if not nets:
         raise UserError(f'{results} has no records of the seeds {args.seeds}')
-    out.mkdir(parents=True, exist_ok=True)
-    text = ''.join(section(nets, families, part) for part in NAMES)
-    conditions = regime_points(results, args.seeds)
-    text += f'## Regimes, on the held-out images\n\n{regime.table(conditions)}\n'
+    points = regime.points_of(nets, 'main', space_of(results))
+    for folder in conditions_of(results):
+        points += regime.points_of(records.read_all(folder), folder.name, space_of(folder))
+        compare(folder, out / folder.name)
+    text = sections(nets, families)
+    text += f'## Regimes, on the held-out images\n\n{regime.table(points)}\n'
     text += found_by_searches(results / 'search' / 'searches.json')
     text += transferred(records.read_families(results / 'transfer'))
     text += spaces(results / 'spaces.json')
+    out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / 'tables.md', text)
     print(text)
-    measured = [part for part in NAMES if any(record[part] for record in nets)]
-    for part in measured:
+    for part in measured(nets):
         for path in figures.draw_all(nets, families, part, out):
             print(path)
-    regime.draw(conditions, out / 'regimes.png')
+    regime.draw(points, out / 'regimes.png')
     print(out / 'regimes.png')
 
 
-def regime_points(results: Path, seeds: list[int] | None) -> list[regime.Point]:
-    """Of the records of the folder, and of those it holds: one a condition.
+def conditions_of(results: Path) -> list[Path]:
+    """The folders of other conditions within a folder of records."""
+    return [folder for folder in sorted(results.iterdir()) if (folder / 'subnets.json').is_file()]
 
-    Args:
-        results: The folder.
-        seeds: Of its own records, these alone.
-    """
-    points = []
-    for path in [
-        results,
-        *(p for p in sorted(results.iterdir()) if (p / 'subnets.json').is_file()),
-    ]:
-        own = records.read_families(path)
-        if path == results and seeds:
-            own = [record for record in own if record['seed'] in seeds]
-        condition = 'main' if path == results else path.name
-        points += regime.points_of(own, condition, space_of(path))
-    return points
+
+def compare(folder: Path, out: Path) -> None:
+    """Tables of one condition, and the figures of its gains."""
+    nets, families = records.read_all(folder), records.read_families(folder / 'similarity')
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / 'tables.md', sections(nets, families))
+    print(out / 'tables.md')
+    for part in measured(nets):
+        figures.draw_gains(nets, part, out / f'gains_{part}.png')
+        print(out / f'gains_{part}.png')
+
+
+def measured(nets: list[dict]) -> list[str]:
+    """The sets of images that any of the nets was measured on."""
+    return [part for part in NAMES if any(record[part] for record in nets)]
 
 
 def space_of(folder: Path) -> str | None:
@@ -97,15 +100,14 @@ def found_by_searches(path: Path) -> str:
     return f'## Searches of equal cost, mean over their seeds\n\n{tables.markdown(rows)}\n'
 
 
-def section(nets: list[dict], families: list[dict], part: str) -> str:
-    """The tables of one set; none if nothing was measured on it."""
-    if not any(record[part] for record in nets):
-        return ''
-    return (
+def sections(nets: list[dict], families: list[dict]) -> str:
+    """The tables of each set that was measured."""
+    return ''.join(
         f'## Top-1 on {NAMES[part]}, mean and deviation over seeds\n\n'
         f'{tables.top1_table(nets, families, part)}\n'
         f'## Paired differences on {NAMES[part]}, over subnets and seeds\n\n'
         f'{tables.difference_table(nets, part, REFERENCES)}\n'
+        for part in measured(nets)
     )
 
 

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .tables import (
-    UPPER_BOUNDS,
     Values,
+    bound_of,
     gains_of,
     scores_of,
     seed_means,
@@ -42,7 +42,7 @@ def draw_gains(records: Sequence[dict], part: str, path: Path) -> Figure:
     """Gains over the supernet, mean of the subnets: each seed a dot, their mean a line.
 
     Two panels a supernet: trainings as long as their configs say, and others. Dashed, the
-    supernet's upper bound at its config's length.
+    supernet's upper bound.
     """
     scores, panels = scores_of(records, part), defaultdict(dict)
     for family in scores:
@@ -54,7 +54,7 @@ def draw_gains(records: Sequence[dict], part: str, path: Path) -> Figure:
     figure = Figure(figsize=(4.6 * max(1, len(panels)), 0.22 * most + 1.2), layout='constrained')
     for place, ((supernet, is_stretched), panel) in enumerate(sorted(panels.items()), 1):
         axes = figure.add_subplot(1, len(panels), place)
-        _gains_panel(axes, panel, gains_of(scores, UPPER_BOUNDS[supernet], supernet))
+        _gains_panel(axes, panel, gains_of(scores, bound_of(scores, supernet), supernet))
         axes.set_ylim(len(panel) - most - 0.7, len(panel) - 0.3)  # rows as high in all panels
         axes.set(title=TITLES[supernet] + ', other lengths' * is_stretched)
     figure.savefig(path, dpi=150)

@@ -25,7 +25,8 @@ from .tables import (
 )
 
 SHOWN = ('full_finetune', 'single_lora', 'mole', 'plus', 'joint', 'alone_whole')
-SHOWN += ('independent_same', 'joint_start', 'longer')  # from scratch: over stage 1 alone
+SHOWN += ('independent_same',)  # this and those below from scratch: over stage 1 alone
+SHOWN += ('joint_start', 'longer', 'longer_single')
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ class Point:
         iterations: Of stage 2; None from scratch.
         gains: Top-1 over the supernet it started from, AutoFormer's from scratch, by seed and
             subnet.
-        share: Of what the upper bound, of its config's length and rate, gains over that supernet,
-            percent; empty where there is none.
+        share: Of what the upper bound gains over that supernet, percent; empty where there is none.
         delta_w: Mean |dW| / |W|; None from scratch.
         gate_shift: L1, None without gates that could move.
         similarity: Tables (n, n), one a seed; none of subnets trained alone.

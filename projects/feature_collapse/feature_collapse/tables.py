@@ -151,9 +151,22 @@ def share_closed(scores: Scores, family: str, start: str, goal: str) -> str:
 
 
 def share_of_bound(scores: Scores, family: str) -> str:
-    """Share of what the upper bound gains over the supernet a family starts from, percent."""
-    start = start_of(family)
-    return share_closed(scores, family, start, UPPER_BOUNDS[start]) if start else ''
+    """Share of what the upper bound gains over a family's supernet, percent."""
+    supernet = supernet_of(family)
+    bound = bound_of(scores, supernet)
+    return share_closed(scores, family, supernet, bound) if family != supernet else ''
+
+
+def bound_of(scores: Scores, supernet: str) -> str:
+    """The family that is a supernet's upper bound.
+
+    As long as its config says, at its rate, if that was trained; else the one with most nets, and
+    of these the best.
+    """
+    method = UPPER_BOUNDS[supernet]
+    families = [family for family in scores if method_of(family) == method]
+    most = max(families, default=method, key=lambda f: (len(scores[f]), sum(scores[f].values())))
+    return method if method in scores else most
 
 
 def wrong_expert_losses(records: Sequence[dict], part: str) -> list[float]:
