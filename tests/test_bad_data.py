@@ -73,7 +73,7 @@ def test_broken_images_are_replaced_up_to_a_limit(digits_config, workers):
         apis.train(cfg)
 
 
-@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('workers', [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_data_set_of_broken_images_stops_the_run(digits_config, workers):
     cfg = with_broken(digits_config('supernet'), 'train_dataloader', range(10_000))
     cfg.train_dataloader.num_workers = workers

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -31,12 +32,19 @@ class Killed(BaseException):
     """In place of SIGKILL."""
 
 
+@pytest.fixture(scope='module')
+def shared(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp('shared')
+
+
 @pytest.fixture
-def config(digits_config, tmp_path):
+def config(digits_config, tmp_path, shared):
     """Makes the config of a small search in a folder, of the same weights."""
     weights = tmp_path / 'weights.pth'
-    model = apis.load_supernet(digits_config('search'))
-    torch.save(dict(state_dict=model.state_dict()), weights)
+    if not (shared / weights.name).exists():
+        model = apis.load_supernet(digits_config('search'))
+        torch.save(dict(state_dict=model.state_dict()), shared / weights.name)
+    shutil.copy(shared / weights.name, weights)
 
     def make(folder: str, resume: bool = False, options: dict | None = None):
         cfg = digits_config('search', options=SMALL | (options or {}))
@@ -47,10 +55,25 @@ def config(digits_config, tmp_path):
     return make
 
 
+@pytest.fixture
+def first(config, shared) -> Path:
+    """A folder, the test's own, of a search that is over; it is made once."""
+    cfg = config('first')
+    if not (shared / 'first').exists():
+        search(cfg)
+        shutil.copytree(cfg.work_dir, shared / 'first')
+    else:
+        shutil.copytree(shared / 'first', cfg.work_dir)
+    return Path(cfg.work_dir)
+
+
 def search(cfg) -> tuple[str, str]:
     """Run; returns history and result as text."""
     Runner.from_cfg(cfg).val()
-    folder = Path(cfg.work_dir)
+    return found_in(Path(cfg.work_dir))
+
+
+def found_in(folder: Path) -> tuple[str, str]:
     return tuple((folder / f).read_text() for f in ('search_history.jsonl', 'best_subnet.json'))
 
 
@@ -71,6 +94,7 @@ def search_and_kill(cfg, monkeypatch, evaluations: int) -> int:
     return len(Path(cfg.work_dir, 'search_history.jsonl').read_text().splitlines())
 
 
+SLOW = pytest.mark.slow  # run by `make nightly`
 KINDS = {
     'whole': {},
     'bfloat16': {'val_cfg.precision': 'bfloat16', 'val_cfg.finalists': 4},
@@ -80,7 +104,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize(
+    'kind', [pytest.param(k, marks=() if k in ('whole', 'race') else SLOW) for k in KINDS]
+)
 def test_killed_at_random_moments_and_resumed(config, monkeypatch, kind):
     options = SMALL | KINDS[kind]
     expected, rng = search(config('whole', options=options)), random.Random(0)
@@ -136,15 +162,13 @@ OTHERS = {
 
 
 @pytest.mark.parametrize('field', OTHERS)
-def test_another_search_is_not_resumed(config, field):
-    search(config('first'))
+def test_another_search_is_not_resumed(config, first, field):
     value, message = OTHERS[field]
     with pytest.raises(UserError, match=f'is of another search: .*{message}'):
         search(config('first', resume=True, options={field: value}))
 
 
-def test_other_images_at_the_same_place_are_noticed(config, digits_root):
-    search(config('first'))
+def test_other_images_at_the_same_place_are_noticed(config, first, digits_root):
     labels = digits_root / 'train-labels-idx1-ubyte'
     content = labels.read_bytes()
     try:
@@ -155,7 +179,10 @@ def test_other_images_at_the_same_place_are_noticed(config, digits_root):
         labels.write_bytes(content)
 
 
-@pytest.mark.parametrize('moment', ['begin_search', 'open_history', 'Journal'])
+@pytest.mark.parametrize(
+    'moment',
+    ['begin_search', *(pytest.param(m, marks=SLOW) for m in ('open_history', 'Journal'))],
+)
 def test_killed_while_a_new_search_begins_in_the_folder_of_another(
     config, tmp_path, monkeypatch, moment
 ):
@@ -175,32 +202,29 @@ def test_killed_while_a_new_search_begins_in_the_folder_of_another(
     assert search(again) == expected
 
 
-def test_what_has_no_name_is_not_resumed(config):
-    search(config('first'))
-    (Path(config('first').work_dir) / 'search.json').unlink()
+def test_what_has_no_name_is_not_resumed(config, first):
+    (first / 'search.json').unlink()
     with pytest.raises(UserError, match='has search_history.jsonl without search.json'):
         search(config('first', resume=True))
 
 
 @pytest.mark.parametrize('content', ['{', '[]', '{"config": 1, "settings": 2}', ''])
-def test_an_identity_that_is_damaged(config, content):
-    search(config('first'))
-    path = Path(config('first').work_dir) / 'search.json'
+def test_an_identity_that_is_damaged(config, first, content):
+    path = first / 'search.json'
     whole = json.loads(path.read_text())
     path.write_text(content if content != '' else json.dumps(whole | dict(settings=2)))
     with pytest.raises(UserError, match=r'search.json is no result of a search'):
         search(config('first', resume=True))
 
 
-def test_without_the_journal_all_is_evaluated_again(config, caplog):
-    expected = search(config('first'))
-    (Path(config('first').work_dir) / 'search_journal.bin').unlink()
+def test_without_the_journal_all_is_evaluated_again(config, first):
+    expected = found_in(first)
+    (first / 'search_journal.bin').unlink()
     assert search(config('first', resume=True)) == expected
 
 
-def test_a_history_of_other_numbers_is_refused(config):
-    search(config('first'))
-    path = Path(config('first').work_dir, 'search_history.jsonl')
+def test_a_history_of_other_numbers_is_refused(config, first):
+    path = first / 'search_history.jsonl'
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[3]['cross_entropy'] *= 1.5
     path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
@@ -214,8 +238,7 @@ def test_weights_at_an_address_have_no_identity(config):
         identity_of(cfg, 'http://somewhere/weights.pth', '')
 
 
-def test_other_weights_are_noticed(config, tmp_path):
-    search(config('first'))
+def test_other_weights_are_noticed(config, first, tmp_path):
     weights = torch.load(tmp_path / 'weights.pth', weights_only=True)
     weights['state_dict']['head.fc.bias'] += 1
     torch.save(weights, tmp_path / 'weights.pth')
@@ -223,18 +246,16 @@ def test_other_weights_are_noticed(config, tmp_path):
         search(config('first', resume=True))
 
 
-def test_a_history_of_other_subnets_is_refused(config):
-    search(config('first'))
-    path = Path(config('first').work_dir, 'search_history.jsonl')
+def test_a_history_of_other_subnets_is_refused(config, first):
+    path = first / 'search_history.jsonl'
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(''.join([lines[1], lines[0], *lines[2:]]))
     with pytest.raises(UserError, match='line 1 is not of the subnet that this search scores next'):
         search(config('first', resume=True))
 
 
-def test_what_a_search_was_is_on_disk(config, tmp_path):
-    search(config('first'))
-    stored = json.loads(Path(tmp_path, 'first', 'search.json').read_text())
+def test_what_a_search_was_is_on_disk(first):
+    stored = json.loads((first / 'search.json').read_text())
     assert len(stored['checkpoint_sha256']) == 64
     assert {'torch', 'mmengine', 'tas-lora', 'python'} <= set(stored['versions'])
     assert stored['config']['val_cfg']['constraints'] == dict(params=[20e3, 40e3])

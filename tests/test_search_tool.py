@@ -194,7 +194,9 @@ def ctrl_c():
 
 
 @pytest.mark.usefixtures('ctrl_c')
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    'number', [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT]
+)
 def test_a_signal_ends_a_search_that_can_go_on(searched, capsys, monkeypatch, number):
     predict, left = CandidateEvaluator._predict, [7]
 
