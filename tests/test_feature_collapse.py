@@ -113,6 +113,7 @@ def whole_run(data_root, tmp_path_factory) -> Path:
         wait_for(record.is_file, first)
         first.kill()
     before = json.loads(record.read_text())
+    (work / 'autoformer_seed3' / 'epoch_1.pth').touch()  # as if it was killed a moment before
     with contextlib.redirect_stdout(log):
         assert call('run.py', *arguments) == 0
     assert log.getvalue().startswith('1 of 7 are there')
@@ -197,6 +198,29 @@ def test_similarity_of_nets_trained_alone_has_a_record(whole_run):
     same = {r['family']: r['similarity'][0][1] for r in found if r['part'] == 'test'}
     # Of one start features stay alike, of different initial weights they are not.
     assert same['alone_lora'] > same['independent_other'] + 0.2
+
+
+def test_similarity_is_made_anew_for_more_nets_and_kept_without_weights(
+    whole_run, data_root, tmp_path, capsys
+):
+    shutil.copytree(whole_run, tmp_path / 'run')
+    arguments = ['--quick', '--seeds', 3, '--methods', 'alone_lora', '--parts', 'alone']
+    arguments += ['--data-root', data_root, '--work-dir', tmp_path / 'run']
+    arguments += ['--subnets', 4, '--cfg-options', *OPTIONS]
+    path = tmp_path / 'run/results/similarity/similarity_heldout_alone_lora_seed3.json'
+    whole, record = path.read_text(), json.loads(path.read_text())
+    of_one = record | dict(digest=record['digest'].split('-')[0], similarity=[[1.0]])
+    path.write_text(json.dumps(of_one))
+    assert call('run.py', *arguments) == 0
+    assert path.read_text() == whole
+    path.write_text(json.dumps(record | dict(digest='0-1')))
+    assert call('run.py', *arguments) == 2
+    assert 'is of another config' in capsys.readouterr().err
+    path.write_text(json.dumps(of_one))
+    for weights in (tmp_path / 'run').glob('alone_lora_*/weights.safetensors'):
+        weights.unlink()
+    assert call('run.py', *arguments) == 0
+    assert json.loads(path.read_text()) == of_one
 
 
 def test_report_needs_the_records_alone(whole_run, tmp_path):

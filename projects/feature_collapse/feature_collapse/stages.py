@@ -1,7 +1,7 @@
 """The steps of the experiment as tasks: training, similarity between nets, the test at the end."""
 
 from collections.abc import Sequence
-from itertools import groupby
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -24,7 +24,8 @@ def make_all(study: Study, nets: Sequence[Net], heldout: Images) -> None:
             weights, and others than its record's when trained again.
     """
     for net in nets:
-        records.read(study.results, net.name, training.digest(study, net))  # refused if another's
+        if records.read(study.results, net.name, training.digest(study, net)):
+            training.drop_checkpoints(study, net)  # where it was killed right behind its record
     starts = {net.start for net in nets if not _has_record(study, net)}
     work_off([_training(study, net, heldout, net in starts) for net in nets], _say)
 
@@ -39,13 +40,12 @@ def compare_families(study: Study, nets: Sequence[Net], images: Images, part: st
 
     Args:
         study: The study.
-        nets: The nets, those of a family together and all with a record.
+        nets: The nets; those that differ from one in the subnet alone are compared with it.
         images: What features are taken of.
         part: Of which set that is, 'heldout' or 'test'.
     """
-    alone = [net for net in nets if net.subnet is not None]
-    families = [list(family) for _, family in groupby(alone, lambda n: (n.family, n.seed))]
-    work_off([_comparison(study, family, images, part) for family in families], _say)
+    alone = {(net.family, net.seed): net for net in nets if net.subnet is not None}
+    work_off([_comparison(study, net, images, part) for net in alone.values()], _say)
 
 
 def _has_record(study: Study, net: Net) -> bool:
@@ -97,10 +97,18 @@ def _testing(study: Study, net: Net, test: Images) -> Task:
     )
 
 
-def _comparison(study: Study, family: list[Net], images: Images, part: str) -> Task:
-    name = f'similarity_{part}_{family[0].family}_seed{family[0].seed}'
-    folder = study.results / 'similarity'
+def _comparison(study: Study, one: Net, images: Images, part: str) -> Task:
+    name = f'similarity_{part}_{one.family}_seed{one.seed}'
+    folder, family = study.results / 'similarity', _family_of(study, one)
     digest = '-'.join(records.read(study.results, net.name)['digest'] for net in family)
+
+    def is_done() -> bool:
+        kept, nets = records.read(folder, name), set(digest.split('-'))
+        before = set(kept['digest'].split('-') if kept else ())
+        if not family or before > nets:
+            return True
+        is_new = before < nets  # to no record, or one of fewer nets
+        return not is_new and records.read(folder, name, digest) is not None
 
     def do() -> str:
         features = [
@@ -108,18 +116,26 @@ def _comparison(study: Study, family: list[Net], images: Images, part: str) -> T
             for net in family
         ]
         table = [[round(cosine, 5) for cosine in row] for row in feature_similarity(features)]
-        record = dict(net=name, family=family[0].family, method=family[0].method, part=part)
-        records.write(folder, record | dict(seed=family[0].seed, digest=digest, similarity=table))
+        record = dict(net=name, family=one.family, method=one.method, part=part)
+        records.write(folder, record | dict(seed=one.seed, digest=digest, similarity=table))
         return f'{len(family)} nets'
 
     return Task(
         name,
         len(family),
         study.work / f'{name}.lock',
-        lambda: records.read(folder, name, digest) is not None,
+        is_done,
         lambda: True,
         do,
     )
+
+
+def _family_of(study: Study, net: Net) -> list[Net]:
+    """The nets that differ from one in the subnet alone, if both record and weights are there."""
+    family = [replace(net, subnet=subnet) for subnet in range(len(study.subnets))]
+    return [
+        net for net in family if _has_record(study, net) and not training.lacks_weights(study, net)
+    ]
 
 
 def _shown(measured: dict) -> str:

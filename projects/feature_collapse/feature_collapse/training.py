@@ -152,7 +152,7 @@ def make(study: Study, net: Net, heldout: tuple[Tensor, Tensor]) -> dict:
         test=None,
     )
     records.write(study.results, record)
-    _drop_checkpoints(study.folder(net))
+    drop_checkpoints(study, net)
     return record
 
 
@@ -179,6 +179,13 @@ def make_again(study: Study, net: Net, heldout: tuple[Tensor, Tensor]) -> dict:
     return record
 
 
+def drop_checkpoints(study: Study, net: Net) -> None:
+    """Remove what a net was trained on from; once it has a record, only its weights are of use."""
+    folder = study.folder(net)
+    for path in [*folder.glob('*.pth'), folder / 'last_checkpoint']:
+        path.unlink(missing_ok=True)
+
+
 def lacks_weights(study: Study, net: Net) -> bool:
     """Whether a net that has a record has no weights, or others than its record's."""
     path, known = study.weights(net), records.read(study.results, net.name).get('weights')
@@ -192,8 +199,3 @@ def _digest_of(path: Path) -> str:
 def _numerics() -> str:
     """What decides how sums are rounded."""
     return f'torch {torch.__version__} on {torch.backends.cpu.get_cpu_capability()}'
-
-
-def _drop_checkpoints(folder: Path) -> None:
-    for path in [*folder.glob('*.pth'), folder / 'last_checkpoint']:
-        path.unlink(missing_ok=True)
