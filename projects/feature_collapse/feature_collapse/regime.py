@@ -131,7 +131,7 @@ def _formatted(value: float | None, form: str) -> str:
 
 def draw(points: Sequence[Point], path: Path) -> Figure:
     """Gains over lengths and rate; change of weights, gates and similarity over stage 2."""
-    figure = Figure(figsize=(12, 6.4), layout='constrained')
+    figure = Figure(figsize=(12, 7), layout='constrained')
     axes = figure.subplots(2, 3)
     main = [p for p in points if p.condition == 'main' and p.rate is None]
     stages = [p for p in points if p.condition.startswith('first_')] + main
@@ -144,7 +144,7 @@ def draw(points: Sequence[Point], path: Path) -> Figure:
     _lines(axes[1, 0], main, 'iterations of stage 2', _iterations, '|dW| / |W|', _change)
     _lines(axes[1, 1], main, 'iterations of stage 2', _iterations, 'gate shift, L1', _shift)
     _lines(axes[1, 2], main, 'iterations of stage 2', _iterations, 'similarity', _alikeness)
-    axes[0, 1].legend(fontsize=8)
+    figure.legend(*axes[0, 1].get_legend_handles_labels(), loc='outside lower center', ncols=5)
     figure.savefig(path, dpi=150)
     return figure
 
