@@ -63,7 +63,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    'case', [pytest.param(c, marks=() if c == 'moLE' else SLOW) for c in CASES]
+    'case', [pytest.param(c, marks=() if c in ('supernet', 'moLE') else SLOW) for c in CASES]
 )
 def test_two_processes_equal_one(digits_config, tmp_path, case):
     stage = case if case in ('supernet', 'moLE') else 'supernet'

@@ -146,13 +146,15 @@ def test_shares_are_over_what_both_have():
 
 def test_the_bound_is_the_one_of_usual_length_or_else_that_of_most_nets():
     nets = [made_up('autoformer', 0, [80.0, 84.0]), made_up('joint_start', 0, [81.0, 85.0])]
-    bounds = {'_x2_lr0.1': [85.0], '_x2_lr0.2': [84.0, 88.0], '_x2': [83.0, 88.0]}
+    bounds = {'_x2_lr0.1': [85.0], '_x2_lr0.2': [84.0, 88.0], '_x2': [83.0]}
     for family, tops in bounds.items():
         nets += [made_up(f'alone_whole{family}', 0, [top1], i) for i, top1 in enumerate(tops)]
     scores = tables.scores_of(nets, 'heldout')
     assert tables.bound_of(scores, 'autoformer') == 'alone_whole_x2_lr0.2'
     assert tables.share_of_bound(scores, 'joint_start') == '25'  # 2 of 8: from scratch, too
     assert tables.share_of_bound(scores, 'autoformer') == ''
+    nets.append(made_up('alone_whole_x2', 0, [88.0], 1))
+    assert tables.share_of_bound(tables.scores_of(nets, 'heldout'), 'joint_start') == ''  # of two
     nets.append(made_up('alone_whole', 0, [82.0], 0))
     scores = tables.scores_of(nets, 'heldout')
     assert tables.bound_of(scores, 'autoformer') == 'alone_whole'

@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--results', default=HERE / 'results', help='folder of the records')
     parser.add_argument('--out', help='folder to write to; by default that of the records')
-    parser.add_argument('--seeds', type=int, nargs='+', help='these alone')
+    parser.add_argument('--seeds', type=int, nargs='+', help='these alone, of the folder itself')
     return parser.parse_args()
 
 
@@ -59,8 +59,9 @@ def main() -> None:
 
 
 def conditions_of(results: Path) -> list[Path]:
-    """The folders of other conditions within a folder of records."""
-    return [folder for folder in sorted(results.iterdir()) if (folder / 'subnets.json').is_file()]
+    """The folders of other conditions within a folder of records, once they have records."""
+    folders = [path for path in sorted(results.iterdir()) if (path / 'subnets.json').is_file()]
+    return [folder for folder in folders if records.read_families(folder)]
 
 
 def compare(folder: Path, out: Path) -> None:

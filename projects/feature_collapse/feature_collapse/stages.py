@@ -24,8 +24,9 @@ def make_all(study: Study, nets: Sequence[Net], heldout: Images) -> None:
             weights, and others than its record's when trained again.
     """
     for net in nets:
-        if records.read(study.results, net.name, training.digest(study, net)):
-            training.drop_checkpoints(study, net)  # where it was killed right behind its record
+        record = records.read(study.results, net.name, training.digest(study, net))
+        if record and not training.lacks_weights(study, net):
+            training.drop_checkpoints(study, net)  # if it was killed right behind its record
     starts = {net.start for net in nets if not _has_record(study, net)}
     work_off([_training(study, net, heldout, net in starts) for net in nets], _say)
 
@@ -99,16 +100,16 @@ def _testing(study: Study, net: Net, test: Images) -> Task:
 
 def _comparison(study: Study, one: Net, images: Images, part: str) -> Task:
     name = f'similarity_{part}_{one.family}_seed{one.seed}'
-    folder, family = study.results / 'similarity', _family_of(study, one)
-    digest = '-'.join(records.read(study.results, net.name)['digest'] for net in family)
+    folder, known = study.results / 'similarity', _digests_of(study, one)
+    family = [net for net in known if not training.lacks_weights(study, net)]
+    digest = '-'.join(known[net] for net in family)
 
     def is_done() -> bool:
-        kept, nets = records.read(folder, name), set(digest.split('-'))
+        kept = records.read(folder, name)
         before = set(kept['digest'].split('-') if kept else ())
-        if not family or before > nets:
-            return True
-        is_new = before < nets  # to no record, or one of fewer nets
-        return not is_new and records.read(folder, name, digest) is not None
+        if before - set(_digests_of(study, one).values()):
+            records.read(folder, name, digest)  # refused
+        return not before < {known[net] for net in family}  # of fewer nets: it is made anew
 
     def do() -> str:
         features = [
@@ -130,12 +131,11 @@ def _comparison(study: Study, one: Net, images: Images, part: str) -> Task:
     )
 
 
-def _family_of(study: Study, net: Net) -> list[Net]:
-    """The nets that differ from one in the subnet alone, if both record and weights are there."""
-    family = [replace(net, subnet=subnet) for subnet in range(len(study.subnets))]
-    return [
-        net for net in family if _has_record(study, net) and not training.lacks_weights(study, net)
-    ]
+def _digests_of(study: Study, one: Net) -> dict[Net, str]:
+    """The nets that differ from one in the subnet alone and have a record, with its digest."""
+    nets = [replace(one, subnet=subnet) for subnet in range(len(study.subnets))]
+    found = {net: records.read(study.results, net.name) for net in nets}
+    return {net: record['digest'] for net, record in found.items() if record}
 
 
 def _shown(measured: dict) -> str:

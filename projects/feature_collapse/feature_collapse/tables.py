@@ -160,13 +160,13 @@ def share_of_bound(scores: Scores, family: str) -> str:
 def bound_of(scores: Scores, supernet: str) -> str:
     """The family that is a supernet's upper bound.
 
-    As long as its config says, at its rate, if that was trained; else the one with most nets, and
-    of these the best.
+    As long as its config says, at its rate, if that was trained; else the one with most nets, if
+    no other has as many: their scores must not choose.
     """
     method = UPPER_BOUNDS[supernet]
-    families = [family for family in scores if method_of(family) == method]
-    most = max(families, default=method, key=lambda f: (len(scores[f]), sum(scores[f].values())))
-    return method if method in scores else most
+    sizes = {f: len(values) for f, values in scores.items() if method_of(f) == method}
+    most = [family for family, size in sizes.items() if size == max(sizes.values())]
+    return most[0] if method not in sizes and len(most) == 1 else method
 
 
 def wrong_expert_losses(records: Sequence[dict], part: str) -> list[float]:
