@@ -66,6 +66,12 @@ def digits_root(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope='module')
+def shared(tmp_path_factory) -> Path:
+    """A folder for what the tests of a module make once."""
+    return tmp_path_factory.mktemp('shared')
+
+
 @pytest.fixture
 def digits_config(digits_root, tmp_path):
     """Makes small configs of the digits: ``digits_config('moLE', images=32, ...options)``."""

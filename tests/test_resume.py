@@ -44,11 +44,6 @@ def config(digits_config, tmp_path):
     return make
 
 
-@pytest.fixture(scope='module')
-def shared(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp('shared')
-
-
 @pytest.fixture
 def first(config, shared) -> Path:
     """The folder of a supernet's training that is over; it is made once and only read."""

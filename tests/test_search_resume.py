@@ -32,11 +32,6 @@ class Killed(BaseException):
     """In place of SIGKILL."""
 
 
-@pytest.fixture(scope='module')
-def shared(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp('shared')
-
-
 @pytest.fixture
 def config(digits_config, tmp_path, shared):
     """Makes the config of a small search in a folder, of the same weights."""
