@@ -40,9 +40,9 @@ def main() -> None:
     if not nets:
         raise UserError(f'{results} has no records of the seeds {args.seeds}')
     points = regime.points_of(nets, 'main', space_of(results))
-    for folder in conditions_of(results):
-        points += regime.points_of(records.read_all(folder), folder.name, space_of(folder))
-        compare(folder, out / folder.name)
+    for folder, own in conditions_of(results).items():
+        points += regime.points_of(own, folder.name, space_of(folder))
+        compare(own, records.read_families(folder / 'similarity'), out / folder.name)
     text = sections(nets, families)
     text += f'## Regimes, on the held-out images\n\n{regime.table(points)}\n'
     text += found_by_searches(results / 'search' / 'searches.json')
@@ -58,15 +58,14 @@ def main() -> None:
     print(out / 'regimes.png')
 
 
-def conditions_of(results: Path) -> list[Path]:
-    """The folders of other conditions within a folder of records, once they have records."""
+def conditions_of(results: Path) -> dict[Path, list[dict]]:
+    """The folders of other conditions within a folder of records, with theirs if there are any."""
     folders = [path for path in sorted(results.iterdir()) if (path / 'subnets.json').is_file()]
-    return [folder for folder in folders if records.read_families(folder)]
+    return {folder: own for folder in folders if (own := records.read_families(folder))}
 
 
-def compare(folder: Path, out: Path) -> None:
+def compare(nets: list[dict], families: list[dict], out: Path) -> None:
     """Tables of one condition, and the figures of its gains."""
-    nets, families = records.read_all(folder), records.read_families(folder / 'similarity')
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / 'tables.md', sections(nets, families))
     print(out / 'tables.md')
