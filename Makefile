@@ -3,7 +3,7 @@
 # make lint   style
 # make variants   each variant of router, experts and training, end to end on the digits, and compiled blocks: half an hour
 # make soak    faults done to real runs, a table of what was lost: half an hour
-# make nightly 10,000 made-up inputs for each reader, long runs that must hold no more at their end, the slowest tests: 40 minutes
+# make nightly 10,000 made-up inputs for each reader, long runs that must hold no more at their end, the slowest tests: some 40 minutes
 # make lowest  all tests with the lowest versions that setup.py allows, in an environment of their own
 PYTHON ?= python3
 VENV ?= .venv

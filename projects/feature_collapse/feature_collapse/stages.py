@@ -107,8 +107,8 @@ def _comparison(study: Study, one: Net, images: Images, part: str) -> Task:
     def is_done() -> bool:
         kept = records.read(folder, name)
         before = set(kept['digest'].split('-') if kept else ())
-        if before - set(_digests_of(study, one).values()):
-            records.read(folder, name, digest)  # refused
+        if before - set(_digests_of(study, one).values()):  # now: others may have added nets
+            records.read(folder, name, digest)  # refused, as it is of another config
         return not before < {known[net] for net in family}  # of fewer nets: it is made anew
 
     def do() -> str:
