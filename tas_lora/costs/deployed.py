@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..checks import natural, one_of, positive
 from ..errors import UserError
 from ..models.classifiers.supernet_classifier import SupernetClassifier
 from ..models.plain_vit import PlainViT
 from ..structures import Subnet
-from ..structures.subnet import natural, one_of, positive
 from .timing import milliseconds, stopwatch
 
 PRECISIONS = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..models import SupernetClassifier
 from ..structures import SearchSpace, Subnet
-from .contestants import (
+from .reference_models import (
     MMPretrainViT,
     StaticViT,
     left_unmerged,

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
 
-from ..files import write_atomic
+from ..atomic_files import write_atomic
 from ..structures import Subnet
-from .search_drawing import as_svg, style
-from .search_figures import (
+from .drawing import as_svg, style
+from .figures import (
     LABELS,
     TOP,
     draw_choices,
@@ -22,7 +22,7 @@ from .search_figures import (
     draw_progress,
     draw_score_against,
 )
-from .search_results import SearchResults, read_results
+from .results import SearchResults, read_results
 
 PAGE = 'report.html'
 _UNITS = dict(latency='\N{NO-BREAK SPACE}ms', memory='\N{NO-BREAK SPACE}MiB')
@@ -70,7 +70,7 @@ def write_report(folder: str | Path, score: str = 'cross_entropy', rule: str = '
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters.update(score=as_score, words=in_words, quantity=quantity)
-    page = environment.get_template('search_report.html').render(
+    page = environment.get_template('page.html').render(
         results=results,
         figures=figures,
         limits={name: limit_in_words(name, *ends) for name, ends in results.limits.items()},

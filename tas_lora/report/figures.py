@@ -7,7 +7,7 @@ from math import inf, isfinite, nan
 
 import numpy as np
 
-from .search_drawing import (
+from .drawing import (
     BLUE,
     GREEN,
     GREY,
@@ -21,7 +21,7 @@ from .search_drawing import (
     numbers_of,
     shade_limits,
 )
-from .search_results import Candidate, SearchResults
+from .results import Candidate, SearchResults
 
 TOP = 10  # the winners whose choices are shown
 LABELS = dict(

@@ -5,10 +5,10 @@ Memory that the system grants and cannot give ends in a killed process, without 
 
 from collections.abc import Sequence
 
+from ...checks import positive, positives
 from ...errors import UserError
 from ...search.complexity import count_params
 from ...structures import Subnet
-from ...structures.subnet import positive, positives
 
 _MOST_WEIGHTS = 4 * 10**9  # 16 GB
 

@@ -5,13 +5,13 @@ from math import ceil
 
 import numpy as np
 
+from ..checks import positive
 from ..errors import UserError
 from ..models import SupernetClassifier
 from ..models.heads.router_head import RouterHead
 from ..models.layers import expert_parameters
 from ..search import Evolution, count_flops, count_params
 from ..structures import SearchSpace, Subnet
-from ..structures.subnet import positive
 
 QUANTILES = (0.1, 0.5, 0.9)
 NARROW = 1.2  # a ratio of sizes below which there is little to choose

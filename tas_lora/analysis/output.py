@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..atomic_files import write_together
 from ..errors import UserError
-from ..files import write_together
+from ..report.drawing import style
 from ..structures import Subnet
-from .search_drawing import style
 
 _PACKAGES = ('tas-lora', 'torch', 'mmengine', 'mmpretrain', 'numpy')
 

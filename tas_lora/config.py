@@ -1,4 +1,4 @@
-"""What can be wrong with a config, found before anything is built."""
+"""Reading a config, and what can be wrong with it, found before anything is built."""
 
 import difflib
 import inspect
@@ -15,11 +15,12 @@ from mmengine.registry import (
     TASK_UTILS,
     TRANSFORMS,
     Registry,
+    init_default_scope,
 )
 from mmengine.runner import Runner
 
-from .errors import UserError
-from .structures.subnet import natural, positive
+from .checks import natural, positive
+from .errors import UserError, blame
 
 _REGISTRIES = dict(
     model=MODELS,
@@ -36,6 +37,29 @@ _REGISTRIES = dict(
 )
 # Keys that MMEngine takes out before it calls a constructor.
 _CONSUMED = {'type', '_scope_', 'priority'}
+
+
+def load_config(path: str | Path, options: dict | None = None) -> Config:
+    """Read a config, apply ``--cfg-options``, and refuse arguments that nothing takes."""
+    if not Path(path).is_file():
+        what = 'is no file' if Path(path).exists() else 'does not exist'
+        raise UserError(f'config {path} {what}; configs are in configs/')
+    with blame(f'config {path} cannot be read'):
+        cfg = Config.fromfile(path)
+    if 'model' not in cfg:
+        raise UserError(f'config {path} has no model; files in _base_ are parts of configs')
+    return checked_config(cfg, options)
+
+
+def checked_config(cfg: Config, options: dict | None = None) -> Config:
+    """The config with ``--cfg-options`` applied; arguments that nothing takes are refused."""
+    check_options(cfg, options)
+    with blame('--cfg-options do not fit the config'):
+        cfg.merge_from_dict(options or {})
+    check_names(cfg)
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    check_arguments(cfg)
+    return cfg
 
 
 def check_options(cfg: Config, options: dict | None) -> None:

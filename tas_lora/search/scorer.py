@@ -27,7 +27,7 @@ class AskAndTell(Protocol):
         """Their scores."""
 
 
-class Study:
+class CandidateScorer:
     """Scores what a search asks for, each subnet once, and writes a line for each.
 
     Args:

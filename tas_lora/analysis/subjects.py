@@ -9,12 +9,12 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
-from .analysis.evidence import Net
-from .engine.search.held_out_images import HeldOutImages
-from .errors import UserError, blame
-from .models import SupernetClassifier
-from .structures import SearchSpace, Subnet
-from .structures.subnet import natural, positive
+from ..checks import natural, positive
+from ..datasets.held_out_images import HeldOutImages
+from ..errors import UserError, blame
+from ..models import SupernetClassifier
+from ..structures import SearchSpace, Subnet
+from .output import Net
 
 LOADERS = ('heldout', 'val', 'test')
 

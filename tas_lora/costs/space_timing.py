@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..models import SupernetClassifier
 from ..structures import Subnet
-from .contestants import training_step
+from .reference_models import training_step
 from .timing import interleave, saved_bytes, stopwatch
 
 

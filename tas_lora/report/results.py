@@ -7,10 +7,10 @@ from math import inf, isfinite, nan
 from pathlib import Path
 from reprlib import repr as short
 
+from ..checks import natural, one_of, within
 from ..errors import UserError, blame
 from ..search import read_history
 from ..structures import SearchSpace, Subnet
-from ..structures.subnet import natural, one_of, within
 
 COSTS = ('params', 'flops', 'latency', 'memory')  # those that a line of the history may have
 

@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from ..analysis.timing import interleave, milliseconds, ratio
 from ..errors import blame
-from . import onnx
+from ..export import onnx
+from .timing import interleave, milliseconds, ratio
 
 RUNTIMES = ('torch', 'compiled', 'onnx')
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from reprlib import repr as short
 
+from ..atomic_files import write_atomic
 from ..errors import UserError
-from ..files import write_atomic
 
 
 def open_lines(

@@ -11,7 +11,7 @@ from math import isfinite
 
 import numpy as np
 
-from .search_results import Candidate, SearchResults
+from .results import Candidate, SearchResults
 
 INK = '#1f2328'
 BLUE, ORANGE, GREEN, GREY = '#0072b2', '#d55e00', '#009e73', '#8c8c8c'

@@ -6,10 +6,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import UserError
+from ..export.source import Source
 from ..models.plain_vit import PlainViT
 from ..search.complexity import count_flops, count_params
 from ..structures import Subnet
-from .source import Source
 
 
 def convention(network: dict) -> dict[str, float]:

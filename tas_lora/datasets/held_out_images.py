@@ -12,9 +12,9 @@ from mmengine.dataset import BaseDataset
 from mmengine.dist import get_world_size
 from torch.utils.data import DataLoader
 
-from ...datasets.replay import UNREADABLE, ReplayDataset, check_readable
-from ...errors import UserError
-from ...structures.subnet import bounded
+from ..checks import bounded
+from ..errors import UserError
+from .replay import UNREADABLE, ReplayDataset, check_readable
 
 
 class _Chosen:

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..structures import Subnet
 from .benchmark import batch_of, contestants, supernet
-from .contestants import training_step
+from .reference_models import training_step
 from .timing import milliseconds, stopwatch
 
 

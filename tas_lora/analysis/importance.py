@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from .classifiers.supernet_classifier import SupernetClassifier
-from .layers import LAYER_KINDS
+from ..models.classifiers.supernet_classifier import SupernetClassifier
+from ..models.layers import LAYER_KINDS
 
 
 def layer_importance(model: SupernetClassifier, batch: dict) -> Tensor:
