@@ -149,7 +149,7 @@ def test_what_cannot_be_replayed(searched, capsys, tmp_path):
     assert 'nowhere is no result of a search' in error('--replay', 'nowhere')
     (tmp_path / 'subnet.json').write_text(json.dumps(result_of(folder)['subnet']))
     assert 'it says not by which config' in error('--replay', 'subnet.json')
-    assert 'CONFIG and CHECKPOINT are needed, or --replay RESULT' in error('search.py')
+    assert 'give CONFIG and CHECKPOINT, or --replay RESULT' in error('search.py')
 
 
 def test_the_best_of_a_budget_is_read_off(searched, capsys, tmp_path):
