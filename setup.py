@@ -17,7 +17,9 @@ EXTRAS = {
     'export': sum(FORMATS.values(), []),
     'nas_lora': ['scikit-image>=0.22'],  # its photographs; projects/nas_lora
 }
+EXTRAS['docs'] = ['mkdocs-jupyter>=0.25', 'mkdocs-material>=9.6', 'mkdocstrings[python]>=0.29']
 TOOLS = ['hypothesis>=6.80', 'pre-commit', 'pytest>=7.0', 'pytest-xdist>=3.2', 'ruff']
+TOOLS += ['codespell[toml]>=2.3', 'proselint>=0.16', 'ipykernel>=6.0', 'nbclient>=0.8']
 EXTRAS['dev'] = sorted({*sum(EXTRAS.values(), []), *TOOLS})
 
 setup(
