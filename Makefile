@@ -1,16 +1,17 @@
 # make demo   the whole path on real images, in minutes on two cores
 # make test   all tests
-# make lint   style
+# make lint   style, spelling, prose, and the documentation
+# make docs   the documentation, in site/; docs/drawings.py draws its figures
 # make variants   each variant of router, experts and training, end to end on the digits, and compiled blocks: half an hour
 # make soak    faults done to real runs, a table of what was lost: half an hour
-# make nightly 10,000 made-up inputs for each reader, long runs that must hold no more at their end, the slowest tests: some 40 minutes
+# make nightly 10,000 made-up inputs for each reader, long runs that must hold no more at their end, the tutorial, the slowest tests: some 40 minutes
 # make lowest  all tests with the lowest versions that setup.py allows, in an environment of their own
 PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 LOWEST := .venv-lowest
 
-.PHONY: demo test variants soak nightly lowest lint format clean
+.PHONY: demo test variants soak nightly lowest lint docs format clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python tools/demo.py
@@ -36,6 +37,7 @@ soak: $(INSTALLED)
 nightly: $(INSTALLED)
 	HYPOTHESIS_PROFILE=nightly $(VENV)/bin/python -m pytest -q tests/test_fuzz.py
 	$(VENV)/bin/python -m pytest -q -s tests/slow/test_long_runs.py
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q tests/slow/test_notebook.py
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -m slow
 
 work_dirs/digits_supernet/epoch_30.pth:
@@ -44,6 +46,12 @@ work_dirs/digits_supernet/epoch_30.pth:
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	git ls-files -z | xargs -0 $(VENV)/bin/codespell
+	git ls-files -z '*.md' | xargs -0 $(VENV)/bin/proselint --config .proselintrc.json check
+	$(MAKE) docs
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .
@@ -56,4 +64,4 @@ $(INSTALLED): setup.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) work_dirs/demo data/digits
+	rm -rf $(VENV) work_dirs/demo data/digits site
