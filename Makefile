@@ -47,7 +47,7 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	git ls-files -z | xargs -0 $(VENV)/bin/codespell
-	git ls-files -z '*.md' | xargs -0 $(VENV)/bin/proselint --config .proselintrc.json check
+	$(VENV)/bin/python docs/prose.py
 	$(MAKE) docs
 
 docs: $(INSTALLED)

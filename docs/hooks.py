@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 INCLUDE = re.compile(r'<!-- include (\S+) -->')
 PLACE = '<!-- layers -->'
-HEADER = '| layer | module | what it is |\n| ---: | --- | --- |'
+HEADER = '| layer | modules |\n| ---: | --- |'
 
 
 def on_page_markdown(markdown: str, **kwargs) -> str:
@@ -31,11 +31,10 @@ def included(name: str) -> str:
 
 def layer_table() -> str:
     """The layers of the package, the top first, as a Markdown table."""
-    rows = [
-        f'| {number} | `{name}` | {description(name)} |'
+    rows = (
+        f'| {number} | {", ".join(f"`{name}`" for name in names)} |'
         for number, names in reversed(list(enumerate(layers(), 1)))
-        for name in names
-    ]
+    )
     return '\n'.join([HEADER, *rows])
 
 
@@ -46,20 +45,3 @@ def layers() -> tuple:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == 'LAYERS':
             return ast.literal_eval(node.value)
     raise LookupError('tests/test_layering.py has no LAYERS')
-
-
-def description(name: str) -> str:
-    """First line of a module's docstring; of a package without one, what it exports."""
-    path = ROOT / name.replace('.', '/')
-    path = path / '__init__.py' if path.is_dir() else path.with_suffix('.py')
-    tree = ast.parse(path.read_text('utf-8'))
-    words = (ast.get_docstring(tree) or '').partition('\n\n')[0].replace('\n', ' ')
-    return words or ', '.join(f'`{each}`' for each in exports(tree))
-
-
-def exports(tree: ast.Module) -> list[str]:
-    """``__all__`` of a module."""
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '__all__':
-            return ast.literal_eval(node.value)
-    return []
