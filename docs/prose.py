@@ -49,11 +49,10 @@ def main():
             copy = Path(folder, name + '.md')
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_text(prose_of(ROOT / name), 'utf-8')
-        config = Path(folder, 'config.json')
+        config = Path(folder, '.proselintrc.json')  # read from the current folder
         config.write_text(json.dumps(dict(checks=OFF, max_errors=1000)))
-        command = ['proselint', '--config', str(config), 'check', folder]
-        command[0] = str(Path(sys.executable).with_name(command[0]))
-        done = subprocess.run(command, capture_output=True, text=True)
+        tool = Path(sys.executable).with_name('proselint')
+        done = subprocess.run([tool, 'check', '.'], cwd=folder, capture_output=True, text=True)
     real = str(Path(folder).resolve())
     print((done.stdout + done.stderr).replace(real + '/', '').replace('.md:', ':'), end='')
     sys.exit(done.returncode)
