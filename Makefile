@@ -25,7 +25,7 @@ lowest: $(LOWEST)/.installed
 $(LOWEST)/.installed: setup.py requirements/lowest.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)) and "The oldest versions need Python 3.10 or 3.11: make lowest PYTHON=python3.x")'
 	$(PYTHON) -m venv --clear $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c requirements/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c requirements/lowest.txt
 	touch $@
 
 variants: $(INSTALLED) work_dirs/digits_supernet/epoch_30.pth

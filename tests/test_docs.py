@@ -8,8 +8,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*(ROOT / 'docs').rglob('*.md'), ROOT / 'README.md', ROOT / 'CONTRIBUTING.md']
-FOLDERS = 'configs|docs|projects|tas_lora|tests|tools'
-NAMED = re.compile(rf'(?<![\w/.-])(?:{FOLDERS})/[\w./-]*\w(?![\w*{])')
+NAMED = re.compile(
+    r'(?<![\w/.-])(?:configs|docs|projects|tas_lora|tests|tools)/[\w./-]*\w(?![\w*{])'
+)
 
 
 def name_of(decorator: ast.expr, default: str) -> str | None:
