@@ -43,12 +43,11 @@ nightly: $(INSTALLED)
 work_dirs/digits_supernet/epoch_30.pth:
 	$(MAKE) demo
 
-lint: $(INSTALLED)
+lint: $(INSTALLED) docs
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	git ls-files -z | xargs -0 $(VENV)/bin/codespell
 	$(VENV)/bin/python docs/prose.py
-	$(MAKE) docs
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
