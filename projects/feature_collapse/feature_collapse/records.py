@@ -90,11 +90,11 @@ class Records:
             UserError: If the record is of another config, or damaged.
         """
         record = self._waiting(kind, net) or self._gathered().get((kind, net))
-        if record is not None and digest not in (None, found := record['digest']):
+        if record and digest is not None and digest != record['digest']:
             raise UserError(
-                f'{net} in {self.results} is of another config (digest {found}, now {digest}); '
-                'give another --out and --work-dir, or remove the lines and the work folders of '
-                'what is to be made anew'
+                f'{net} in {self.results} is of another config (digest {record["digest"]}, now '
+                f'{digest}); give another --out and --work-dir, or remove the lines and the work '
+                'folders of what is to be made anew'
             )
         return record
 

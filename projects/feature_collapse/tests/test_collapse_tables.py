@@ -1,21 +1,18 @@
-"""projects/feature_collapse: tables and regimes of made-up records, and the kept weights."""
+"""Tables and regimes of made-up records, and the kept weights."""
 
-import json
-import sys
 from math import comb
+from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT
+from feature_collapse import edits, figures, measure, regime, tables
+from feature_collapse.records import Records
 
 from tas_lora import apis
 
-PROJECT = ROOT / 'projects' / 'feature_collapse'
-sys.path.insert(0, str(PROJECT))
-
-from feature_collapse import edits, figures, measure, regime, tables  # noqa: E402
+PROJECT = Path(__file__).resolve().parents[1]
 
 
 def made_up(family: str, seed: int, top1: list[float], subnet: int | None = None) -> dict:
@@ -246,7 +243,7 @@ def test_kept_weights_are_those_of_their_records():
     )
     assert all(torch.equal(mole[name], weight) for name, weight in bare.items())
     model = apis.load_supernet(PROJECT / 'configs' / 'search.py', WEIGHTS / 'mole.safetensors')
-    record = json.loads((PROJECT / 'results' / 'search' / 'mole_seed0.json').read_text())
+    record = Records(PROJECT / 'results' / 'search').read('mole_seed0')
     fresh = apis.load_supernet(PROJECT / 'configs' / 'search.py', WEIGHTS / 'supernet.safetensors')
     found = [
         measure.relative_change(*(measure.weights_in_use(m, subnet) for m in (fresh, model)))

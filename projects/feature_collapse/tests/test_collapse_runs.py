@@ -1,4 +1,4 @@
-"""projects/feature_collapse: a whole run on made-up images, its records, searches and transfer."""
+"""A whole run on made-up images: its records, report, searches and transfer."""
 
 import argparse
 import contextlib
@@ -21,23 +21,22 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT
+from feature_collapse import edits, measure, plan, settings, training
+from feature_collapse.records import FILE, Records
+from mmengine.logging import MMLogger
 
 from tas_lora import SearchSpace, Subnet, apis
 from tas_lora.models.layers import expert_parameters
 
-PROJECT = ROOT / 'projects' / 'feature_collapse'
-CONFIGS = PROJECT / 'configs'
-sys.path.insert(0, str(PROJECT))
+PROJECT = Path(__file__).resolve().parents[1]
+ROOT = PROJECT.parents[1]
 
-from feature_collapse import (  # noqa: E402
-    edits,
-    measure,
-    plan,
-    records,
-    settings,
-    training,
-)
+
+@pytest.fixture(autouse=True)
+def fresh_loggers():
+    """MMEngine keeps loggers by name and second; a reused one would write to a closed capture."""
+    yield
+    MMLogger._instance_dict.clear()
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -68,9 +67,9 @@ OPTIONS = [
 ]
 
 
-def call(script: str, *arguments) -> int:
-    """Run a script of the project in this process; returns its exit code."""
-    argv, sys.argv = sys.argv, [script, *map(str, arguments)]
+def call(script: str | Path, *arguments) -> int:
+    """Run a script, of the project if it has no folder, in this process; returns its exit code."""
+    argv, sys.argv = sys.argv, [*map(str, (script, *arguments))]
     try:
         runpy.run_path(str(PROJECT / script), run_name='__main__')
     except SystemExit as stop:
@@ -88,23 +87,19 @@ def wait_for(condition, process, seconds: float = 300) -> None:
         time.sleep(0.02)
 
 
+def asked(data_root: Path, work: Path, *more) -> list:
+    """Arguments of a short run of seed 3."""
+    folders = ['--data-root', data_root, '--work-dir', work]
+    return ['--quick', '--seeds', 3, *folders, *more, '--cfg-options', *OPTIONS]
+
+
 @pytest.fixture(scope='module')
 def whole_run(data_root, tmp_path_factory) -> Path:
     """Every kind of net, by a run that is killed behind its first record and started again."""
-    work = tmp_path_factory.mktemp('run')
-    arguments = ['--quick', '--seeds', 3, '--subnets', 0, 4, '--data-root', data_root]
-    arguments += [
-        '--work-dir',
-        work,
-        '--methods',
-        'mole',
-        'joint',
-        'alone_lora',
-        'independent_other',
-        '--cfg-options',
-        *OPTIONS,
-    ]
-    record, log = work / 'results' / 'autoformer_seed3.json', io.StringIO()
+    work, log = tmp_path_factory.mktemp('run'), io.StringIO()
+    methods = ['--methods', 'mole', 'joint', 'alone_lora', 'independent_other']
+    arguments = asked(data_root, work, '--subnets', 0, 4, *methods)
+    record = work / 'autoformer_seed3' / 'net.json'  # not gathered yet
     command = [sys.executable, '-W', 'ignore', PROJECT / 'run.py', *arguments]
     environment = os.environ | dict(OMP_NUM_THREADS='1')
     with subprocess.Popen(
@@ -113,16 +108,19 @@ def whole_run(data_root, tmp_path_factory) -> Path:
         wait_for(record.is_file, first)
         first.kill()
     before = json.loads(record.read_text())
+    assert not (work / 'results' / FILE).exists()
     (work / 'autoformer_seed3' / 'epoch_1.pth').touch()  # as if it was killed a moment before
     with contextlib.redirect_stdout(log):
         assert call('run.py', *arguments) == 0
     assert log.getvalue().startswith('1 of 7 are there')
-    assert before == json.loads(record.read_text()) | dict(test=None)  # trained once, tested later
+    gathered = Records(work / 'results').read('autoformer_seed3')
+    assert before == gathered | dict(test=None)  # trained once, tested later
+    assert not record.exists()
     return work
 
 
 def test_whole_run_makes_one_record_for_each_net(whole_run):
-    found = {r['net']: r for r in records.read_all(whole_run / 'results')}
+    found = {r['net']: r for r in Records(whole_run / 'results').all()}
     assert set(found) == {
         'autoformer_seed3',
         'mole_seed3',
@@ -155,7 +153,7 @@ def test_whole_run_measures_what_plain_code_measures(whole_run, data_root):
     raw = (data_root / 't10k-labels-idx1-ubyte').read_bytes()[8:]
     labels = torch.tensor(np.frombuffer(raw, np.uint8).astype(int))
     drawn = json.loads((whole_run / 'results' / 'subnets.json').read_text())
-    record = records.read(whole_run / 'results', 'mole_seed3')
+    record = Records(whole_run / 'results').read('mole_seed3')
     for i in (0, 5):
         model.set_subnet(Subnet.from_dict(drawn[i]))
         with torch.no_grad():
@@ -172,7 +170,7 @@ def test_wrong_experts_are_those_of_other_groups(whole_run, data_root):
     study = settings.Study(whole_run, whole_run, str(data_root), options=options)
     net = plan.Net('mole', 3)
     pictures, labels = training.load_images(study, 'test')
-    record = json.loads((whole_run / 'results' / 'mole_seed3.json').read_text())
+    record = Records(whole_run / 'results').read('mole_seed3')
     drawn = json.loads((whole_run / 'results' / 'subnets.json').read_text())
     found = []
     for shift in (1, 2, 3):
@@ -184,12 +182,12 @@ def test_wrong_experts_are_those_of_other_groups(whole_run, data_root):
         found.append(100 * float((logits.argmax(1) == labels).float().mean()))
     assert record['test']['wrong_experts'][2] == pytest.approx(mean(found), abs=1e-3)
     assert record['test']['wrong_experts'] != record['test']['top1']
-    alone = json.loads((whole_run / 'results' / 'alone_lora_0_seed3.json').read_text())
+    alone = Records(whole_run / 'results').read('alone_lora_0_seed3')
     assert alone['test']['wrong_experts'] is None
 
 
 def test_similarity_of_nets_trained_alone_has_a_record(whole_run):
-    found = records.read_families(whole_run / 'results' / 'similarity')
+    found = Records(whole_run / 'results').all('similarity')
     assert sorted((r['family'], r['part']) for r in found) == sorted(
         product(('alone_lora', 'independent_other'), ('heldout', 'test'))
     )
@@ -203,33 +201,33 @@ def test_similarity_of_nets_trained_alone_has_a_record(whole_run):
 def test_similarity_is_made_anew_for_more_nets_and_kept_without_weights(
     whole_run, data_root, tmp_path, capsys
 ):
-    shutil.copytree(whole_run, tmp_path / 'run')
-    arguments = ['--quick', '--seeds', 3, '--methods', 'alone_lora', '--parts', 'alone']
-    arguments += ['--data-root', data_root, '--work-dir', tmp_path / 'run']
-    arguments += ['--subnets', 4, '--cfg-options', *OPTIONS]
-    path = tmp_path / 'run/results/similarity/similarity_heldout_alone_lora_seed3.json'
-    whole, record = path.read_text(), json.loads(path.read_text())
+    work = tmp_path / 'run'
+    shutil.copytree(whole_run, work)
+    known = Records(work / 'results', work)
+    arguments = ['--methods', 'alone_lora', '--parts', 'alone', '--subnets', 4]
+    arguments = asked(data_root, work, *arguments)
+    before = (work / 'results' / FILE).read_text()
+    record = known.read('similarity_heldout_alone_lora_seed3', 'similarity')
     of_one = record | dict(digest=record['digest'].split('-')[0], similarity=[[1.0]])
-    path.write_text(json.dumps(of_one))
+    known.write(of_one)
     assert call('run.py', *arguments) == 0
-    assert path.read_text() == whole
-    path.write_text(json.dumps(record | dict(digest='0-1')))
+    assert (work / 'results' / FILE).read_text() == before
+    known.write(record | dict(digest='0-1'))
     assert call('run.py', *arguments) == 2
     assert 'is of another config' in capsys.readouterr().err
-    path.write_text(json.dumps(of_one))
+    known.write(of_one)
     for number in (0, 4):  # at first those that were compared, then all
-        (tmp_path / f'run/alone_lora_{number}_seed3/weights.safetensors').unlink()
+        (work / f'alone_lora_{number}_seed3/weights.safetensors').unlink()
         assert call('run.py', *arguments) == 0
-        assert json.loads(path.read_text()) == of_one
+        assert known.read(record['net'], 'similarity') == of_one
 
 
-def test_report_needs_the_records_alone(whole_run, tmp_path):
+def test_report_needs_the_records_alone(whole_run, tmp_path, capsys):
     results = tmp_path / 'results'
-    for path in (whole_run / 'results').rglob('*.json'):
-        for folder in (results, results / 'first_2'):  # the same as if of another condition
-            copy = folder / path.relative_to(whole_run / 'results')
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(path.read_bytes())
+    for folder in (results, results / 'first_2'):  # the same as if of another condition
+        folder.mkdir()
+        for name in (FILE, 'subnets.json'):
+            shutil.copy(whole_run / 'results' / name, folder)
     (results / 'first_3').mkdir()
     shutil.copy(results / 'subnets.json', results / 'first_3')  # nothing is trained there yet
     assert call('report.py', '--results', results) == 0
@@ -239,18 +237,15 @@ def test_report_needs_the_records_alone(whole_run, tmp_path):
     assert text.startswith(of_condition)
     for name in ('gains_test', 'similarity_test', 'gains_heldout', 'curves', 'first_2/gains_test'):
         assert (results / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
+    assert call('report.py', '--results', results, '--seeds', 4) == 2
+    assert 'has no records of the seeds [4]' in capsys.readouterr().err
+    assert call('report.py', '--results', results / 'first_3') == 2
+    assert 'first_3 has no records; run.py writes them' in capsys.readouterr().err
 
 
 def test_records_of_another_config_are_refused(whole_run, data_root, capsys):
-    arguments = ['--quick', '--seeds', 3, '--methods', 'autoformer', '--data-root', data_root]
-    arguments += [
-        '--work-dir',
-        whole_run,
-        '--cfg-options',
-        *OPTIONS,
-        'optim_wrapper.optimizer.lr=1',
-    ]
-    assert call('run.py', *arguments) == 2
+    arguments = asked(data_root, whole_run, '--methods', 'autoformer')
+    assert call('run.py', *arguments, 'optim_wrapper.optimizer.lr=1') == 2
     assert 'is of another config' in capsys.readouterr().err
 
 
@@ -258,25 +253,23 @@ def test_lost_weights_of_a_start_are_trained_again_and_held_against_its_record(
     whole_run, data_root, tmp_path, capsys
 ):
     shutil.copytree(whole_run / 'results', tmp_path / 'results')
-    arguments = ['--quick', '--seeds', 3, '--methods', 'single_lora', '--parts', 'stage2']
-    arguments += ['--data-root', data_root, '--work-dir', tmp_path, '--cfg-options', *OPTIONS]
-    path = tmp_path / 'results' / 'autoformer_seed3.json'
+    known = Records(tmp_path / 'results', tmp_path)
+    arguments = asked(data_root, tmp_path, '--methods', 'single_lora', '--parts', 'stage2')
     weights = tmp_path / 'autoformer_seed3' / 'weights.safetensors'
-    record = json.loads(path.read_text())
-    wrong = record['heldout'] | dict(top1=[1.0] * 6)
-    path.write_text(json.dumps(record | dict(heldout=wrong)))
+    record = known.read('autoformer_seed3')
+    known.write(record | dict(heldout=record['heldout'] | dict(top1=[1.0] * 6)))
     assert call('run.py', *arguments) == 2
     assert 'they round in another way' in capsys.readouterr().err
     assert not weights.is_file()
-    assert not (tmp_path / 'results' / 'single_lora_seed3.json').is_file()
-    path.write_text(json.dumps(record))
+    assert known.read('single_lora_seed3') is None
+    known.write(record)
     weights.write_bytes((whole_run / 'mole_seed3' / 'weights.safetensors').read_bytes())
     assert call('run.py', *arguments) == 0
     stored = whole_run / 'autoformer_seed3' / 'weights.safetensors'
     assert weights.read_bytes() == stored.read_bytes()
-    assert json.loads(path.read_text()) == record
+    assert known.read('autoformer_seed3') == record
     assert not list((tmp_path / 'again').iterdir())
-    found = records.read(tmp_path / 'results', 'single_lora_seed3')
+    found = known.read('single_lora_seed3')
     assert found['weights'] == sha256_of(tmp_path / 'single_lora_seed3' / 'weights.safetensors')
     assert f'torch {torch.__version__}' in found['numerics']
 
@@ -285,12 +278,15 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def test_weights_that_nothing_starts_from_are_not_trained_again(whole_run, data_root, tmp_path):
+def test_what_has_a_line_is_not_made_again(whole_run, data_root, tmp_path, capsys):
+    """Nor its weights, if nothing starts from them."""
     shutil.copytree(whole_run / 'results', tmp_path / 'results')
-    arguments = ['--quick', '--seeds', 3, '--methods', 'mole', '--parts', 'supernet', 'stage2']
-    arguments += ['--data-root', data_root, '--work-dir', tmp_path, '--cfg-options', *OPTIONS]
-    assert call('run.py', *arguments) == 0
+    before = (tmp_path / 'results' / FILE).read_bytes()
+    arguments = ['--methods', 'mole', '--parts', 'supernet', 'stage2', 'test']
+    assert call('run.py', *asked(data_root, tmp_path, *arguments)) == 0
+    assert capsys.readouterr().out.count('2 of 2 are there') == 2  # trained, and tested
     assert not list(tmp_path.glob('*/weights.safetensors'))
+    assert (tmp_path / 'results' / FILE).read_bytes() == before
 
 
 def test_images_that_are_not_there_are_said_in_one_line(tmp_path, capsys):
@@ -316,13 +312,13 @@ def test_prepared_data_are_the_files_unzipped(data_root, tmp_path, capsys):
 
 def test_search_reads_what_run_wrote(whole_run, data_root, capsys):
     folders = ['--out', whole_run / 'results', '--work-dir', whole_run, '--data-root', data_root]
-    folders += ['--space', 'nano', '--seeds', 3, '--searches', 2]
-    assert call('search.py', *folders, '--cfg-options', *OPTIONS) == 0
+    folders += ['--space', 'nano', '--seeds', 3, '--searches', 1]
+    assert call('search.py', *folders, '--methods', 'mole', '--cfg-options', *OPTIONS) == 0
     rows = json.loads((whole_run / 'results' / 'searches.json').read_text())
-    assert len(rows) == 2 * 3 * 2
+    assert len(rows) == 3 * 2
     assert {row['regret'] for row in rows} == {0}  # all of the space fits in one generation
-    table = json.loads((whole_run / 'results' / 'tables' / 'mole_seed3.json').read_text())
-    record = json.loads((whole_run / 'results' / 'mole_seed3.json').read_text())
+    known = Records(whole_run / 'results')
+    table, record = known.read('mole_seed3', 'scores'), known.read('mole_seed3')
     space = list(SearchSpace(**edits.SPACES['nano']))
     drawn = json.loads((whole_run / 'results' / 'subnets.json').read_text())
     places = [[s.to_dict() for s in space].index(subnet) for subnet in drawn]
@@ -334,6 +330,13 @@ def test_search_reads_what_run_wrote(whole_run, data_root, capsys):
     assert 'dynas_seed3 has no record' in capsys.readouterr().err
 
 
+@pytest.fixture(scope='module')
+def digits_root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp('digits')
+    assert call(ROOT / 'tools' / 'prepare_digits.py', '--out', root) == 0
+    return root
+
+
 def test_transfer_learns_from_exports_and_from_scratch(whole_run, data_root, digits_root, capsys):
     folders = ['--out', whole_run / 'results', '--work-dir', whole_run, '--data-root', data_root]
     folders += ['--seeds', 3, '--subnets', 4, '--methods', 'mole', '--digits', digits_root]
@@ -343,10 +346,7 @@ def test_transfer_learns_from_exports_and_from_scratch(whole_run, data_root, dig
         'train_dataloader.dataset.times=1',
     ]
     assert call('transfer.py', *folders, '--cfg-options', *short) == 0
-    found = {
-        path.stem: json.loads(path.read_text())
-        for path in (whole_run / 'results' / 'transfer').glob('*.json')
-    }
+    found = {record['net']: record for record in Records(whole_run / 'results').all('transfer')}
     assert set(found) == {'scratch_4_seed3', 'mole_4_seed3'}
     assert all(0 <= record[part] <= 100 for record in found.values() for part in training.SETS)
     capsys.readouterr()
