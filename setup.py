@@ -29,11 +29,12 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['tas_lora', 'tas_lora.*']),
-    package_data={'tas_lora.analysis': ['*.html']},
+    package_data={'tas_lora.report': ['*.html']},
     install_requires=[
         'torch>=2.10',  # older ones believe the sizes that a file declares
         'torchvision>=0.25',
         'jinja2>=3.0',
+        'lazy-loader>=0.4',
         'matplotlib>=3.6',
         'mmengine>=0.10.5',
         'mmpretrain>=1.2.0',

@@ -11,7 +11,7 @@ from feature_collapse.edits import SPACES, drawn_subnets
 from feature_collapse.records import FILE, Records
 
 from tas_lora import UserError, cli
-from tas_lora.files import write_atomic
+from tas_lora.atomic_files import write_atomic
 
 HERE = Path(__file__).resolve().parent
 SEARCHED = ('heldout', 'test', 'regret', 'found_the_best')
