@@ -23,7 +23,7 @@ def parse_args():
     )
     parser.add_argument('--no-report', action='store_true', help='write no page and no figures')
     parser.add_argument(
-        '--resume', action='store_true', help='go on with the search in the work directory'
+        '--resume', action='store_true', help='continue the search in the work directory'
     )
     parser.add_argument(
         '--replay',
@@ -70,7 +70,7 @@ def searched_config(args) -> Config:
     cfg = cli.config_from(args)
     loop = (cfg.get('val_cfg') or {}).get('type')
     if not str(getattr(loop, '__name__', loop)).endswith('SearchLoop'):  # a class, or its name
-        raise UserError(f'{args.config} is no search config: its val_cfg is no search loop')
+        raise UserError(f'{args.config} is not a search config: its val_cfg has another loop')
     if args.model is not None:
         options = {k: v for k, v in (args.cfg_options or {}).items() if k.startswith('model.')}
         cfg.model = apis.load_config(args.model, options).model
