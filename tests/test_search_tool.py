@@ -148,7 +148,7 @@ def test_what_cannot_be_replayed(searched, capsys, tmp_path):
     assert 'weights.pth does not exist; give the file as CHECKPOINT' in line
     assert 'search result nowhere cannot be read: No such file' in error('--replay', 'nowhere')
     (tmp_path / 'subnet.json').write_text(json.dumps(result_of(folder)['subnet']))
-    assert 'it says not by which config' in error('--replay', 'subnet.json')
+    assert 'needs checkpoint_sha256' in error('--replay', 'subnet.json')
     assert 'CONFIG and CHECKPOINT are needed, or --replay RESULT' in error('search.py')
 
 
