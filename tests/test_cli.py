@@ -151,7 +151,7 @@ def test_subnet_file_that_is_none(fails, tmp_path, experts):
     assert 'exactly the fields' in fails('export.py', *arguments, tmp_path / 'bad.json')
     assert 'cannot be read' in fails('export.py', *arguments, tmp_path / 'missing.json')
     (tmp_path / 'bad.json').write_text('{')
-    assert 'is not valid JSON' in fails('export.py', *arguments, tmp_path / 'bad.json')
+    assert 'is not JSON' in fails('export.py', *arguments, tmp_path / 'bad.json')
 
 
 def test_limits_that_no_subnet_meets(fails, digits_root, experts):

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tas_lora import UserError, apis
@@ -36,6 +36,7 @@ def test_a_sealed_file_is_a_zip_file_that_torch_reads(tmp_path):
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@settings(deadline=None)
 def test_a_flipped_bit_is_named(tmp_path_factory, place, bit):
     path = sealed(tmp_path_factory.mktemp('flip') / 'a.pth')
     content = bytearray(path.read_bytes())

@@ -1,7 +1,6 @@
 """Export a subnet as a standalone network in several formats, read each back and compare."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -11,7 +10,6 @@ from tempfile import TemporaryDirectory
 from mmengine.config import Config
 
 from tas_lora import SearchSpace, Subnet, UserError, apis, cli, export_subnet
-from tas_lora.errors import blame
 from tas_lora.export import FORMATS, Format, Source, export_formats, find_formats, model_card
 from tas_lora.export.data import class_names, innermost, labelled_batches
 from tas_lora.export.formats import ROOT
@@ -20,6 +18,7 @@ from tas_lora.export.onnx import OPSETS, check_opset
 from tas_lora.export.parity import check_place, forms_in
 from tas_lora.models import SupernetClassifier
 from tas_lora.models.safe_load import read_checkpoint
+from tas_lora.provenance import read_json
 
 DATA = ('train_dataloader', 'test_dataloader', 'test_evaluator', 'custom_imports')
 
@@ -52,11 +51,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def read_record(path: str) -> dict:
-    """Read a subnet's JSON file, with all that the search wrote into it."""
-    with blame(f'subnet file {path} cannot be read'):
-        text = Path(path).read_text('utf-8')
-    with blame(f'subnet file {path} is not valid JSON'):
-        record = json.loads(text)
+    """The JSON file of a subnet, with what the search wrote beside it."""
+    record = read_json(path, 'subnet file')
     return record if isinstance(record, dict) else dict(subnet=record)
 
 
