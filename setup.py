@@ -1,10 +1,16 @@
 """Installation; settings of tools are in pyproject.toml."""
 
+import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+VERSION = re.search(
+    "^__version__ = '(.+)'$", (ROOT / 'tas_lora/__init__.py').read_text('utf-8'), re.MULTILINE
+).group(1)
 FORMATS = {
     'onnx': ['onnx>=1.18', 'onnxruntime>=1.23', 'onnxscript>=0.6.2'],
     'timm': ['timm>=1.0.23'],
@@ -18,16 +24,39 @@ EXTRAS = {
     'nas_lora': ['scikit-image>=0.22'],  # its photographs; projects/nas_lora
 }
 TOOLS = ['hypothesis>=6.80', 'pre-commit', 'pytest>=7.0', 'pytest-xdist>=3.2', 'ruff']
+# 'docs': what builds the documentation belongs here, and into TOOLS if lint runs it.
 EXTRAS['dev'] = sorted({*sum(EXTRAS.values(), []), *TOOLS})
+
+
+class BuildWithMim(build_py):
+    """Packs configs and tools into the wheel as ``tas_lora/.mim``, where MIM looks for them.
+
+    An editable installation needs no copy: ``tas_lora.packaged`` finds them beside the package.
+    """
+
+    def run(self):
+        target = Path(self.build_lib) / 'tas_lora' / '.mim'
+        if not self.editable_mode:
+            shutil.rmtree(target.parent, ignore_errors=True)  # files of an earlier build
+        super().run()
+        if self.editable_mode:
+            return
+        for name in ('configs', 'tools'):
+            skip = shutil.ignore_patterns('__pycache__')
+            shutil.copytree(ROOT / name, target / name, ignore=skip)
+        shutil.copy(ROOT / 'model-index.yml', target)
+
 
 setup(
     name='tas-lora',
-    version='0.1.0',
+    version=VERSION,
     description='Vision-transformer architecture search with mixture-of-LoRA experts',
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.10',
+    cmdclass={'build_py': BuildWithMim},
+    entry_points={'console_scripts': ['tas-lora = tas_lora.__main__:main']},
     packages=find_packages(include=['tas_lora', 'tas_lora.*']),
     package_data={'tas_lora.analysis': ['*.html']},
     install_requires=[

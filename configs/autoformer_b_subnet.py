@@ -7,7 +7,7 @@ GPUs: 1. 54.0M parameters: top-1 82.6 +-0.0 (published); not run here. To train 
 """
 
 _base_ = [
-    '_base_/models/autoformer_b_subnet.py',
+    '_base_/models/subnet_b.py',
     '_base_/datasets/imagenet_autoformer.py',
     '_base_/schedules/finetune_30e.py',
     '_base_/default_runtime.py',

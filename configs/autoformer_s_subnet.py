@@ -7,7 +7,7 @@ GPUs: 1. 22.9M parameters: top-1 81.9 +-0.1 (published); not run here. To train 
 """
 
 _base_ = [
-    '_base_/models/autoformer_s_subnet.py',
+    '_base_/models/subnet_s.py',
     '_base_/datasets/imagenet_autoformer.py',
     '_base_/schedules/finetune_30e.py',
     '_base_/default_runtime.py',

@@ -7,7 +7,7 @@ GPUs: 1. 5.9M parameters: top-1 75.7 +-0.1 (published); not run here. To train i
 """
 
 _base_ = [
-    '_base_/models/autoformer_t_subnet.py',
+    '_base_/models/subnet_t.py',
     '_base_/datasets/imagenet_autoformer.py',
     '_base_/schedules/finetune_30e.py',
     '_base_/default_runtime.py',

@@ -5,13 +5,14 @@ import warnings
 # mmcv-lite says on import that it lacks CUDA operators; none is needed here.
 warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
 
+from . import openmmlab
 from .apis import load_supernet, read_subnet
 from .errors import UserError
 from .models import export_subnet
 from .search import count_flops, count_params
 from .structures import SearchSpace, Subnet
 
-__version__ = '0.1.0'
+__version__ = '0.2.0.dev0'
 
 __all__ = [
     'SearchSpace',
@@ -23,3 +24,5 @@ __all__ = [
     'load_supernet',
     'read_subnet',
 ]
+
+openmmlab.register()

@@ -17,14 +17,16 @@ from .errors import UserError, blame
 from .files import checkpoints_in, is_damaged, newest_whole
 from .models import SupernetClassifier
 from .models.safe_load import read_state_dict
+from .packaged import find_config
 from .structures import Subnet
 
 
 def load_config(path: str | Path, options: dict | None = None) -> Config:
-    """Read a config, apply ``--cfg-options``, and refuse arguments that nothing takes."""
-    if not Path(path).is_file():
-        what = 'is no file' if Path(path).exists() else 'does not exist'
-        raise UserError(f'config {path} {what}; configs are in configs/')
+    """Read a config, by path or packaged name, and refuse arguments that nothing takes.
+
+    ``options`` are those of ``--cfg-options``.
+    """
+    path = find_config(path)
     with blame(f'config {path} cannot be read'):
         cfg = Config.fromfile(path)
     if 'model' not in cfg:

@@ -12,7 +12,13 @@ FILES = sorted((ROOT / 'tas_lora').rglob('*.py'))
 # A module may import from its own layer and those before it. A package counts where it stands
 # itself, so that `from ..models import X` is an import of all that `models` exports.
 LAYERS = (
-    ('tas_lora.registry', 'tas_lora.errors', 'tas_lora.files'),
+    (
+        'tas_lora.registry',
+        'tas_lora.errors',
+        'tas_lora.files',
+        'tas_lora.packaged',
+        'tas_lora.openmmlab',
+    ),
     ('tas_lora.structures',),
     ('tas_lora.search',),
     ('tas_lora.models.layers',),
@@ -29,7 +35,14 @@ LAYERS = (
     ('tas_lora.analysis',),
     ('tas_lora.engine', 'tas_lora.evaluation', 'tas_lora.datasets'),
     ('tas_lora.export',),
-    ('tas_lora.config_check', 'tas_lora.apis', 'tas_lora.cli', 'tas_lora.subjects', 'tas_lora'),
+    (
+        'tas_lora.config_check',
+        'tas_lora.apis',
+        'tas_lora.cli',
+        'tas_lora.subjects',
+        'tas_lora',
+        'tas_lora.__main__',
+    ),
 )
 ORDER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 FRAMEWORKS = {'torch', 'torchvision', 'mmengine', 'mmcv', 'mmpretrain'}

@@ -3,8 +3,8 @@
 import argparse
 import json
 import platform
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import write_together
+from ..packaged import command
 from ..structures import Subnet
 from .search_drawing import style
 
@@ -59,7 +60,7 @@ class Net:
 def origin(args: argparse.Namespace, nets: Sequence[Net]) -> dict:
     """By what a result was made: command, seed, versions, and the digest of each checkpoint."""
     return dict(
-        command=sys.argv,
+        command=command(),
         seed=args.seed,
         checkpoints={
             net.name: dict(config=net.config, checkpoint=net.checkpoint, sha256=net.digest)
@@ -118,7 +119,7 @@ def _png(draw: Callable, metadata: Mapping) -> bytes:
 
 
 def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # on the path without an installation
-        return 'not installed'
+    for name in (package, f'onedl-{package}'):  # the fork of mmengine and mmpretrain
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return 'not installed'  # on the path without an installation

@@ -3,9 +3,9 @@
 import json
 import os
 import platform
-import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 
 from ...errors import UserError
 from ...files import write_atomic
+from ...packaged import command
 from ..runner.same_run import differences, run_record
 
 FILE = 'search.json'
@@ -54,7 +55,7 @@ def identity_of(config: dict, checkpoint: str | None, images: str) -> dict:
     return dict(
         checkpoint=checkpoint,
         checkpoint_sha256=digest,
-        command=sys.argv,
+        command=command(),
         versions=versions | dict(python=platform.python_version()),
         settings=settings,
         config=json.loads(json.dumps(kept, default=_name)),
@@ -158,10 +159,10 @@ def _device() -> str:
 
 
 def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # on the path without an installation
-        return 'not installed'
+    for name in (package, f'onedl-{package}'):  # the fork of mmengine and mmpretrain
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return 'not installed'  # on the path without an installation
 
 
 def _name(value) -> str:
