@@ -18,7 +18,7 @@ FORMATS = {
 }
 EXTRAS = {
     'demo': ['scikit-learn>=1.2'],
-    'search': ['pymoo>=0.6.1', 'scikit-learn>=1.2'],  # several goals; a surrogate
+    'search': ['pymoo>=0.6.1', 'scikit-learn>=1.2', 'scipy>=1.11.3'],  # several goals; a surrogate
     **FORMATS,
     'export': sum(FORMATS.values(), []),
     'nas_lora': ['scikit-image>=0.22'],  # its photographs; projects/nas_lora
@@ -58,16 +58,18 @@ setup(
     cmdclass={'build_py': BuildWithMim},
     entry_points={'console_scripts': ['tas-lora = tas_lora.__main__:main']},
     packages=find_packages(include=['tas_lora', 'tas_lora.*']),
-    package_data={'tas_lora.analysis': ['*.html']},
+    package_data={'tas_lora.report': ['*.html']},
     install_requires=[
         'torch>=2.10',  # older ones believe the sizes that a file declares
         'torchvision>=0.25',
         'jinja2>=3.0',
+        'lazy-loader>=0.4',
         'matplotlib>=3.6',
         'mmengine>=0.10.5',
         'mmpretrain>=1.2.0',
         'mmcv-lite>=2.0.0,<2.4.0',  # the range MMPretrain accepts
         'numpy>=1.26',
+        'pillow>=10.0',
         'psutil>=5.9.4',
         'rich>=12.6',
         'safetensors>=0.4.3',

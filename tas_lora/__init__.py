@@ -2,27 +2,26 @@
 
 import warnings
 
-# mmcv-lite says on import that it lacks CUDA operators; none is needed here.
-warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
+import lazy_loader
 
 from . import openmmlab
-from .apis import load_supernet, read_subnet
-from .errors import UserError
-from .models import export_subnet
-from .search import count_flops, count_params
-from .structures import SearchSpace, Subnet
 
 __version__ = '0.2.0.dev0'
 
-__all__ = [
-    'SearchSpace',
-    'Subnet',
-    'UserError',
-    'count_flops',
-    'count_params',
-    'export_subnet',
-    'load_supernet',
-    'read_subnet',
-]
+# A name is imported when it is first asked for: `import tas_lora` costs next to nothing, and who
+# works with subnets and spaces alone waits for no torch.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs=dict(
+        apis=['load_supernet'],
+        errors=['UserError'],
+        models=['ElasticViT', 'export_subnet'],
+        search=['count_flops', 'count_params'],
+        structures=['SearchSpace', 'Subnet', 'read_subnet'],
+    ),
+)
+
+# mmcv-lite says on import that it lacks CUDA operators; none is needed here.
+warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
 
 openmmlab.register()

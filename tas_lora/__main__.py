@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def _run(path: Path, arguments: list[str]) -> None:
-    name = f'tas-lora {path.relative_to(packaged.TOOLS).with_suffix("").as_posix()}'
+    name = f'tas-lora {path.stem}'
     if path.suffix == '.sh':
         os.environ['TAS_LORA_COMMAND'] = name
         os.environ.setdefault('PYTHON', sys.executable)

@@ -9,40 +9,15 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.registry import LOOPS, MODELS, init_default_scope
 
-from .analysis.search_report import write_report
-from .config_check import check_arguments, check_data, check_names, check_options
+from .atomic_files import checkpoints_in, is_damaged, newest_whole
+from .config import check_data, load_config
 from .engine import SubnetTestLoop, SupernetRunner
 from .engine.search import test_chosen
 from .errors import UserError, blame
-from .files import checkpoints_in, is_damaged, newest_whole
 from .models import SupernetClassifier
 from .models.safe_load import read_state_dict
-from .packaged import find_config
+from .report.page import write_report
 from .structures import Subnet
-
-
-def load_config(path: str | Path, options: dict | None = None) -> Config:
-    """Read a config, by path or packaged name, and refuse arguments that nothing takes.
-
-    ``options`` are those of ``--cfg-options``.
-    """
-    path = find_config(path)
-    with blame(f'config {path} cannot be read'):
-        cfg = Config.fromfile(path)
-    if 'model' not in cfg:
-        raise UserError(f'config {path} has no model; files in _base_ are parts of configs')
-    return checked_config(cfg, options)
-
-
-def checked_config(cfg: Config, options: dict | None = None) -> Config:
-    """The config with ``--cfg-options`` applied; arguments that nothing takes are refused."""
-    check_options(cfg, options)
-    with blame('--cfg-options do not fit the config'):
-        cfg.merge_from_dict(options or {})
-    check_names(cfg)
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    check_arguments(cfg)
-    return cfg
 
 
 def load_supernet(
@@ -77,11 +52,6 @@ def load_supernet(
     if checkpoint is not None:
         model.load_state_dict(read_state_dict(checkpoint))
     return model.to(device).eval()
-
-
-def read_subnet(path: str | Path) -> Subnet:
-    """A subnet from JSON: its dict, or a record with a ``subnet`` as search and export write."""
-    return Subnet.coerce(Path(path))
 
 
 def prepare_training(cfg: Config) -> SupernetRunner:

@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config, DictAction
 from rich.table import Table
 
-from .apis import load_config
+from .config import load_config
 from .errors import UserError
 
 _USER_MISTAKES = (UserError, OSError)  # OSError: a path that cannot be read or written

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
-from tas_lora.apis import load_config
+from tas_lora.config import load_config
 
 # Small tensors: threads cost more than they give, the more so beside other jobs.
 torch.set_num_threads(1)

@@ -22,8 +22,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from tas_lora.atomic_files import is_whole, newest_whole
 from tas_lora.errors import STOPPED
-from tas_lora.files import is_whole, newest_whole
 from tas_lora.models.safe_load import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]

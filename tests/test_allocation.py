@@ -12,7 +12,7 @@ from mmpretrain.structures import DataSample
 from tiny import SPACE, repeatable, tiny_config, tiny_model
 
 from tas_lora import UserError, apis, load_supernet
-from tas_lora.models.importance import layer_importance
+from tas_lora.analysis.importance import layer_importance
 from tas_lora.models.layers import allocate, fold_gates, merge_experts, slice_weight
 
 scores = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20)

@@ -30,7 +30,7 @@ from tas_lora.analysis.features import (
     penultimate_features,
     spread,
 )
-from tas_lora.apis import load_config
+from tas_lora.config import load_config
 
 SUBNETS = [SPACE.smallest(), every(SPACE)[5], SPACE.largest()]
 

@@ -10,8 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tas_lora import Subnet, cli
-from tas_lora.analysis import benchmark, growth, processes
-from tas_lora.analysis.contestants import (
+from tas_lora.config import load_config
+from tas_lora.costs import benchmark, growth, processes
+from tas_lora.costs.reference_models import (
     StaticViT,
     forward_products,
     left_unmerged,
@@ -19,8 +20,7 @@ from tas_lora.analysis.contestants import (
     step_products,
     training_step,
 )
-from tas_lora.analysis.timing import interleave, ratio, saved_bytes
-from tas_lora.apis import load_config
+from tas_lora.costs.timing import interleave, ratio, saved_bytes
 
 CONFIG = tiny_config()['model']
 

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, call_tool
 
 from tas_lora import SearchSpace, Subnet, cli, load_supernet
-from tas_lora.apis import load_config
+from tas_lora.config import load_config
 
 CONFIGS = ROOT / 'configs'
 SUPERNET, MOLE, SEARCH = (CONFIGS / f'digits_{s}.py' for s in ('supernet', 'moLE', 'search'))

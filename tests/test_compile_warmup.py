@@ -13,7 +13,7 @@ from torch._dynamo.backends.common import aot_autograd
 
 from tas_lora import SearchSpace
 from tas_lora.engine.hooks import CompileWarmupHook, compile_warmup_hook
-from tas_lora.models.backbones.compiled import covering_subnets
+from tas_lora.engine.hooks.compile_warmup_hook import covering_subnets
 
 
 @pytest.fixture

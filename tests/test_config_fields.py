@@ -15,8 +15,9 @@ from tiny import CLASSES, IMAGE, MOLE, SPACE, SPACE_DICT, images, tiny_config, t
 from torch.utils.data import DataLoader
 
 from tas_lora import UserError
-from tas_lora.apis import load_config
+from tas_lora.config import load_config
 from tas_lora.datasets import INaturalist2019, held_out_split
+from tas_lora.datasets.held_out_images import HeldOutImages
 from tas_lora.engine.hooks import (
     ComplexityAwareLRHook,
     MoLEHook,
@@ -27,7 +28,6 @@ from tas_lora.engine.hooks import (
 from tas_lora.engine.optim import AutoFormerLR
 from tas_lora.engine.runner.strategy import SandwichRule, build_strategy
 from tas_lora.engine.runner.subnet_val_loop import resolve_subnets
-from tas_lora.engine.search.held_out_images import HeldOutImages
 from tas_lora.evaluation import CrossEntropy
 from tas_lora.models.backbones import ElasticViT
 from tas_lora.models.heads import (

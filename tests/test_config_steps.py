@@ -15,7 +15,7 @@ from PIL import Image
 from test_configs import CONFIGS
 from tiny import SEARCHED
 
-from tas_lora.apis import load_config
+from tas_lora.config import load_config
 
 SPACE = {'embed_dim', 'depth', 'num_heads', 'mlp_ratio'}
 BLOCKS_LESS = 10  # of 12 to 16

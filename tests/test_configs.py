@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from tas_lora import SearchSpace, Subnet, cli
-from tas_lora.apis import load_config
+from tas_lora.config import load_config
 from tas_lora.engine import MoLEHook
 from tas_lora.models.heads import group_wise_bias
 
@@ -256,12 +256,12 @@ def test_published_optimizers_of_the_experts(runner, published):
 
 @of_sizes('search')
 def test_published_search(runner, published):
-    loop = runner.val_loop
-    assert loop.space == published['space']
-    assert loop.limits.ranges == dict(params=(0, published['max_params']))
-    assert loop.limits.allow(loop.space.smallest())
-    assert {field: vars(loop.evolution)[field] for field in SEARCH} == SEARCH
-    assert loop.score == 'cross_entropy'
+    search = runner.val_loop.settings
+    assert search.space == published['space']
+    assert search.limits.ranges == dict(params=(0, published['max_params']))
+    assert search.limits.allow(search.space.smallest())
+    assert {field: vars(search.evolution)[field] for field in SEARCH} == SEARCH
+    assert search.score == 'cross_entropy'
 
 
 @pytest.mark.parametrize(

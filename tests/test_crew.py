@@ -36,7 +36,7 @@ def lead(crew: Crew) -> str:
     """Four rounds, all of whose tasks come back and are kept; says which ranks took part."""
     rounds, kept = [tasks(12), tasks(1, 12), [], tasks(5, 13)], []
     found = [list(crew.perform(round, lambda *pair: kept.append(pair))) for round in rounds]
-    crew.farewell = len(found)
+    crew.result = len(found)
     assert [sorted(t.number for t, _ in r) for r in found] == [
         [t.number for t in r] for r in rounds
     ]
@@ -107,7 +107,7 @@ def test_alone_it_works_in_order():
 def test_three_ranks_share_all_tasks(tmp_path):
     leader, *others = crew_of(3, tmp_path, work)
     assert leader == '[0, 1, 2]'  # all took part
-    assert others == ['4', '4']  # and went home with the farewell
+    assert others == ['4', '4']  # and went home with the result
 
 
 def test_what_others_finish_is_kept_while_the_leader_is_at_work(tmp_path):

@@ -12,16 +12,10 @@ from hypothesis import strategies as st
 from tiny import CLASSES, IMAGE, SEARCHED, SPACE, repeatable, spaces, tiny_model
 
 from tas_lora import UserError, count_flops, count_params, export_subnet
-from tas_lora.analysis import timing
+from tas_lora.costs import timing
+from tas_lora.costs.exported import check_costs, convention, counted_flops, flops_reasons, sizes
+from tas_lora.costs.latency import measure, timm_vit
 from tas_lora.export import Source
-from tas_lora.export.costs import (
-    check_costs,
-    convention,
-    counted_flops,
-    flops_reasons,
-    sizes,
-)
-from tas_lora.export.latency import measure, timm_vit
 from tas_lora.models.plain_vit import PlainViT
 
 AUTOFORMER = dict(img_size=224, patch_size=16, in_channels=3, head_dim=64)

@@ -12,7 +12,7 @@ from tiny import SPACE, images, tiny_model
 
 from tas_lora import UserError, export_subnet
 from tas_lora.export import FORMATS, Source, export_formats
-from tas_lora.export.writing import check_place
+from tas_lora.export.parity import check_place
 
 FILES = {'weights.safetensors', 'architecture.json', 'plain_vit.py', 'MODEL_CARD.md'}
 

@@ -23,7 +23,7 @@ from test_export import trained_like
 from tiny import IMAGE, SPACE, repeatable, tiny_model
 
 from tas_lora import UserError, export_subnet
-from tas_lora.export import Source, export_formats, feeding, find_formats, mmpretrain
+from tas_lora.export import Source, export_formats, find_formats, mmpretrain, preprocess
 from tas_lora.models.plain_vit import load_plain_vit
 
 FORMS = ['timm', 'huggingface', 'mmpretrain']
@@ -184,7 +184,7 @@ def test_a_network_of_bgr_is_compared_by_channels_turned_round(tmp_path):
     folder = export_subnet(model, SPACE.smallest(), tmp_path / 'source', dataset=dataset_of())
     source = Source.read(folder)
     assert source.description['preprocess']['channel_order'] == 'BGR'
-    weights, mean, std, is_reversed = feeding.in_rgb(source)
+    weights, mean, std, is_reversed = preprocess.in_rgb(source)
     assert is_reversed
     images = torch.rand(4, 3, 8, 8)
     ours, theirs = (torch.tensor(NORMAL[name]).view(3, 1, 1) for name in ('mean', 'std'))
@@ -262,11 +262,11 @@ def test_what_cannot_be_told_is_left_open(tmp_path, steps):
 @given(st.integers(8, 512), st.floats(0.1, 1))
 def test_timm_resizes_to_the_same_edge(side, ratio):
     """Its transforms resize to ``floor(side / crop_pct)``."""
-    preprocess = dict(crop_ratio=ratio)
-    source = Source(None, None, dict(network=dict(img_size=side), preprocess=preprocess))
+    described = dict(crop_ratio=ratio)
+    source = Source(None, None, dict(network=dict(img_size=side), preprocess=described))
     edge = round(side / ratio)
-    assert feeding.resized_edge(source) == edge
-    assert math.floor(side / feeding.crop_share(source)) == edge
+    assert preprocess.resized_edge(source) == edge
+    assert math.floor(side / preprocess.crop_share(source)) == edge
 
 
 @pytest.mark.parametrize(

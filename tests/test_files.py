@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tas_lora import UserError, apis
+from tas_lora.atomic_files import check_seal, is_damaged, is_whole, newest_whole, seal, write_atomic
 from tas_lora.engine.hooks.safe_checkpoint_hook import WholeFiles
-from tas_lora.files import check_seal, is_damaged, is_whole, newest_whole, seal, write_atomic
 from tas_lora.models.safe_load import read_state_dict
 
 WEIGHTS = {'a': torch.arange(5000.0)}
@@ -81,7 +81,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 WRITER = """
 import sys
-from tas_lora.files import write_atomic
+from tas_lora.atomic_files import write_atomic
 size = 0
 while True:
     size = size % 5 + 1

@@ -1,7 +1,10 @@
 """Imports inside the package go one way, and nothing hides in module state."""
 
 import ast
-from collections.abc import Iterator
+import graphlib
+import subprocess
+import sys
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +15,8 @@ FILES = sorted((ROOT / 'tas_lora').rglob('*.py'))
 # A module may import from its own layer and those before it. A package counts where it stands
 # itself, so that `from ..models import X` is an import of all that `models` exports.
 LAYERS = (
-    (
-        'tas_lora.registry',
-        'tas_lora.errors',
-        'tas_lora.files',
-        'tas_lora.packaged',
-        'tas_lora.openmmlab',
-    ),
+    ('tas_lora.errors', 'tas_lora.checks', 'tas_lora.atomic_files', 'tas_lora.registry'),
+    ('tas_lora.packaged', 'tas_lora.openmmlab'),
     ('tas_lora.structures',),
     ('tas_lora.search',),
     ('tas_lora.models.layers',),
@@ -31,41 +29,43 @@ LAYERS = (
         'tas_lora.models.safe_load',
     ),
     ('tas_lora.models.classifiers',),
-    ('tas_lora.models.export', 'tas_lora.models.importance', 'tas_lora.models'),
+    ('tas_lora.models.export', 'tas_lora.models'),
+    ('tas_lora.datasets', 'tas_lora.evaluation'),
+    ('tas_lora.report',),
     ('tas_lora.analysis',),
-    ('tas_lora.engine', 'tas_lora.evaluation', 'tas_lora.datasets'),
     ('tas_lora.export',),
-    (
-        'tas_lora.config_check',
-        'tas_lora.apis',
-        'tas_lora.cli',
-        'tas_lora.subjects',
-        'tas_lora',
-        'tas_lora.__main__',
-    ),
+    ('tas_lora.costs',),
+    ('tas_lora.engine',),
+    ('tas_lora.config', 'tas_lora.apis', 'tas_lora.cli', 'tas_lora', 'tas_lora.__main__'),
 )
 ORDER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 FRAMEWORKS = {'torch', 'torchvision', 'mmengine', 'mmcv', 'mmpretrain'}
 
 
-def imports(source: str, package: str) -> Iterator[str]:
-    """Full names of the modules that ``source``, a module inside ``package``, imports from."""
+def imports(source: str, package: str, modules: Container[str] = ()) -> Iterator[str]:
+    """Full names of the modules that ``source``, a module inside ``package``, imports from.
+
+    What is imported from a package by name is the package, or one of ``modules`` inside it.
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = package.split('.')[: len(package.split('.')) + 1 - node.level]
             parts = (above if node.level else []) + ([node.module] if node.module else [])
-            yield '.'.join(parts)
+            base = '.'.join(parts)
+            for alias in node.names:
+                inside = f'{base}.{alias.name}'
+                yield inside if inside in modules else base
 
 
 def module_name(path: Path) -> str:
     return '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__')
 
 
-def imports_of(path: Path) -> list[str]:
+def imports_of(path: Path, modules: Container[str] = ()) -> list[str]:
     package = '.'.join(path.relative_to(ROOT).parent.parts)
-    return list(imports(path.read_text(), package))
+    return list(imports(path.read_text(), package, modules))
 
 
 def imports_into(path: Path, packages: set[str]) -> list[str]:
@@ -111,6 +111,21 @@ def test_imports_go_down():
     assert up == []
 
 
+def test_there_is_no_circle():
+    """Also of imports inside functions and of those for type checkers alone."""
+    modules = {module_name(path): path for path in FILES}
+    graph = {
+        name: {to for to in imports_of(path, modules) if to in modules and to != name}
+        for name, path in modules.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+def test_a_circle_would_be_found():
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter({'a': {'b'}, 'b': {'c'}, 'c': {'a'}}).prepare()
+
+
 def test_packages_only_export():
     definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
     for path in (ROOT / 'tas_lora').rglob('__init__.py'):
@@ -122,6 +137,19 @@ def test_packages_only_export():
 def test_values_and_search_need_no_framework(folder):
     for path in (ROOT / 'tas_lora' / folder).rglob('*.py'):
         assert imports_into(path, FRAMEWORKS) == []
+
+
+def test_importing_the_package_loads_no_framework():
+    code = (
+        'import sys, time, tas_lora; from tas_lora import SearchSpace, Subnet, count_params; '
+        f'print(sorted({FRAMEWORKS} & set(sys.modules)), time.process_time())'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    loaded, seconds = done.stdout.rsplit(maxsplit=1)
+    assert loaded == '[]'
+    assert float(seconds) < 1  # of the processor; .2 alone, numpy's included
 
 
 def test_exported_network_needs_nothing_of_ours():

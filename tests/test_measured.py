@@ -14,8 +14,8 @@ from conftest import ROOT
 from tiny import CLASSES, IMAGE, SPACE, every, tiny_model
 
 from tas_lora import Subnet, UserError
-from tas_lora.analysis import deployed
-from tas_lora.analysis.deployed import Deployed, trimmed
+from tas_lora.costs import deployed
+from tas_lora.costs.deployed import Deployed, trimmed
 from tas_lora.models.export import standalone_state_dict
 from tas_lora.models.plain_vit import PlainViT
 from tas_lora.search.measured import Measured, open_measured

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from tiny import CLASSES, IMAGE, SPACE, SPACE_DICT, every, images, randomize, repeatable, spaces
 
 from tas_lora import SearchSpace, Subnet, count_flops, count_params, load_supernet
-from tas_lora.analysis.deployed import Deployed
-from tas_lora.analysis.search_report import in_words
+from tas_lora.costs.deployed import Deployed
 from tas_lora.errors import UserError
 from tas_lora.models.backbones import ElasticViT
 from tas_lora.models.export import export_subnet
 from tas_lora.models.layers import finest_positions
 from tas_lora.models.plain_vit import load_plain_vit
+from tas_lora.report.page import in_words
 from tas_lora.search.surrogate import encode
 
 PATCHES = [2, 4, 8]

@@ -8,7 +8,7 @@ from tiny import repeatable
 
 from tas_lora import UserError
 from tas_lora.search import Race, RaceRules
-from tas_lora.search.strata import Strata
+from tas_lora.search.stratified import Strata
 
 IMAGES = 3000
 SMALL = dict(first=240, controls=10, strata=10)  # for sets of some thousand images

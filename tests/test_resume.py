@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT
 
 from tas_lora import UserError, apis
-from tas_lora.engine.runner.same_run import run_record
+from tas_lora.engine.runner.resume_check import run_record
 from tas_lora.errors import STOPPED
 from tas_lora.models.safe_load import read_checkpoint, read_state_dict
 

@@ -7,9 +7,9 @@ from conftest import ROOT
 from tiny import SPACE, images, randomize, tiny_model
 
 from tas_lora import SearchSpace
-from tas_lora.analysis import benchmark
-from tas_lora.analysis.timing import saved_bytes
-from tas_lora.apis import load_config
+from tas_lora.config import load_config
+from tas_lora.costs import benchmark
+from tas_lora.costs.timing import saved_bytes
 from tas_lora.models.layers import (
     ElasticAttention,
     ElasticLinear,

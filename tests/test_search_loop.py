@@ -11,7 +11,7 @@ from mmpretrain.structures import DataSample
 from torch.utils.data import DataLoader
 
 from tas_lora import Subnet, UserError, count_params
-from tas_lora.engine.search.held_out_images import HeldOutImages, size_in_bytes
+from tas_lora.datasets.held_out_images import HeldOutImages, size_in_bytes
 from tas_lora.evaluation import CrossEntropy
 
 SMALL = {

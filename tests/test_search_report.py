@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from tiny import SPACE, SPACE_DICT, repeatable
 
 from tas_lora import UserError, count_params
-from tas_lora.analysis.search_drawing import as_svg, canvas, style
-from tas_lora.analysis.search_figures import best_so_far, front_of, shares
-from tas_lora.analysis.search_report import write_report
-from tas_lora.analysis.search_results import Candidate, SearchResults
+from tas_lora.report.drawing import as_svg, canvas, style
+from tas_lora.report.figures import best_so_far, front_of, shares
+from tas_lora.report.page import write_report
+from tas_lora.report.results import Candidate, SearchResults
 
 IMAGES = 1000
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')

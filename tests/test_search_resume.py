@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from tiny import SPACE
 
 from tas_lora import UserError, apis, count_params
-from tas_lora.engine.search import lead
+from tas_lora.engine.search import driver
 from tas_lora.engine.search.candidate_evaluator import CandidateEvaluator
 from tas_lora.engine.search.identity import identity_of
 from tas_lora.search import Limits
@@ -190,7 +190,7 @@ def test_killed_while_a_new_search_begins_in_the_folder_of_another(
 
     again = config('folder', options={'val_cfg.evolution.seed': 5})
     with monkeypatch.context() as patch:
-        patch.setattr(lead, moment, die)
+        patch.setattr(driver, moment, die)
         with pytest.raises(Killed):
             search(again)
     again.val_cfg.resume = True

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, call_tool
 
-from tas_lora import Subnet, apis
+from tas_lora import Subnet, apis, read_subnet
 from tas_lora.engine import SubnetTestLoop
 from tas_lora.engine.search.candidate_evaluator import CandidateEvaluator
 from tas_lora.engine.search.result import front_of
@@ -162,7 +162,7 @@ def test_the_best_of_a_budget_is_read_off(searched, capsys, tmp_path):
         picked = json.loads(out.read_text())
         scores = [line['cross_entropy'] for line in lines if line['params'] <= limit]
         assert picked['cross_entropy'] == min(scores)
-        assert apis.read_subnet(out) == Subnet.from_dict(picked['subnet'])
+        assert read_subnet(out) == Subnet.from_dict(picked['subnet'])
     assert call_tool('pick_subnet.py', folder, '--max', 'params=1000') == 2
     assert '1,000' in capsys.readouterr().err
     assert call_tool('pick_subnet.py', tmp_path) == 2

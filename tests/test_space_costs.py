@@ -15,10 +15,10 @@ from tiny import CLASSES, IMAGE, MOLE, SPACE, every, repeatable, spaces, tiny_mo
 from torch.utils.data import DataLoader
 
 from tas_lora import SearchSpace, UserError, count_flops, count_params
-from tas_lora.analysis import space_costs as costs
-from tas_lora.analysis import space_timing as timing
-from tas_lora.analysis.benchmark import batch_of
-from tas_lora.analysis.space_report import in_words
+from tas_lora.costs import space_costs as costs
+from tas_lora.costs import space_timing as timing
+from tas_lora.costs.benchmark import batch_of
+from tas_lora.costs.space_report import in_words
 from tas_lora.search import Evolution
 
 SPEC = dict(IMAGE, num_classes=CLASSES)

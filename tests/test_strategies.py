@@ -9,7 +9,7 @@ from conftest import ROOT, call_tool, runner_of
 from mmengine.runner import Runner
 
 from tas_lora import UserError
-from tas_lora.apis import load_config
+from tas_lora.config import load_config
 from tas_lora.engine import MoLEHook
 
 SANDWICH = dict(type='tas_lora.SandwichRule', num_random=2)

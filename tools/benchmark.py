@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tas_lora import SearchSpace, apis, cli
-from tas_lora.analysis import benchmark, growth, processes
-from tas_lora.analysis.contestants import forward_products
-from tas_lora.analysis.timing import matrix_rate, milliseconds, ratio
-from tas_lora.structures.subnet import natural, positive
+from tas_lora.checks import natural, positive
+from tas_lora.costs import benchmark, growth, processes
+from tas_lora.costs.reference_models import forward_products
+from tas_lora.costs.timing import matrix_rate, milliseconds, ratio
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 SPACES = dict(t='autoformer_t', s='autoformer_s', b='autoformer_b')

@@ -111,11 +111,11 @@ def measure_export() -> float:
 
 def report() -> float:
     """Print the table; returns the top-1 of the found subnet with experts."""
-    from tas_lora import apis, count_flops, count_params
+    from tas_lora import count_flops, count_params, load_supernet, read_subnet
 
-    model = apis.load_supernet('digits_moLE')
+    model = load_supernet('digits_moLE')
     space = model.router.space
-    found = apis.read_subnet(FOUND)
+    found = read_subnet(FOUND)
     subnets = dict(smallest=space.smallest(), largest=space.largest(), best_subnet=found)
     top1 = {k: json.loads((LOGS / f'{k}.json').read_text()) for k in ('bare', 'experts')}
     table = Table(title='Test top-1 (%) on 360 digits that no step has seen')

@@ -17,7 +17,7 @@ from tas_lora.export.data import class_names, innermost, labelled_batches
 from tas_lora.export.formats import ROOT
 from tas_lora.export.int8 import compare, compare_top1, quantise
 from tas_lora.export.onnx import OPSETS, check_opset
-from tas_lora.export.writing import check_place, forms_in
+from tas_lora.export.parity import check_place, forms_in
 from tas_lora.models import SupernetClassifier
 from tas_lora.models.safe_load import read_checkpoint
 

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from tas_lora import UserError, cli
+from tas_lora.checks import positive
+from tas_lora.costs.exported import check_costs, convention, counted_flops, flops_reasons, sizes
+from tas_lora.costs.latency import RUNTIMES, measure, timm_vit
 from tas_lora.errors import blame
 from tas_lora.export import Source
-from tas_lora.export.costs import check_costs, convention, counted_flops, flops_reasons, sizes
-from tas_lora.export.latency import RUNTIMES, measure, timm_vit
-from tas_lora.structures.subnet import positive
 
 
 def parse_args() -> argparse.Namespace:

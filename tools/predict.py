@@ -14,9 +14,9 @@ from rich.table import Table
 from torch import Tensor
 
 from tas_lora import UserError, cli
+from tas_lora.checks import positive
 from tas_lora.errors import blame
 from tas_lora.models.plain_vit import PlainViT, load_plain_vit
-from tas_lora.structures.subnet import positive
 
 _MODES = {1: 'L', 3: 'RGB'}  # Pillow's, by number of channels
 _ORDERS = ('RGB', 'BGR')

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from tas_lora import SearchSpace, UserError, apis, cli
-from tas_lora.structures.subnet import natural, positive
+from tas_lora.checks import natural, positive
 
 
 def parse_args():

@@ -17,15 +17,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tas_lora import SearchSpace, UserError, apis, cli, count_flops
-from tas_lora.analysis import space_costs as costs
-from tas_lora.analysis import space_report as report
-from tas_lora.analysis import space_timing as timing
-from tas_lora.analysis.benchmark import batch_of, supernet
-from tas_lora.config_check import check_data
+from tas_lora.checks import natural, positive
+from tas_lora.config import check_data
+from tas_lora.costs import space_costs as costs
+from tas_lora.costs import space_report as report
+from tas_lora.costs import space_timing as timing
+from tas_lora.costs.benchmark import batch_of, supernet
 from tas_lora.engine.runner.strategy import build_strategy
 from tas_lora.errors import blame
 from tas_lora.models import SupernetClassifier
-from tas_lora.structures.subnet import natural, positive
 
 
 def parse_args():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmengine.dist import is_main_process
 
-from tas_lora import UserError, apis, cli
+from tas_lora import UserError, apis, cli, read_subnet
 
 
 def parse_args():
@@ -33,7 +33,7 @@ def main():
     if args.out:
         cli.check_output(args.out)
     subnets = {
-        Path(name).stem: name if name in ('smallest', 'largest') else apis.read_subnet(name)
+        Path(name).stem: name if name in ('smallest', 'largest') else read_subnet(name)
         for name in names
     }
     metrics = apis.evaluate(cfg, args.checkpoint, subnets)

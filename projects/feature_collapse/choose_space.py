@@ -19,7 +19,7 @@ from feature_collapse.plan import Net
 from feature_collapse.settings import Study
 
 from tas_lora import SearchSpace, cli
-from tas_lora.files import write_atomic
+from tas_lora.atomic_files import write_atomic
 
 FILE = 'spaces.json'
 

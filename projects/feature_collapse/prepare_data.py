@@ -11,7 +11,7 @@ from pathlib import Path
 from mmpretrain.datasets import FashionMNIST
 
 from tas_lora import UserError, cli
-from tas_lora.files import write_atomic
+from tas_lora.atomic_files import write_atomic
 
 FILES = [
     f'{part}-{kind}-ubyte' for part in ('train', 't10k') for kind in ('images-idx3', 'labels-idx1')

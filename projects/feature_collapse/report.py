@@ -9,7 +9,7 @@ from feature_collapse import figures, records, regime, tables
 from feature_collapse.edits import SPACES, drawn_subnets
 
 from tas_lora import UserError, cli
-from tas_lora.files import write_atomic
+from tas_lora.atomic_files import write_atomic
 
 HERE = Path(__file__).resolve().parent
 SEARCHED = ('heldout', 'test', 'regret', 'found_the_best')

@@ -19,7 +19,7 @@ from feature_collapse.settings import Study
 from mmengine.config import DictAction
 
 from tas_lora import Subnet, UserError, cli
-from tas_lora.files import write_atomic
+from tas_lora.atomic_files import write_atomic
 
 HERE = Path(__file__).resolve().parent
 QUICK = dict(scale=0.05, images=500, options={'train_dataloader.dataset.count': 2560})

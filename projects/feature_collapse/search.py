@@ -22,7 +22,7 @@ from mmengine.config import DictAction
 from rich.progress import track
 
 from tas_lora import SearchSpace, UserError, cli
-from tas_lora.files import write_atomic
+from tas_lora.atomic_files import write_atomic
 from tas_lora.search.complexity import count_params
 
 HERE = Path(__file__).resolve().parent

@@ -5,7 +5,7 @@ from math import isfinite
 
 import numpy as np
 
-from .search_drawing import BLUE, GREEN, GREY, INK, ORANGE, add_legend, canvas, draw_cells
+from ..report.drawing import BLUE, GREEN, GREY, INK, ORANGE, add_legend, canvas, draw_cells
 
 COLORS = (BLUE, ORANGE, GREEN, GREY, '#cc79a7', '#e69f00', '#56b4e9')
 MEASURE_TITLES = dict(

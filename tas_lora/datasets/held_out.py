@@ -8,9 +8,9 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 from mmpretrain.registry import DATASETS as MMPRETRAIN_DATASETS
 
+from ..checks import natural, one_of, positive
 from ..errors import UserError
 from ..registry import DATASETS
-from ..structures.subnet import natural, one_of, positive
 
 
 @DATASETS.register_module(name='HeldOutSplit')

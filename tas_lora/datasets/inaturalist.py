@@ -6,9 +6,9 @@ from pathlib import Path
 from mmengine.fileio import join_path
 from mmpretrain.datasets import BaseDataset
 
+from ..checks import one_of
 from ..errors import UserError
 from ..registry import DATASETS
-from ..structures.subnet import one_of
 
 
 @DATASETS.register_module()

@@ -3,10 +3,10 @@
 import torch
 from mmengine.evaluator import BaseMetric
 
+from ..checks import one_of
 from ..errors import UserError
 from ..models.heads.elastic_cls_head import refuse_label
 from ..registry import METRICS
-from ..structures.subnet import one_of
 
 
 @METRICS.register_module()

@@ -1,7 +1,7 @@
 from .card import model_card
 from .formats import FORMATS, Format, find_formats
+from .parity import Outcome, export_formats
 from .source import Source
-from .writing import Outcome, export_formats
 
 __all__ = [
     'FORMATS',

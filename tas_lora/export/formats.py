@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import UserError
-from . import huggingface, mmpretrain, onnx, plain, program, timm
+from . import huggingface, mmpretrain, onnx, safetensors_format, timm, torch_export
 from .source import PLAIN_VIT, Source
 
 
@@ -55,7 +55,7 @@ class Format:
 
 
 def _write_root(source: Source, folder: Path) -> None:
-    plain.write(source, folder)
+    safetensors_format.write(source, folder)
     shutil.copy(PLAIN_VIT, folder)  # so that nothing of the toolkit is needed
 
 
@@ -63,10 +63,10 @@ FORMATS = (
     Format(
         'safetensors',
         _write_root,
-        plain.run,
+        safetensors_format.run,
         file='architecture.json',
         load="from plain_vit import load_plain_vit; net, _ = load_plain_vit('DIR')",
-        card=plain.CARD,
+        card=safetensors_format.CARD,
         root=True,
     ),
     Format(
@@ -79,10 +79,10 @@ FORMATS = (
     ),
     Format(
         'torch_export',
-        program.write,
-        program.run,
-        file=program.FILE,
-        load=f"net = torch.export.load('DIR/{program.FILE}').module()",
+        torch_export.write,
+        torch_export.run,
+        file=torch_export.FILE,
+        load=f"net = torch.export.load('DIR/{torch_export.FILE}').module()",
     ),
     Format(
         'mmpretrain',
@@ -112,7 +112,7 @@ FORMATS = (
     ),
 )
 ROOT = FORMATS[0]
-ROOT_FILES = ('weights.safetensors', 'architecture.json', PLAIN_VIT.name, plain.CARD)
+ROOT_FILES = ('weights.safetensors', 'architecture.json', PLAIN_VIT.name, safetensors_format.CARD)
 
 
 def find_formats(names: Sequence[str]) -> tuple[list[Format], list[str]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from . import feeding
-from .alone import run_alone
+from . import preprocess
+from .isolated_run import run_alone
 from .source import PLAIN_VIT, Source, standing_alone
 
 MODULE, GREY_MODULE = 'modeling_tas_lora.py', 'image_processing_tas_lora.py'
@@ -28,7 +28,7 @@ def write(source: Source, folder: Path) -> None:
     Raises:
         UserError: If the order of channels is not known.
     """
-    weights, mean, std, is_reversed = feeding.in_rgb(source)
+    weights, mean, std, is_reversed = preprocess.in_rgb(source)
     renamed = {f'vit.{name}': value for name, value in weights.items()}
     # Not by save_file, which lets nobody else read the file.
     (folder / 'model.safetensors').write_bytes(save(renamed, metadata=dict(format='pt')))
@@ -71,7 +71,7 @@ def _config(source: Source) -> dict:
 
 def _processor(source: Source, mean: list[float], std: list[float]) -> dict:
     """For transformers' processor of CLIP, which resizes, crops, and scales values to 0..1."""
-    side, edge = source.network['img_size'], feeding.resized_edge(source)
+    side, edge = source.network['img_size'], preprocess.resized_edge(source)
     kind = dict(image_processor_type='CLIPImageProcessor')
     if source.network['in_channels'] == 1:
         name = 'TasLoraGreyImageProcessor'
@@ -81,7 +81,7 @@ def _processor(source: Source, mean: list[float], std: list[float]) -> dict:
         do_convert_rgb=source.network['in_channels'] == 3,
         do_resize=True,
         size=dict(height=side, width=side) if edge is None else dict(shortest_edge=edge),
-        resample=_RESAMPLE[feeding.interpolation(source)],
+        resample=_RESAMPLE[preprocess.interpolation(source)],
         do_center_crop=True,
         crop_size=dict(height=side, width=side),
         do_rescale=True,

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..models.export import stored_order
 from ..models.transfer import from_plain
-from . import feeding
-from .alone import run_alone
+from . import preprocess
 from .data import innermost
+from .isolated_run import run_alone
 from .source import Source
 
 CONFIG, CHECKPOINT = 'config.py', 'checkpoint.pth'
@@ -44,7 +44,7 @@ def run(folder: Path, batches: list[Tensor]) -> list[Tensor]:
 
 
 def _config(source: Source) -> dict:
-    network, preprocess = source.network, source.description['preprocess']
+    network, described = source.network, source.description['preprocess']
     backbone = dict(
         type='tas_lora.ElasticViT',
         arch=source.description['subnet'],
@@ -57,8 +57,8 @@ def _config(source: Source) -> dict:
         in_channels=network['embed_dim'],
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
     )
-    normalises = preprocess.get('mean') or preprocess.get('std')
-    mean, std = feeding.normalisation(source) if normalises else (None, None)
+    normalises = described.get('mean') or described.get('std')
+    mean, std = preprocess.normalisation(source) if normalises else (None, None)
     imports = source.data.get('custom_imports')
     data = _data(source)
     return dict(
@@ -69,7 +69,7 @@ def _config(source: Source) -> dict:
             num_classes=network['num_classes'],
             mean=mean,
             std=std,
-            to_rgb=_flips(preprocess.get('channel_order'), innermost(data['test_dataloader'])),
+            to_rgb=_flips(described.get('channel_order'), innermost(data['test_dataloader'])),
         ),
         **data,
         test_cfg=dict(),
@@ -96,8 +96,8 @@ def _data(source: Source) -> dict:
 
 def _pipeline(source: Source) -> list[dict]:
     """For files of images; those of a network of one channel become grey."""
-    side, edge = source.network['img_size'], feeding.resized_edge(source)
-    method = dict(backend='pillow', interpolation=feeding.interpolation(source))
+    side, edge = source.network['img_size'], preprocess.resized_edge(source)
+    method = dict(backend='pillow', interpolation=preprocess.interpolation(source))
     if edge is None:
         steps = [dict(type='Resize', scale=(side, side), **method)]
     else:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, blame
-from .feeding import metadata
+from .preprocess import metadata
 from .source import Source
 
 FILE = 'model.onnx'

@@ -8,8 +8,8 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from . import feeding
-from .alone import run_alone
+from . import preprocess
+from .isolated_run import run_alone
 from .source import PLAIN_VIT, Source, standing_alone
 
 MODULE = 'tas_lora_vit.py'
@@ -30,7 +30,7 @@ def write(source: Source, folder: Path) -> None:
     module = Path(__file__).with_name('timm_vit.py')
     (folder / MODULE).write_text(standing_alone(module, package=''), 'utf-8')
     shutil.copy(PLAIN_VIT, folder)
-    weights, mean, std, is_reversed = feeding.in_rgb(source)
+    weights, mean, std, is_reversed = preprocess.in_rgb(source)
     content, description = save(weights), dict(source.description)
     if is_reversed:
         own = {name: [255 * x for x in values] for name, values in dict(mean=mean, std=std).items()}
@@ -39,9 +39,9 @@ def write(source: Source, folder: Path) -> None:
     description['timm'] = dict(
         mean=mean,
         std=std,
-        interpolation=feeding.interpolation(source),
-        crop_pct=feeding.crop_share(source),
-        crop_mode='squash' if feeding.resized_edge(source) is None else 'center',
+        interpolation=preprocess.interpolation(source),
+        crop_pct=preprocess.crop_share(source),
+        crop_mode='squash' if preprocess.resized_edge(source) is None else 'center',
     )
     description['is_reversed'] = is_reversed
     (folder / 'weights.safetensors').write_bytes(content)

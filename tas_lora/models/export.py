@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ..atomic_files import write_together
 from ..errors import UserError
-from ..files import write_together
 from ..search.complexity import count_flops, count_params
 from ..structures import Subnet
 from .classifiers.supernet_classifier import SupernetClassifier

@@ -19,8 +19,8 @@ from mmengine.logging import HistoryBuffer
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..atomic_files import check_seal
 from ..errors import UserError, blame
-from ..files import check_seal
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from .limits import Limits
 from .measured import Measured, open_measured, read_measured
 from .nsga2 import NSGA2
 from .race import Race, RaceRules
-from .study import Study
+from .scorer import CandidateScorer
 from .surrogate import Surrogate
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     'Outcome',
     'Race',
     'RaceRules',
-    'Study',
+    'CandidateScorer',
     'Surrogate',
     'Task',
     'best_within',

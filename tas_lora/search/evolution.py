@@ -5,9 +5,9 @@ from itertools import islice
 
 import numpy as np
 
+from ..checks import bounded, natural, positive
 from ..errors import UserError
 from ..structures import SearchSpace, Subnet
-from ..structures.subnet import bounded, natural, positive
 from .surrogate import Surrogate
 
 

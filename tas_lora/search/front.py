@@ -7,8 +7,8 @@ from numbers import Real
 
 import numpy as np
 
+from ..checks import one_of
 from ..errors import UserError
-from ..structures.subnet import one_of
 
 
 def pareto_front(points: np.ndarray) -> np.ndarray:

@@ -4,9 +4,9 @@ import json
 from math import isclose, isnan
 from pathlib import Path
 
+from ..atomic_files import append_line
 from ..errors import UserError
-from ..files import append_line
-from .lines import open_lines, read_lines
+from .jsonl import open_lines, read_lines
 
 _SAME = ('subnet', 'phase', 'generation', 'precision')  # of a search that goes on
 _TEXTS = ('phase', 'precision')

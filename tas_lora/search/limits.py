@@ -6,9 +6,9 @@ from math import inf
 
 import numpy as np
 
+from ..checks import bounded
 from ..errors import UserError
 from ..structures import SearchSpace, Subnet
-from ..structures.subnet import bounded
 
 UNITS = dict(latency='ms', memory='MiB')  # of the costs that only a measurement can tell
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from pathlib import Path
 
+from ..atomic_files import append_line
+from ..checks import bounded, within
 from ..errors import UserError
-from ..files import append_line
 from ..structures import Subnet
-from ..structures.subnet import bounded, within
-from .lines import open_lines, read_lines
+from .jsonl import open_lines, read_lines
 
 
 def open_measured(path: str | Path, resume: bool) -> list[dict]:

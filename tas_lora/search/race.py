@@ -1,7 +1,7 @@
 """Racing: a candidate that surely is none of the best is not evaluated to the end.
 
 All candidates of a generation see the same images, in slices that grow. After each slice their
-mean losses over all images are estimated (:class:`~tas_lora.search.strata.Strata`); a candidate
+mean losses over all images are estimated (:class:`~tas_lora.search.stratified.Strata`); a candidate
 whose interval lies above the bar is dropped.
 """
 
@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ..checks import positive
 from ..errors import UserError
-from ..structures.subnet import positive
-from .strata import Strata
+from .stratified import Strata
 
 
 class RaceRules:

@@ -6,9 +6,9 @@ from math import isfinite, nan
 
 import numpy as np
 
+from ..checks import bounded, natural
 from ..errors import UserError
 from ..structures import SearchSpace, Subnet
-from ..structures.subnet import bounded, natural
 
 
 def encode(subnet: Subnet, space: SearchSpace) -> np.ndarray:

@@ -6,8 +6,9 @@ from itertools import product
 
 import numpy as np
 
+from ..checks import positives
 from ..errors import UserError
-from .subnet import Subnet, positives
+from .subnet import Subnet
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tas_lora import apis, cli, subjects
-from tas_lora.analysis.evidence import origin, write
+from tas_lora import apis, cli
+from tas_lora.analysis import subjects
 from tas_lora.analysis.experts import MEASURES, expert_similarity, require_experts
 from tas_lora.analysis.features import spread
+from tas_lora.analysis.output import origin, write
 from tas_lora.analysis.similarity_drawing import draw_layers
-from tas_lora.structures.subnet import natural
+from tas_lora.checks import natural
 
 
 def parse_args():

@@ -12,14 +12,15 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from tas_lora import UserError, apis, cli, subjects
-from tas_lora.analysis.evidence import Net, origin, write
+from tas_lora import UserError, apis, cli
+from tas_lora.analysis import subjects
 from tas_lora.analysis.features import (
     feature_similarity,
     linear_cka,
     penultimate_features,
     spread,
 )
+from tas_lora.analysis.output import Net, origin, write
 from tas_lora.analysis.similarity_drawing import draw_matrices
 
 

@@ -8,12 +8,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tas_lora import apis, cli, subjects
-from tas_lora.analysis.evidence import Net, origin, write
+from tas_lora import apis, cli
+from tas_lora.analysis import subjects
 from tas_lora.analysis.experts import require_experts
 from tas_lora.analysis.gates import gate_usage, layer_gates, usage_summary
+from tas_lora.analysis.output import Net, origin, write
 from tas_lora.analysis.similarity_drawing import draw_gates, draw_usage
-from tas_lora.structures.subnet import positive
+from tas_lora.checks import positive
 
 
 def parse_args():

@@ -14,8 +14,8 @@ from mmengine.runner import Runner
 from rich.progress import track
 
 from tas_lora import SearchSpace, UserError, apis, cli
-from tas_lora.models.importance import layer_importance
-from tas_lora.structures.subnet import positive
+from tas_lora.analysis.importance import layer_importance
+from tas_lora.checks import positive
 
 
 def parse_args():

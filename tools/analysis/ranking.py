@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tas_lora import Subnet, UserError, apis, cli, subjects
-from tas_lora.analysis.evidence import Net, origin, write
+from tas_lora import Subnet, UserError, apis, cli
+from tas_lora.analysis import subjects
+from tas_lora.analysis.output import Net, origin, write
 from tas_lora.analysis.ranking import check_sanity, score, taus
 from tas_lora.analysis.similarity_drawing import draw_ranking
+from tas_lora.checks import bounded, within
 from tas_lora.errors import blame
-from tas_lora.structures.subnet import bounded, within
 
 
 def parse_args():

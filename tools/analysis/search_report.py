@@ -3,7 +3,7 @@
 import argparse
 
 from tas_lora import cli
-from tas_lora.analysis.search_report import write_report
+from tas_lora.report.page import write_report
 
 
 def main():

@@ -6,7 +6,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 
 from tas_lora import UserError
-from tas_lora.structures.subnet import positive
+from tas_lora.checks import positive
 
 
 def read_images(dataset: dict, count: int | None = None) -> tuple[Tensor, Tensor]:

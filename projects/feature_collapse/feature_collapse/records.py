@@ -8,8 +8,8 @@ from pathlib import Path
 from mmengine.config import Config
 
 from tas_lora import UserError
-from tas_lora.engine.runner.same_run import run_record
-from tas_lora.files import write_atomic
+from tas_lora.atomic_files import write_atomic
+from tas_lora.engine.runner.resume_check import run_record
 
 _SECTIONS = (
     'model',

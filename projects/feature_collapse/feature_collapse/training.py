@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tas_lora import Subnet, UserError, apis
 from tas_lora.analysis.features import feature_similarity
+from tas_lora.atomic_files import write_atomic
 from tas_lora.errors import blame
-from tas_lora.files import write_atomic
 from tas_lora.models import SupernetClassifier
 
 from . import records

@@ -10,8 +10,8 @@ from mmpretrain.models.backbones.vit_sam import Attention, add_decomposed_rel_po
 from mmpretrain.models.peft.lora import LoRALinear
 from torch import Tensor, nn
 
+from tas_lora.checks import bounded, positive
 from tas_lora.errors import UserError
-from tas_lora.structures.subnet import bounded, positive
 
 from .linear import check_linear
 from .registry import MODELS

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tas_lora.checks import bounded, one_of, positive, some_of
 from tas_lora.errors import UserError
-from tas_lora.structures.subnet import bounded, one_of, positive, some_of
 
 from .operations import OPERATIONS, PRESETS, Operation, build_operation
 

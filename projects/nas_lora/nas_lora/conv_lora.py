@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tas_lora.structures.subnet import bounded, positive
+from tas_lora.checks import bounded, positive
 
 from .linear import check_linear
 from .registry import MODELS

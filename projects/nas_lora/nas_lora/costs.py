@@ -7,8 +7,8 @@ from mmengine.registry import init_default_scope
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from tas_lora.analysis.processes import in_new_process, peak_mib
-from tas_lora.analysis.timing import ratio, saved_bytes
+from tas_lora.costs.processes import in_new_process, peak_mib
+from tas_lora.costs.timing import ratio, saved_bytes
 
 from .comparison import trainable
 from .cpu_time import cpu_seconds

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tas_lora.checks import boolean, natural, positive, some_of
 from tas_lora.errors import UserError
-from tas_lora.structures.subnet import boolean, natural, positive, some_of
 
 from .cell import SearchCell, initial_alpha
 from .operations import OPERATIONS

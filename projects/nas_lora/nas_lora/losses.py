@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tas_lora import UserError
-from tas_lora.structures.subnet import positive
+from tas_lora.checks import positive
 
 from .registry import MODELS
 

@@ -7,7 +7,7 @@ from mmpretrain.models.utils import LayerNorm2d
 from torch import Tensor, nn
 
 from tas_lora import UserError
-from tas_lora.structures.subnet import positive
+from tas_lora.checks import positive
 
 from .registry import MODELS
 from .two_way_transformer import TwoWayTransformer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from tas_lora.apis import load_config
+from tas_lora.config import load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 METHODS = {  # by the config's name behind nuclei_

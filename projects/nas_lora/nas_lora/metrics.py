@@ -7,7 +7,7 @@ from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
 from tas_lora import UserError
-from tas_lora.structures.subnet import bounded, one_of, some_of
+from tas_lora.checks import bounded, one_of, some_of
 
 from .registry import METRICS
 

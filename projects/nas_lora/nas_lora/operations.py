@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tas_lora.structures.subnet import one_of
+from tas_lora.checks import one_of
 
 OPERATIONS = (
     'none',

@@ -9,7 +9,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from tas_lora import UserError
-from tas_lora.structures.subnet import one_of
+from tas_lora.checks import one_of
 
 from .registry import MODELS
 from .sam_keys import load_sam

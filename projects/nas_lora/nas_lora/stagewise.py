@@ -14,9 +14,9 @@ from mmengine.registry import OPTIMIZERS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 
+from tas_lora.checks import natural, one_of
 from tas_lora.engine.optim import JointOptimWrapper, SupernetOptimWrapper
 from tas_lora.errors import UserError, blame
-from tas_lora.structures.subnet import natural, one_of
 
 from .cell import SearchCell
 from .registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS

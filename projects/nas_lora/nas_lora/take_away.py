@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tas_lora import UserError
-from tas_lora.analysis.timing import ratio
-from tas_lora.structures.subnet import one_of
+from tas_lora.checks import one_of
+from tas_lora.costs.timing import ratio
 
 from .cpu_time import cpu_seconds
 from .evaluation import Scorer, calibration_images

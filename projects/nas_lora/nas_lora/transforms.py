@@ -7,7 +7,7 @@ from mmengine.fileio import get
 from mmpretrain.datasets import PackInputs
 
 from tas_lora import UserError
-from tas_lora.structures.subnet import natural
+from tas_lora.checks import natural
 
 from .registry import TRANSFORMS
 

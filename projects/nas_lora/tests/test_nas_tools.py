@@ -16,7 +16,7 @@ from PIL import Image
 from tool_calls import PROJECT, call
 
 from tas_lora import UserError
-from tas_lora.apis import load_config
+from tas_lora.config import load_config
 
 TOKEN, FOLD = (PROJECT / f'configs/nuclei_nas_{name}.py' for name in ('token', 'fold'))
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from PIL import Image
 from tool_calls import PROJECT, call
 
 from tas_lora import UserError
-from tas_lora.apis import checked_config
+from tas_lora.config import checked_config
 
 CONFIGS = PROJECT / 'configs'
 TOOLS = Path(mmpretrain.__file__).parent / '.mim' / 'tools'

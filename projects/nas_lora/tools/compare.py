@@ -18,8 +18,8 @@ from nas_lora.comparison import train_and_measure
 from nas_lora.methods import METHODS, Run
 
 from tas_lora import UserError, cli
-from tas_lora.files import write_atomic
-from tas_lora.structures.subnet import natural, positive
+from tas_lora.atomic_files import write_atomic
+from tas_lora.checks import natural, positive
 
 
 def parse_args() -> argparse.Namespace:

@@ -14,8 +14,8 @@ from nas_lora.costs import SIZES, measure
 from nas_lora.methods import METHODS
 
 from tas_lora import UserError, cli
-from tas_lora.files import write_atomic
-from tas_lora.structures.subnet import positive
+from tas_lora.atomic_files import write_atomic
+from tas_lora.checks import positive
 
 COMPARED = ['full', 'decoder', 'lora', 'conv_lora', 'adapter', 'vpt', 'nas_lora', 'nas_pc_lora']
 

@@ -28,8 +28,8 @@ from nas_lora.take_away import (
 from torch import nn
 
 from tas_lora import cli
-from tas_lora.files import write_atomic
-from tas_lora.structures.subnet import positive
+from tas_lora.atomic_files import write_atomic
+from tas_lora.checks import positive
 
 
 def parse_args() -> argparse.Namespace:

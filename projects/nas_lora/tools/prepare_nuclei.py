@@ -19,7 +19,7 @@ from nas_lora.folders import check_new
 from PIL import Image
 
 from tas_lora import UserError, cli
-from tas_lora.structures.subnet import positive
+from tas_lora.checks import positive
 
 WHEEL = 'stardist==0.9.2'
 IMAGE, MASK = 'stardist/data/images/img2d.tif', 'stardist/data/images/mask2d.tif'

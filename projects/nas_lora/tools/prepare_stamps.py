@@ -16,7 +16,7 @@ from nas_lora.folders import check_new
 from nas_lora.stamps import PARTS, Part, parts_of, stamps_in, write_part
 
 from tas_lora import UserError, cli
-from tas_lora.structures.subnet import natural, positive
+from tas_lora.checks import natural, positive
 
 PACKAGE = 'tuxpaint-stamps-default'
 # Those of scikit-image's pictures that are photographs, by kind: one thing in front of others, or

@@ -19,7 +19,7 @@ from nas_lora.report import (
 )
 
 from tas_lora import cli
-from tas_lora.files import write_atomic
+from tas_lora.atomic_files import write_atomic
 
 
 def parse_args() -> argparse.Namespace:

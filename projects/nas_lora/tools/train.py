@@ -7,7 +7,7 @@ import torch
 from mmengine.registry import RUNNERS
 
 from tas_lora import apis, cli
-from tas_lora.config_check import check_data
+from tas_lora.config import check_data
 from tas_lora.errors import blame
 
 

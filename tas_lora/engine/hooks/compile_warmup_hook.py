@@ -2,6 +2,7 @@
 
 import sys
 import time
+from itertools import cycle, islice
 
 import torch
 from mmengine.dist import is_main_process
@@ -9,10 +10,9 @@ from mmengine.hooks import Hook
 from rich.progress import Progress
 
 from ...datasets.replay import ReplayBatchSampler
-from ...models.backbones.compiled import covering_subnets
 from ...registry import HOOKS
-from ...structures import Subnet
-from ..of_runner import supernet_of
+from ...structures import SearchSpace, Subnet
+from ..model_access import supernet_of
 from ..runner.subnet_train_loop import SubnetSamplingTrainLoop
 from .similarity_hook import undisturbed
 
@@ -62,3 +62,19 @@ def batch_size_of(runner) -> int:
     sampler = runner.train_loop.dataloader.batch_sampler
     inner = sampler.inner if isinstance(sampler, ReplayBatchSampler) else sampler
     return inner.batch_size
+
+
+def covering_subnets(space: SearchSpace) -> list[Subnet]:
+    """The fewest subnets of ``space`` that show each block all its shapes.
+
+    A branch is compiled for its own widths alone, so that heads and MLP ratios go through their
+    choices side by side: AutoFormer-T needs 3 x max(2, 2) subnets, all of the largest depth.
+    """
+    depth, choices = max(space.depth), (space.num_heads, space.mlp_ratio)
+    pairs = list(islice(zip(*map(cycle, choices), strict=True), max(map(len, choices))))
+    return [
+        Subnet(width, [heads] * depth, [ratio] * depth, patch_size)
+        for patch_size in space.patch_size or (None,)
+        for width in space.embed_dim
+        for heads, ratio in pairs
+    ]

@@ -11,12 +11,12 @@ from math import log
 import numpy as np
 from mmengine.hooks import Hook
 
+from ...checks import bounded, natural, one_of, positive
 from ...errors import UserError
 from ...registry import HOOKS
 from ...search.complexity import count_params
 from ...structures import SearchSpace, Subnet
-from ...structures.subnet import bounded, natural, one_of, positive
-from ..of_runner import refuse_accumulation, supernet_of
+from ..model_access import refuse_accumulation, supernet_of
 
 _STATES = 'momentum_separation'  # in checkpoints
 

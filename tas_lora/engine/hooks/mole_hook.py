@@ -3,9 +3,9 @@
 import torch
 from mmengine.hooks import Hook
 
+from ...checks import natural
 from ...registry import HOOKS
-from ...structures.subnet import natural
-from ..of_runner import supernet_of
+from ..model_access import supernet_of
 
 
 @HOOKS.register_module()

@@ -5,11 +5,11 @@ import torch
 from mmengine.hooks import Hook
 from torch import Tensor
 
+from ...checks import natural
 from ...models import SupernetClassifier
 from ...registry import HOOKS
 from ...structures import Subnet
-from ...structures.subnet import natural
-from ..of_runner import supernet_of
+from ..model_access import supernet_of
 
 _INITIAL_GATES = 'mole_initial_gates'
 

@@ -11,10 +11,10 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapperDict
 
+from ...atomic_files import UNFINISHED, seal, write_atomic
+from ...checks import boolean
 from ...errors import STOPPED, UserError
-from ...files import UNFINISHED, seal, write_atomic
 from ...registry import HOOKS
-from ...structures.subnet import boolean
 
 _BACKEND = 'tas_lora'
 _STOPPED_FILE = 'stopped_iter_{}.pth'

@@ -16,12 +16,12 @@ from ...analysis.features import (
     spread,
 )
 from ...analysis.gates import gate_usage, layer_gates, usage_summary
+from ...checks import natural, positive
 from ...errors import UserError, blame
 from ...models import SupernetClassifier
 from ...registry import HOOKS
 from ...structures import SearchSpace
-from ...structures.subnet import natural, positive
-from ..of_runner import supernet_of
+from ..model_access import supernet_of
 
 
 @contextmanager

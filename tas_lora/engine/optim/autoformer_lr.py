@@ -5,9 +5,9 @@ from math import cos, pi
 from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 
+from ...checks import boolean, bounded, natural, positive
 from ...errors import UserError, blame
 from ...registry import PARAM_SCHEDULERS
-from ...structures.subnet import boolean, bounded, natural, positive
 
 
 def autoformer_lr(

@@ -10,9 +10,9 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from ...checks import boolean
 from ...errors import NonFiniteError, UserError
 from ...registry import OPTIM_WRAPPERS
-from ...structures.subnet import boolean
 
 _DTYPES = {False: None, True: torch.bfloat16, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 _SCALER = 'loss_scaler'  # in checkpoints

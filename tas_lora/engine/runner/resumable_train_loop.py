@@ -5,11 +5,11 @@ from itertools import islice
 from mmengine.dist import broadcast_object_list, get_rank
 from mmengine.runner import EpochBasedTrainLoop
 
+from ...checks import boolean, natural, positive
 from ...datasets.replay import MODEL, UNREADABLE, ReplayBatchSampler, replayable, seed_everything
 from ...errors import NonFiniteError, UserError
 from ...registry import LOOPS
-from ...structures.subnet import boolean, natural, positive
-from .same_run import check_same_run
+from .resume_check import check_same_run
 
 # In the message hub, hence in checkpoints.
 _SEED, _LENGTH, _VALIDATED = 'replay_seed', 'epoch_length', 'validated_epoch'

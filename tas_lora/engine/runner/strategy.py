@@ -4,10 +4,10 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...checks import boolean, natural
 from ...registry import TASK_UTILS, build_part
 from ...structures import SearchSpace, Subnet
-from ...structures.subnet import boolean, natural
-from ..of_runner import refuse_accumulation, supernet_of
+from ..model_access import refuse_accumulation, supernet_of
 
 
 class SubnetStrategy:

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from ...checks import natural
 from ...registry import LOOPS
 from ...structures import SearchSpace, Subnet
-from ...structures.subnet import natural
-from ..of_runner import supernet_of
+from ..model_access import supernet_of
 from .resumable_train_loop import ResumableTrainLoop
 from .strategy import build_strategy
 

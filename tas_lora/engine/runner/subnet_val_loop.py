@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 from mmengine.runner import TestLoop, ValLoop
 
+from ...checks import boolean, within
 from ...datasets.replay import check_readable, readable
 from ...errors import UserError
 from ...registry import LOOPS
 from ...structures import SearchSpace, Subnet
-from ...structures.subnet import boolean, within
-from ..of_runner import supernet_of
+from ..model_access import supernet_of
 
 
 def resolve_subnets(

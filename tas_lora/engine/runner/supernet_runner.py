@@ -5,7 +5,7 @@ from mmengine.runner import BaseLoop, Runner
 from ...errors import UserError, blame
 from ...models.checkpoint import adapt_to_start
 from ...models.safe_load import read_checkpoint, read_state_dict
-from ..of_runner import supernet_of
+from ..model_access import supernet_of
 
 
 class SupernetRunner(Runner):

@@ -5,10 +5,10 @@ import torch
 from mmengine.device import get_device
 from mmengine.evaluator import Evaluator
 
+from ...datasets.held_out_images import HeldOutImages
 from ...evaluation import CrossEntropy
 from ...search import Outcome, Task
-from ..of_runner import supernet_of
-from .held_out_images import HeldOutImages
+from ..model_access import supernet_of
 
 
 class CandidateEvaluator:

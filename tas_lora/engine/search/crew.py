@@ -63,7 +63,7 @@ class Crew:
         self.stopped = Event()
         self.signs = dict.fromkeys(range(1, self.size), (0, 0))  # of life, and vain looks since
         self.round = 0
-        self.farewell = None
+        self.result = None
 
     @property
     def leads(self) -> bool:
@@ -82,7 +82,7 @@ class Crew:
         if self.store is not None and self.leads:
             self._count('taken', _ALL)
             message = None if error is None else f'{kind.__name__}: {error}'
-            farewell = pack({_OVER: self.farewell, 'error': message})
+            farewell = pack({_OVER: self.result, 'error': message})
             self.store.set(f'{self.round + 1}/tasks', farewell)
             if error is None or isinstance(error, Exception):  # a signal has reached all
                 self._wait_for_leavers(10 if error is None else self.grace)
@@ -120,7 +120,7 @@ class Crew:
             yield answer
 
     def serve(self):
-        """Take tasks until the leader needs no more; returns its farewell.
+        """Take tasks until the leader needs no more; returns the result.
 
         Raises:
             UserError: If the leader failed, or has gone.

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from mmengine.runner import ValLoop
 
-from ...analysis.deployed import Deployed
+from ...checks import boolean, one_of, positive, some_of
+from ...costs.deployed import Deployed
+from ...datasets.held_out_images import HeldOutImages
 from ...datasets.replay import readable
 from ...errors import UserError
 from ...evaluation import CrossEntropy
@@ -25,13 +27,11 @@ from ...search import (
 )
 from ...search.limits import UNITS
 from ...structures import SearchSpace
-from ...structures.subnet import boolean, one_of, positive, some_of
-from ..of_runner import supernet_of
+from ..model_access import supernet_of
 from .candidate_evaluator import CandidateEvaluator
 from .crew import Crew
-from .held_out_images import HeldOutImages
+from .driver import SearchDriver, SearchSettings
 from .identity import refuse_test_set
-from .lead import Lead
 from .progress import stopped_by_signals
 
 COUNTERS = dict(params=count_params, flops=count_flops)
@@ -65,7 +65,7 @@ class EvolutionarySearchLoop(ValLoop):
             best are not evaluated to the end, by their ``cross_entropy``. None evaluates all.
         surrogate: Let a regressor preselect children while it ranks them well.
         measure: How latency and peak memory of an exported subnet are measured: arguments of
-            :class:`~tas_lora.analysis.deployed.Deployed`; None leaves both out.
+            :class:`~tas_lora.costs.deployed.Deployed`; None leaves both out.
         measured: ``measured.jsonl`` of another search, whose numbers are taken as they are.
         baseline: Run a random search of as many subnets after it, and report both.
         precision: Of the forward, 'float32' or 'bfloat16'.
@@ -117,52 +117,46 @@ class EvolutionarySearchLoop(ValLoop):
             refuse_test_set(runner.cfg)
         super().__init__(runner, readable(dataloader), evaluator, **kwargs)
         self.images = HeldOutImages(self.dataloader, memory_share)
-        self.resume = boolean(resume, 'val_cfg.resume')
         self.model = supernet_of(runner)
-        self.space = SearchSpace.coerce(space)
-        self.model.backbone.check_space(self.space, 'the space')
+        space = SearchSpace.coerce(space)
+        self.model.backbone.check_space(space, 'the space')
         one_of(rule, 'val_cfg.rule', ('less', 'greater'))
         one_of(precision, 'val_cfg.precision', ('float32', 'bfloat16'))
-        self.score, self.rule, self.precision = score, rule, precision
-        self.finalists = positive(finalists, 'val_cfg.finalists', int)
-        self.log_interval = positive(log_interval, 'val_cfg.log_interval', int)
-        self.baseline = boolean(baseline, 'val_cfg.baseline')
-        self.measured = self._measured(measure, measured)
-        self.limits = self._limits(constraints, goals)
-        self.goals = self.limits.goals
-        self.race = None if self.goals else self._race_rules(race)
-        self.evolution = self._algorithm(evolution, boolean(surrogate, 'val_cfg.surrogate'))
+        deployed = self._measured(measure, measured)
+        limits = self._limits(constraints, goals, deployed)
+        search = _algorithm(evolution, space, limits, boolean(surrogate, 'val_cfg.surrogate'))
+        self.settings = SearchSettings(
+            space=space,
+            limits=limits,
+            evolution=search,
+            random=_random_search(search) if boolean(baseline, 'val_cfg.baseline') else None,
+            score=score,
+            rule=rule,
+            race=None if limits.goals else self._race_rules(race, score, rule),
+            precision=precision,
+            finalists=positive(finalists, 'val_cfg.finalists', int),
+            measured=deployed,
+            log_interval=positive(log_interval, 'val_cfg.log_interval', int),
+            resume=boolean(resume, 'val_cfg.resume'),
+        )
         self.evaluate = CandidateEvaluator(runner, self.images, self.evaluator)
 
     def run(self) -> dict:
         """Search; returns the score and the costs of the best subnet."""
         self.runner.call_hook('before_val')
         self.runner.call_hook('before_val_epoch')
-        lead = Lead(self)
-        with stopped_by_signals(self.runner, lambda: lead.scored), Crew(self._checked) as crew:
-            metrics = lead.run(crew) if crew.leads else crew.serve()
+        driver = SearchDriver(self.runner, self.images, self.settings)
+        with stopped_by_signals(self.runner, lambda: driver.scored), Crew(self._checked) as crew:
+            metrics = driver.run(crew) if crew.leads else crew.serve()
         self.runner.call_hook('after_val_epoch', metrics=metrics)
         self.runner.call_hook('after_val')
         return metrics
 
-    def random_search(self) -> Evolution:
-        """A search of as many subnets, all drawn at random."""
-        search = self.evolution
-        return Evolution(
-            self.space,
-            self.limits.allow,
-            population=search.population,
-            generations=search.generations,
-            mutations=0,
-            crossovers=0,
-            seed=search.seed + 1,  # another one's first generation would be this one's
-        )
-
     def _checked(self, task: Task):
         outcome = self.evaluate(task)
-        if outcome.metrics and self.score not in outcome.metrics:
+        if outcome.metrics and self.settings.score not in outcome.metrics:
             raise UserError(
-                f'val_cfg.score is {self.score!r}, but val_evaluator gives '
+                f'val_cfg.score is {self.settings.score!r}, but val_evaluator gives '
                 f'{sorted(outcome.metrics)}'
             )
         return outcome
@@ -174,20 +168,23 @@ class EvolutionarySearchLoop(ValLoop):
         known = [] if others is None else read_measured(others)
         return Measured(path, Deployed.of_model(self.model, measure), known)
 
-    def _limits(self, constraints: dict | None, goals: Sequence[str]) -> Limits:
-        spec, names = self.model.image_spec, () if self.measured is None else tuple(UNITS)
-        measured = {name: partial(self.measured.cost, name) for name in names}
-        goals = tuple(goals) and some_of(goals, 'val_cfg.goals', (*COUNTERS, *names))
+    def _limits(
+        self, constraints: dict | None, goals: Sequence[str], deployed: Measured | None
+    ) -> Limits:
+        spec, names = self.model.image_spec, () if deployed is None else tuple(UNITS)
+        measured = {name: partial(deployed.cost, name) for name in names}
+        if goals not in ((), []):
+            goals = some_of(goals, 'val_cfg.goals', (*COUNTERS, *names))
         counters = {name: partial(count, **spec) for name, count in COUNTERS.items()}
-        return Limits(constraints, counters, measured, goals)
+        return Limits(constraints, counters, measured, tuple(goals))
 
-    def _race_rules(self, race: dict | None) -> RaceRules | None:
+    def _race_rules(self, race: dict | None, score: str, rule: str) -> RaceRules | None:
         if race is None:
             return None
         if not isinstance(race, Mapping):
             raise UserError(f'val_cfg.race must be a dict or None, got {race!r}')
         measures = any(isinstance(metric, CrossEntropy) for metric in self.evaluator.metrics)
-        if (self.score, self.rule) != ('cross_entropy', 'less') or not measures:
+        if (score, rule) != ('cross_entropy', 'less') or not measures:
             raise UserError(
                 "val_cfg.race compares losses image by image: it needs score='cross_entropy', "
                 "rule='less' and dict(type='tas_lora.CrossEntropy') in val_evaluator; or set "
@@ -195,19 +192,33 @@ class EvolutionarySearchLoop(ValLoop):
             )
         return RaceRules(**race)
 
-    def _algorithm(self, arguments: dict | None, surrogate: bool) -> Evolution | NSGA2:
-        if not isinstance(arguments, (Mapping, type(None))):
-            raise UserError(f'val_cfg.evolution must be a dict, got {arguments!r}')
-        arguments = dict(arguments or {})
-        if not self.goals:
-            seed = arguments.get('seed', 0)
-            arguments['surrogate'] = Surrogate(self.space, seed) if surrogate else None
-            return Evolution(self.space, self.limits.allow, **arguments)
-        if surrogate:
-            raise UserError(
-                'val_cfg.surrogate preselects for one goal alone; leave out goals or it'
-            )
-        Evolution(self.space, self.limits.allow, **arguments)  # what it refuses is a mistake here
-        costs = {name: partial(self.limits.cost, name) for name in self.goals}
-        own = {name: value for name, value in arguments.items() if name in _OF_NSGA2}
-        return NSGA2(self.space, self.limits.allow, costs, **own)
+
+def _algorithm(
+    arguments: dict | None, space: SearchSpace, limits: Limits, surrogate: bool
+) -> Evolution | NSGA2:
+    """Evolution of the score alone, or NSGA-II where there are goals beside it."""
+    if not isinstance(arguments, (Mapping, type(None))):
+        raise UserError(f'val_cfg.evolution must be a dict, got {arguments!r}')
+    arguments = dict(arguments or {})
+    if not limits.goals:
+        preselect = Surrogate(space, arguments.get('seed', 0)) if surrogate else None
+        return Evolution(space, limits.allow, **arguments, surrogate=preselect)
+    if surrogate:
+        raise UserError('val_cfg.surrogate preselects for one goal alone; leave out goals or it')
+    Evolution(space, limits.allow, **arguments)  # what it refuses is a mistake here
+    costs = {name: partial(limits.cost, name) for name in limits.goals}
+    own = {name: value for name, value in arguments.items() if name in _OF_NSGA2}
+    return NSGA2(space, limits.allow, costs, **own)
+
+
+def _random_search(search: Evolution | NSGA2) -> Evolution:
+    """A search of as many subnets, all drawn at random."""
+    return Evolution(
+        search.space,
+        search.is_feasible,
+        population=search.population,
+        generations=search.generations,
+        mutations=0,
+        crossovers=0,
+        seed=search.seed + 1,  # another one's first generation would be this one's
+    )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmengine.dist import broadcast_object_list, is_main_process
 
-from ...files import write_atomic
+from ...atomic_files import write_atomic
 from .result import FRONT, RESULT, TEST, by_name, chosen_of, known_test, result_of
 
 

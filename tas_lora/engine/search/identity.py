@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
+from ...atomic_files import write_atomic
 from ...errors import UserError
-from ...files import write_atomic
 from ...packaged import command
-from ..runner.same_run import differences, run_record
+from ..runner.resume_check import differences, run_record
 
 FILE = 'search.json'
 _SECTIONS = (

@@ -9,13 +9,13 @@ from reprlib import repr as short
 import numpy as np
 import torch
 
+from ...atomic_files import write_together
 from ...errors import UserError
-from ...files import write_together
 from ...models import SupernetClassifier
-from ...search import Study
+from ...search import CandidateScorer
 from ...search.front import knee_points, pareto_front
 from ...structures import Subnet
-from ..runner.same_run import differences
+from ..runner.resume_check import differences
 
 RESULT, FRONT, GATES = 'best_subnet.json', 'front.json', 'gates.json'
 COST, TEST = 'search_cost.json', 'test.json'
@@ -127,13 +127,15 @@ def _versions(before: dict, now: dict) -> str:
     return f'; versions differ: {text}' if text else ''
 
 
-def front_of(study: Study, goals: tuple[str, ...], phase: str, precision: str) -> list[dict]:
+def front_of(
+    scorer: CandidateScorer, goals: tuple[str, ...], phase: str, precision: str
+) -> list[dict]:
     """Records that no other one beats in score and all goals, best score first.
 
     After a race, the scores of those it dropped are estimates: ``images`` and ``error`` say so.
 
     Args:
-        study: The search.
+        scorer: The search.
         goals: Costs that are to be low; without any, the front is that of the parameters, and
             has no knees.
         phase: Whose lines count.
@@ -142,18 +144,18 @@ def front_of(study: Study, goals: tuple[str, ...], phase: str, precision: str) -
     Returns:
         Records with ``knee``: whether giving up a little of one gains much of another there.
     """
-    names = (study.score, *(goals or ('params',)))
+    names = (scorer.score, *(goals or ('params',)))
     lines = [
         line
-        for line in study.lines  # a subnet too large for the device has infinite costs
+        for line in scorer.lines  # a subnet too large for the device has infinite costs
         if (line['phase'], line['precision']) == (phase, precision)
         and all(isfinite(line.get(name, nan)) for name in names)
     ]
     if not lines:
         return []
-    lines.sort(key=lambda line: study.sign * line[study.score])
+    lines.sort(key=lambda line: scorer.sign * line[scorer.score])
     points = np.array([[line[name] for name in names] for line in lines])
-    points[:, 0] *= study.sign
+    points[:, 0] *= scorer.sign
     chosen = np.flatnonzero(pareto_front(points))
     knees = set(knee_points(points[chosen])) if goals else set()
     return [

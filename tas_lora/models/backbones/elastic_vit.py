@@ -1,18 +1,25 @@
 """The weight-entangled vision transformer of AutoFormer, top to bottom."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from numbers import Integral
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ...checks import boolean, bounded, one_of, positive, within
+from ...errors import UserError
 from ...registry import MODELS
 from ...structures import SearchSpace, Subnet
-from ...structures.subnet import boolean, bounded, one_of, positive, within
 from ..layers import (
+    ElasticAttention,
     ElasticLayerNorm,
+    ElasticLinear,
     ElasticPatchEmbed,
     MoLELinear,
     PatchGrid,
@@ -23,11 +30,72 @@ from ..layers import (
     linear_factory,
     recomputed,
 )
-from .checks import check_images, check_patch_size
-from .compiled import compile_branches
-from .elastic_block import ElasticBlock
-from .outputs import OUT_TYPES, form_output, freeze, frozen_parts, frozen_stages_of, output_blocks
 from .pretrained import load_pretrained, pretrained_file
+
+OUT_TYPES = ('avg_featmap', 'cls_token', 'featmap')
+
+
+class ElasticBlock(nn.Module):
+    """Pre-norm transformer block; it stores no architecture.
+
+    Args:
+        embed_dim, num_heads, hidden_dim: Full width C, number of heads H and MLP width.
+        head_dim: Width D of a head.
+        max_relative_position: Offset R at which relative positions are clipped.
+        drop_path_rate: Stochastic depth, the same rate for both branches.
+        linear: Makes the linear layers, as ``linear(kind, in_features, out_features, parts=1)``
+            with kind one of ``LAYER_KINDS``.
+        init_std: Standard deviation of the initial position tables.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        hidden_dim: int,
+        head_dim: int,
+        max_relative_position: int,
+        drop_path_rate: float,
+        linear: Callable[..., ElasticLinear],
+        init_std: float,
+    ):
+        super().__init__()
+        self.attn_norm = ElasticLayerNorm(embed_dim)
+        self.attn = ElasticAttention(
+            embed_dim, num_heads, head_dim, max_relative_position, linear, init_std
+        )
+        self.ffn_norm = ElasticLayerNorm(embed_dim)
+        self.fc1 = linear('fc1', embed_dim, hidden_dim)
+        self.fc2 = linear('fc2', hidden_dim, embed_dim)
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
+
+    def forward(
+        self, x: Tensor, num_heads: int, hidden_dim: int, rel_index: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Map (B, N, C) to (B, N, C)."""
+        x = x + self.drop_path(self.attention(x, num_heads, rel_index))
+        return x + self.drop_path(self.mlp(x, hidden_dim))
+
+    def attention(self, x: Tensor, num_heads: int, rel_index: tuple[Tensor, Tensor]) -> Tensor:
+        """The first branch, (B, N, C) to itself."""
+        return self.attn(self.attn_norm(x), num_heads, rel_index)
+
+    def mlp(self, x: Tensor, hidden_dim: int) -> Tensor:
+        """The second branch, (B, N, C) to itself."""
+        return self.fc2(F.gelu(self.fc1(self.ffn_norm(x), hidden_dim)), x.shape[-1])
+
+    def sliced_linears(
+        self, embed_dim: int, num_heads: int, hidden_dim: int
+    ) -> Iterator[tuple[ElasticLinear, int, int]]:
+        """Each linear layer with the (output, input) widths a subnet uses of it.
+
+        In the order of ``LAYER_KINDS``, which is the router's.
+        """
+        inner = num_heads * self.attn.head_dim
+        yield self.attn.qkv, inner, embed_dim
+        yield self.attn.proj, embed_dim, inner
+        yield self.fc1, hidden_dim, embed_dim
+        yield self.fc2, embed_dim, hidden_dim
 
 
 @MODELS.register_module()
@@ -113,7 +181,7 @@ class ElasticViT(BaseModule):
             compile_branches(self.blocks)
         self.norm = ElasticLayerNorm(self.arch.embed_dim)
         self.frozen_stages = frozen_stages_of(frozen_stages, self.arch.depth, self.num_experts)
-        freeze(self)
+        self._freeze()
 
     def forward(self, images: Tensor, subnet: Subnet | None = None) -> tuple[Tensor, ...]:
         """Features of ``subnet`` (the whole ``arch`` if None).
@@ -152,7 +220,7 @@ class ElasticViT(BaseModule):
     def train(self, mode: bool = True) -> 'ElasticViT':
         """As in torch; frozen blocks stay in evaluation mode, without drop path."""
         super().train(mode)
-        for part in frozen_parts(self):
+        for part in self._frozen_parts():
             part.eval()
         return self
 
@@ -247,3 +315,111 @@ class ElasticViT(BaseModule):
                 arch.num_heads, arch.hidden_dims, rates, experts, strict=True
             )
         )
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        """The modules that ``frozen_stages`` keeps as they are."""
+        if self.frozen_stages < 0:
+            return []
+        norm = [self.norm] if self.frozen_stages == self.arch.depth else []
+        return [self.patch_embed, *self.blocks[: self.frozen_stages], *norm]
+
+    def _freeze(self) -> None:
+        """Take what ``frozen_stages`` names, tokens and positions with it, out of training."""
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
+        if self.frozen_stages >= 0:
+            self.cls_token.requires_grad_(False)
+            self.pos_embed.requires_grad_(False)
+
+
+def output_blocks(indices: int | Sequence[int], depth: int) -> tuple[int, ...]:
+    """Numbers of blocks from 0, of indices that may count from the end.
+
+    Args:
+        indices: One index or several, each from ``-depth`` to ``depth - 1``.
+        depth: Number of blocks.
+
+    Raises:
+        UserError: Unless they are such, in rising order, none twice.
+    """
+    several = isinstance(indices, Sequence) and not isinstance(indices, str)
+    given = tuple(indices) if several else (indices,)
+    if not given or not all(_is_between(index, -depth, depth - 1) for index in given):
+        raise UserError(
+            f'model.backbone.out_indices must be integers from {-depth} to {depth - 1}, as arch '
+            f'has {depth} blocks, got {indices!r}'
+        )
+    blocks = tuple(int(index) % depth for index in given)
+    if list(blocks) != sorted(set(blocks)):
+        raise UserError(
+            f'model.backbone.out_indices must rise, each block once, got {indices!r}, which are '
+            f'blocks {list(blocks)}'
+        )
+    return blocks
+
+
+def frozen_stages_of(value: int, depth: int, num_experts: int) -> int:
+    """``value`` as a number of frozen blocks, or -1; raises :class:`UserError`."""
+    if not _is_between(value, -1, depth):
+        raise UserError(
+            f'model.backbone.frozen_stages must be an integer from -1 to {depth}, the blocks of '
+            f'arch, got {value!r}'
+        )
+    if value >= 0 and num_experts:
+        raise UserError(
+            f'model.backbone.frozen_stages is {value}: with mole the whole supernet is frozen '
+            'beside its experts; leave frozen_stages out'
+        )
+    return int(value)
+
+
+def form_output(tokens: Tensor, out_type: str) -> Tensor:
+    """Tokens (B, 1 + H W, C) of a square as (B, C), or as a map (B, C, H, W)."""
+    if out_type == 'cls_token':
+        return tokens[:, 0]
+    patches = tokens[:, 1:]
+    if out_type == 'avg_featmap':
+        return patches.mean(dim=1)
+    side = round(patches.shape[1] ** 0.5)
+    return patches.transpose(1, 2).unflatten(2, (side, side))
+
+
+def check_images(images: Tensor, spec: Mapping[str, int]) -> None:
+    """Raise :class:`UserError` unless images are as ``img_size`` and ``in_channels`` say."""
+    expected = (spec['in_channels'], spec['img_size'], spec['img_size'])
+    if images.shape[1:] != expected:
+        raise UserError(
+            f'the backbone takes images of shape {expected}, got {tuple(images.shape[1:])}; '
+            'change img_size and in_channels of the backbone, or the data pipeline'
+        )
+
+
+def check_patch_size(size: int | None, allowed: Sequence[int], what: str) -> None:
+    """Raise :class:`UserError` unless the patch size of ``what`` is allowed, or left open."""
+    if size not in (None, *allowed):
+        raise UserError(
+            f'{what} does not fit: patch_size is {size}, the supernet has {list(allowed)}; choose '
+            'one of them, or list it in model.backbone.patch_size'
+        )
+
+
+def compile_branches(blocks: nn.ModuleList) -> None:
+    """Run ``attention`` and ``mlp`` of all blocks through ``torch.compile``.
+
+    They are compiled as functions of the class, so that blocks of the same widths share the code.
+    Drop path is in neither: its rate differs by block, and would be compiled in.
+    """
+    # 8 shapes by default, too few for any space: T with three patch sizes has 108, and evaluation
+    # its own. torch has this setting for the process alone.
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, 512)
+    kind = type(blocks[0])
+    attention = torch.compile(kind.attention, dynamic=False)
+    mlp = torch.compile(kind.mlp, dynamic=False)
+    for block in blocks:
+        block.attention, block.mlp = partial(attention, block), partial(mlp, block)
+
+
+def _is_between(value, low: int, high: int) -> bool:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return whole and low <= value <= high

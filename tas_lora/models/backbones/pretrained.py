@@ -4,17 +4,13 @@ MMEngine's own way would take whatever names fit and leave the rest untrained wi
 reads no safetensors.
 """
 
-from typing import TYPE_CHECKING
-
 from mmengine.model import PretrainedInit
+from torch import nn
 
+from ...checks import one_of, within
 from ...errors import UserError
-from ...structures.subnet import one_of, within
 from ..checkpoint import adapt_state_dict, adapt_to_start
 from ..safe_load import read_state_dict
-
-if TYPE_CHECKING:
-    from .elastic_vit import ElasticViT
 
 _PREFIX = 'backbone.'
 _FIELD = 'model.backbone.init_cfg'
@@ -40,7 +36,7 @@ def pretrained_file(init_cfg: dict | list | None) -> str | None:
     return None
 
 
-def load_pretrained(backbone: 'ElasticViT', file: str) -> None:
+def load_pretrained(backbone: nn.Module, file: str) -> None:
     """Load a checkpoint of ours, an export, or an official AutoFormer file; a head is left out.
 
     Positions are resized where the image size differs.

@@ -8,10 +8,10 @@ from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.models.classifiers import ImageClassifier
 from torch import nn
 
+from ...checks import boolean
 from ...errors import UserError, blame
 from ...registry import MODELS, build_part
 from ...structures import Subnet
-from ...structures.subnet import boolean
 from ..backbones import ElasticViT
 from ..checkpoint import adapt_state_dict
 from ..heads import ElasticClsHead, Router

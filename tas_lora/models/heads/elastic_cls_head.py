@@ -5,9 +5,9 @@ from mmpretrain.models.heads import LinearClsHead
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
+from ...checks import boolean, positive, positives
 from ...errors import UserError, blame
 from ...registry import MODELS
-from ...structures.subnet import boolean, positive, positives
 from ..layers import ElasticLinear, check_weights
 
 

@@ -6,11 +6,11 @@ from itertools import product
 
 import numpy as np
 
+from ...checks import natural, positive, some_of
 from ...errors import UserError
 from ...registry import TASK_UTILS
 from ...search.complexity import count_params
 from ...structures import SearchSpace, Subnet
-from ...structures.subnet import natural, positive, some_of
 
 BLOCK_ATTRIBUTES = ('num_heads', 'mlp_ratio')
 SUBNET_ATTRIBUTES = ('embed_dim', 'depth', 'patch_size')

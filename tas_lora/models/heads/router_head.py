@@ -7,10 +7,10 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ...checks import one_of, positive
 from ...errors import UserError
 from ...registry import MODELS, TASK_UTILS, build_part
 from ...structures import SearchSpace, Subnet
-from ...structures.subnet import one_of, positive
 from ..layers import LAYER_KINDS, check_weights
 from .grouping import (
     BLOCK_ATTRIBUTES,

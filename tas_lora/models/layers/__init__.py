@@ -8,7 +8,6 @@ from .attention import (
     token_index,
 )
 from .elastic import ElasticLayerNorm, ElasticLinear, ElasticPatchEmbed, slice_weight
-from .limits import check_supernet, check_weights, checked_patch_sizes, checked_sizes
 from .mole import (
     MoLELinear,
     expert_parameters,
@@ -19,6 +18,7 @@ from .mole import (
     recomputed,
 )
 from .patch_grid import PatchGrid, finest_positions
+from .size_checks import check_supernet, check_weights, checked_patch_sizes, checked_sizes
 
 __all__ = [
     'LAYER_KINDS',

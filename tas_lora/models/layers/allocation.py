@@ -5,8 +5,8 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ...checks import positive, positives, some_of
 from ...errors import UserError
-from ...structures.subnet import positive, positives, some_of
 
 LAYER_KINDS = ('qkv', 'proj', 'fc1', 'fc2')  # of a block, in the order of the router's rows
 _OPTIONS = ('num_experts', 'rank', 'layers', 'layer_experts', 'importance')

@@ -1,0 +1,231 @@
+"""What a subnet with experts costs, measured against contestants of the same widths."""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..models import SupernetClassifier
+from ..structures import SearchSpace, Subnet
+from .reference_models import (
+    MMPretrainViT,
+    StaticViT,
+    left_unmerged,
+    made_naive,
+    optimizers_of,
+    step_products,
+    training_step,
+)
+from .timing import interleave, milliseconds, per_second, ratio, saved_bytes, stopwatch
+
+
+def supernet(model_config: Mapping, experts: bool = True) -> SupernetClassifier:
+    """The supernet of a config, without what is random in a step; in training mode.
+
+    Args:
+        model_config: ``model`` of a stage-2 config.
+        experts: Without, a bare supernet of which all is trained.
+    """
+    config = deepcopy(dict(model_config))
+    config.pop('train_cfg', None)
+    config['backbone'] = dict(config['backbone'], drop_path_rate=0.0)
+    if not experts:
+        config['backbone'].pop('mole')
+        config.pop('router')
+    return MODELS.build(config)
+
+
+CONTESTANTS = ('static', 'ours', 'naive', 'unmerged', 'finetune', 'mmpretrain')
+
+
+def contestants(
+    model_config: Mapping, subnet: Subnet, device: str, names: Sequence[str] = CONTESTANTS
+) -> dict[str, nn.Module]:
+    """Models by name, of the widths of ``subnet``; 'static' is the limit."""
+    spec = supernet(model_config).image_spec
+    makers = dict(
+        static=lambda: StaticViT(subnet, spec),
+        ours=lambda: supernet(model_config),
+        naive=lambda: made_naive(supernet(model_config).to(device)),
+        unmerged=lambda: left_unmerged(supernet(model_config)),
+        finetune=lambda: supernet(model_config, experts=False),
+        mmpretrain=lambda: MMPretrainViT(subnet, spec),
+    )
+    models = {name: makers[name]() for name in names}
+    for model in models.values():
+        model.to(device).train()
+        if isinstance(model, SupernetClassifier):
+            model.set_subnet(subnet)
+    return models
+
+
+def batch_of(spec: dict, size: int, device: str) -> tuple[Tensor, Tensor]:
+    """Noise and labels, the same at each call."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (size, spec['in_channels'], spec['img_size'], spec['img_size'])
+    images = torch.randn(shape, generator=generator)
+    labels = torch.randint(spec['num_classes'], (size,), generator=generator)
+    return images.to(device), labels.to(device)
+
+
+def measure_training(
+    models: Mapping[str, nn.Module], batch: tuple[Tensor, Tensor], rounds: int, amp: bool
+) -> dict[str, list[float]]:
+    """Seconds of whole training steps: set, route, merge, forward, backward, optimizers."""
+    steps = {name: training_step(model, *batch, amp) for name, model in models.items()}
+    return interleave(steps, rounds, batch[0].device.type)
+
+
+def measure_evaluation(
+    models: Mapping[str, nn.Module], images: Tensor, rounds: int, amp: bool
+) -> dict[str, list[float]]:
+    """Seconds of a forward, experts merged before; ``ours_bf16`` always under autocast."""
+
+    @torch.no_grad()
+    def forward(model: nn.Module, bf16: bool) -> None:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            model(images)
+
+    jobs = {name: partial(forward, model.eval(), amp) for name, model in models.items()}
+    jobs['ours_bf16'] = partial(forward, models['ours'], True)
+    for model in models.values():
+        if isinstance(model, SupernetClassifier):
+            with torch.no_grad():
+                model.merge_experts()
+    seconds = interleave(jobs, rounds, images.device.type)
+    for model in models.values():
+        model.train()
+        if isinstance(model, SupernetClassifier):
+            model.unmerge_experts()
+    return seconds
+
+
+def measure_activations(
+    models: Mapping[str, nn.Module], batch: tuple[Tensor, Tensor], amp: bool
+) -> dict[str, int]:
+    """Bytes that autograd keeps for the backward, merged weights included."""
+
+    def loss(model: nn.Module) -> Tensor:
+        if isinstance(model, SupernetClassifier):
+            model.merge_experts()
+        with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=amp):
+            return F.cross_entropy(model(batch[0]), batch[1])
+
+    sizes = {}
+    for name, model in models.items():
+        sizes[name] = saved_bytes(model, partial(loss, model))
+        if isinstance(model, SupernetClassifier):
+            model.unmerge_experts()
+    return sizes
+
+
+def measure_hops(
+    model: SupernetClassifier, space: SearchSpace, batch: tuple[Tensor, Tensor], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each part of a step with experts, in float32.
+
+    'backward' holds the whole backward, 'merge backward' again the part of router and merge.
+    """
+    device, rng, subnet = batch[0].device.type, np.random.default_rng(0), model.subnet
+    step, hops, found = training_step(model, *batch), {}, {}
+    optimizers = optimizers_of(model)
+
+    def update() -> None:
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def timed(name: str, job: Callable[[], object]) -> None:
+        def run() -> None:
+            found[name] = job()
+
+        hops.setdefault(name, []).append(stopwatch(run, device))
+
+    for _ in range(rounds + 1):
+        timed('sample', lambda: space.sample(rng))
+        timed('set', lambda: model.set_subnet(subnet))
+        timed('route', lambda: model.router(subnet))
+        timed('merge', lambda: model.backbone.merge_experts(subnet, found['route']))
+        timed('forward', lambda: F.cross_entropy(model(batch[0]), batch[1]))
+        timed('backward', lambda: found['forward'].backward())
+        timed('optimizers', update)
+        model.merge_experts()
+        timed('merge backward', _backward_of_merge(model))
+        model.zero_grad()
+        model.unmerge_experts()
+        timed('whole step', step)
+    return {name: seconds[1:] for name, seconds in hops.items()}
+
+
+def _backward_of_merge(model: SupernetClassifier) -> Callable[[], None]:
+    merged = [layer.merged for layer in model.backbone.mole_layers() if layer.merged is not None]
+    gradients = [torch.ones_like(weight) for weight in merged]
+    return partial(torch.autograd.backward, merged, gradients)
+
+
+def throughput(
+    training: Mapping[str, list[float]],
+    evaluation: Mapping[str, list[float]],
+    images: tuple[int, int],
+    forward: Mapping[str, int],
+    rates: tuple[float, float],
+) -> dict[str, dict]:
+    """Images a second of each contestant, and how near that is to what the device multiplies.
+
+        share of the limit = images a second x multiply-adds of an image / multiply-adds a second
+
+    The last are those of one large matrix product, the others those of the plain network of the
+    subnet's widths: relative positions, experts, norms and optimizers lower the share.
+
+    Args:
+        training: Seconds of training steps, of :func:`measure_training`.
+        evaluation: Seconds of evaluations, of :func:`measure_evaluation`.
+        images: Of a training step, and of an evaluation.
+        forward: Of :func:`forward_products`.
+        rates: Multiply-adds a second at the precision measured, and in bfloat16.
+
+    Returns:
+        For each contestant ``images_per_second`` and ``share_of_limit``, with median and spread,
+        under 'train' (unless it does not train) and 'eval'.
+    """
+
+    def figures(seconds: list[float], count: int, products: int, rate: float) -> dict[str, dict]:
+        at_the_limit = count * products / rate  # seconds
+        return dict(
+            images_per_second=per_second(count, seconds),
+            share_of_limit=per_second(at_the_limit, seconds),
+        )
+
+    found = {}
+    for name, seconds in evaluation.items():
+        rate = rates[1] if name == 'ours_bf16' else rates[0]
+        found[name] = dict(eval=figures(seconds, images[1], sum(forward.values()), rate))
+    for name, seconds in training.items():
+        products = step_products(name, forward)
+        found[name]['train'] = figures(seconds, images[0], products, rates[0])
+    return found
+
+
+def summary(training: dict, evaluation: dict, activations: dict, hops: dict) -> dict[str, dict]:
+    """The figures that sum a benchmark up, each with median and spread."""
+    size = activations['ours'] / activations['static']
+    merge = [r + m for r, m in zip(hops['route'], hops['merge'], strict=True)]
+    both = [m + b for m, b in zip(merge, hops['merge backward'], strict=True)]
+    versus = {
+        f'train_step_vs_{other}': ratio(training['ours'], training[other])
+        for other in ('static', 'naive')
+        if other in training
+    }
+    return dict(
+        **versus,
+        eval_vs_static=ratio(evaluation['ours'], evaluation['static']),
+        eval_bf16_vs_static=ratio(evaluation['ours_bf16'], evaluation['static']),
+        saved_activations_vs_static=dict(median=size, spread=[size, size]),
+        merge_share_of_step=ratio(both, hops['whole step']),
+        route_and_merge_ms=milliseconds(merge),
+    )

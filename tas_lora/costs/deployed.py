@@ -1,0 +1,187 @@
+"""What a subnet costs where it is deployed: latency and peak memory, measured once exported."""
+
+import weakref
+from collections.abc import Mapping, Sequence
+from math import inf
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..checks import natural, one_of, positive
+from ..errors import UserError
+from ..models.classifiers.supernet_classifier import SupernetClassifier
+from ..models.plain_vit import PlainViT
+from ..structures import Subnet
+from .timing import milliseconds, stopwatch
+
+PRECISIONS = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
+OPTIONS = ('device', 'batch_size', 'precision', 'warmup', 'rounds')
+
+
+class Deployed:
+    """Measures the network that ``tools/export.py`` makes of a subnet, with random weights.
+
+    At low precision weights and images are cast once, as a deployment does, and not by autocast,
+    which would keep float32 weights and cast them in every forward. On CPUs as many threads work
+    as ``torch.get_num_threads`` says.
+
+    Args:
+        image_spec: ``image_spec`` of a :class:`SupernetClassifier`.
+        pooling: 'avg_featmap' or 'cls_token'.
+        device: 'cpu' or 'cuda', the current one.
+        batch_size: Images in a forward.
+        precision: 'float32', 'bfloat16' or, on a GPU, 'float16'.
+        warmup: Forwards before those that are timed.
+        rounds: Forwards that are timed.
+
+    Raises:
+        UserError: If one of them makes no sense, or there is no GPU.
+    """
+
+    def __init__(
+        self,
+        image_spec: Mapping[str, int],
+        pooling: str,
+        device: str = 'cpu',
+        batch_size: int = 1,
+        precision: str = 'float32',
+        warmup: int = 3,
+        rounds: int = 20,
+    ):
+        one_of(pooling, 'pooling', ('avg_featmap', 'cls_token'))
+        one_of(device, 'val_cfg.measure.device', ('cpu', 'cuda'))
+        one_of(precision, 'val_cfg.measure.precision', tuple(PRECISIONS))
+        if device == 'cuda' and not torch.cuda.is_available():
+            raise UserError("val_cfg.measure.device is 'cuda', and there is no GPU; set 'cpu'")
+        if (device, precision) == ('cpu', 'float16'):
+            raise UserError(
+                "val_cfg.measure.precision must be 'float32' or 'bfloat16' on a CPU, got 'float16'"
+            )
+        self.image_spec, self.pooling = dict(image_spec), pooling
+        self.device, self.dtype = device, PRECISIONS[precision]
+        self.batch_size = positive(batch_size, 'val_cfg.measure.batch_size', int, most=100_000)
+        self.warmup = natural(warmup, 'val_cfg.measure.warmup', most=100_000)
+        self.rounds = positive(rounds, 'val_cfg.measure.rounds', int, most=100_000)
+
+    @classmethod
+    def of_model(cls, model: SupernetClassifier, options: Mapping) -> 'Deployed':
+        """For the subnets of a supernet; ``options`` are ``val_cfg.measure`` of a search.
+
+        Raises:
+            UserError: If there is any option but those above, from ``device`` on.
+        """
+        if not isinstance(options, Mapping) or not set(options) <= set(OPTIONS):
+            raise UserError(f'val_cfg.measure must be a dict of {OPTIONS}, got {options!r}')
+        return cls(model.image_spec, model.backbone.out_type, **options)
+
+    def __call__(self, subnet: Subnet) -> dict[str, float]:
+        """:meth:`latency` and :meth:`memory`, all infinite if the GPU has not enough memory."""
+        try:
+            return self.latency(subnet) | self.memory(subnet)
+        except torch.OutOfMemoryError:
+            return dict(latency=inf, latency_spread=inf, memory=inf)
+
+    @torch.no_grad()
+    def latency(self, subnet: Subnet) -> dict[str, float]:
+        """Median time of a forward of one batch, and its interquartile range.
+
+        Returns:
+            ``latency`` and ``latency_spread`` in ms, of the :func:`trimmed` rounds.
+        """
+        net, images = self._build(subnet)
+        for _ in range(self.warmup):
+            net(images)
+        seconds = [stopwatch(lambda: net(images), self.device) for _ in range(self.rounds)]
+        found = milliseconds(trimmed(seconds))
+        low, high = found['spread']
+        return dict(latency=found['median'], latency_spread=high - low)
+
+    @torch.no_grad()
+    def memory(self, subnet: Subnet) -> dict[str, float]:
+        """Peak memory of one forward: weights, images and activations, as tensors hold them.
+
+        What a process needs besides is left out: libraries, the GPU's context, their workspaces,
+        and what an allocator keeps in reserve.
+
+        Returns:
+            ``memory`` in MiB.
+        """
+        if self.device == 'cpu':
+            return dict(memory=self._peak_on_cpu(subnet) / 2**20)
+        self._peak_on_gpu(subnet)  # workspaces that libraries take once are held from here on
+        return dict(memory=self._peak_on_gpu(subnet) / 2**20)
+
+    def _build(self, subnet: Subnet) -> tuple[PlainViT, Tensor]:
+        """The network, and images for it."""
+        spec = subnet.image_spec_in(self.image_spec)
+        with torch.random.fork_rng(devices=()):  # a search draws the same, measured or not
+            net = PlainViT(
+                subnet.embed_dim,
+                list(subnet.num_heads),
+                list(subnet.hidden_dims),
+                **spec,
+                pooling=self.pooling,
+            )
+            shape = (self.batch_size, spec['in_channels'], spec['img_size'], spec['img_size'])
+            images = torch.randn(shape)
+        return net.eval().to(self.device, self.dtype), images.to(self.device, self.dtype)
+
+    def _peak_on_cpu(self, subnet: Subnet) -> int:
+        net, images = self._build(subnet)
+        with _LiveBytes([*net.parameters(), *net.buffers(), images]) as live:
+            net(images)
+        return live.peak
+
+    def _peak_on_gpu(self, subnet: Subnet) -> int:
+        before = torch.cuda.memory_allocated()
+        net, images = self._build(subnet)
+        torch.cuda.reset_peak_memory_stats()
+        net(images)
+        return torch.cuda.max_memory_allocated() - before
+
+
+def trimmed(seconds: Sequence[float]) -> list[float]:
+    """``seconds`` without outliers: those beyond Tukey's fences (Exploratory Data Analysis, 1977).
+
+    The fences stand 1.5 interquartile ranges below the first quartile and above the third, so
+    that a few outliers among many rounds do not move them.
+    """
+    low, high = np.quantile(seconds, [0.25, 0.75])
+    reach = 1.5 * (high - low)
+    return [value for value in seconds if low - reach <= value <= high + reach]
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of storages that are alive, from those of ``tensors`` on.
+
+    What an operation allocates and frees within itself is not seen.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]):
+        super().__init__()
+        self.alive: set[int] = set()
+        self.now = self.peak = 0
+        for tensor in tensors:
+            self._see(tensor)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        for result in tree_leaves(results):
+            if isinstance(result, Tensor):
+                self._see(result)
+        return results
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()  # the same object for all views, as long as one lives
+        if id(storage) not in self.alive:
+            self.alive.add(id(storage))
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, id(storage), storage.nbytes())
+
+    def _forget(self, key: int, size: int) -> None:
+        self.alive.remove(key)
+        self.now -= size

@@ -1,0 +1,216 @@
+"""What a search space costs, before anything is trained and without data."""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil
+
+import numpy as np
+
+from ..checks import positive
+from ..errors import UserError
+from ..models import SupernetClassifier
+from ..models.heads.router_head import RouterHead
+from ..models.layers import expert_parameters
+from ..search import Evolution, count_flops, count_params
+from ..structures import SearchSpace, Subnet
+
+QUANTILES = (0.1, 0.5, 0.9)
+NARROW = 1.2  # a ratio of sizes below which there is little to choose
+FAR_OFF = 1.0  # standard deviations of a mean from what it should be
+FEW_IMAGES = 100  # held out, below which one of them is more than a point of top-1
+
+
+def count_space(
+    space: SearchSpace, spec: Mapping[str, int], draws: int = 2000, seed: int = 0
+) -> dict:
+    """Number of subnets, and what they cost.
+
+    Args:
+        space: The choices.
+        spec: ``image_spec`` of a :class:`SupernetClassifier`.
+        draws: Subnets drawn uniformly for mean and quantiles.
+        seed: Seed of the draws.
+
+    Returns:
+        ``subnets``, and for each of ``params`` and ``flops`` a dict of ``smallest`` and
+        ``largest``, the costs of these two subnets, and of the draws the ``mean`` and the
+        ``quantiles``, as many as :data:`QUANTILES`.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = [space.sample(rng) for _ in range(positive(draws, '--draws', int, most=10**6))]
+
+    def summary(count: Callable[..., float]) -> dict:
+        values = [count(subnet, **spec) for subnet in drawn]
+        return dict(
+            smallest=count(space.smallest(), **spec),
+            quantiles=np.quantile(values, QUANTILES).tolist(),
+            largest=count(space.largest(), **spec),
+            mean=float(np.mean(values)),
+        )
+
+    return dict(subnets=space.size, params=summary(count_params), flops=summary(count_flops))
+
+
+def count_weights(model: SupernetClassifier) -> dict[str, int]:
+    """Parameters of the parts of a model, and of all that is trained."""
+    experts = sum(p.numel() for p in expert_parameters(model))
+    router = 0 if model.router is None else sum(p.numel() for p in model.router.parameters())
+    every = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return dict(supernet=every - experts - router, experts=experts, router=router, trained=trained)
+
+
+def count_experts(model: SupernetClassifier) -> tuple[int, int] | None:
+    """Experts of a layer at most, K, and groups of blocks; None without experts or groups."""
+    if not isinstance(model.router, RouterHead):
+        return None
+    return model.router.num_experts, len(model.router.groups)
+
+
+def images_read(dataset: Mapping, count: int) -> int:
+    """Images that a pass over a dataset reads, if the innermost one it wraps has ``count``.
+
+    Args:
+        dataset: Config of a dataset, perhaps in ``HeldOutSplit`` and ``RepeatDataset``.
+        count: Images of the whole training set.
+
+    Raises:
+        UserError: If none is left, or it cannot be known without the files.
+    """
+    kind, inner = str(dataset.get('type')).rpartition('.')[2], dataset.get('dataset')
+    if kind == 'RepeatDataset':
+        return dataset['times'] * images_read(inner, count)
+    if kind != 'HeldOutSplit':
+        return count
+    whole, size = images_read(inner, count), dataset.get('size', 10_000)
+    if dataset.get('images') is not None:
+        raise UserError(
+            'HeldOutSplit.images is a list of files; leave --images out and have them at hand'
+        )
+    if size >= whole:
+        raise UserError(
+            f'{size:,} images to hold out of a training set of {whole:,}; lower HeldOutSplit.size'
+        )
+    return size if dataset.get('part') == 'heldout' else whole - size
+
+
+def candidates_of(search: Mapping, space: SearchSpace) -> int:
+    """Subnets that a search asks for at most.
+
+    Args:
+        search: ``val_cfg`` of a search config; from any other, Algorithm 2's defaults.
+        space: The space.
+    """
+    evolution = Evolution(space, lambda subnet: True, **(search.get('evolution') or {}))
+    return min(space.size, evolution.population * evolution.generations)
+
+
+def chosen_subnets(space: SearchSpace, count: int, seed: int) -> dict[str, Subnet]:
+    """Smallest, largest, and ``count`` that are drawn, by name."""
+    rng = np.random.default_rng(seed)
+    drawn = {f'drawn {i + 1}': space.sample(rng) for i in range(count)}
+    return dict(smallest=space.smallest(), **drawn, largest=space.largest())
+
+
+def expected_seconds(
+    seconds: Mapping[str, float], flops: Mapping[str, float], mean_flops: float
+) -> float:
+    """Seconds at the space's mean FLOPs, on a straight line through the subnets that were timed.
+
+    The line is that of least squares; a few draws alone would miss the mean. Where all subnets
+    have the same FLOPs it is their mean.
+
+    Args:
+        seconds: Measured, by name of the subnet.
+        flops: Of the same subnets.
+        mean_flops: Mean over many draws.
+    """
+    x, y = (np.array([values[name] for name in seconds]) for values in (flops, seconds))
+    if np.ptp(x) == 0:
+        return float(y.mean())
+    slope = np.cov(x, y, bias=True)[0, 1] / x.var()
+    return float(y.mean() + slope * (mean_flops - x.mean()))
+
+
+def steps_of(images: int, loader: Mapping) -> int:
+    """Steps of an epoch in one process."""
+    full = images / loader['batch_size']
+    return int(full) if loader.get('drop_last') else ceil(full)
+
+
+def step_with_reading(step: float, reading: float, loader: Mapping) -> float:
+    """Seconds of a step and of what it waits for its images.
+
+    Args:
+        step: Seconds of the step itself.
+        reading: Seconds of one image, 0 if not known.
+        loader: Its ``num_workers`` are taken to have a core each.
+    """
+    reading, workers = reading * loader['batch_size'], loader.get('num_workers', 0)
+    return max(step, reading / workers) if workers else step + reading
+
+
+def find_hints(found: Mapping) -> list[str]:
+    """What is odd about a space, in words.
+
+    Args:
+        found: All of :func:`count_space`; ``weights`` of :func:`count_weights`, ``experts`` of
+            :func:`count_experts`, and ``search`` with its ``candidates`` and ``images``, None if
+            they are not known.
+    """
+    hints, search = _hints_on_sizes(found['params'], found['weights']['supernet']), found['search']
+    if found['subnets'] <= search['candidates']:
+        hints.append(
+            f'the space has {found["subnets"]:,} subnets, no more than the search asks for: more '
+            'choices, or smaller evolution.population and generations'
+        )
+    if found['experts'] is not None and found['experts'][0] > found['experts'][1]:
+        hints.append(
+            'K is {}, but blocks fall into {} groups only: experts above that number have no group '
+            'of their own; lower mole.num_experts'.format(*found['experts'])
+        )
+    if search['images'] is not None and search['images'] < FEW_IMAGES:
+        hints.append(
+            f'only {search["images"]} images are held out: one of them is '
+            f'{100 / search["images"]:.1f} points of top-1; raise HeldOutSplit.size'
+        )
+    return hints
+
+
+def pixel_hint(mean: Sequence[float], std: Sequence[float], preprocessor: Mapping) -> list[str]:
+    """What to set where images are far from what their normalisation expects.
+
+    Args:
+        mean: Of each channel of the images as read.
+        std: Likewise.
+        preprocessor: ``data_preprocessor`` of the config.
+    """
+    if preprocessor.get('mean') is None or len(preprocessor['mean']) != len(mean):
+        return []
+    if preprocessor.get('to_rgb'):  # images are read as B, G, R, and turned before
+        mean, std = mean[::-1], std[::-1]
+    shift = (np.array(mean) - preprocessor['mean']) / preprocessor['std']
+    scale = np.array(std) / preprocessor['std']
+    if np.abs(shift).max() < FAR_OFF and scale.max() < 2 and scale.min() > 0.5:
+        return []
+    fields = dict(mean=mean, std=std).items()
+    wanted = ', '.join(f'{name}={np.round(values, 1).tolist()}' for name, values in fields)
+    return [
+        f'normalised images have a mean of {shift.mean():.1f} and a spread of {scale.mean():.1f} '
+        f'in place of 0 and 1, which slows training: set data_preprocessor to {wanted}'
+    ]
+
+
+def _hints_on_sizes(params: Mapping[str, float], supernet: int) -> list[str]:
+    found, largest = [], params['largest']
+    if largest < NARROW * params['smallest']:
+        found.append(
+            f'the largest subnet has only {largest / params["smallest"]:.2f} x the parameters of '
+            'the smallest: choices of embed_dim, depth or mlp_ratio that lie further apart give a '
+            'search more to find'
+        )
+    if supernet > NARROW * largest:
+        found.append(
+            f'the supernet has {supernet / largest:.2f} x the parameters of the largest subnet: '
+            'what is beyond that is never trained; lower model.backbone.arch'
+        )
+    return found

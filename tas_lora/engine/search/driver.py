@@ -1,0 +1,267 @@
+"""The rank that leads a search: it asks, is told, and writes what was found."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isfinite, nan
+from pathlib import Path
+
+from mmengine.dist import get_world_size
+
+from ...datasets.held_out_images import HeldOutImages
+from ...errors import UserError
+from ...search import (
+    NSGA2,
+    CandidateScorer,
+    Evolution,
+    History,
+    Journal,
+    Limits,
+    Measured,
+    Outcome,
+    RaceRules,
+    Task,
+    open_history,
+    open_measured,
+)
+from ...structures import SearchSpace, Subnet
+from ..model_access import supernet_of
+from .crew import Crew
+from .identity import begin_search, identity_of
+from .progress import SearchProgress
+from .result import front_of, gates_of, record_of, set_aside, write_result
+
+HISTORY, JOURNAL = 'search_history.jsonl', 'search_journal.bin'
+PHASES = ('search', 'baseline')
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What is searched, and how: the arguments of ``EvolutionarySearchLoop``, built and checked.
+
+    Attributes:
+        space: The search space.
+        limits: What a subnet costs and may cost, and the goals.
+        evolution: The search.
+        random: A random search of as many subnets for comparison, or None.
+        score: Name of the metric subnets are ranked by.
+        rule: 'less' if a lower score is better, else 'greater'.
+        race: Rules by which candidates are dropped early; None evaluates all.
+        precision: Of the forward, 'float32' or 'bfloat16'.
+        finalists: How many of the best are scored again after a search in bfloat16.
+        measured: Latency and memory by subnet, where they are measured.
+        log_interval: Subnets between two log lines.
+        resume: Whether to continue the search in the work directory.
+    """
+
+    space: SearchSpace
+    limits: Limits
+    evolution: Evolution | NSGA2
+    random: Evolution | None
+    score: str
+    rule: str
+    race: RaceRules | None
+    precision: str
+    finalists: int
+    measured: Measured | None
+    log_interval: int
+    resume: bool
+
+    def finals_of(self, phase: str) -> int:
+        """How many of the best are scored again: in float32, and on all metrics."""
+        if self.precision != 'float32':
+            return self.finalists if phase == 'search' else 1
+        return 0 if self.race is None else 1
+
+
+class SearchDriver:
+    """One run of a search, on the rank that leads.
+
+    Args:
+        runner: Has work directory, logger and the name of the weights.
+        images: The held-out images.
+        settings: The search.
+    """
+
+    def __init__(self, runner, images: HeldOutImages, settings: SearchSettings):
+        self.runner, self.images, self.settings = runner, images, settings
+        self.folder, self.logger = Path(runner.work_dir), runner.logger
+        self.scorer: CandidateScorer | None = None
+        self.best: dict[str, float] = {}  # scores by phase
+
+    @property
+    def scored(self) -> int:
+        """Candidates that have a line."""
+        return 0 if self.scorer is None else len(self.scorer.lines)
+
+    def run(self, crew: Crew) -> dict:
+        """Search with a crew; returns score and costs of the best subnet."""
+        settings = self.settings
+        weights, images = self.runner._load_from, self.images.fingerprint()
+        identity = identity_of(self.runner.cfg, weights, images)
+        if not settings.resume:
+            set_aside(self.folder)
+        self.identity = begin_search(self.folder, identity, settings.resume)
+        lines = open_history(self.folder / HISTORY, settings.resume)
+        journal = Journal(self.folder / JOURNAL, settings.resume)
+        if settings.measured is not None:
+            settings.measured.recall(open_measured(settings.measured.path, settings.resume))
+        share = self._check_limits()
+        if lines:
+            self.logger.info(f'Continuing after {len(lines)} subnets that are scored.')
+        if lines and not journal.known:
+            self.logger.warning(f'{journal.path} is missing: all of them are evaluated again.')
+        self.progress = self._new_progress(share)
+        self.scorer = CandidateScorer(
+            lambda tasks: self._perform(tasks, journal, crew),
+            images=len(self.images),
+            limits=settings.limits,
+            history=History(self.folder / HISTORY, lines),
+            score=settings.score,
+            sign=1 if settings.rule == 'less' else -1,
+            race=settings.race,
+            seed=settings.evolution.seed,
+            on_line=self._note,
+        )
+        with self.progress:
+            self._search()
+        crew.result = self._finish()
+        return crew.result
+
+    def _check_limits(self) -> float:
+        """Refuse limits that leave nothing, warn of those that leave little; gives their share."""
+        limits = self.settings.limits
+        share, text = limits.survey(self.settings.space)
+        is_measured = any(name in limits.measured for name in limits.ranges)
+        # Evolution tries harder than the survey, but not with measurements of seconds each.
+        if not share and (is_measured or not self.settings.evolution.ask()):
+            raise UserError(f'no subnet was found: {text}; change val_cfg.constraints')
+        if share < Limits.FEW:
+            self.logger.warning(f'The limits are narrow: {text}')
+        return share
+
+    def _new_progress(self, share: float) -> SearchProgress:
+        settings, search = self.settings, self.settings.evolution
+        phases = PHASES if settings.random else PHASES[:1]
+        total = search.population * search.generations * len(phases)
+        total += sum(map(settings.finals_of, phases))
+        return SearchProgress(
+            self.runner, total, len(self.images), share, settings.score, settings.log_interval
+        )
+
+    def _perform(
+        self, tasks: list[Task], journal: Journal, crew: Crew
+    ) -> Iterator[tuple[Task, Outcome]]:
+        """What the journal knows, then what has to be evaluated."""
+        unknown = []
+        for task in tasks:
+            if (outcome := journal.recall(task)) is None:
+                unknown.append(task)
+            else:
+                yield task, outcome
+        yield from self.progress.timed(crew.perform(unknown, keep=journal.append))
+
+    def _search(self) -> None:
+        settings = self.settings
+        keep = max(settings.evolution.parents, self.settings.finals_of('search'))
+        self._run_phase('search', settings.evolution, keep)
+        if settings.evolution.generation < settings.evolution.generations:
+            self.logger.info('No further subnet within the limits was found.')
+        if settings.random:
+            self._run_phase('baseline', settings.random, 1)
+
+    def _run_phase(self, phase: str, search: Evolution, keep: int) -> None:
+        name = 'Generation' if phase == 'search' else 'Random search, generation'
+        for generation in self.scorer.run(search, phase, self.settings.precision, keep):
+            best = self.scorer.best(1, phase=phase)
+            if best:
+                self.logger.info(
+                    f'{name} {generation}/{search.generations}  '
+                    f'best {self.settings.score}: {best[0][self.settings.score]:.4f}  '
+                    f'params: {best[0]["params"]:,}'
+                )
+            if search.surrogate is not None:
+                use = 'used' if search.surrogate.is_trusted else 'ignored'
+                self.logger.info(
+                    f'Surrogate: rank correlation {search.surrogate.correlation:.2f} with the '
+                    f'scores of this generation, hence {use}'
+                )
+        self._score_finals(phase)
+
+    def _score_finals(self, phase: str) -> None:
+        """Score the best of a phase again; the others are out."""
+        best = self.scorer.best(self.settings.finals_of(phase), phase=phase)
+        subnets = [Subnet.from_dict(line['subnet']) for line in best]
+        if subnets:
+            self.logger.info(f'The best {len(subnets)} are scored again in float32.')
+            self.scorer.score_again(subnets, generation=PHASES.index(phase))
+
+    def _winner(self, phase: str) -> dict | None:
+        """The best of a phase: of those scored again, if any were."""
+        again = dict(phase='finals', generation=PHASES.index(phase))
+        where = again if self.settings.finals_of(phase) else dict(phase=phase)
+        return next(iter(self.scorer.best(1, **where)), None)
+
+    def _finish(self) -> dict:
+        settings, scorer = self.settings, self.scorer
+        best = self._winner('search')
+        if best is None:
+            raise UserError(
+                f'no subnet has a finite {settings.score}, or none fits in memory; see the log'
+            )
+        baseline = self._winner('baseline') if settings.random else None
+        winner = Subnet.from_dict(best['subnet'])
+        cost = self.progress.cost() | dict(processes=get_world_size())
+        write_result(
+            self.folder,
+            self._record(best, baseline),
+            front_of(scorer, settings.limits.goals, 'search', settings.precision),
+            gates_of(supernet_of(self.runner), winner),
+            cost,
+        )
+        self._log_result(best, baseline, winner)
+        numbers = record_of(best)
+        return {name: value for name, value in numbers.items() if isinstance(value, (int, float))}
+
+    def _record(self, best: dict, baseline: dict | None) -> dict:
+        settings, scorer = self.settings, self.scorer
+        return dict(
+            **record_of(best),
+            score=settings.score,
+            rule=settings.rule,
+            parents=0 if settings.limits.goals else settings.evolution.parents,
+            goals=list(settings.limits.goals),
+            candidates=len({str(line['subnet']) for line in scorer.lines}),
+            images_evaluated=scorer.evaluated,
+            images_exhaustive=scorer.exhaustive,
+            baseline=None if baseline is None else record_of(baseline),
+            search=self.identity,
+        )
+
+    def _log_result(self, best: dict, baseline: dict | None, winner: Subnet) -> None:
+        settings, scorer = self.settings, self.scorer
+        if settings.race is not None:
+            share = scorer.evaluated / scorer.exhaustive
+            self.logger.info(
+                f'The race took {scorer.evaluated:,} images, {share:.1%} of the '
+                f'{scorer.exhaustive:,} of evaluating all.'
+            )
+        if baseline is not None:
+            name = settings.score
+            gain = scorer.sign * (baseline[name] - best[name])
+            said = 'better than' if gain > 0 else 'worse than' if gain < 0 else 'as good as'
+            self.logger.info(
+                f'{name} {best[name]:.4f} is {said} the {baseline[name]:.4f} of random search.'
+            )
+        self.logger.info(
+            f'Best after {len(scorer.lines)} evaluations, written to '
+            f'{self.folder / "best_subnet.json"}: {winner}'
+        )
+
+    def _note(self, line: dict) -> None:
+        """Show a line, and the best score of its phase."""
+        phase, score = line['phase'], self.settings.score
+        value, best = line.get(score, nan), self.best.get(phase)
+        if line['images'] == len(self.images) and isfinite(value):
+            is_better = best is None or self.scorer.sign * (value - best) < 0
+            self.best[phase] = value if is_better else best
+        self.progress.note(line, self.best.get(phase, nan))

@@ -1,0 +1,144 @@
+"""What the figures of a search share: canvas, colours, points, cells; drawn without a screen.
+
+Colours are of Okabe and Ito (2008), told apart by colour-blind eyes too, and seen on white and on
+black. Text and axes are drawn in ``INK``, for which a page puts its own colour.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from io import StringIO
+from math import isfinite
+
+import numpy as np
+
+from .results import Candidate, SearchResults
+
+INK = '#1f2328'
+BLUE, ORANGE, GREEN, GREY = '#0072b2', '#d55e00', '#009e73', '#8c8c8c'
+MANY = 800  # points from which on a vector image grows too large
+
+
+def style():
+    """The context to draw and to save in: ``with style():``."""
+    import matplotlib
+
+    names = ('axes.edgecolor', 'axes.labelcolor', 'text.color', 'xtick.color', 'ytick.color')
+    return matplotlib.rc_context(
+        dict.fromkeys(names, INK)
+        | {
+            'axes.spines.right': False,
+            'axes.spines.top': False,
+            'axes.titlelocation': 'left',
+            'axes.titlesize': 'medium',
+            'font.size': 9,
+            'hatch.color': GREY,
+            'hatch.linewidth': 0.5,
+            'legend.frameon': False,
+            'legend.fontsize': 'small',
+            'savefig.dpi': 150,
+            'svg.fonttype': 'none',  # text stays text
+            'svg.hashsalt': 'search',  # the same file again
+            'text.parse_math': False,  # a metric's name may hold a dollar
+        }
+    )
+
+
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **options):
+    """A figure of that many inches, and a list of its axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout='constrained')
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+
+
+def as_svg(figure, name: str) -> str:
+    """A figure as an ``svg`` element of a page.
+
+    It is as wide as its place, has the page's text colour, background and ``--blue``, and ids that
+    begin with ``name``.
+    """
+    file = StringIO()
+    nothing = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
+    figure.savefig(file, format='svg', transparent=True, metadata=nothing)
+    text = file.getvalue()
+    text = text[text.index('<svg') :].replace(INK, 'currentColor').replace(BLUE, 'var(--blue)')
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r'\1', text, count=1)
+    return re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{name}-', text)
+
+
+def numbers_of(candidates: Iterable[Candidate], name: str) -> np.ndarray:
+    """A cost of each candidate, NaN where it has none."""
+    return np.array([c.numbers.get(name, np.nan) for c in candidates])
+
+
+def draw_cloud(axes, places: np.ndarray, candidates: Sequence[Candidate], color: str, name: str):
+    """Scores of candidates as points at ``places``; those that were dropped early are lighter."""
+    scores = np.array([c.score for c in candidates])
+    whole = np.array([c.is_complete for c in candidates], bool)
+    look = dict(lw=0, c=color, rasterized=len(candidates) > MANY)
+    for mask, label, size, alpha in ((whole, name, 14, 0.6), (~whole, f'{name}, dropped', 10, 0.3)):
+        seen = mask & np.isfinite(scores)
+        if seen.any():
+            axes.scatter(places[seen], scores[seen], s=size, alpha=alpha, label=label, **look)
+
+
+def focus(axes, results: SearchResults) -> None:
+    """Show the best at full scale; the worst few are left outside, and counted."""
+    scores = np.array([c.score for c in results.candidates if isfinite(c.score)])
+    low, high = np.quantile(scores, (0, 0.97) if results.rule == 'less' else (0.03, 1))
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    axes.set_ylim(low - margin, high + margin)
+    outside = int(((scores < low - margin) | (scores > high + margin)).sum())
+    if outside:
+        text = f'{outside} worse not shown'
+        axes.set_title(text, loc='right', fontsize='small', color=GREY)
+
+
+def shade_limits(axes, low: float, high: float) -> None:
+    """Hatch a strip of what limits forbid, next to candidates as they are in sight."""
+    left, right = axes.get_xlim()
+    strip = 0.06 * (right - left)
+    is_near = left - right < low < right, left < high < 2 * right - left
+    spans = ((low - strip, low), (high, high + strip))
+    label = 'beyond the limit'
+    for (start, end), near, limit in zip(spans, is_near, (low, high), strict=True):
+        if near and isfinite(limit) and limit > 0:
+            axes.axvspan(start, end, fc='none', ec=GREY, hatch='////', lw=0, label=label)
+            axes.axvline(limit, color=GREY, lw=1)
+            label = None
+            left, right = min(left, start), max(right, end)
+    axes.set_xlim(left, right)
+
+
+def draw_cells(axes, grid: np.ndarray, columns: Iterable, rows: Iterable, top: float, text: str):
+    """Values up to ``top`` as cells from clear to blue, so that they fit any background.
+
+    Args:
+        axes: Where.
+        grid: Values (rows, columns), the first row below.
+        columns: Their names.
+        rows: Their names.
+        top: The value that is all blue.
+        text: Format of what a cell says, such as '{:.0%}'; empty for nothing.
+    """
+    from matplotlib.colors import LinearSegmentedColormap, to_rgba
+
+    fade = LinearSegmentedColormap.from_list('fade', [to_rgba(BLUE, 0.04), to_rgba(BLUE, 1.0)])
+    image = axes.pcolormesh(grid, cmap=fade, vmin=min(0, grid.min()), vmax=top)
+    columns, rows = list(columns), list(rows)
+    axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    for (row, column), value in np.ndenumerate(grid) if text else ():
+        color = 'white' if value > 0.55 * top else INK
+        look = dict(ha='center', va='center', fontsize=7, color=color)
+        axes.annotate(text.format(value), (column + 0.5, row + 0.5), **look)
+    return image
+
+
+def add_legend(figure, axes, columns: int = 6) -> None:
+    """What is what, above all axes."""
+    handles, labels = axes.get_legend_handles_labels()
+    look = dict(columnspacing=1.2, handlelength=1.6)
+    figure.legend(handles, labels, loc='outside upper left', ncols=columns, **look)

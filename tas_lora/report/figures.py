@@ -1,0 +1,195 @@
+"""Figures of a search: how it went, what it costs, what it chose. Each returns a Figure."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from math import inf, isfinite, nan
+
+import numpy as np
+
+from .drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    add_legend,
+    canvas,
+    draw_cells,
+    draw_cloud,
+    focus,
+    numbers_of,
+    shade_limits,
+)
+from .results import Candidate, SearchResults
+
+TOP = 10  # the winners whose choices are shown
+LABELS = dict(
+    params='parameters',
+    flops='FLOPs (multiply-accumulates)',
+    latency='latency, ms',
+    memory='peak memory, MiB',
+)
+
+
+def draw_progress(results: SearchResults):
+    """Each candidate's score in the order of evaluation, and the best so far.
+
+    Random search's candidates stand where the search had scored as many.
+    """
+    figure, (axes,) = canvas(9, 3.6)
+    search, baseline = results.of('search'), results.of('baseline')
+    generations = 1 + max((c.generation for c in search), default=0)
+    a_candidate = generations / max(len(search), 1)
+    phases = ('random', GREY, 1.5, baseline), ('search', BLUE, 2.0, search)
+    for name, color, width, candidates in phases:
+        places = np.arange(1, len(candidates) + 1) * a_candidate
+        draw_cloud(axes, places, candidates, color, name)
+        best = best_so_far(results, candidates)
+        if any(map(isfinite, best)):
+            look = dict(c=color, lw=width, label=f'{name}, best so far')
+            axes.step(places, best, where='post', **look)
+    axes.set(xlabel='generations done', ylabel=results.score, xlim=(0, generations * 1.01))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    focus(axes, results)
+    add_legend(figure, axes)
+    return figure
+
+
+def draw_score_against(results: SearchResults, cost: str):
+    """Score against one cost: candidates, front, parents, knees, random search and limits."""
+    from matplotlib.ticker import EngFormatter
+
+    figure, (axes,) = canvas(4.8, 4.4)
+    for name, color, phase in (('random', GREY, 'baseline'), ('search', BLUE, 'search')):
+        candidates = results.of(phase)
+        draw_cloud(axes, numbers_of(candidates, cost), candidates, color, name)
+    front = front_of(results, cost)
+    axes.step(*_points(front, cost), c=INK, lw=1, where='post', label='front')
+    for label, candidates, look in _marks(results):
+        if candidates:
+            axes.scatter(*_points(candidates, cost), label=label, zorder=4, **look)
+    axes.set(xlabel=LABELS.get(cost, cost), ylabel=results.score)
+    if cost not in ('latency', 'memory'):  # those have a unit, which takes no second prefix
+        axes.xaxis.set_major_formatter(EngFormatter(sep='\N{NARROW NO-BREAK SPACE}'))
+    axes.locator_params(axis='x', nbins=5)
+    focus(axes, results)
+    if cost in results.limits:
+        shade_limits(axes, *results.limits[cost])
+    add_legend(figure, axes, columns=3)
+    return figure
+
+
+def draw_choices(results: SearchResults):
+    """How often each width, depth, head count, MLP ratio and patch is in the best and in all."""
+    space = results.space
+    panels = [
+        ('width', space.embed_dim, lambda s: [s.embed_dim]),
+        ('depth', space.depth, lambda s: [s.depth]),
+        ('heads of a block', space.num_heads, lambda s: s.num_heads),
+        ('MLP ratio of a block', space.mlp_ratio, lambda s: s.mlp_ratio),
+    ]
+    if space.patch_size is not None:
+        panels.append(('side of a patch', space.patch_size, lambda s: [s.patch_size]))
+    figure, all_axes = canvas(9, 2.5, columns=len(panels), sharey=True)
+    best, all_of_them = results.ranking[:TOP], results.of('search')
+    groups = (f'best {len(best)}', best, BLUE, -0.2), ('all candidates', all_of_them, GREY, 0.2)
+    for axes, (title, choices, genes) in zip(all_axes, panels, strict=True):
+        places = np.arange(len(choices))
+        for label, candidates, color, shift in groups:
+            heights = shares((g for c in candidates for g in genes(c.subnet)), choices)
+            axes.bar(places + shift, heights, 0.36, color=color, label=label)
+        axes.set(title=title, ylim=(0, 1))
+        axes.set_xticks(places, [f'{choice:g}' for choice in choices])
+        axes.yaxis.set_major_formatter('{x:.0%}')
+    all_axes[0].set_ylabel('share')
+    add_legend(figure, all_axes[0])
+    return figure
+
+
+def draw_positions(results: SearchResults):
+    """Heads and MLP ratio of the best by block; the winner's are framed."""
+    space, winner = results.space, results.winner.subnet
+    best = [c.subnet for c in results.ranking[:TOP]]
+    heads = space.num_heads, [s.num_heads for s in best], winner.num_heads
+    ratios = space.mlp_ratio, [s.mlp_ratio for s in best], winner.mlp_ratio
+    depth = max(subnet.depth for subnet in [*best, winner])
+    height = 1.2 + 0.3 * (len(heads[0]) + len(ratios[0]))
+    figure, all_axes = canvas(min(9, 1.4 + 0.65 * depth), height, rows=2, sharex=True)
+    for axes, label, row in zip(all_axes, ('heads', 'MLP ratio'), (heads, ratios), strict=True):
+        choices, genes, chosen = row
+        columns = [[blocks[i] for blocks in genes if i < len(blocks)] for i in range(depth)]
+        grid = np.array([shares(column, choices) for column in columns]).T
+        names = [f'{choice:g}' for choice in choices]
+        draw_cells(axes, grid, range(1, depth + 1), names, 1.0, '{:.0%}')
+        axes.set_ylabel(label)
+        _frame(axes, [choices.index(choice) for choice in chosen])
+    all_axes[-1].set_xlabel('block')
+    return figure
+
+
+def draw_gates(results: SearchResults):
+    """The winner's mixture of experts in each layer; the first expert is on top."""
+    layers = list(results.gates)
+    grid = np.array([results.gates[layer] for layer in layers], float).T  # (K, layers)
+    experts = len(grid)
+    figure, (axes,) = canvas(max(9, 1 + 0.15 * len(layers)), 1.6 + 0.19 * experts)
+    image = draw_cells(axes, grid, layers, range(1, experts + 1), grid.max() or 1.0, '')
+    axes.invert_yaxis()
+    axes.set_ylabel('expert')
+    axes.tick_params(axis='x', rotation=90, labelsize=6.5)
+    axes.tick_params(axis='y', labelsize=7)
+    bar = figure.colorbar(image, ax=axes, label='gate', pad=0.01, aspect=30)
+    bar.outline.set_visible(False)
+    bar.solids.set_rasterized(False)  # so that it takes the page's colours
+    return figure
+
+
+def shares(genes: Iterable, choices: Sequence) -> list[float]:
+    """How often each choice is among ``genes``, as shares of 1; zeros if there are none."""
+    counts = Counter(genes)
+    total = sum(counts.values()) or 1
+    return [counts[choice] / total for choice in choices]
+
+
+def front_of(results: SearchResults, cost: str) -> list[Candidate]:
+    """Candidates better than all that cost no more; the cheapest first."""
+    front: list[Candidate] = []
+    known = [c for c in results.ranking if isfinite(c.numbers.get(cost, nan))]
+    for candidate in sorted(known, key=lambda c: c.numbers[cost]):  # at equal cost the best first
+        if not front or results.gain(candidate.score, front[-1].score) > 0:
+            front.append(candidate)
+    return front
+
+
+def best_so_far(results: SearchResults, candidates: Iterable[Candidate]) -> list[float]:
+    """After each candidate, the best score of the complete ones; NaN before the first."""
+    better, worst = (min, inf) if results.rule == 'less' else (max, -inf)
+    known = [c.score if c.is_complete and isfinite(c.score) else worst for c in candidates]
+    return [best if isfinite(best) else nan for best in accumulate(known, better)]
+
+
+def _marks(results: SearchResults) -> list[tuple[str, list[Candidate], dict]]:
+    """Candidates to point out, and how."""
+    parents = dict(marker='o', s=36, fc='none', ec=INK, lw=0.9)
+    knees = [c for c in results.front if c.is_knee]
+    random = [results.baseline] if results.baseline else []
+    return [
+        ('parents', results.parents, parents),
+        ('knees', knees, dict(marker='D', s=44, c=GREEN, lw=0)),
+        ('best of random', random, dict(marker='X', s=80, c=GREY, ec=INK, lw=0.7)),
+        ('winner', [results.winner], dict(marker='*', s=190, c=ORANGE, lw=0)),
+    ]
+
+
+def _points(candidates: Sequence[Candidate], cost: str) -> tuple[np.ndarray, list[float]]:
+    return numbers_of(candidates, cost), [c.score for c in candidates]
+
+
+def _frame(axes, rows: Sequence[int]) -> None:
+    """Frame one cell in each column."""
+    from matplotlib.patches import Rectangle
+
+    for column, row in enumerate(rows):
+        corner, look = (column + 0.04, row + 0.05), dict(fill=False, ec=ORANGE, lw=1.6, zorder=3)
+        axes.add_patch(Rectangle(corner, 0.92, 0.9, **look))

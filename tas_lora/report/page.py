@@ -1,0 +1,214 @@
+"""One page that shows a search: what it found, how, against random draws, and how to repeat it.
+
+The page is one file that needs no network and no script; its figures are in it and beside it.
+"""
+
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from math import inf, isfinite
+from pathlib import Path
+
+from ..atomic_files import write_atomic
+from ..structures import Subnet
+from .drawing import as_svg, style
+from .figures import (
+    LABELS,
+    TOP,
+    draw_choices,
+    draw_gates,
+    draw_positions,
+    draw_progress,
+    draw_score_against,
+)
+from .results import SearchResults, read_results
+
+PAGE = 'report.html'
+_UNITS = dict(latency='\N{NO-BREAK SPACE}ms', memory='\N{NO-BREAK SPACE}MiB')
+
+
+@dataclass(frozen=True)
+class FigureOnPage:
+    """A figure as the page's template takes it.
+
+    Attributes:
+        name: Of its PNG, without suffix.
+        alt: What it shows, in a sentence.
+        svg: The figure, as an element of HTML.
+        width: Width in inches at which its text has the size of the page's.
+    """
+
+    name: str
+    alt: str
+    svg: str
+    width: float
+
+
+def write_report(folder: str | Path, score: str = 'cross_entropy', rule: str = 'less') -> Path:
+    """Write ``report.html`` and ``figures/*.png`` into the work directory of a search.
+
+    It may still run, or have been killed: then the page shows what is known so far, and says so.
+
+    Args:
+        folder: The work directory; see :func:`read_results` for the files that are read.
+        score: Metric by which candidates are ranked, unless the files name it.
+        rule: 'less' or 'greater', unless the files name it.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: If the folder holds no history of a search, or what cannot be read.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    results = read_results(folder, score, rule)
+    figures = _draw(results)
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters.update(score=as_score, words=in_words, quantity=quantity)
+    page = environment.get_template('page.html').render(
+        results=results,
+        figures=figures,
+        limits={name: limit_in_words(name, *ends) for name, ends in results.limits.items()},
+        key_figures=key_figures(results),
+        comparison=compare_with_random(results),
+        run_cost=run_cost(results),
+        command=shlex.join(map(str, results.identity.get('command') or ())),
+        config=json.dumps(results.identity.get('config') or {}, indent=2),
+        seed=(results.config.get('evolution') or {}).get('seed', 0),
+        labels=LABELS,
+        top=results.ranking[:TOP],
+        has_dropped=any(isfinite(c.score) and not c.is_complete for c in results.candidates),
+        test=results.best.get('test') or {},
+        again=sum(c.generation == 0 for c in results.of('finals')),
+    )
+    write_atomic(results.folder / PAGE, page)
+    return results.folder / PAGE
+
+
+def in_words(subnet: Subnet) -> str:
+    """A subnet in a phrase, such as '12 blocks, 192 wide, 3 to 4 heads, MLP ratio 3.5 to 4'."""
+    ends = [(min(genes), max(genes)) for genes in (subnet.num_heads, subnet.mlp_ratio)]
+    heads, ratio = (f'{a:g}' if a == b else f'{a:g} to {b:g}' for a, b in ends)
+    patches = f', patches of {subnet.patch_size}' if subnet.patch_size else ''
+    return (
+        f'{subnet.depth} blocks, {subnet.embed_dim} wide, {heads} heads, MLP ratio {ratio}{patches}'
+    )
+
+
+def as_score(value: float) -> str:
+    """A score with five digits that count; 'none' if it is no number."""
+    return f'{value:#.5g}'.rstrip('.') if isfinite(value) else 'none'
+
+
+def quantity(value: float, name: str, form: str = '#.4g') -> str:
+    """A cost with its unit, or a large number with a prefix, in four digits that count."""
+    if not isfinite(value):
+        return 'none'
+    for power, prefix in (
+        (9, '\N{NO-BREAK SPACE}G'),
+        (6, '\N{NO-BREAK SPACE}M'),
+        (3, '\N{NO-BREAK SPACE}k'),
+    ):
+        if name not in _UNITS and abs(value) >= 10**power:
+            return f'{value / 10**power:{form}}'.rstrip('.') + prefix
+    return f'{value:{form}}'.rstrip('.') + _UNITS.get(name, '')
+
+
+def duration(seconds: float) -> str:
+    """Such as '2 h 15 min', '3 min 20 s' or '10.8 s'."""
+    if seconds < 60:
+        return f'{seconds:.3g} s'
+    minutes, rest = divmod(round(seconds), 60)
+    return f'{minutes} min {rest} s' if minutes < 60 else f'{minutes // 60} h {minutes % 60} min'
+
+
+def limit_in_words(name: str, low: float, high: float) -> str:
+    """Such as 'at most 6 M'."""
+    least, most = (quantity(end, name, '.4g') for end in (low, high))
+    if low > 0 and high < inf:
+        return f'{least} to {most}'
+    return f'at most {most}' if high < inf else f'at least {least}'
+
+
+def key_figures(results: SearchResults) -> dict[str, str]:
+    """What a reader asks first, by name, as far as it is known."""
+    best, cost = results.best, results.cost
+    scored = len({c.subnet for c in results.candidates})
+    found = {'candidates scored': f'{best.get("candidates", scored):,}'}
+    if best.get('images_evaluated') and best.get('images_exhaustive'):
+        share = best['images_evaluated'] / best['images_exhaustive']
+        found['images evaluated, of those of an exhaustive search'] = f'{share:.1%}'
+    if 'seconds' in cost:
+        found['wall time'] = duration(cost['seconds'])
+    if 'images_per_second' in cost:
+        found['images a second'] = f'{cost["images_per_second"]:,.0f}'
+    return found
+
+
+def compare_with_random(results: SearchResults) -> str:
+    """The winner against the best of a random search, in a sentence; '' if there was none."""
+    random, winner = results.baseline, results.winner
+    if random is None:
+        return ''
+    gain = results.gain(winner.score, random.score)
+    both = f'{results.score} {as_score(winner.score)} against {as_score(random.score)}'
+    if winner.subnet == random.subnet:
+        return f'Search and random draws found the same subnet ({both}): selection gained nothing.'
+    if gain == 0:
+        return f'A tie: {both} for the best of as many random draws. Selection gained nothing.'
+    margin = f'{abs(gain):.3g}' + (f' ({abs(gain / random.score):.1%})' if random.score else '')
+    if gain > 0:
+        return f'The search beats the best of as many random draws by {margin}: {both}.'
+    return f'Random draws won by {margin}: the search has {both}. Selection did not pay here.'
+
+
+def run_cost(results: SearchResults) -> dict[str, str]:
+    """What the run took: all numbers that were written down, by name."""
+    names = dict(
+        seconds='wall time', seconds_evaluating='of that, evaluating', images='images evaluated'
+    )
+    return {
+        names.get(name, name.replace('_', ' ')): (
+            duration(value) if name.startswith('seconds') else f'{round(value, 1):,}'
+        )
+        for name, value in results.cost.items()
+    }
+
+
+def _draw(results: SearchResults) -> dict[str, list[FigureOnPage]]:
+    """All figures by section, each written as PNG too."""
+    score = results.score
+    with style():
+        drawn = dict(
+            progress=[('progress', draw_progress(results), f'{score} of candidates in order')],
+            costs=[
+                (
+                    re.sub(r'\W', '_', f'score_against_{cost}'),
+                    draw_score_against(results, cost),
+                    f'{score} against {LABELS.get(cost, cost)}',
+                )
+                for cost in results.costs
+            ],
+            choices=[
+                ('choices', draw_choices(results), 'Choices of the best and of all candidates'),
+                ('positions', draw_positions(results), 'Heads and MLP ratio of the best by block'),
+            ],
+            gates=[('gates', draw_gates(results), 'Gates of the winner, layers by experts')]
+            if results.gates
+            else [],
+        )
+        return {
+            section: [_place(results.folder, *figure) for figure in figures]
+            for section, figures in drawn.items()
+        }
+
+
+def _place(folder: Path, name: str, figure, alt: str) -> FigureOnPage:
+    (folder / 'figures').mkdir(exist_ok=True)
+    figure.savefig(folder / 'figures' / f'{name}.png')
+    return FigureOnPage(name, alt, as_svg(figure, name), figure.get_figwidth())

@@ -1,0 +1,193 @@
+"""A search from its first generation to its result; who evaluates is the caller's business."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import isfinite, nan
+from typing import Protocol
+
+import numpy as np
+
+from ..structures import Subnet
+from .history import History
+from .journal import Outcome, Task
+from .limits import Limits
+from .race import Race, RaceRules
+
+Perform = Callable[[list[Task]], Iterable[tuple[Task, Outcome]]]
+
+
+class AskAndTell(Protocol):
+    """What :class:`Evolution` and :class:`NSGA2` are; lower scores are better."""
+
+    generation: int
+
+    def ask(self) -> list[Subnet]:
+        """Subnets of the next generation; none if the search is over."""
+
+    def tell(self, scores: dict[Subnet, float]) -> None:
+        """Their scores."""
+
+
+class CandidateScorer:
+    """Scores what a search asks for, each subnet once, and writes a line for each.
+
+    Args:
+        perform: Evaluates tasks, in any order.
+        images: Held-out images there are.
+        limits: What a subnet costs.
+        history: Where the lines go.
+        score: Name of the metric subnets are ranked by.
+        sign: 1 if a lower score is better, -1 if a higher one is.
+        race: Rules of the race; None evaluates every subnet on all images.
+        seed: Of the race's draws.
+        on_line: Told of each line.
+
+    Attributes:
+        lines: All lines so far; ``images`` of them says on how many images a score rests.
+        evaluated: Images evaluated so far, over all subnets; a task that gave nothing counts none.
+        exhaustive: Images it would have been without the race.
+    """
+
+    def __init__(
+        self,
+        perform: Perform,
+        images: int,
+        limits: Limits,
+        history: History,
+        score: str = 'cross_entropy',
+        sign: int = 1,
+        race: RaceRules | None = None,
+        seed: int = 0,
+        on_line: Callable[[dict], None] = lambda line: None,
+    ):
+        self.perform, self.images, self.limits, self.history = perform, images, limits, history
+        self.score, self.sign, self.race, self.seed = score, sign, race, seed
+        self.on_line = on_line
+        self.lines: list[dict] = []
+        self.evaluated = self.exhaustive = self.tasks = 0
+        self.known: dict[tuple[Subnet, str], dict] = {}
+        self.controls: list[np.ndarray] = []  # losses of the best seen whole, best first
+
+    def run(self, search: AskAndTell, phase: str, precision: str, keep: int) -> Iterator[int]:
+        """Run a search to its end; yields the number of generations that are scored.
+
+        Of its subnets the ``keep`` best are seen whole, as surely as a race can tell.
+        """
+        while subnets := search.ask():
+            where = dict(phase=phase, generation=search.generation, precision=precision)
+            search.tell(self._generation(subnets, where, keep))
+            yield search.generation
+
+    def score_again(self, subnets: Sequence[Subnet], generation: int) -> None:
+        """Score subnets in float32, on all images and metrics, in the phase 'finals'."""
+        where = dict(phase='finals', generation=generation, precision='float32')
+        finals = [line for line in self.lines if line['phase'] == 'finals']
+        known = {Subnet.from_dict(line['subnet']): line for line in finals}
+        for subnet in subnets:
+            if subnet in known:
+                self._write(subnet, where, {**known[subnet], **where})
+        fresh = [subnet for subnet in subnets if subnet not in known]
+        new = [subnet for subnet in fresh if (subnet, 'float32') not in self.known]
+        self._score_whole(fresh, where)
+        self._count_exhaustive(new, 'float32')
+
+    def _generation(self, subnets: Sequence[Subnet], where: dict, keep: int) -> dict[Subnet, float]:
+        """Score subnets, those known already without evaluation; lower is better.
+
+        One that was dropped in another phase races again: among others it may be the best.
+        """
+        precision = where['precision']
+        known = {s: self.known[s, precision] for s in subnets if (s, precision) in self.known}
+        settled = {s: line for s, line in known.items() if not self._was_dropped(line)}
+        for subnet, line in settled.items():
+            self._write(subnet, where, {**line, **where})
+        fresh = [subnet for subnet in subnets if subnet not in settled]
+        if self.race is None:
+            self._score_whole(fresh, where)
+        else:
+            self._race(fresh, where, keep)
+        self._count_exhaustive([s for s in fresh if s not in known], precision)
+        return {s: self.sign * self._score_of(self.known[s, precision]) for s in subnets}
+
+    def _count_exhaustive(self, new: Sequence[Subnet], precision: str) -> None:
+        """Count subnets that were not known before; one that gave nothing costs nothing."""
+        self.exhaustive += sum(self.images for s in new if self.known[s, precision]['images'])
+
+    def _was_dropped(self, line: dict) -> bool:
+        return line['images'] < self.images and isfinite(self._score_of(line))
+
+    def best(self, count: int, **where) -> list[dict]:
+        """The best lines, such as those of a ``phase``, among those scored on all images."""
+        lines = [
+            line
+            for line in self.lines
+            if line['images'] == self.images
+            and isfinite(self._score_of(line))
+            and all(line[key] == value for key, value in where.items())
+        ]
+        return sorted(lines, key=lambda line: self.sign * line[self.score])[:count]
+
+    def _score_of(self, line: dict) -> float:
+        score = line.get(self.score, nan)
+        return score if isfinite(score) else nan  # an infinite one could win
+
+    def _score_whole(self, subnets: Sequence[Subnet], where: dict) -> None:
+        """Evaluate all images; lines are written in the order of the subnets."""
+        outcomes, done = {}, 0
+        for place, outcome in self._evaluate(subnets, where['precision'], None):
+            outcomes[place] = outcome
+            while done in outcomes:
+                metrics = outcomes[done].metrics
+                numbers = dict(images=self.images if metrics else 0, error=0.0, **metrics)
+                self._write(subnets[done], where, numbers)
+                done += 1
+
+    def _race(self, subnets: Sequence[Subnet], where: dict, keep: int) -> None:
+        """Evaluate slice by slice; a line is written once its subnet is decided."""
+        race = self._new_race(len(subnets), where, keep)
+        while (piece := race.ask()) is not None:
+            numbers, images = piece
+            found = self._evaluate([subnets[n] for n in numbers], where['precision'], images)
+            decided = race.tell({numbers[place]: outcome.losses for place, outcome in found})
+            for number in decided:
+                self._write(subnets[number], where, self._numbers(race, number))
+        self._keep_controls(race)
+
+    def _new_race(self, candidates: int, where: dict, keep: int) -> Race:
+        phase, generation = where['phase'], where['generation']
+        here = dict(phase=phase, precision=where['precision'])
+        bar = [line[self.score] for line in self.best(keep, **here)]
+        known = np.array(self.controls).reshape(-1, self.images)
+        key = (self.seed, generation, *phase.encode())
+        rng = np.random.default_rng(key)
+        return Race(candidates, self.images, keep, known, bar, self.race, rng)
+
+    def _numbers(self, race: Race, number: int) -> dict:
+        seen, mean = int(race.seen[number]), float(race.means[number])
+        score = {} if np.isnan(mean) else {self.score: mean}
+        return dict(images=seen, error=float(race.errors[number]), **score)
+
+    def _keep_controls(self, race: Race) -> None:
+        whole = [race.whole(number) for number in range(len(race.means))]
+        self.controls += [losses for losses in whole if losses is not None]
+        self.controls.sort(key=lambda losses: losses.mean(dtype=np.float64))
+        del self.controls[self.race.controls :]
+
+    def _evaluate(
+        self, subnets: Sequence[Subnet], precision: str, images: np.ndarray | None
+    ) -> Iterator[tuple[int, Outcome]]:
+        """Outcomes with the places of their subnets."""
+        first, self.tasks = self.tasks, self.tasks + len(subnets)
+        tasks = [
+            Task(first + place, subnet, precision, images) for place, subnet in enumerate(subnets)
+        ]
+        for task, outcome in self.perform(tasks):
+            if not outcome.is_empty:
+                self.evaluated += self.images if images is None else len(images)
+            yield task.number - first, outcome
+
+    def _write(self, subnet: Subnet, where: dict, numbers: dict) -> None:
+        line = {**where, **numbers, 'subnet': subnet.to_dict(), **self.limits.costs(subnet)}
+        self.known[subnet, where['precision']] = line
+        self.history.add(line)
+        self.lines.append(line)
+        self.on_line(line)
