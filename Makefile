@@ -6,12 +6,14 @@
 # make soak    faults done to real runs, a table of what was lost: half an hour
 # make nightly 10,000 made-up inputs for each reader, long runs that must hold no more at their end, the tutorial, the slowest tests: some 40 minutes
 # make lowest  all tests with the lowest versions that setup.py allows, in an environment of their own
+# make fork     all tests on onedl-mmengine and onedl-mmpretrain, in an environment of their own; a nightly job
 PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 LOWEST := .venv-lowest
+FORK := .venv-fork
 
-.PHONY: demo test variants soak nightly lowest lint docs format clean
+.PHONY: demo test variants soak nightly lowest fork lint docs format clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python tools/demo.py
@@ -26,6 +28,19 @@ $(LOWEST)/.installed: setup.py requirements/lowest.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)) and "The oldest versions need Python 3.10 or 3.11: make lowest PYTHON=python3.x")'
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c requirements/lowest.txt
+	touch $@
+
+# test_packaging also checks that no file of the fork was written over.
+fork: $(FORK)/.installed
+	OMP_NUM_THREADS=1 $(FORK)/bin/python -m pytest -q --durations=5
+
+# Without --no-deps, mmcv-lite and the toolkit would bring MMEngine over the fork.
+$(FORK)/.installed: setup.py requirements/fork.txt
+	$(PYTHON) -m venv --clear $(FORK)
+	$(FORK)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/fork.txt
+	$(FORK)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps mmcv-lite==2.2.0 -e .
+	$(FORK)/bin/python -c 'from importlib.metadata import requires; print(*(r.split(";")[0] for r in requires("tas-lora") if "\"test\"" in r), sep="\n")' > $(FORK)/test.txt
+	$(FORK)/bin/python -m pip install --quiet --disable-pip-version-check -r $(FORK)/test.txt
 	touch $@
 
 variants: $(INSTALLED) work_dirs/digits_supernet/epoch_30.pth

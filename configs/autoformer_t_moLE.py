@@ -7,7 +7,7 @@ GPUs: 4, batch 4 x 256. Searched subnet, 5.9M parameters, 1.3G FLOPs: top-1 75.7
 """
 
 _base_ = [
-    '_base_/models/autoformer_t_moLE.py',
+    '_base_/models/mole_t.py',
     '_base_/datasets/imagenet_autoformer.py',
     '_base_/schedules/mole_50e.py',
     '_base_/default_runtime.py',

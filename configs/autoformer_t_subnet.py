@@ -7,7 +7,7 @@ on 8 GPUs (batch 8 x 128, recipe chosen here): tools/dist_train.sh configs/autof
 """
 
 _base_ = [
-    '_base_/models/autoformer_t_subnet.py',
+    '_base_/models/subnet_t.py',
     '_base_/datasets/imagenet_autoformer.py',
     '_base_/schedules/finetune_30e.py',
     '_base_/default_runtime.py',

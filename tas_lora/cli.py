@@ -76,7 +76,7 @@ def config_parser(
         config: ``nargs`` of the config; '?' where it may be left out.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('config', nargs=config, help='config file')
+    parser.add_argument('config', nargs=config, help='config file, or name of a packaged config')
     if work_dir:
         parser.add_argument('--work-dir', help='folder for logs and results')
     parser.add_argument(
@@ -108,7 +108,7 @@ def config_from(args: argparse.Namespace) -> Config:
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
-        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+        cfg.work_dir = str(Path('work_dirs') / Path(cfg.filename).stem)
     if hasattr(args, 'launcher'):
         cfg.launcher = args.launcher
     return cfg

@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 
 from .checks import natural, positive
 from .errors import UserError, blame
+from .packaged import find_config
 
 _REGISTRIES = dict(
     model=MODELS,
@@ -40,10 +41,11 @@ _CONSUMED = {'type', '_scope_', 'priority'}
 
 
 def load_config(path: str | Path, options: dict | None = None) -> Config:
-    """Read a config, apply ``--cfg-options``, and refuse arguments that nothing takes."""
-    if not Path(path).is_file():
-        what = 'is no file' if Path(path).exists() else 'does not exist'
-        raise UserError(f'config {path} {what}; configs are in configs/')
+    """Read a config, apply ``--cfg-options``, and refuse arguments that nothing takes.
+
+    ``path`` is a file or the name of a packaged config.
+    """
+    path = find_config(path)
     with blame(f'config {path} cannot be read'):
         cfg = Config.fromfile(path)
     if 'model' not in cfg:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from reprlib import repr as short
@@ -67,7 +68,7 @@ def versions() -> dict[str, str]:
 
 
 def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # on the path without an installation
-        return 'not installed'
+    for name in (package, f'onedl-{package}'):  # the fork of mmengine and mmpretrain
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return 'not installed'  # on the path without an installation

@@ -22,6 +22,7 @@ LAYERS = (
         'tas_lora.atomic_files',
         'tas_lora.registry',
     ),
+    ('tas_lora.packaged', 'tas_lora.openmmlab'),
     ('tas_lora.structures',),
     ('tas_lora.search',),
     ('tas_lora.models.layers',),
@@ -41,7 +42,7 @@ LAYERS = (
     ('tas_lora.export',),
     ('tas_lora.costs',),
     ('tas_lora.engine',),
-    ('tas_lora.config', 'tas_lora.apis', 'tas_lora.cli', 'tas_lora'),
+    ('tas_lora.config', 'tas_lora.apis', 'tas_lora.cli', 'tas_lora', 'tas_lora.__main__'),
 )
 ORDER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 FRAMEWORKS = {'torch', 'torchvision', 'mmengine', 'mmcv', 'mmpretrain'}

@@ -26,7 +26,7 @@ def main():
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError as error:
-        raise UserError("scikit-learn is missing: pip install -e '.[demo]'") from error
+        raise UserError('scikit-learn is missing: pip install scikit-learn') from error
     digits = load_digits()
     images = np.rint(digits.images * 255 / 16)  # stored as 0..16
     splits = train_test_split(

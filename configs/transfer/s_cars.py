@@ -7,7 +7,7 @@ Recipe chosen here; data: configs/_base_/datasets/stanford_cars.py.
 """
 
 _base_ = [
-    '../_base_/models/autoformer_s_subnet.py',
+    '../_base_/models/subnet_s.py',
     '../_base_/datasets/stanford_cars.py',
     '../_base_/schedules/transfer.py',
     '../_base_/default_runtime.py',

@@ -1,7 +1,6 @@
 """What the analysis tools are asked to look at: checkpoints, images, subnets."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..checks import natural, positive
 from ..datasets.held_out_images import HeldOutImages
 from ..errors import UserError, blame
 from ..models import SupernetClassifier
+from ..packaged import command
 from ..provenance import versions, weights_sha256
 from ..structures import SearchSpace, Subnet
 
@@ -115,7 +115,7 @@ def nets_of(args: argparse.Namespace) -> list[Net]:
 def origin(args: argparse.Namespace, nets: Sequence[Net]) -> dict:
     """By what a result was made: command, seed, checkpoints and versions."""
     return dict(
-        command=sys.argv,
+        command=command(),
         seed=args.seed,
         checkpoints={
             net.name: dict(config=net.config, checkpoint=net.checkpoint, sha256=net.sha256)

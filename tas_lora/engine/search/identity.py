@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from ...atomic_files import write_atomic
 from ...errors import UserError
+from ...packaged import command
 from ...provenance import read_json, versions, weights_sha256
 from ..runner.resume_check import differences, run_record
 from .result import HISTORY, JOURNAL
@@ -44,7 +44,7 @@ def search_identity(config: dict, checkpoint: str | None, images: str) -> dict:
     return dict(
         checkpoint=checkpoint,
         checkpoint_sha256=weights_sha256(checkpoint) if checkpoint else None,
-        command=sys.argv,
+        command=command(),
         versions=versions(),
         settings=settings,
         config=json.loads(json.dumps(kept, default=_name)),
