@@ -1,3 +1,4 @@
+# make install  an environment in .venv with everything in it; the other targets do it first
 # make demo   the whole path on real images, in minutes on two cores
 # make test   all tests
 # make lint   style, spelling, prose, and the documentation
@@ -13,7 +14,9 @@ INSTALLED := $(VENV)/.installed
 LOWEST := .venv-lowest
 FORK := .venv-fork
 
-.PHONY: demo test variants soak nightly lowest fork lint docs format clean
+.PHONY: install demo test variants soak nightly lowest fork lint docs format clean
+
+install: $(INSTALLED)
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python tools/demo.py

@@ -44,7 +44,7 @@ class BuildWithMim(build_py):
         if self.editable_mode:
             return
         for name in ('configs', 'tools'):
-            skip = shutil.ignore_patterns('__pycache__')
+            skip = shutil.ignore_patterns('__pycache__', 'results')
             shutil.copytree(ROOT / name, target / name, ignore=skip)
         shutil.copy(ROOT / 'model-index.yml', target)
 
