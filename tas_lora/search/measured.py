@@ -6,7 +6,7 @@ from math import inf
 from pathlib import Path
 
 from ..atomic_files import append_line
-from ..checks import bounded, within
+from ..checks import bounded, inside
 from ..errors import UserError
 from ..structures import Subnet
 from .jsonl import open_lines, read_lines
@@ -61,7 +61,7 @@ class Measured:
             UserError: If a line is not of a subnet, or has a cost that is below 0 or NaN.
         """
         for number, line in enumerate(lines, 1):
-            with within(f'{self.path}, line {number}'):
+            with inside(f'{self.path}, line {number}'):
                 costs = {name: value for name, value in line.items() if name != 'subnet'}
                 self.known.setdefault(Subnet.from_dict(line['subnet']), _checked(costs))
 

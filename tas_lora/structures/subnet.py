@@ -41,13 +41,15 @@ class Subnet:
             set_field(self, 'patch_size', positive(self.patch_size, 'patch_size', int))
         if len(self.num_heads) != len(self.mlp_ratio):
             raise UserError(
-                f'num_heads has {len(self.num_heads)} blocks and mlp_ratio {len(self.mlp_ratio)}; '
-                'give both once per block'
+                f'has {len(self.num_heads)} blocks and mlp_ratio {len(self.mlp_ratio)}; give both '
+                'once per block',
+                'num_heads',
             )
         if min(self.hidden_dims) < 1:
             raise UserError(
-                f'mlp_ratio {min(self.mlp_ratio)} leaves no MLP channel at embed_dim '
-                f'{self.embed_dim}; raise one of them'
+                f'{min(self.mlp_ratio)} leaves no MLP channel at embed_dim {self.embed_dim}; '
+                'raise one of them',
+                'mlp_ratio',
             )
 
     @property
