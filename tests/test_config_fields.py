@@ -16,7 +16,7 @@ from mmpretrain.datasets import BaseDataset
 from mmpretrain.registry import DATASETS
 from mmpretrain.structures import DataSample
 from tiny import CLASSES, IMAGE, MOLE, SPACE, SPACE_DICT, images, tiny_config, tiny_model
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader
 
 from tas_lora import UserError
 from tas_lora.analysis.subjects import Images
@@ -559,7 +559,7 @@ def test_a_model_built_by_itself_names_the_place_of_a_wrong_value():
 
 def with_batches(dataloader) -> dict:
     """``dataloader`` with batches that its config chooses."""
-    return dict(dataloader) | dict(batch_sampler=dict(type=BatchSampler, drop_last=False))
+    return dict(dataloader) | dict(batch_sampler=dict(type='tas_lora.ReplayBatchSampler'))
 
 
 def test_a_search_that_cannot_choose_images_speaks_of_its_own_dataloader(digits_config, weights):

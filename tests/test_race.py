@@ -439,7 +439,7 @@ def test_asking_again_gives_the_same_slice():
         (dict(first=500.0), '^first must be a positive integer, got 500.0'),
         (dict(first=359), '^first is 359: .* 20 strata and 20 controls.* at least 360'),
         (dict(growth=1.0), '^growth must be at least 1.05, got 1.0'),
-        (dict(growth='2'), "val_cfg.race.growth must be a positive number, got '2'; at most 100"),
+        (dict(growth='2'), "^growth must be a positive number, got '2'; at most 100"),
         (dict(growth=float('nan')), '^growth must be a positive number, got nan'),
         (dict(z=0), '^z must be a positive number, got 0; at most 100'),
         (dict(z=True), '^z must be a positive number, got True'),
