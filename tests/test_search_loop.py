@@ -65,7 +65,7 @@ def test_another_seed_another_history(digits_config):
             r"constraints.latency is unknown; choose from \['flops', 'params'\]",
         ),
         (dict(params=5), r'constraints.params must be \(low, high\), got 5'),
-        (dict(params=(2, 1)), 'low 2 is above high 1'),
+        (dict(params=(2, 1)), 'constraints.params has low 2 above high 1'),
     ],
 )
 def test_limits_that_make_no_sense(digits_config, constraints, message):

@@ -41,15 +41,13 @@ class Subnet:
             set_field(self, 'patch_size', positive(self.patch_size, 'patch_size', int))
         if len(self.num_heads) != len(self.mlp_ratio):
             raise UserError(
-                f'has {len(self.num_heads)} blocks and mlp_ratio {len(self.mlp_ratio)}; give both '
-                'once per block',
-                'num_heads',
+                f'num_heads has {len(self.num_heads)} blocks and mlp_ratio {len(self.mlp_ratio)}; '
+                'give both once per block'
             )
         if min(self.hidden_dims) < 1:
             raise UserError(
-                f'{min(self.mlp_ratio)} leaves no MLP channel at embed_dim {self.embed_dim}; '
-                'raise one of them',
-                'mlp_ratio',
+                f'mlp_ratio {min(self.mlp_ratio)} leaves no MLP channel at embed_dim '
+                f'{self.embed_dim}; raise one of them'
             )
 
     @property

@@ -368,8 +368,7 @@ def frozen_stages_of(value: int, depth: int, num_experts: int) -> int:
         )
     if value >= 0 and num_experts:
         raise UserError(
-            f'is {value}: with mole the whole supernet is frozen beside its experts; leave '
-            'frozen_stages out',
+            f'is {value}: with mole the whole supernet is frozen beside its experts; leave it out',
             'frozen_stages',
         )
     return int(value)
