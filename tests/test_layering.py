@@ -15,7 +15,13 @@ FILES = sorted((ROOT / 'tas_lora').rglob('*.py'))
 # A module may import from its own layer and those before it. A package counts where it stands
 # itself, so that `from ..models import X` is an import of all that `models` exports.
 LAYERS = (
-    ('tas_lora.errors', 'tas_lora.checks', 'tas_lora.atomic_files', 'tas_lora.registry'),
+    (
+        'tas_lora.errors',
+        'tas_lora.checks',
+        'tas_lora.provenance',
+        'tas_lora.atomic_files',
+        'tas_lora.registry',
+    ),
     ('tas_lora.structures',),
     ('tas_lora.search',),
     ('tas_lora.models.layers',),

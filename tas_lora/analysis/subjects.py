@@ -1,7 +1,9 @@
 """What the analysis tools are asked to look at: checkpoints, images, subnets."""
 
 import argparse
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,46 @@ from ..checks import natural, of_part, positive
 from ..datasets.held_out_images import HeldOutImages
 from ..errors import UserError, blame
 from ..models import SupernetClassifier
+from ..provenance import versions, weights_sha256
 from ..structures import SearchSpace, Subnet
-from .output import Net
 
 LOADERS = ('heldout', 'val', 'test')
 
 
+@dataclass(frozen=True)
+class Net:
+    """A checkpoint to look at, with the config it was trained by.
+
+    Attributes:
+        name: What figures call it.
+        config: Path of the config.
+        checkpoint: Path of the weights.
+        sha256: That of the weights.
+
+    Raises:
+        UserError: If the weights are not a file here.
+    """
+
+    name: str
+    config: str
+    checkpoint: str
+    sha256: str = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, 'sha256', weights_sha256(self.checkpoint))
+
+    @classmethod
+    def parse(cls, text: str, option: str) -> 'Net':
+        """From ``NAME=CONFIG:CHECKPOINT``, as ``option`` was given it."""
+        name, equals, files = text.partition('=')
+        config, colon, checkpoint = files.partition(':')
+        if not (name and equals and config and colon and checkpoint):
+            raise UserError(f'{option} takes NAME=CONFIG:CHECKPOINT, got {text!r}')
+        return cls(name, config, checkpoint)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what each analysis tool takes behind CONFIG."""
+    """Add what each analysis tool takes after CONFIG."""
     parser.add_argument('checkpoint', help='checkpoint that was trained by CONFIG')
     parser.add_argument('--out', required=True, help='folder for JSON and PNG')
     parser.add_argument('--seed', type=int, default=0, help='seed of subnets and images')
@@ -75,8 +109,20 @@ def nets_of(args: argparse.Namespace) -> list[Net]:
     for net in nets:
         if '/' in net.name:
             raise UserError(f'--beside: {net.name!r} is to name files; leave out the /')
-        _ = net.digest
     return nets
+
+
+def origin(args: argparse.Namespace, nets: Sequence[Net]) -> dict:
+    """By what a result was made: command, seed, checkpoints and versions."""
+    return dict(
+        command=sys.argv,
+        seed=args.seed,
+        checkpoints={
+            net.name: dict(config=net.config, checkpoint=net.checkpoint, sha256=net.sha256)
+            for net in nets
+        },
+        versions=versions(),
+    )
 
 
 def check_names(names: Sequence[str], option: str) -> None:
@@ -132,7 +178,7 @@ def space_of(cfg: Config, model: SupernetClassifier, config: str) -> SearchSpace
     if model.router is not None:
         return model.router.space
     if cfg.get('space') is None:
-        raise UserError(f'{config} has no space, it is that of one network; give a supernet config')
+        raise UserError(f'{config} has no space: it is of a single network; give a supernet config')
     return SearchSpace.coerce(cfg.space)
 
 

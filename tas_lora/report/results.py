@@ -1,6 +1,5 @@
 """What a search left in its work directory, read for a report; no torch."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import inf, isfinite, nan
@@ -9,6 +8,7 @@ from reprlib import repr as short
 
 from ..checks import inside, natural, one_of
 from ..errors import UserError, blame
+from ..provenance import read_json
 from ..search import read_history
 from ..structures import SearchSpace, Subnet
 
@@ -181,15 +181,7 @@ def _metric(best: Mapping, identity, folder: Path, score: str, rule: str) -> tup
 
 def _read(path: Path, kind: type):
     """A JSON file of that kind; an empty one of it if there is no such file."""
-    if not path.exists():
-        return kind()
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f'{path} is no JSON that can be read: {error}') from error
-    if not isinstance(value, kind):
-        raise UserError(f'{path} must hold a {kind.__name__}, got {short(value)}')
-    return value
+    return read_json(path, kind=kind) if path.exists() else kind()
 
 
 def _numbered(lines: list, path: Path, convert: Callable[[dict], Candidate]) -> list[Candidate]:

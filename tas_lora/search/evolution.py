@@ -39,7 +39,7 @@ class Evolution:
         oversample: How many children a trusted surrogate selects one from.
 
     Raises:
-        UserError: If a size is no positive integer, or the children exceed the population.
+        UserError: If a size is not a positive integer, or the children exceed the population.
     """
 
     # Draws that may fail in a row before the space is taken to hold no further subnet.
@@ -91,7 +91,7 @@ class Evolution:
         return list(chosen)[: self.population]
 
     def tell(self, scores: dict[Subnet, float]) -> None:
-        """Record the scores of a generation; NaN ranks behind everything."""
+        """Record the scores of a generation; NaN ranks last."""
         self.scores.update(scores)
         self.generation += 1
         if self.surrogate is not None:

@@ -27,7 +27,7 @@ class Limits:
             a goal are measured of every subnet that is scored.
 
     Raises:
-        UserError: If a constraint names no cost, or is no range.
+        UserError: If a constraint does not name a cost, or is not a range.
     """
 
     SAMPLES = 2000  # by which the share of a space is estimated

@@ -1,4 +1,4 @@
-"""Racing: a candidate that surely is none of the best is not evaluated to the end.
+"""Racing: a candidate that is surely not among the best is dropped before the last image.
 
 All candidates of a generation see the same images, in slices that grow. After each slice their
 mean losses over all images are estimated (:class:`~tas_lora.search.stratified.Strata`); a candidate
@@ -25,7 +25,7 @@ class RaceRules:
         strata: Groups of images, by how much they cost the known subnets.
 
     Raises:
-        UserError: If one of them is no number that makes sense.
+        UserError: If one of them is out of range.
     """
 
     def __init__(

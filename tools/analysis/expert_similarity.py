@@ -16,7 +16,7 @@ from tas_lora import apis, cli
 from tas_lora.analysis import subjects
 from tas_lora.analysis.experts import MEASURES, expert_similarity, require_experts
 from tas_lora.analysis.features import spread
-from tas_lora.analysis.output import origin, write
+from tas_lora.analysis.output import write
 from tas_lora.analysis.similarity_drawing import draw_layers
 from tas_lora.checks import natural
 
@@ -82,7 +82,7 @@ def main():
     lines = lines_of(found)
     result = dict(data=args.data, images=args.images, mean_by_layer=lines, matrices=found)
     figures = dict(expert_similarity=partial(draw_layers, lines, 'cosine'))
-    paths = write(args.out, 'expert_similarity', origin(args, nets), result, figures)
+    paths = write(args.out, 'expert_similarity', subjects.origin(args, nets), result, figures)
     table = Table('network', *lines, title='Mean similarity of two experts of a layer')
     for name in models:
         table.add_row(name, *(mean_of(lines[measure][name]) for measure in lines))

@@ -20,8 +20,9 @@ from tas_lora.analysis.features import (
     penultimate_features,
     spread,
 )
-from tas_lora.analysis.output import Net, origin, write
+from tas_lora.analysis.output import write
 from tas_lora.analysis.similarity_drawing import draw_matrices
+from tas_lora.analysis.subjects import Net
 
 
 def parse_args():
@@ -109,7 +110,8 @@ def main():
     found = {name: compare(measure, features) for name, measure in measures.items()}
     figures = {f'feature_{name}': partial(draw, panels, name) for name, panels in found.items()}
     result = dict(subnets=subnets, data=args.data, images=args.images, **found)
-    paths = write(args.out, 'feature_similarity', origin(args, nets + alone), result, figures)
+    made_by = subjects.origin(args, nets + alone)
+    paths = write(args.out, 'feature_similarity', made_by, result, figures)
     table = Table('network', 'measure', 'mean', 'least', 'most', title='Similarity of features')
     for measure, panels in found.items():
         for name, panel in panels.items():

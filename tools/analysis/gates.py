@@ -12,8 +12,9 @@ from tas_lora import apis, cli
 from tas_lora.analysis import subjects
 from tas_lora.analysis.experts import require_experts
 from tas_lora.analysis.gates import gate_usage, layer_gates, usage_summary
-from tas_lora.analysis.output import Net, origin, write
+from tas_lora.analysis.output import write
 from tas_lora.analysis.similarity_drawing import draw_gates, draw_usage
+from tas_lora.analysis.subjects import Net
 from tas_lora.checks import positive
 
 
@@ -61,7 +62,7 @@ def main():
         figures[f'usage_{name}'] = partial(draw_usage, usage)
         numbers = [f'{summary[k]:.3f}' for k in ('usage_entropy', 'entropy', 'largest')]
         table.add_row(name, *numbers, f'{summary["dead"]:.1%}')
-    paths = write(args.out, 'gates', origin(args, nets), result, figures)
+    paths = write(args.out, 'gates', subjects.origin(args, nets), result, figures)
     Console().print(table)
     print(*paths, sep='\n')
 

@@ -4,7 +4,6 @@ Scores of training alone come from checkpoints (--nets), scored on the same imag
 (--scores). Beside it, whether the largest subnet beats the smallest, as it should.
 """
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +14,12 @@ from rich.table import Table
 
 from tas_lora import Subnet, UserError, apis, cli
 from tas_lora.analysis import subjects
-from tas_lora.analysis.output import Net, origin, write
+from tas_lora.analysis.output import write
 from tas_lora.analysis.ranking import check_sanity, score, taus
 from tas_lora.analysis.similarity_drawing import draw_ranking
+from tas_lora.analysis.subjects import Net
 from tas_lora.checks import bounded, inside
-from tas_lora.errors import blame
+from tas_lora.provenance import read_json
 
 
 def parse_args():
@@ -42,9 +42,8 @@ def parse_args():
 
 
 def read_scores(path: str) -> list[tuple[str, dict]]:
-    """Records of a file, each behind its name, which is the file's where it has none."""
-    with blame(f'--scores {path} cannot be read'):
-        content = json.loads(Path(path).read_text())
+    """Names and records of a file; a record without a name is called as the file."""
+    content = read_json(path, '--scores')
     records = content if isinstance(content, list) else [content]
     found = []
     for i, record in enumerate(records):
@@ -128,7 +127,7 @@ def main():
     result = dict(
         data=args.data, images=len(images.indices), alone=alone, predicted=predicted, tau=tau
     )
-    paths = write(args.out, 'ranking', origin(args, nets + singles), result, figures)
+    paths = write(args.out, 'ranking', subjects.origin(args, nets + singles), result, figures)
     print_tables(predicted, tau)
     print(*paths, sep='\n')
 

@@ -33,6 +33,7 @@ from .crew import Crew
 from .driver import SearchDriver, SearchSettings
 from .identity import refuse_test_set
 from .progress import stopped_by_signals
+from .result import MEASURED
 
 COUNTERS = dict(params=count_params, flops=count_flops)
 _OF_NSGA2 = ('population', 'generations', 'gene_prob', 'shape_prob', 'seed')
@@ -45,7 +46,7 @@ class EvolutionarySearchLoop(ValLoop):
     It is the ``val_cfg`` of a search config and started by ``runner.val()``. The validation data
     must be images that no training stage has seen, and not the test set. To the work directory
     go ``best_subnet.json``, ``front.json``, ``search_history.jsonl`` with a line per subnet,
-    ``search_journal.bin`` from which a killed search goes on, and ``search.json``, which says
+    ``search_journal.jsonl`` from which a killed search is resumed, and ``search.json``, which says
     what search it is. Several ranks evaluate different subnets and find the same as one. A subnet
     whose evaluation runs out of memory gets no score, cannot win, and does not end the search.
 
@@ -61,8 +62,8 @@ class EvolutionarySearchLoop(ValLoop):
             is NSGA-II and its result the front of trade-offs. The race is then off.
         score: Name of the metric subnets are ranked by.
         rule: 'less' if a lower score is better, 'greater' for metrics like accuracy.
-        race: Arguments of :class:`~tas_lora.search.RaceRules`: subnets that surely are none of the
-            best are not evaluated to the end, by their ``cross_entropy``. None evaluates all.
+        race: Arguments of :class:`~tas_lora.search.RaceRules`: by their ``cross_entropy``, subnets
+            that are surely not among the best are dropped early. None evaluates all.
         surrogate: Let a regressor preselect children while it ranks them well.
         measure: How latency and peak memory of an exported subnet are measured: arguments of
             :class:`~tas_lora.costs.deployed.Deployed`; None leaves both out.
@@ -77,7 +78,7 @@ class EvolutionarySearchLoop(ValLoop):
         memory_share: Share of the free memory that decoded images may take; if they need more,
             they are decoded anew for every subnet.
         log_interval: Subnets between two log lines.
-        resume: Go on with the search in the work directory, of which nothing is evaluated twice.
+        resume: Continue the search in the work directory, of which nothing is evaluated twice.
             It must be the same search.
         search_on_test_set: Do not refuse a dataset that is marked as test set, or is that of the
             config's test.
@@ -167,8 +168,8 @@ class EvolutionarySearchLoop(ValLoop):
     def _measured(self, measure: dict | None, others: str | None) -> Measured | None:
         if measure is None:
             return None
-        path = Path(self.runner.work_dir) / 'measured.jsonl'
-        known = [] if others is None else read_measured(others)
+        path = Path(self.runner.work_dir) / MEASURED
+        known = None if others is None else read_measured(others)
         with within('measure'):
             return Measured(path, Deployed.of_model(self.model, measure), known)
 

@@ -1,12 +1,12 @@
 """How many experts, of which rank, each linear layer gets."""
 
-import json
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...checks import positive, positives, some_of, within
 from ...errors import UserError
+from ...provenance import read_json
 
 LAYER_KINDS = ('qkv', 'proj', 'fc1', 'fc2')  # of a block, in the order of the router's rows
 _OPTIONS = ('num_experts', 'rank', 'layers', 'layer_experts', 'importance')
@@ -75,10 +75,7 @@ def _scores(importance, depth: int) -> list[list[float]]:
     where = 'importance'
     if isinstance(importance, (str, Path)):
         where = f'importance ({importance})'
-        try:
-            importance = json.loads(Path(importance).read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f'cannot be read: {error}', where) from error
+        importance = read_json(importance, 'importance')
     try:
         scores = [list(positives(block, where, float)) for block in importance]
     except (TypeError, UserError):
