@@ -139,7 +139,7 @@ def test_parameters_of_the_config():
         (dict(importance='nowhere.json'), 'importance nowhere.json cannot be read: No such file'),
         (dict(layer_experts=9), 'layer_experts is 9, more than num_experts, 8'),
         (dict(layer_experts=0), 'layer_experts must be a positive integer'),
-        (dict(ranks=2), 'mole is a dict of'),
+        (dict(ranks=2), '^model.backbone.mole must be a dict of'),
     ],
 )
 def test_scores_that_make_no_sense(change, message):

@@ -62,7 +62,7 @@ def test_official_list_as_the_official_script_draws_it(folder):
     [
         (dict(part='test'), "part must be 'train' or 'heldout', got 'test'"),
         (dict(part='train', images='all'), "images must be None or 'autoformer', got 'all'"),
-        (dict(part='train'), '10000 images to hold out of a training set of 330'),
+        (dict(part='train'), 'size is 10000, but the training set has 330 images'),
         (dict(part='train', size=-1), 'size must be a positive integer, got -1'),
     ],
 )

@@ -158,15 +158,15 @@ def test_a_subnet_that_does_not_fit_costs_more_than_any_limit(monkeypatch):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(batch_size=0), 'val_cfg.measure.batch_size must be a positive integer, got 0'),
-        (dict(batch_size=1.5), 'val_cfg.measure.batch_size must be a positive integer, got 1.5'),
-        (dict(rounds=True), 'val_cfg.measure.rounds must be a positive integer, got True'),
-        (dict(warmup=-1), 'val_cfg.measure.warmup must be an integer from 0'),
-        (dict(device='tpu'), "val_cfg.measure.device must be 'cpu' or 'cuda', got 'tpu'"),
-        (dict(precision='int8'), "val_cfg.measure.precision must be one of 'float32' or"),
+        (dict(batch_size=0), '^batch_size must be a positive integer, got 0'),
+        (dict(batch_size=1.5), '^batch_size must be a positive integer, got 1.5'),
+        (dict(rounds=True), '^rounds must be a positive integer, got True'),
+        (dict(warmup=-1), '^warmup must be an integer from 0'),
+        (dict(device='tpu'), "^device must be 'cpu' or 'cuda', got 'tpu'"),
+        (dict(precision='int8'), "^precision must be one of 'float32' or"),
         (dict(precision='float16'), r"must be 'float32' or 'bfloat16' on a CPU, got 'float16'"),
-        (dict(batch=3), r"val_cfg.measure must be a dict of \('device', .*got {'batch': 3}"),
-        (['cpu'], r"val_cfg.measure must be a dict of .*got \['cpu'\]"),
+        (dict(batch=3), r"^must be a dict of \('device', .*got {'batch': 3}"),
+        (['cpu'], r"^must be a dict of .*got \['cpu'\]"),
     ],
 )
 def test_options_that_make_no_sense(options, message):

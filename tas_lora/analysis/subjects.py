@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
-from ..checks import natural, positive
+from ..checks import natural, of_part, positive
 from ..datasets.held_out_images import HeldOutImages
 from ..errors import UserError, blame
 from ..models import SupernetClassifier
@@ -160,7 +160,7 @@ class Images:
     """
 
     def __init__(self, config: Mapping, count: int | None, seed: int, field: str):
-        with blame(f'{field} cannot be built'):
+        with of_part(field), blame('cannot be built', ''):
             self.held_out = HeldOutImages(Runner.build_dataloader(dict(config)))
         there = len(self.held_out)
         count = there if count is None else positive(count, '--images', int)

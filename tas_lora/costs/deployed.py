@@ -52,19 +52,17 @@ class Deployed:
         rounds: int = 20,
     ):
         one_of(pooling, 'pooling', ('avg_featmap', 'cls_token'))
-        one_of(device, 'val_cfg.measure.device', ('cpu', 'cuda'))
-        one_of(precision, 'val_cfg.measure.precision', tuple(PRECISIONS))
+        one_of(device, 'device', ('cpu', 'cuda'))
+        one_of(precision, 'precision', tuple(PRECISIONS))
         if device == 'cuda' and not torch.cuda.is_available():
-            raise UserError("val_cfg.measure.device is 'cuda', and there is no GPU; set 'cpu'")
+            raise UserError("is 'cuda', and there is no GPU; set 'cpu'", 'device')
         if (device, precision) == ('cpu', 'float16'):
-            raise UserError(
-                "val_cfg.measure.precision must be 'float32' or 'bfloat16' on a CPU, got 'float16'"
-            )
+            raise UserError("must be 'float32' or 'bfloat16' on a CPU, got 'float16'", 'precision')
         self.image_spec, self.pooling = dict(image_spec), pooling
         self.device, self.dtype = device, PRECISIONS[precision]
-        self.batch_size = positive(batch_size, 'val_cfg.measure.batch_size', int, most=100_000)
-        self.warmup = natural(warmup, 'val_cfg.measure.warmup', most=100_000)
-        self.rounds = positive(rounds, 'val_cfg.measure.rounds', int, most=100_000)
+        self.batch_size = positive(batch_size, 'batch_size', int, most=100_000)
+        self.warmup = natural(warmup, 'warmup', most=100_000)
+        self.rounds = positive(rounds, 'rounds', int, most=100_000)
 
     @classmethod
     def of_model(cls, model: SupernetClassifier, options: Mapping) -> 'Deployed':
@@ -74,7 +72,7 @@ class Deployed:
             UserError: If there is any option but those above, from ``device`` on.
         """
         if not isinstance(options, Mapping) or not set(options) <= set(OPTIONS):
-            raise UserError(f'val_cfg.measure must be a dict of {OPTIONS}, got {options!r}')
+            raise UserError(f'must be a dict of {OPTIONS}, got {options!r}', '')
         return cls(model.image_spec, model.backbone.out_type, **options)
 
     def __call__(self, subnet: Subnet) -> dict[str, float]:

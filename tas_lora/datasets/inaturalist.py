@@ -25,9 +25,9 @@ class INaturalist2019(BaseDataset):
     """
 
     def __init__(self, data_root: str, split: str = 'train', **kwargs):
-        one_of(split, 'INaturalist2019.split', ('train', 'val'))
+        one_of(split, 'split', ('train', 'val'))
         if not isinstance(data_root, (str, Path)):
-            raise UserError(f'INaturalist2019.data_root must be a folder, got {data_root!r}')
+            raise UserError(f'must be a folder, got {data_root!r}', 'data_root')
         default = dict(test_mode=split == 'val')
         super().__init__(f'{split}2019.json', data_root=str(data_root), **(default | kwargs))
 

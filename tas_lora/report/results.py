@@ -6,7 +6,7 @@ from math import inf, isfinite, nan
 from pathlib import Path
 from reprlib import repr as short
 
-from ..checks import natural, one_of, within
+from ..checks import inside, natural, one_of
 from ..errors import UserError, blame
 from ..provenance import read_json
 from ..search import read_history
@@ -188,7 +188,7 @@ def _numbered(lines: list, path: Path, convert: Callable[[dict], Candidate]) -> 
     """Each line converted; a mistake is told with its number."""
     converted = []
     for number, line in enumerate(lines, 1):
-        with within(f'{path}, {number}'):
+        with inside(f'{path}, {number}'):
             converted.append(convert(line))
     return converted
 
@@ -232,7 +232,7 @@ def _check(results: SearchResults, lines: list[dict]) -> None:
     for name, value in results.cost.items():
         _numbers([value], name, folder / 'search_cost.json')
     path = folder / 'best_subnet.json' if best else folder / 'search.json'
-    with within(str(path)), blame('it is not as a search writes it'):
+    with inside(str(path)), blame('it is not as a search writes it'):
         for name in ('candidates', 'images_evaluated', 'images_exhaustive', 'parents'):
             natural(best.get(name, 0), name)
         for name, metrics in (best.get('test') or {}).items():

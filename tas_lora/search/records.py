@@ -17,7 +17,7 @@ from zlib import crc32
 import numpy as np
 
 from ..atomic_files import append_line
-from ..checks import bounded, within
+from ..checks import bounded, inside
 from ..errors import UserError
 from ..structures import Subnet
 from .task import Outcome, Task
@@ -220,7 +220,7 @@ def _read(
         if resume:
             os.truncate(path, len(content) - len(rest))
     for place, record in enumerate(found):
-        with within(f'{path}, line {place + 1}'):
+        with inside(f'{path}, line {place + 1}'):
             found[place] = check(record)
     return found
 

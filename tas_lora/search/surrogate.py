@@ -64,8 +64,8 @@ class Surrogate:
 
     def __init__(self, space: SearchSpace, seed: int = 0, trust: float = 0.5):
         self.space = space
-        self.seed = natural(seed, 'surrogate.seed')
-        self.trust = bounded(trust, 'surrogate.trust')
+        self.seed = natural(seed, 'seed')
+        self.trust = bounded(trust, 'trust')
         self.correlation = nan
         self._seen: dict[Subnet, float] = {}
         self._model = None

@@ -18,7 +18,7 @@ from tas_lora.analysis.output import write
 from tas_lora.analysis.ranking import check_sanity, score, taus
 from tas_lora.analysis.similarity_drawing import draw_ranking
 from tas_lora.analysis.subjects import Net
-from tas_lora.checks import bounded, within
+from tas_lora.checks import bounded, inside
 from tas_lora.provenance import read_json
 
 
@@ -50,7 +50,7 @@ def read_scores(path: str) -> list[tuple[str, dict]]:
         if not isinstance(record, dict) or not {'subnet', 'top1'} <= set(record):
             raise UserError(f'--scores {path}: a record needs subnet and top1, got {record!r:.80}')
         stem = Path(path).stem if record is content else f'{Path(path).stem}_{i}'
-        with within(f'--scores {path}'):
+        with inside(f'--scores {path}'):
             top1 = bounded(record['top1'], 'top1', most=100)
             subnet = Subnet.coerce(record['subnet'])
         found.append((str(record.get('name', stem)), dict(subnet=subnet, top1=top1)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmengine.runner import ValLoop
 
-from ...checks import boolean, one_of, positive, some_of
+from ...checks import boolean, bounded, of_part, one_of, positive, some_of, within
 from ...costs.deployed import Deployed
 from ...datasets.held_out_images import HeldOutImages
 from ...datasets.replay import readable
@@ -113,32 +113,35 @@ class EvolutionarySearchLoop(ValLoop):
         **kwargs,
     ):
         if kwargs.get('fp16'):
-            raise UserError("val_cfg.fp16: a search has val_cfg.precision='bfloat16' in its place")
-        if not boolean(search_on_test_set, 'val_cfg.search_on_test_set'):
-            refuse_test_set(runner.cfg)
+            raise UserError("must be False: a search has precision='bfloat16' in its place", 'fp16')
+        if not boolean(search_on_test_set, 'search_on_test_set'):
+            with of_part('val_dataloader'):
+                refuse_test_set(runner.cfg)
         super().__init__(runner, readable(dataloader), evaluator, **kwargs)
-        self.images = HeldOutImages(self.dataloader, memory_share)
+        memory_share = bounded(memory_share, 'memory_share')
+        with of_part('val_dataloader'):
+            self.images = HeldOutImages(self.dataloader, memory_share)
         self.model = supernet_of(runner)
         space = SearchSpace.coerce(space)
         self.model.backbone.check_space(space, 'the space')
-        one_of(rule, 'val_cfg.rule', ('less', 'greater'))
-        one_of(precision, 'val_cfg.precision', ('float32', 'bfloat16'))
+        one_of(rule, 'rule', ('less', 'greater'))
+        one_of(precision, 'precision', ('float32', 'bfloat16'))
         deployed = self._measured(measure, measured)
         limits = self._limits(constraints, goals, deployed)
-        search = _algorithm(evolution, space, limits, boolean(surrogate, 'val_cfg.surrogate'))
+        search = _algorithm(evolution, space, limits, boolean(surrogate, 'surrogate'))
         self.settings = SearchSettings(
             space=space,
             limits=limits,
             evolution=search,
-            random=_random_search(search) if boolean(baseline, 'val_cfg.baseline') else None,
+            random=_random_search(search) if boolean(baseline, 'baseline') else None,
             score=score,
             rule=rule,
             race=None if limits.goals else self._race_rules(race, score, rule),
             precision=precision,
-            finalists=positive(finalists, 'val_cfg.finalists', int),
+            finalists=positive(finalists, 'finalists', int),
             measured=deployed,
-            log_interval=positive(log_interval, 'val_cfg.log_interval', int),
-            resume=boolean(resume, 'val_cfg.resume'),
+            log_interval=positive(log_interval, 'log_interval', int),
+            resume=boolean(resume, 'resume'),
         )
         self.evaluate = CandidateEvaluator(runner, self.images, self.evaluator)
 
@@ -167,7 +170,8 @@ class EvolutionarySearchLoop(ValLoop):
             return None
         path = Path(self.runner.work_dir) / MEASURED
         known = None if others is None else read_measured(others)
-        return Measured(path, Deployed.of_model(self.model, measure), known)
+        with within('measure'):
+            return Measured(path, Deployed.of_model(self.model, measure), known)
 
     def _limits(
         self, constraints: dict | None, goals: Sequence[str], deployed: Measured | None
@@ -175,7 +179,7 @@ class EvolutionarySearchLoop(ValLoop):
         spec, names = self.model.image_spec, () if deployed is None else tuple(UNITS)
         measured = {name: partial(deployed.cost, name) for name in names}
         if goals not in ((), []):
-            goals = some_of(goals, 'val_cfg.goals', (*COUNTERS, *names))
+            goals = some_of(goals, 'goals', (*COUNTERS, *names))
         counters = {name: partial(count, **spec) for name, count in COUNTERS.items()}
         return Limits(constraints, counters, measured, tuple(goals))
 
@@ -183,15 +187,16 @@ class EvolutionarySearchLoop(ValLoop):
         if race is None:
             return None
         if not isinstance(race, Mapping):
-            raise UserError(f'val_cfg.race must be a dict or None, got {race!r}')
+            raise UserError(f'must be a dict or None, got {race!r}', 'race')
         measures = any(isinstance(metric, CrossEntropy) for metric in self.evaluator.metrics)
         if (score, rule) != ('cross_entropy', 'less') or not measures:
             raise UserError(
-                "val_cfg.race compares losses image by image: it needs score='cross_entropy', "
-                "rule='less' and dict(type='tas_lora.CrossEntropy') in val_evaluator; or set "
-                'val_cfg.race=None'
+                "compares losses image by image: it needs score='cross_entropy', rule='less' and "
+                "dict(type='tas_lora.CrossEntropy') in val_evaluator; or set race=None",
+                'race',
             )
-        return RaceRules(**race)
+        with within('race'):
+            return RaceRules(**race)
 
 
 def _algorithm(
@@ -199,14 +204,15 @@ def _algorithm(
 ) -> Evolution | NSGA2:
     """Evolution of the score alone, or NSGA-II where there are goals beside it."""
     if not isinstance(arguments, (Mapping, type(None))):
-        raise UserError(f'val_cfg.evolution must be a dict, got {arguments!r}')
+        raise UserError(f'must be a dict, got {arguments!r}', 'evolution')
     arguments = dict(arguments or {})
+    with within('evolution'):  # what it refuses is a mistake for NSGA-II, too
+        search = Evolution(space, limits.allow, **arguments)
     if not limits.goals:
-        preselect = Surrogate(space, arguments.get('seed', 0)) if surrogate else None
-        return Evolution(space, limits.allow, **arguments, surrogate=preselect)
+        search.surrogate = Surrogate(space, search.seed) if surrogate else None
+        return search
     if surrogate:
-        raise UserError('val_cfg.surrogate preselects for one goal alone; leave out goals or it')
-    Evolution(space, limits.allow, **arguments)  # what it refuses is a mistake here
+        raise UserError('preselects for one goal alone; leave out goals or it', 'surrogate')
     costs = {name: partial(limits.cost, name) for name in limits.goals}
     own = {name: value for name, value in arguments.items() if name in _OF_NSGA2}
     return NSGA2(space, limits.allow, costs, **own)

@@ -117,9 +117,10 @@ def refuse_test_set(config: dict) -> None:
     same = any(_source(data) in sources for data in searched)
     if marked or (same and not _is_held_out(config['val_dataloader'])):
         raise UserError(
-            'val_dataloader.dataset is the test set; what is found on it cannot be tested on it. '
-            'Search on tas_lora.HeldOutSplit(part="heldout") of the training set, or set '
-            'val_cfg.search_on_test_set=True if you know what you do'
+            'is the test set; what is found on it cannot be tested on it. Search on '
+            'tas_lora.HeldOutSplit(part="heldout") of the training set, or set '
+            'val_cfg.search_on_test_set=True if you know what you do',
+            'dataset',
         )
 
 
