@@ -12,7 +12,7 @@ FORMATS = {
 }
 EXTRAS = {
     'demo': ['scikit-learn>=1.2'],
-    'search': ['pymoo>=0.6.1', 'scikit-learn>=1.2'],  # several goals; a surrogate
+    'search': ['pymoo>=0.6.1', 'scikit-learn>=1.2', 'scipy>=1.10'],  # several goals; a surrogate
     **FORMATS,
     'export': sum(FORMATS.values(), []),
     'nas_lora': ['scikit-image>=0.22'],  # its photographs; projects/nas_lora
@@ -29,7 +29,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['tas_lora', 'tas_lora.*']),
-    package_data={'tas_lora.report': ['*.html']},
+    package_data={'tas_lora.report': ['*.html'], 'tas_lora.export': ['*.jinja']},
     install_requires=[
         'torch>=2.10',  # older ones believe the sizes that a file declares
         'torchvision>=0.25',

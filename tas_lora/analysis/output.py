@@ -45,14 +45,18 @@ class Net:
             raise UserError(f'{option} takes NAME=CONFIG:CHECKPOINT, got {text!r}')
         return cls(name, config, checkpoint)
 
+    def check(self) -> None:
+        """Raise :class:`UserError` unless the weights are a file here."""
+        if '://' in self.checkpoint or not Path(self.checkpoint).is_file():
+            raise UserError(
+                f'checkpoint {self.checkpoint} is not a file; results are kept with the SHA-256 of '
+                'their weights, so download them first'
+            )
+
     @property
     def digest(self) -> str:
         """SHA-256 of the weights."""
-        if '://' in self.checkpoint or not Path(self.checkpoint).is_file():
-            raise UserError(
-                f'checkpoint {self.checkpoint} is no file; results are kept with the SHA-256 of '
-                'their weights, so download them first'
-            )
+        self.check()
         return sha256(Path(self.checkpoint).read_bytes()).hexdigest()
 
 
