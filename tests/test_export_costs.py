@@ -135,4 +135,4 @@ def test_mistakes_on_the_command_line(exported, capsys, options, message):
 
 def test_a_folder_that_is_no_export(tmp_path, capsys):
     assert call_tool('export_costs.py', tmp_path) == 2
-    assert f'{tmp_path} is no export: ' in capsys.readouterr().err
+    assert f'{tmp_path} is not an export: ' in capsys.readouterr().err

@@ -52,7 +52,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def read_record(path: str) -> dict:
-    """The JSON file of a subnet, with what the search wrote beside it."""
+    """The JSON file of a subnet, with what else the search wrote into it."""
     with blame(f'subnet file {path} cannot be read'):
         text = Path(path).read_text('utf-8')
     with blame(f'subnet file {path} is no JSON'):
@@ -115,7 +115,7 @@ def add_int8(cfg: Config, model: SupernetClassifier, source: Source, folder: Pat
 
 
 def check_formats(args: argparse.Namespace) -> tuple[list[Format], list[str]]:
-    """What to write, the form in the folder itself first, and what is left out for want of what."""
+    """What to write, the root format first, and a line for each that lacks packages."""
     formats, skipped = find_formats(args.formats)
     check_opset(args.opset)
     if args.int8 and 'onnx' not in [each.name for each in formats]:
@@ -141,16 +141,16 @@ def main():
         card = partial(model_card, source.description, record, source.data, args.license)
         card()  # refuses a damaged record before the formats are written
         before = forms_in(args.out)
-        outcomes = export_formats(model, source, formats, args.out, card)
+        checks = export_formats(model, source, formats, args.out, card)
         gone = [each.name for each in before if each not in forms_in(args.out)]
-        for line in (*outcomes, *(f'Skipped: {advice}' for advice in skipped)):
+        for line in (*checks, *(f'Skipped: {advice}' for advice in skipped)):
             print(line)
         if gone:
             print(f'Removed from {args.out}, where they were of another network: {", ".join(gone)}')
-        for outcome in outcomes:
-            if args.int8 and outcome.held and outcome.name == 'onnx':
-                add_int8(cfg, model, source, outcome.folder)
-    sys.exit(0 if all(outcome.held for outcome in outcomes) else 1)
+        for check in checks:
+            if args.int8 and check.held and check.name == 'onnx':
+                add_int8(cfg, model, source, check.folder)
+    sys.exit(0 if all(check.held for check in checks) else 1)
 
 
 if __name__ == '__main__':

@@ -43,7 +43,7 @@ def check_args(args: argparse.Namespace) -> None:
 
 def read(folder: str) -> Source:
     """An export; raises :class:`UserError` if it cannot be read, or was edited."""
-    with blame(f'{folder} is no export'):
+    with blame(f'{folder} is not an export'):
         source = Source.read(folder)
     check_costs(source)
     return source

@@ -87,7 +87,7 @@ def write(
         folder: Made if it is not there.
         name: Of the JSON file.
         made_by: :func:`origin`. A PNG has it as text, under 'Description'.
-        result: Content beside it; see :func:`plain`.
+        result: The rest of the content; see :func:`plain`.
         figures: By the name of their files, what draws them: each returns a Figure.
     """
     folder, made = Path(folder), plain(made_by)

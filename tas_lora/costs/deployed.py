@@ -93,8 +93,8 @@ class Deployed:
     def memory(self, subnet: Subnet) -> dict[str, float]:
         """Peak memory of one forward: weights, images and activations, as tensors hold them.
 
-        What a process needs besides is left out: libraries, the GPU's context, their workspaces,
-        and what an allocator keeps in reserve.
+        Not counted is what else a process needs: libraries, the GPU's context, workspaces, and what
+        an allocator keeps in reserve.
 
         Returns:
             ``memory`` in MiB.

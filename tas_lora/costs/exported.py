@@ -104,7 +104,7 @@ def _forward(runtime: str, net: PlainViT, images: Tensor, path: Path) -> Callabl
 
 
 def _as_subnet(network: dict) -> tuple[Subnet, dict]:
-    """A subnet of the same widths, and what the counters need besides."""
+    """A subnet of the same widths, and the other arguments of the counters."""
     width, spec = network['embed_dim'], dict(network)
     for name in ('embed_dim', 'num_heads', 'hidden_dims', 'pooling'):
         spec.pop(name)

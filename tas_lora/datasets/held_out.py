@@ -44,7 +44,8 @@ def held_out_split(dataset: dict, part: str, size: int = 10_000, seed: int = 0, 
         train = np.setdiff1d(np.arange(len(whole)), held_out).tolist()
     else:
         held_out, train = random_split(len(whole), size, seed)
-    whole.get_subset_(held_out if part == 'heldout' else train)  # in place: nothing is copied
+    # In place: MMEngine's copies are noted by address, and may be mixed up with later objects.
+    whole.get_subset_(held_out if part == 'heldout' else train)
     return whole
 
 

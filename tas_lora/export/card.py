@@ -10,7 +10,7 @@ from ..errors import blame
 from .data import innermost
 from .formats import ROOT, Format
 
-_MEASURED = ('latency', 'memory')  # beside the metrics of the evaluators
+_MEASURED = ('latency', 'memory')  # which a search records besides the metrics of evaluators
 
 
 def model_card(
