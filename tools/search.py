@@ -6,6 +6,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from tas_lora import UserError, apis, cli
+from tas_lora.config import checked_config
 from tas_lora.engine.search import check_checkpoint, compare_results, read_identity
 
 
@@ -91,7 +92,7 @@ def replayed_config(args) -> tuple[Config, str]:
     checkpoint = args.config or identity['checkpoint']  # the only positional argument
     apis.check_checkpoint_file(checkpoint, 'give the file as CHECKPOINT')
     check_checkpoint(checkpoint, identity)
-    cfg = apis.checked_config(Config(identity['config']), args.cfg_options)
+    cfg = checked_config(Config(identity['config']), args.cfg_options)
     path = Path(args.replay).resolve()
     folder = path if path.is_dir() else path.parent
     cfg.work_dir = args.work_dir or f'{folder}_replay'
