@@ -2,7 +2,7 @@
 
 python tools/train.py configs/digits_supernet.py
 
-GPUs: 0, about a minute and a half on two CPU cores. Top-1 measured: README.
+GPUs: 0, about a minute and a half on two CPU cores. Measured top-1: README.md.
 """
 
 _base_ = [

@@ -1,8 +1,8 @@
-"""A supernet of 199,260 subnets on Fashion-MNIST, stage 1: to measure searches with.
+"""A supernet of 199,260 subnets on Fashion-MNIST, stage 1: a benchmark for searches.
 
 python tools/train.py configs/fashion_supernet.py
 
-GPUs: 0, ten minutes on two CPU cores. Held-out top-1 of the subnet found: docs/search.md.
+GPUs: 0, ten minutes on two CPU cores. Held-out top-1 of the found subnet: docs/search.md.
 """
 
 _base_ = [

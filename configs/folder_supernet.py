@@ -1,8 +1,8 @@
-"""A supernet on a folder of images of your own, stage 1; docs/own_data.md is the guide.
+"""A supernet on your own folder of images, stage 1. The guide is docs/own_data.md.
 
 python tools/train.py configs/folder_supernet.py
 
-GPUs: 0, minutes on two CPU cores. Top-1 measured on letters: docs/own_data.md.
+GPUs: 0, minutes on two CPU cores. Measured top-1 on letters: docs/own_data.md.
 """
 
 _base_ = [

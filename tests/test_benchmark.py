@@ -1,4 +1,4 @@
-"""The benchmark: its contestants compute what they should, its figures are right."""
+"""The benchmark: its contestants compute the right thing, and its figures are right."""
 
 import json
 
@@ -126,7 +126,7 @@ def test_products_of_a_forward_by_hand_and_by_torch():
         ('static', '', 0),
         # The merged weights of ours have gradients as weights do, but not the first input.
         ('ours', 'qkv.weight proj.weight fc1.weight fc2.weight', 17 * 16 * 3 * 8),
-        ('unmerged', 'cls_token', 0),  # which stands for experts: all behind it needs gradients
+        ('unmerged', 'cls_token', 0),  # a stand-in for experts: all after it needs gradients
     ],
 )
 def test_products_of_a_step_against_torch(name, trained, unneeded):
@@ -188,7 +188,7 @@ def test_mistakes_on_the_command_line(option, message, capsys):
 
 
 def test_results_in_the_repository_are_of_the_tool():
-    paths = list((ROOT / 'docs').glob('benchmark_*.json'))
+    paths = list((ROOT / 'tools' / 'results').glob('benchmark_*.json'))
     assert paths
     for path in paths:
         report = json.loads(path.read_text())

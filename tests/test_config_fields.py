@@ -218,7 +218,7 @@ def cases():
     for build, place, argument, kind in table():
         values, allowed = KINDS[kind]
         joint = '' if place.endswith(' ') or not place else '.'
-        # A subnet and a space speak of themselves, behind their place.
+        # Errors of a subnet or a space name it after its place in the config.
         field = '' if kind == 'space' else re.escape(f'{place}{joint}{argument}')
         for value in values:
             name = f'{getattr(build, "__name__", place)}-{place}.{argument}-{str(value)[:20]}'

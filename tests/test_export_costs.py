@@ -1,4 +1,4 @@
-"""What exported networks cost, counted and timed."""
+"""Costs of exported networks, counted and timed."""
 
 import json
 from dataclasses import replace

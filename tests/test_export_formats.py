@@ -1,4 +1,4 @@
-"""Exported networks as their users meet them: in a Python that knows nothing of the toolkit."""
+"""Exported networks as their users load them: in a Python without the toolkit."""
 
 import subprocess
 import sys

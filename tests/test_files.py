@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files are either complete or absent."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ def test_a_flipped_bit_is_named(tmp_path_factory, place, bit):
     position = int(place * len(content))
     content[position] ^= 1 << bit
     path.write_bytes(content)
-    if position < len(content) - 71:  # behind it stands the digest
+    if position < len(content) - 71:  # the digest follows
         with pytest.raises(UserError, match='is damaged: its content does not match its SHA-256'):
             read_state_dict(path)
         assert not is_whole(path)

@@ -1,4 +1,4 @@
-"""Whatever is read from a file or a config: it is good, or refused by our own error."""
+"""Anything read from a file or a config is valid, or refused by our own error."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The split between training and search, on folders as ImageNet has them."""
+"""The split between training and search, on folders laid out like ImageNet's."""
 
 import random
 from pathlib import Path

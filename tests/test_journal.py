@@ -1,4 +1,4 @@
-"""The journal: what it recalls is what was appended, or nothing at all."""
+"""The journal: it recalls exactly what was appended, or nothing at all."""
 
 import math
 import tempfile

@@ -1,4 +1,4 @@
-"""Limits on costs: they hold, cheap ones come first, and a survey tells what they leave."""
+"""Limits on costs: they hold, cheap ones come first, and a survey reports what they leave."""
 
 import re
 import time

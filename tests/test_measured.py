@@ -1,4 +1,4 @@
-"""What is measured of subnets: right, robust, and remembered on disk."""
+"""Measurements of subnets: right, robust, and kept on disk."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Patch size as a dimension to search: slices are exact, everything else counts and knows it."""
+"""Patch size as a search dimension: slices are exact, and everything else accounts for it."""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The race: its estimates are those of the book, and it never loses one of the best."""
+"""The race: its estimates match the textbook, and it never loses one of the best."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What version 0.1 wrote is still read, and means the same; data/v0_1/README.md says what it is."""
+"""Files of version 0.1 are still read, with the same meaning; data/v0_1/README.md lists them."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A search from its first generation to its result, with candidates that are mere arithmetic."""
+"""A search from its first generation to its result, with candidates scored by plain arithmetic."""
 
 import tempfile
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The page of a search: its numbers are those of the files, and it shows in a browser."""
+"""The report page of a search: its numbers match the files, and a browser shows it."""
 
 import json
 import re

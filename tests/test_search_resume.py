@@ -1,4 +1,4 @@
-"""A search that was killed goes on, and never on another one's history or the test set."""
+"""A killed search resumes, but never from another search's history or on the test set."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""What a user types: searches with several goals, at random, tested, replayed, picked from."""
+"""The search tool's commands: several goals, random search, test, replay, picking a subnet."""
 
 import json
 import signal
@@ -149,7 +149,7 @@ def test_what_cannot_be_replayed(searched, capsys, tmp_path):
     assert 'nowhere is no result of a search' in error('--replay', 'nowhere')
     (tmp_path / 'subnet.json').write_text(json.dumps(result_of(folder)['subnet']))
     assert 'it says not by which config' in error('--replay', 'subnet.json')
-    assert 'CONFIG and CHECKPOINT are needed, or --replay RESULT' in error('search.py')
+    assert 'give CONFIG and CHECKPOINT, or --replay RESULT' in error('search.py')
 
 
 def test_the_best_of_a_budget_is_read_off(searched, capsys, tmp_path):
@@ -282,7 +282,7 @@ def test_tensorboard_is_written_to_unless_the_config_says_where():
 
 
 def test_a_subnet_too_large_for_the_device_is_on_no_front():
-    """Its latency is infinite, of which pymoo's knees would make an error at a search's end."""
+    """Its latency is infinite; pymoo's knees would fail on that at the end of a search."""
     base = dict(phase='search', precision='float32', error=0.0, images=9)
     costs = [
         (0.1, float('inf')),

@@ -1,7 +1,7 @@
 """Measure what experts, router and elastic slicing cost, against plain networks of the same widths.
 
 All contestants take turns in one process; figures are medians of ratios within rounds, with the
-middle half as spread. Targets and results: docs/benchmark.md. How a cost grows is seen from runs
+middle half as spread. Targets and results: docs/speed.md. How a cost grows is seen from runs
 with other values: --cfg-options model.backbone.mole.rank=64, space.depth=[2], ...
 """
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Search on several GPUs, each evaluating other subnets, or in several CPU processes.
+# Search on several GPUs, or in several CPU processes; each evaluates different subnets.
 #
 #   tools/dist_search.sh CONFIG CHECKPOINT GPUS [options of tools/search.py]
 #

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on several GPUs, or on several CPU processes where there is no GPU.
+# Train on several GPUs, or in several CPU processes if there is no GPU.
 #
 #   tools/dist_train.sh CONFIG GPUS [options of tools/train.py]
 #

@@ -1,4 +1,4 @@
-"""Read the best subnet for a budget off a finished search."""
+"""Pick the best subnet within limits from a finished search."""
 
 import argparse
 import json
@@ -41,7 +41,7 @@ def main():
     if best.get('error'):
         print(
             f'{result["score"]} of this subnet is an estimate, with a standard error of '
-            f'{best["error"]:.2g}: the race dropped it. For exact scores search with --exhaustive '
+            f'{best["error"]:.2g}: the race dropped it. For exact scores, search with --exhaustive '
             'or with --goals',
             file=sys.stderr,
         )

@@ -2,7 +2,7 @@
 
 tools/dist_train.sh configs/transfer/s_cars.py 8
 
-GPUs: 8, batch 8 x 64. Top-1 92.3 (published for TAS-LoRA-S; AutoFormer-S 92.1), not run here.
+GPUs: 8, batch 8 x 64. Top-1 92.3 (published for TAS-LoRA-S; AutoFormer-S 92.1); not run here.
 Recipe chosen here; data: configs/_base_/datasets/stanford_cars.py.
 """
 

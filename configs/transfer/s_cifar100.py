@@ -2,7 +2,7 @@
 
 tools/dist_train.sh configs/transfer/s_cifar100.py 8
 
-GPUs: 8, batch 8 x 64. Top-1 91.0 (published for TAS-LoRA-S; AutoFormer-S 89.6), not run here.
+GPUs: 8, batch 8 x 64. Top-1 91.0 (published for TAS-LoRA-S; AutoFormer-S 89.6); not run here.
 Recipe chosen here; data: configs/_base_/datasets/cifar100.py.
 """
 

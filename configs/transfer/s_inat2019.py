@@ -2,7 +2,7 @@
 
 tools/dist_train.sh configs/transfer/s_inat2019.py 8
 
-GPUs: 8, batch 8 x 64. Top-1 78.0 (published for TAS-LoRA-S; AutoFormer-S 77.4), not run here.
+GPUs: 8, batch 8 x 64. Top-1 78.0 (published for TAS-LoRA-S; AutoFormer-S 77.4); not run here.
 Recipe chosen here; data: configs/_base_/datasets/inaturalist2019.py.
 """
 
