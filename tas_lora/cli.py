@@ -79,13 +79,18 @@ def config_parser(
     parser.add_argument('config', nargs=config, help='config file, or name of a packaged config')
     if work_dir:
         parser.add_argument('--work-dir', help='folder for logs and results')
+    add_cfg_options(parser)
+    return parser
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add the option that overrides fields of a config."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=_Options,
         help='override config fields: key=value, nested keys with dots, lists as "[a,b]"',
     )
-    return parser
 
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:

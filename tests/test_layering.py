@@ -42,7 +42,14 @@ LAYERS = (
     ('tas_lora.export',),
     ('tas_lora.costs',),
     ('tas_lora.engine',),
-    ('tas_lora.config', 'tas_lora.apis', 'tas_lora.cli', 'tas_lora', 'tas_lora.__main__'),
+    (
+        'tas_lora.config',
+        'tas_lora.apis',
+        'tas_lora.cli',
+        'tas_lora.analysis.subjects',  # what the command lines of tools/analysis have in common
+        'tas_lora',
+        'tas_lora.__main__',
+    ),
 )
 ORDER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 FRAMEWORKS = {'torch', 'torchvision', 'mmengine', 'mmcv', 'mmpretrain'}

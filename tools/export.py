@@ -137,16 +137,16 @@ def main():
         card = partial(model_card, source.description, record, source.data, args.license)
         card()  # refuses a damaged record before the formats are written
         before = forms_in(args.out)
-        outcomes = export_formats(model, source, formats, args.out, card)
+        checks = export_formats(model, source, formats, args.out, card)
         gone = [each.name for each in before if each not in forms_in(args.out)]
-        for line in (*outcomes, *(f'Skipped: {advice}' for advice in skipped)):
+        for line in (*checks, *(f'Skipped: {advice}' for advice in skipped)):
             print(line)
         if gone:
             print(f'Removed from {args.out}, as they held another network: {", ".join(gone)}')
-        for outcome in outcomes:
-            if args.int8 and outcome.held and outcome.name == 'onnx':
-                add_int8(cfg, model, source, outcome.folder)
-    sys.exit(0 if all(outcome.held for outcome in outcomes) else 1)
+        for check in checks:
+            if args.int8 and check.held and check.name == 'onnx':
+                add_int8(cfg, model, source, check.folder)
+    sys.exit(0 if all(check.held for check in checks) else 1)
 
 
 if __name__ == '__main__':

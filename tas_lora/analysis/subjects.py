@@ -6,17 +6,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
+from .. import apis
 from ..checks import natural, of_part, positive
+from ..config import check_data, load_config
 from ..datasets.held_out_images import HeldOutImages
 from ..errors import UserError, blame
 from ..models import SupernetClassifier
 from ..packaged import command
 from ..provenance import versions, weights_sha256
 from ..structures import SearchSpace, Subnet
+from .experts import require_experts
 
 LOADERS = ('heldout', 'val', 'test')
 
@@ -132,9 +136,19 @@ def check_names(names: Sequence[str], option: str) -> None:
         raise UserError(f'{option}: two are called {twice[0]!r}; give each another name')
 
 
-def options_for(net: Net, args: argparse.Namespace) -> dict | None:
-    """``--cfg-options`` are for CONFIG, not for those beside it."""
-    return args.cfg_options if net.config == args.config else None
+def config_of(net: Net, args: argparse.Namespace) -> Config:
+    """Its config; ``--cfg-options`` are for CONFIG, not for those of ``--beside``."""
+    return load_config(net.config, args.cfg_options if net.config == args.config else None)
+
+
+def load(net: Net, args: argparse.Namespace, experts: bool = False) -> SupernetClassifier:
+    """The model of a checkpoint; raises :class:`UserError` if it must have experts and has none."""
+    cfg = config_of(net, args)
+    torch.manual_seed(args.seed)  # by which experts start that the checkpoint does not have
+    model = apis.load_supernet(cfg, net.checkpoint, args.device)
+    if experts:
+        require_experts(model, net.name)
+    return model
 
 
 def loader_name(cfg: Config, data: str, config: str) -> str:
@@ -173,13 +187,24 @@ class Images:
         return self.held_out.batches(self.indices)
 
 
-def space_of(cfg: Config, model: SupernetClassifier, config: str) -> SearchSpace:
+def images_of(args: argparse.Namespace) -> Images:
+    """The images of CONFIG that ``--data`` and ``--images`` choose."""
+    cfg = load_config(args.config, args.cfg_options)
+    field = loader_name(cfg, args.data, args.config)
+    check_data(cfg, (field,))
+    return Images(cfg[field], args.images, args.seed, field)
+
+
+def space_of(net: Net, args: argparse.Namespace, model: SupernetClassifier) -> SearchSpace:
     """The space that a checkpoint was trained in."""
     if model.router is not None:
         return model.router.space
-    if cfg.get('space') is None:
-        raise UserError(f'{config} has no space: it is of a single network; give a supernet config')
-    return SearchSpace.coerce(cfg.space)
+    space = config_of(net, args).get('space')
+    if space is None:
+        raise UserError(
+            f'{net.config} has no space, it is that of one network; give a supernet config'
+        )
+    return SearchSpace.coerce(space)
 
 
 def subnets_of(args: argparse.Namespace, space: SearchSpace) -> dict[str, Subnet]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from mmengine.dataset import BaseDataset
 from mmpretrain.registry import DATASETS as MMPRETRAIN_DATASETS
 
 from ..checks import natural, of_part, one_of, positive
@@ -46,7 +45,9 @@ def held_out_split(dataset: dict, part: str, size: int = 10_000, seed: int = 0, 
         train = np.setdiff1d(np.arange(len(whole)), held_out).tolist()
     else:
         held_out, train = random_split(len(whole), size, seed)
-    return _subset(whole, held_out if part == 'heldout' else train)
+    # In place: MMEngine's copies are noted by address, and may be mixed up with later objects.
+    whole.get_subset_(held_out if part == 'heldout' else train)
+    return whole
 
 
 def random_split(length: int, size: int, seed: int) -> tuple[list[int], list[int]]:
@@ -84,17 +85,3 @@ def _paths(dataset) -> list[Path]:
     if None in paths:
         raise UserError("images='autoformer' needs a dataset of files in class folders")
     return list(map(Path, paths))
-
-
-def _subset(dataset: BaseDataset, indices: list[int]) -> BaseDataset:
-    """``get_subset`` without a trap in it.
-
-    MMEngine notes copied datasets by address in a default argument that all calls share. Once
-    the whole is freed, another object may get its address, and the next copy of that object
-    would be the old dataset. So the note is thrown away.
-    """
-    subset = dataset.get_subset(indices)
-    for default in BaseDataset._copy_without_annotation.__defaults__ or ():
-        if isinstance(default, dict):
-            default.clear()
-    return subset

@@ -147,7 +147,8 @@ def _check_installed() -> None:
 
 def _spearman(a: Sequence[float], b: Sequence[float]) -> float:
     """Rank correlation from -1 to 1; NaN if either is constant."""
-    from scipy.stats import rankdata
+    from scipy.stats import ConstantInputWarning, spearmanr
 
-    with np.errstate(invalid='ignore'):
-        return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ConstantInputWarning)
+        return float(spearmanr(a, b).statistic)

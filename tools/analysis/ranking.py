@@ -7,12 +7,11 @@ Scores of training alone come from checkpoints (--nets), scored on the same imag
 from functools import partial
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tas_lora import Subnet, UserError, apis, cli
+from tas_lora import Subnet, UserError, cli
 from tas_lora.analysis import subjects
 from tas_lora.analysis.output import write
 from tas_lora.analysis.ranking import check_sanity, score, taus
@@ -67,25 +66,18 @@ def trained_alone(args, nets: list[Net], images) -> dict[str, dict]:
         raise UserError('a ranking needs two networks trained alone; give them by --nets, --scores')
     found = {}
     for net in track(nets, 'Scoring networks trained alone', disable=not nets):
-        _, model = load(net, args)
+        model = subjects.load(net, args)
         subnet = model.backbone.arch
         found[net.name] = dict(subnet=subnet, **score(model, subnet, images))
     return found | dict(files)
-
-
-def load(net: Net, args):
-    """Config and model of a checkpoint."""
-    cfg = apis.load_config(net.config, subjects.options_for(net, args))
-    torch.manual_seed(args.seed)  # by which experts start that the checkpoint does not have
-    return cfg, apis.load_supernet(cfg, net.checkpoint, args.device)
 
 
 def predict(args, nets: list[Net], subnets: dict[str, Subnet], images) -> dict[str, dict]:
     """By checkpoint the scores of the subnets, and of the smallest and largest of its space."""
     found = {}
     for net in nets:
-        cfg, model = load(net, args)
-        space = subjects.space_of(cfg, model, net.config)
+        model = subjects.load(net, args)
+        space = subjects.space_of(net, args, model)
         jobs = track(subnets.items(), f'Scoring subnets of {net.name}')
         scores = {name: score(model, subnet, images) for name, subnet in jobs}
         extremes = dict(smallest=space.smallest(), largest=space.largest())
@@ -110,10 +102,7 @@ def main():
     args = parse_args()
     nets = subjects.nets_of(args)
     singles = [Net.parse(text, '--nets') for text in args.nets]
-    cfg = apis.load_config(args.config, args.cfg_options)
-    field = subjects.loader_name(cfg, args.data, args.config)
-    apis.check_data(cfg, (field,))
-    images = subjects.Images(cfg[field], args.images, args.seed, field)
+    images = subjects.images_of(args)
     alone = trained_alone(args, singles, images)
     subnets = {name: record['subnet'] for name, record in alone.items()}
     predicted = predict(args, nets, subnets, images)
