@@ -76,7 +76,7 @@ def boolean(value, field: str) -> bool:
 
 
 def natural(value, field: str, most: int | None = None) -> int:
-    """Return ``value`` as an integer of at least 0 and at most ``most``, else raise an error."""
+    """Return ``value`` as an integer from 0 to ``most``; raises :class:`UserError` otherwise."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or value < 0 or (most is not None and value > most):
         end = 'up' if most is None else f'to {most:,}'
@@ -100,7 +100,7 @@ def one_of(value, field: str, allowed: tuple) -> None:
 
 
 def some_of(values, field: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-    """Return ``values``, one or more of ``allowed`` without repeats; else raise an error."""
+    """Return some of ``allowed``, without repeats; raises :class:`UserError` otherwise."""
     is_list = isinstance(values, Sequence) and not isinstance(values, str)
     names = tuple(values) if is_list else ()
     if not names or any(n not in allowed for n in names) or len(set(names)) < len(names):

@@ -107,7 +107,7 @@ def test_files_that_are_no_checkpoint(tmp_path):
     with pytest.raises(UserError, match='holds no weights'):
         read_state_dict(tmp_path / 'empty.pth')
     torch.save(dict(state_dict={'fc.weight': torch.zeros(1)}), tmp_path / 'other.pth')
-    with pytest.raises(UserError, match='no weights of an ElasticViT'):
+    with pytest.raises(UserError, match='not weights of an ElasticViT'):
         load_supernet(model_config(ENTRY), tmp_path / 'other.pth')
 
 

@@ -269,7 +269,7 @@ def test_weights_that_do_not_fit_are_refused(exported, tmp_path):
     with pytest.raises(UserError, match='does not exist'):
         started(folder / 'other.safetensors')
     torch.save(dict(state_dict=dict(weight=torch.zeros(2))), tmp_path / 'other.pth')
-    with pytest.raises(UserError, match='these are no weights of an ElasticViT'):
+    with pytest.raises(UserError, match='these are not weights of an ElasticViT'):
         started(tmp_path / 'other.pth')
     torch.save(dict(state_dict=nn.Linear(2, 2)), tmp_path / 'module.pth')
     with pytest.raises(UserError, match='such files can run code'):

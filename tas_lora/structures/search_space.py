@@ -61,7 +61,7 @@ class SearchSpace:
             return value
         if not isinstance(value, Mapping) or not {*_FIELDS} <= {*value} <= {*_ALL_FIELDS}:
             raise UserError(
-                f'must be a dict of {_FIELDS}, and optionally patch_size, got {value!r}',
+                f'must be a dict of exactly {_FIELDS}, and optionally patch_size, got {value!r}',
                 'space',
             )
         with within('space'):

@@ -1,7 +1,7 @@
-"""Weights for a backbone by itself, as ``init_cfg=dict(type='Pretrained', ...)`` asks for them.
+"""Weights of a standalone backbone, for ``init_cfg=dict(type='Pretrained', ...)``.
 
-MMEngine's own way would take whatever names fit and leave the rest untrained with a warning, and
-reads no safetensors.
+MMEngine itself would load whatever names fit, leave the rest untrained with a warning, and not
+read safetensors.
 """
 
 from mmengine.model import PretrainedInit
@@ -13,14 +13,14 @@ from ..checkpoint import adapt_state_dict, adapt_to_start
 from ..safe_load import read_state_dict
 
 _PREFIX = 'backbone.'
-_FIELD = 'ElasticViT.init_cfg'  # asked for after the backbone is built
+_FIELD = 'ElasticViT.init_cfg'  # read after the backbone is built
 
 
 def pretrained_file(init_cfg: dict | list | None) -> str | None:
-    """The file that an ``init_cfg`` starts from, None if it names none.
+    """The checkpoint of an ``init_cfg`` of type 'Pretrained', None if it has another type.
 
     Raises:
-        UserError: If it names none although its type is 'Pretrained', or a prefix other than
+        UserError: If a 'Pretrained' one has no file, an unknown option, or another prefix than
             'backbone.'.
     """
     configs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg or {}]
@@ -37,12 +37,12 @@ def pretrained_file(init_cfg: dict | list | None) -> str | None:
 
 
 def load_pretrained(backbone: nn.Module, file: str) -> None:
-    """Load a checkpoint of ours, an export, or an official AutoFormer file; a head is left out.
+    """Load the backbone of a checkpoint of ours, an export, or an official AutoFormer file.
 
-    Positions are resized where the image size differs.
+    Positions are resized if the image size differs.
 
     Raises:
-        UserError: If the file is none of these, or its backbone is of another architecture.
+        UserError: If the file is none of these, or its backbone has another architecture.
     """
     own = {_PREFIX + name: value for name, value in backbone.state_dict(keep_vars=True).items()}
     with inside(f'{_FIELD}.checkpoint {file}'):

@@ -22,7 +22,7 @@ class _GatheredProduct(torch.autograd.Function):
         if x is not None:
             by_line, by_width = (grad, x) if ctx.transposed else (x, grad)
             pairs = by_line.transpose(1, 2) @ by_width.to(by_line.dtype)  # (N, W, D)
-            # As in the gradient of F.embedding; unlike index_add it is deterministic on a GPU.
+            # The gradient of F.embedding, which is deterministic on a GPU also.
             grad_table = torch.ops.aten.embedding_dense_backward(
                 pairs.to(table.dtype), index, len(table), -1, False
             )

@@ -23,7 +23,7 @@ def merge_experts(weight: Tensor, lora_a: Tensor, lora_b: Tensor, gates: Tensor)
         (O, I), differentiable in all four.
     """
     scale = (gates / lora_a.shape[1])[:, None, None]
-    if lora_b.shape[1] < lora_a.shape[2]:  # scale the smaller one: the scaled copy is kept for the backward
+    if lora_b.shape[1] < lora_a.shape[2]:  # scale the smaller one: the backward keeps the copy
         lora_b = lora_b * scale
     else:
         lora_a = lora_a * scale

@@ -31,7 +31,7 @@ def check_weights(count: int, fields: str) -> None:
     """Raise :class:`UserError`, naming ``fields`` to lower, above 4 billion weights."""
     if count > _MOST_WEIGHTS:
         raise UserError(
-            f'would have {count:.1e} weights, at most {_MOST_WEIGHTS:.0e} are allowed; lower {fields}', ''
+            f'would have {count:.1e} weights, more than {_MOST_WEIGHTS:.0e}; lower {fields}', ''
         )
 
 
