@@ -312,7 +312,7 @@ def test_resuming_from_the_wrong_file(fails, digits_root, tmp_path, experts):
     options = ['--cfg-options', *at(digits_root, 'train', 'val')]
     (tmp_path / 'text.md').write_text('# hello')
     line = fails('train.py', SUPERNET, '--resume', tmp_path / 'text.md', *options)
-    assert 'text.md is no readable checkpoint' in line
+    assert 'text.md is not a readable checkpoint' in line
     line = fails('train.py', MOLE, '--resume', experts, *options)  # weights, but no optimizer
     assert 'experts.pth holds weights alone; start from it by load_from' in line
 

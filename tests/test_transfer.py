@@ -294,7 +294,7 @@ def test_experts_go_to_another_resolution():
 def test_broken_safetensors(exported):
     torn = exported / 'weights.safetensors'
     torn.write_bytes(torn.read_bytes()[:500])
-    with pytest.raises(UserError, match='is no readable checkpoint') as caught:
+    with pytest.raises(UserError, match='is not a readable checkpoint') as caught:
         read_state_dict(torn)
     assert '\n' not in str(caught.value)
 
