@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from mmengine.logging import print_log
-from torch import Tensor
+from mmengine.model import PretrainedInit
+from torch import Tensor, nn
 
+from ..checks import inside, one_of
 from ..errors import UserError
+from .safe_load import read_state_dict
 from .transfer import ADAPTABLE, adapt_sizes
 
 # From official AutoFormer names to ours. There, `_k` and `_v` after rel_pos_embed mean key and
@@ -34,6 +37,7 @@ _PLAIN_NAMES = (
 )
 
 _TABLE = 'backbone.blocks.0.attn.rel_pos_k.vertical'
+_INIT = 'ElasticViT.init_cfg'  # read after the backbone is built
 
 
 def is_autoformer(state_dict: Mapping[str, Tensor]) -> bool:
@@ -119,6 +123,46 @@ def adapt_to_start(state_dict: dict[str, Tensor], model_state: Mapping[str, Tens
     fixed = {field: size for field, size in file.items() if field not in ADAPTABLE}
     _check_same_architecture(fixed, model)
     adapt_sizes(state_dict, model_state, file, model)
+
+
+def pretrained_file(init_cfg: dict | list | None) -> str | None:
+    """The checkpoint of an ``init_cfg`` of type 'Pretrained', None if it has another type.
+
+    Raises:
+        UserError: If a 'Pretrained' one has no file, an unknown option, or another prefix than
+            'backbone.'.
+    """
+    configs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg or {}]
+    for config in configs:
+        if config.get('type') in ('Pretrained', PretrainedInit):
+            unknown = sorted(set(config) - {'type', 'checkpoint', 'prefix', 'map_location'})
+            if not isinstance(config.get('checkpoint'), str) or unknown:
+                raise UserError(
+                    f"must be dict(type='Pretrained', checkpoint=FILE), got {config!r}", _INIT
+                )
+            one_of(config.get('prefix'), f'{_INIT}.prefix', (None, 'backbone', 'backbone.'))
+            return config['checkpoint']
+    return None
+
+
+def load_pretrained(backbone: nn.Module, file: str) -> None:
+    """Load the backbone of a checkpoint of ours, an export, or an official AutoFormer file.
+
+    MMEngine itself would load whatever names fit, leave the rest untrained with a warning, and
+    not read safetensors. Positions are resized if the image size differs.
+
+    Raises:
+        UserError: If the file is none of these, or its backbone has another architecture.
+    """
+    own = backbone.state_dict(prefix='backbone.', keep_vars=True)
+    with inside(f'{_INIT}.checkpoint {file}'):
+        state = read_state_dict(file)
+        adapt_to_start(state, own)
+        state = {name: value for name, value in state.items() if name.startswith('backbone.')}
+        adapt_state_dict(state, own)
+    backbone.load_state_dict(
+        {name.removeprefix('backbone.'): value for name, value in state.items()}
+    )
 
 
 def describe(state_dict: Mapping[str, Tensor]) -> dict:

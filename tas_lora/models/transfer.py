@@ -22,11 +22,8 @@ def adapt_sizes(
 ) -> None:
     """Adapt positions and head of ``state_dict``, in place, to the model that starts from it.
 
-    Args:
-        state_dict: The weights, by our names.
-        model_state: The model's own parameters; gives the head if the classes differ.
-        file: Sizes of ``state_dict``, from ``checkpoint.describe``.
-        model: Sizes of ``model_state``; they differ from ``file`` only in ``ADAPTABLE``.
+    ``file`` and ``model`` are the sizes of both, from ``checkpoint.describe``; they differ only in
+    ``ADAPTABLE``.
 
     Raises:
         UserError: If the patches of ``state_dict`` are not a square, or a head for other classes

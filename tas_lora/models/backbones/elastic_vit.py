@@ -16,6 +16,7 @@ from ...checks import boolean, bounded, one_of, positive, within
 from ...errors import UserError
 from ...registry import MODELS
 from ...structures import SearchSpace, Subnet
+from ..checkpoint import load_pretrained, pretrained_file
 from ..layers import (
     ElasticAttention,
     ElasticLayerNorm,
@@ -29,7 +30,6 @@ from ..layers import (
     linear_factory,
     recomputed,
 )
-from .pretrained import load_pretrained, pretrained_file
 
 OUT_TYPES = ('avg_featmap', 'cls_token', 'featmap')
 
@@ -288,35 +288,24 @@ class ElasticViT(BaseModule):
         self.pos_embed = nn.Parameter(torch.empty(1, finest**2 + 1, width))
         nn.init.trunc_normal_(self.cls_token, std=init_std)
         nn.init.trunc_normal_(self.pos_embed, std=init_std)
-        self.grids = nn.ModuleDict(
-            {
-                str(size): PatchGrid(side, finest, spec['max_relative_position'], spec['head_dim'])
-                for size, side in sides.items()
-            }
-        )
+        self.grids = nn.ModuleDict()
+        for size, side in sides.items():
+            grid = PatchGrid(side, finest, spec['max_relative_position'], spec['head_dim'])
+            self.grids[str(size)] = grid
 
     def _grid_of(self, subnet: Subnet) -> PatchGrid:
         return self.grids[str(self.patch_size_of(subnet))]
 
-    def _build_blocks(
-        self, drop_path_rate: float, experts: list[dict], init_std: float
-    ) -> nn.ModuleList:
+    def _build_blocks(self, last_rate: float, experts: list[dict], std: float) -> nn.ModuleList:
         arch, spec = self.arch, self.image_spec
-        rates = np.linspace(0, drop_path_rate, arch.depth).tolist()
+        rates = np.linspace(0, last_rate, arch.depth).tolist()
+        attention = spec['head_dim'], spec['max_relative_position']
+        blocks = zip(arch.num_heads, arch.hidden_dims, rates, experts, strict=True)
         return nn.ModuleList(
             ElasticBlock(
-                arch.embed_dim,
-                num_heads,
-                hidden_dim,
-                spec['head_dim'],
-                spec['max_relative_position'],
-                rate,
-                linear_factory(block_experts, init_std),
-                init_std,
+                arch.embed_dim, heads, hidden, *attention, rate, linear_factory(own, std), std
             )
-            for num_heads, hidden_dim, rate, block_experts in zip(
-                arch.num_heads, arch.hidden_dims, rates, experts, strict=True
-            )
+            for heads, hidden, rate, own in blocks
         )
 
     def _frozen_parts(self) -> list[nn.Module]:

@@ -85,11 +85,7 @@ class ArchitectureGroups(BlockGroups):
         return len(self._group)
 
     def __call__(self, subnet: Subnet) -> list[int]:
-        """Group of every block.
-
-        Raises:
-            UserError: If a block belongs to no group.
-        """
+        """Group of every block; raises :class:`UserError` if a block belongs to none."""
         return [self._group_of(subnet, block) for block in range(subnet.depth)]
 
     def _group_of(self, subnet: Subnet, block: int) -> int:
@@ -188,6 +184,6 @@ class ParamCountGroups(BlockGroups):
         return self.num_groups
 
     def __call__(self, subnet: Subnet) -> list[int]:
-        """Group of every block, the same for all."""
+        """Group of every block."""
         group = int(np.searchsorted(self.bounds, count_params(subnet), side='right'))
         return [group] * subnet.depth

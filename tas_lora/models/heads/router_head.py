@@ -190,9 +190,11 @@ class RouterHead(Router):
 class LSTMRouterHead(RouterHead):
     """The paper's router: one LSTM layer over the blocks. Arguments as :class:`RouterHead`."""
 
+    layer = nn.LSTM
+
     def build_encoder(self, in_features: int, hidden_size: int) -> nn.Module:
-        """One LSTM layer."""
-        return nn.LSTM(in_features, hidden_size)
+        """One recurrent layer."""
+        return self.layer(in_features, hidden_size)
 
     def encode(self, x: Tensor) -> Tensor:
         """Hidden states of the sequence of blocks."""
@@ -203,9 +205,7 @@ class LSTMRouterHead(RouterHead):
 class GRURouterHead(LSTMRouterHead):
     """A GRU instead of the LSTM. Arguments as :class:`RouterHead`."""
 
-    def build_encoder(self, in_features: int, hidden_size: int) -> nn.Module:
-        """One GRU layer."""
-        return nn.GRU(in_features, hidden_size)
+    layer = nn.GRU
 
 
 @MODELS.register_module()
