@@ -241,16 +241,15 @@ def _check_same_architecture(file: dict, model: dict) -> None:
 
 def _check_same_tensors(file: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
     """With equal sizes, the router, the head or an option may still differ."""
-    shapes = [
+    found, wanted = (
         {name: tuple(value.shape) for name, value in state.items()} for state in (file, model)
-    ]
-    odd = sorted(name for name, _ in shapes[0].items() ^ shapes[1].items())
+    )
+    odd = sorted({name for name, _ in found.items() ^ wanted.items()})
     if odd:
-        first = odd[0]
-        found, wanted = (shape.get(first, 'missing') for shape in shapes)
         raise UserError(
-            f'checkpoint and config differ in {len(set(odd))} tensors, the first {first}: '
-            f'{found} in the checkpoint, {wanted} in the config'
+            f'checkpoint and config differ in {len(odd)} tensors, the first {odd[0]}: '
+            f'{found.get(odd[0], "missing")} in the checkpoint, '
+            f'{wanted.get(odd[0], "missing")} in the config'
         )
 
 

@@ -42,8 +42,10 @@ def checked_attributes(values, space: SearchSpace) -> tuple[str, ...]:
 class BlockGroups:
     """Partition of the blocks of all subnets; its length is the number of groups K."""
 
+    num_groups: int
+
     def __len__(self) -> int:
-        raise NotImplementedError
+        return self.num_groups
 
     def __call__(self, subnet: Subnet) -> list[int]:
         """Group of every block."""
@@ -80,9 +82,7 @@ class ArchitectureGroups(BlockGroups):
             self._cluster.append({choice: i for i, one in enumerate(lists) for choice in one})
             sizes.append(len(lists))
         self._group = {key: g for g, key in enumerate(product(*map(range, sizes)))}
-
-    def __len__(self) -> int:
-        return len(self._group)
+        self.num_groups = len(self._group)
 
     def __call__(self, subnet: Subnet) -> list[int]:
         """Group of every block; raises :class:`UserError` if a block belongs to none."""
@@ -144,9 +144,6 @@ class RandomGroups(BlockGroups):
         self.num_groups = positive(num_groups, 'num_groups', int)
         self.seed = natural(seed, 'seed')
 
-    def __len__(self) -> int:
-        return self.num_groups
-
     def __call__(self, subnet: Subnet) -> list[int]:
         """Group of every block."""
         key = zlib.crc32(repr(subnet).encode())
@@ -179,9 +176,6 @@ class ParamCountGroups(BlockGroups):
         counts = [count_params(space.sample(rng)) for _ in range(samples)]
         inner = np.linspace(0, 1, self.num_groups + 1)[1:-1]
         self.bounds = np.quantile(counts, inner)
-
-    def __len__(self) -> int:
-        return self.num_groups
 
     def __call__(self, subnet: Subnet) -> list[int]:
         """Group of every block."""
