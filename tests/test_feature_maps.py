@@ -192,7 +192,10 @@ def test_frozen_blocks_drop_no_paths():
         (dict(out_indices=(2, -1)), r'must rise, .* which are blocks \[2, 2\]'),
         (dict(frozen_stages=4), 'frozen_stages must be an integer from -1 to 3'),
         (dict(frozen_stages=1.0), 'frozen_stages must be an integer'),
-        (dict(frozen_stages=0, mole=dict(num_experts=8, rank=2)), 'leave frozen_stages out'),
+        (
+            dict(frozen_stages=0, mole=dict(num_experts=8, rank=2)),
+            'frozen_stages is 0: .*leave it out',
+        ),
         (dict(out_type='raw'), "'cls_token' or 'featmap', got 'raw'"),
     ],
 )
