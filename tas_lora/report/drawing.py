@@ -98,11 +98,11 @@ def shade_limits(axes, low: float, high: float) -> None:
     """Hatch a strip beyond each limit that is close to the visible candidates."""
     left, right = axes.get_xlim()
     strip = 0.06 * (right - left)
-    is_near = left - right < low < right, left < high < 2 * right - left
-    spans = ((low - strip, low), (high, high + strip))
+    lowest, highest = left - (right - left), right + (right - left)
     label = 'beyond the limit'
-    for (start, end), near, limit in zip(spans, is_near, (low, high), strict=True):
-        if near and isfinite(limit) and limit > 0:
+    for limit, start in ((low, low - strip), (high, high)):
+        if limit > 0 and lowest < limit < highest:
+            end = start + strip
             axes.axvspan(start, end, fc='none', ec=GREY, hatch='////', lw=0, label=label)
             axes.axvline(limit, color=GREY, lw=1)
             label = None

@@ -7,7 +7,6 @@ also written as PNG files.
 import json
 import re
 import shlex
-from dataclasses import dataclass
 from functools import partial
 from math import inf, isfinite
 from pathlib import Path
@@ -28,21 +27,6 @@ from .results import SearchResults, read_results
 
 PAGE = 'report.html'
 _UNITS = dict(latency='\N{NO-BREAK SPACE}ms', memory='\N{NO-BREAK SPACE}MiB')
-
-
-@dataclass(frozen=True)
-class FigureOnPage:
-    """A figure for the page's template.
-
-    Attributes:
-        alt: Description of its content.
-        svg: The figure as an HTML element.
-        width: Width in inches at which its text has the page's font size.
-    """
-
-    alt: str
-    svg: str
-    width: float
 
 
 def write_report(folder: str | Path, score: str = 'cross_entropy', rule: str = 'less') -> Path:
@@ -94,10 +78,10 @@ def in_words(subnet: Subnet) -> str:
     """Describe a subnet: '12 blocks, 192 wide, 3 to 4 heads, MLP ratio 3.5 to 4'."""
     ends = [(min(genes), max(genes)) for genes in (subnet.num_heads, subnet.mlp_ratio)]
     heads, ratio = (f'{a:g}' if a == b else f'{a:g} to {b:g}' for a, b in ends)
+    blocks = '1 block' if subnet.depth == 1 else f'{subnet.depth} blocks'
+    heads = '1 head' if heads == '1' else f'{heads} heads'
     patches = f', patches of {subnet.patch_size}' if subnet.patch_size else ''
-    return (
-        f'{subnet.depth} blocks, {subnet.embed_dim} wide, {heads} heads, MLP ratio {ratio}{patches}'
-    )
+    return f'{blocks}, {subnet.embed_dim} wide, {heads}, MLP ratio {ratio}{patches}'
 
 
 def as_score(value: float) -> str:
@@ -109,14 +93,11 @@ def quantity(value: float, name: str, form: str = '#.4g') -> str:
     """Format a cost with four significant digits and its unit or, if large, an SI prefix."""
     if not isfinite(value):
         return 'none'
-    for power, prefix in (
-        (9, '\N{NO-BREAK SPACE}G'),
-        (6, '\N{NO-BREAK SPACE}M'),
-        (3, '\N{NO-BREAK SPACE}k'),
-    ):
-        if name not in _UNITS and abs(value) >= 10**power:
-            return f'{value / 10**power:{form}}'.rstrip('.') + prefix
-    return f'{value:{form}}'.rstrip('.') + _UNITS.get(name, '')
+    unit = _UNITS.get(name, '')
+    for factor, prefix in (1e9, 'G'), (1e6, 'M'), (1e3, 'k'):
+        if not unit and abs(value) >= factor:
+            value, unit = value / factor, f'\N{NO-BREAK SPACE}{prefix}'
+    return f'{value:{form}}'.rstrip('.') + unit
 
 
 def duration(seconds: float) -> str:
@@ -180,7 +161,7 @@ def run_cost(results: SearchResults) -> dict[str, str]:
     }
 
 
-def _draw(results: SearchResults) -> dict[str, list[FigureOnPage]]:
+def _draw(results: SearchResults) -> dict[str, list[dict]]:
     """Draw all figures, by section of the page, and write each as PNG."""
     score, place = results.score, partial(_place, results.folder / 'figures')
     with style():
@@ -205,7 +186,8 @@ def _draw(results: SearchResults) -> dict[str, list[FigureOnPage]]:
         )
 
 
-def _place(folder: Path, name: str, figure, alt: str) -> FigureOnPage:
+def _place(folder: Path, name: str, figure, alt: str) -> dict:
+    """Write a figure as PNG and return it as the template takes it; ``width`` is in inches."""
     folder.mkdir(exist_ok=True)
     figure.savefig(folder / f'{name}.png')
-    return FigureOnPage(alt, as_svg(figure, name), figure.get_figwidth())
+    return dict(alt=alt, svg=as_svg(figure, name), width=figure.get_figwidth())

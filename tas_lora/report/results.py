@@ -20,7 +20,6 @@ class Candidate:
     """A subnet that a search scored.
 
     Attributes:
-        subnet: The architecture.
         score: Value of the search's metric; NaN if it has none, for example if memory ran out.
         numbers: Costs (see ``COSTS``) and all other numbers of its line, by name.
         generation: Counted from 0 per phase; in 'finals', 1 is the random search.
@@ -45,7 +44,6 @@ class SearchResults:
     """A search, finished or not.
 
     Attributes:
-        folder: The work directory.
         score: Metric by which candidates are ranked.
         rule: 'less' or 'greater': which of two scores is better.
         candidates: All lines of the history, in order.
@@ -156,7 +154,11 @@ def read_results(
     lines = read_history(history)
     best = _read(folder / 'best_subnet.json', dict)
     identity = best.get('search') or _read(folder / 'search.json', dict)
-    score, rule = _metric(best, identity, folder, score, rule)
+    with blame(f'{folder} does not say by which config it was run'):
+        settings = (identity.get('config') or {}).get('val_cfg') or {}
+        score = best.get('score', settings.get('score', score))
+        rule = best.get('rule', settings.get('rule', rule))
+    one_of(rule, f'{folder}: the rule', ('less', 'greater'))
     most = max(line.get('images', 0) for line in lines)
     candidates = tuple(_numbered(lines, history, lambda line: _candidate(line, score, most)))
     front = _read(folder / 'front.json', list)
@@ -168,16 +170,6 @@ def read_results(
     )
     _check(results, lines)
     return results
-
-
-def _metric(best: Mapping, identity, folder: Path, score: str, rule: str) -> tuple[str, str]:
-    """Take the score's name and rule from the result, else the config, else the arguments."""
-    with blame(f'{folder} does not say by which config it was run'):
-        settings = (identity.get('config') or {}).get('val_cfg') or {}
-        score = best.get('score', settings.get('score', score))
-        rule = best.get('rule', settings.get('rule', rule))
-    one_of(rule, f'{folder}: the rule', ('less', 'greater'))
-    return score, rule
 
 
 def _read(path: Path, kind: type):

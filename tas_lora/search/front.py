@@ -90,10 +90,17 @@ def best_within(
             gives the range of the records.
     """
     one_of(rule, 'rule', ('less', 'greater'))
-    records = list(records) if estimates else _complete(records)
+    if not estimates:
+        most = max((record.get('images', 0) for record in records), default=0)
+        records = [record for record in records if record.get('images', most) == most]
     ranges = {name: _range(name, limit) for name, limit in limits.items()}
-    offers = {name: _offer(records, name) for name in (*ranges, score)}
-    fits = [r for r in records if _is_within(r, ranges) and not isnan(_number(r, score))]
+    needed = {score: (-inf, inf)} | ranges  # a comparison with NaN is false
+    offers = {name: _offer(records, name) for name in needed}
+    fits = [
+        record
+        for record in records
+        if all(low <= _number(record, name) <= high for name, (low, high) in needed.items())
+    ]
     if not fits:
         have = '; '.join(
             f'{name} asked for {low:,.6g} to {high:,.6g}, they have {offers[name]}'
@@ -120,19 +127,9 @@ def _high_tradeoff(points: np.ndarray) -> np.ndarray | None:
         return HighTradeoffPoints()(points)
 
 
-def _complete(records: Sequence[Mapping]) -> list[Mapping]:
-    """Keep the records with the most images, and those without a count."""
-    most = max((record.get('images', 0) for record in records), default=0)
-    return [record for record in records if record.get('images', most) == most]
-
-
 def _number(record: Mapping, name: str) -> float:
     value = record.get(name)
     return float(value) if isinstance(value, Real) else nan
-
-
-def _is_within(record: Mapping, ranges: Mapping[str, tuple[float, float]]) -> bool:
-    return all(low <= _number(record, name) <= high for name, (low, high) in ranges.items())
 
 
 def _range(name: str, limit) -> tuple[float, float]:

@@ -90,7 +90,11 @@ class Limits:
             text += f' on counts, and {len(passed)} of {len(trial)} of those within the others'
         share = len(cheap) / count * len(passed) / max(1, len(trial))
         offers = '; '.join(self._offer(name, space) for name in self.ranges)
-        return share, f'{text}: {offers}{_verdict(shares | more_shares, share)}'
+        text, shares = f'{text}: {offers}', shares | more_shares
+        if len(shares) > 1 and share < 1:
+            worst = min(shares, key=shares.get)
+            text += f'; {worst} alone excludes most, {1 - shares[worst]:.1%}'
+        return share, text if share else f'{text}; none passes: relax the limits'
 
     def _is_within(self, name: str, subnet: Subnet) -> bool:
         low, high = self.ranges[name]
@@ -124,15 +128,6 @@ class Limits:
         if low > high:
             raise UserError(f'has low {_text(low)} above high {_text(high)}', name)
         return low, high
-
-
-def _verdict(shares: Mapping[str, float], share: float) -> str:
-    """End a survey's line, given the share within each limit and within all of them."""
-    text = ''
-    if len(shares) > 1 and share < 1:
-        worst = min(shares, key=shares.__getitem__)
-        text = f'; {worst} alone excludes most, {1 - shares[worst]:.1%}'
-    return text if share else f'{text}; none passes: relax the limits'
 
 
 def _text(value: float) -> str:

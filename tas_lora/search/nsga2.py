@@ -20,14 +20,10 @@ class NSGA2(Evolution):
     A subnet with a score or cost that is not finite has no children.
 
     Args:
-        space: Search space.
-        is_feasible: Whether a subnet meets the constraints; called often, so it must be fast.
         costs: Costs to minimise along with the score, such as ``dict(params=count_params)``.
         population: Subnets per generation, and the maximum number of parents.
-        generations: Number of generations; after these, :meth:`ask` returns an empty list.
-        gene_prob: Probability that mutation redraws a block's heads or MLP ratio.
-        shape_prob: Probability that mutation redraws the depth, and the width.
-        seed: Seed of all draws.
+
+    The other arguments are those of :class:`Evolution`.
 
     Raises:
         UserError: If a number is out of range, a cost is missing, or pymoo is not installed.

@@ -123,8 +123,9 @@ class Journal:
         losses = outcome.losses
         if losses is not None:
             losses = b64encode(losses.astype('<f4').tobytes()).decode()
-        entry = dict(_identity(task), metrics=outcome.metrics, losses=losses)
-        append_line(self.path, _sealed(json.dumps(entry)))
+        text = json.dumps(dict(_identity(task), metrics=outcome.metrics, losses=losses))
+        checksum = _CHECKSUM.decode() + str(crc32(text.encode()))
+        append_line(self.path, f'{text[:-1]}{checksum}}}')
 
 
 class Measured:
@@ -268,13 +269,8 @@ def _identity(task: Task) -> dict:
     )
 
 
-def _sealed(text: str) -> str:
-    """Add the CRC-32 of a JSON dict as its last item."""
-    return f'{text[:-1]}{_CHECKSUM.decode()}{crc32(text.encode())}}}'
-
-
 def _unsealed(line: bytes) -> dict:
-    """Inverse of :func:`_sealed`."""
+    """Parse a line of the journal, whose last item is the CRC-32 of the rest."""
     start, _, checksum = line.rpartition(_CHECKSUM)
     text = start + b'}'
     if checksum != b'%d}' % crc32(text):

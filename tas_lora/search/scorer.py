@@ -2,29 +2,17 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import isfinite, isnan, nan
-from typing import Protocol
 
 import numpy as np
 
 from ..structures import Subnet
+from .evolution import Evolution
 from .limits import Limits
 from .race import Race, RaceRules
 from .records import History
 from .task import Outcome, Task
 
 Perform = Callable[[list[Task]], Iterable[tuple[Task, Outcome]]]
-
-
-class AskAndTell(Protocol):
-    """Interface of :class:`Evolution` and :class:`NSGA2`; lower scores are better."""
-
-    generation: int
-
-    def ask(self) -> list[Subnet]:
-        """Return the next generation; empty if the search is over."""
-
-    def tell(self, scores: dict[Subnet, float]) -> None:
-        """Record the scores of a generation."""
 
 
 class CandidateScorer:
@@ -67,7 +55,7 @@ class CandidateScorer:
         self.known: dict[tuple[Subnet, str], dict] = {}
         self.controls: list[np.ndarray] = []  # losses of the best on all images, best first
 
-    def run(self, search: AskAndTell, phase: str, precision: str, keep: int) -> Iterator[int]:
+    def run(self, search: Evolution, phase: str, precision: str, keep: int) -> Iterator[int]:
         """Run a search to its end; yield the number of scored generations after each.
 
         The ``keep`` best subnets are evaluated on all images, as surely as a race can tell.
