@@ -128,15 +128,13 @@ def draw_ranking(
 def _draw_usage_lines(axes, usage: Sequence[Mapping]) -> None:
     places = np.arange(len(usage)) + 0.5
     highest = np.array([np.log(len(layer['usage'])) or np.nan for layer in usage])
-    entropies = (
-        ('entropy of a subnet / ln K', ORANGE, 'entropy'),
-        ('entropy of the usage / ln K', GREEN, 'usage_entropy'),
-    )
-    look = dict(marker='o', ms=3, lw=1.2)
-    axes.plot(places, [layer['largest'] for layer in usage], c=BLUE, label='largest gate', **look)
-    for label, color, name in entropies:
-        values = [layer[name] for layer in usage] / highest
-        axes.plot(places, values, c=color, label=label, **look)
+    for label, color, name, scale in (
+        ('largest gate', BLUE, 'largest', np.ones(len(usage))),
+        ('entropy of a subnet / ln K', ORANGE, 'entropy', highest),
+        ('entropy of the usage / ln K', GREEN, 'usage_entropy', highest),
+    ):
+        values = [layer[name] for layer in usage] / scale
+        axes.plot(places, values, 'o-', ms=3, lw=1.2, c=color, label=label)
     axes.set(ylim=(0, 1.03), ylabel='share')
     axes.tick_params(axis='x', rotation=90, labelsize=6.5)
 

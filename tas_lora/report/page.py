@@ -1,6 +1,6 @@
 """One page about a search: its result, its course, random search, and how to reproduce it.
 
-The page is a single file with inline figures; it needs neither network nor scripts. The figures are
+The page is a single file with inline figures, without scripts or network access. The figures are
 also written as PNG files.
 """
 

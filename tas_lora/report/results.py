@@ -216,7 +216,7 @@ def _check(results: SearchResults, lines: list[dict]) -> None:
     if not results.ranking:
         raise UserError(
             f'{folder}: no candidate has a {results.score!r} on all images; '
-            f'the first has {sorted(lines[0])}; choose one of these'
+            f'the first has {sorted(lines[0])}; name another metric'
         )
     for layer, row in results.gates.items():
         _numbers(row, layer, folder / 'gates.json')
