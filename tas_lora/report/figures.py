@@ -7,6 +7,7 @@ from math import inf, isfinite, nan
 
 import numpy as np
 
+from ..search import pareto_front
 from .drawing import (
     BLUE,
     GREEN,
@@ -160,13 +161,11 @@ def shares(genes: Iterable, choices: Sequence) -> list[float]:
 
 def front_of(results: SearchResults, cost: str) -> list[Candidate]:
     """Return the candidates that are better than all that cost no more, cheapest first."""
-    front: list[Candidate] = []
     known = [c for c in results.ranking if isfinite(c.numbers.get(cost, nan))]
-    known.sort(key=lambda c: c.numbers[cost])  # stable: of equal cost the best stays first
-    for candidate in known:
-        if not front or results.gain(candidate.score, front[-1].score) > 0:
-            front.append(candidate)
-    return front
+    losses = [results.gain(0.0, c.score) for c in known]  # lower is better
+    mask = pareto_front(np.column_stack([numbers_of(known, cost), losses]))
+    front = [c for c, is_best in zip(known, mask, strict=True) if is_best]
+    return sorted(front, key=lambda c: c.numbers[cost])
 
 
 def best_so_far(results: SearchResults, candidates: Iterable[Candidate]) -> list[float]:
