@@ -1,7 +1,7 @@
-"""Checks of single values, each with a message for the person who gave the value.
+"""Checks of single values, each with a message for the user who gave the value.
 
-A check is told the name of its value, not where in a config that stands: who builds the object
-says so by :func:`within`, and ``config.addressed`` where the whole config is at hand.
+A check knows the name of its value, not its place in a config. The code that builds the object
+adds the place by :func:`within`; ``config.addressed`` does so for a whole config.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from .errors import UserError
 
 @contextmanager
 def within(path: str) -> Iterator[None]:
-    """Put ``path`` before the field that a :class:`UserError` is about: 'race' before 'first'."""
+    """Prefix the field of a :class:`UserError` with ``path``: 'first' becomes 'race.first'."""
     try:
         yield
     except UserError as error:
@@ -24,17 +24,17 @@ def within(path: str) -> Iterator[None]:
 
 @contextmanager
 def of_part(name: str) -> Iterator[None]:
-    """Say whose argument a :class:`UserError` is about: of a class, or what stands in a config."""
+    """Name the part whose argument a :class:`UserError` is about: a class, or a config entry."""
     try:
         yield
     except UserError as error:
-        error.part = error.part or name  # a part of a part has said so itself
+        error.part = error.part or name  # a nested part has already named itself
         raise
 
 
 @contextmanager
 def inside(file: str) -> Iterator[None]:
-    """Put ``file``, or a line of one, before the message of a :class:`UserError`."""
+    """Prefix the message of a :class:`UserError` with ``file``, or a line of one."""
     try:
         yield
     except UserError as error:
@@ -42,7 +42,7 @@ def inside(file: str) -> Iterator[None]:
 
 
 def positive(value, field: str, kind: type, most: int | None = None) -> int | float:
-    """``value`` as ``kind``, int or float; NumPy's numbers are taken, booleans are not.
+    """Return ``value`` as ``kind``, int or float; accepts NumPy's numbers, but not booleans.
 
     Raises:
         UserError: Unless it is a number of that kind above 0, up to ``most`` or a billion.
@@ -56,7 +56,7 @@ def positive(value, field: str, kind: type, most: int | None = None) -> int | fl
 
 
 def bounded(value, field: str, most: float = 1.0, reached: bool = True) -> float:
-    """``value`` as a float from 0 to ``most``, which itself is refused unless ``reached``.
+    """``value`` as a float from 0 to ``most``, or to below it unless ``reached``.
 
     Raises:
         UserError: If it is anything else.
@@ -69,14 +69,14 @@ def bounded(value, field: str, most: float = 1.0, reached: bool = True) -> float
 
 
 def boolean(value, field: str) -> bool:
-    """``value`` if it is True or False; raises :class:`UserError`."""
+    """Return ``value`` if it is True or False; raises :class:`UserError` otherwise."""
     if not isinstance(value, bool):
         raise UserError(f'must be True or False, got {value!r}', field)
     return value
 
 
 def natural(value, field: str, most: int | None = None) -> int:
-    """``value`` as an integer from 0 up, or to ``most``; raises :class:`UserError`."""
+    """Return ``value`` as an integer from 0 to ``most``; raises :class:`UserError` otherwise."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or value < 0 or (most is not None and value > most):
         end = 'up' if most is None else f'to {most:,}'
@@ -85,14 +85,14 @@ def natural(value, field: str, most: int | None = None) -> int:
 
 
 def positives(values, field: str, kind: type, most: int | None = None) -> tuple:
-    """A tuple of :func:`positive` numbers, from a list with at least one."""
+    """Return a non-empty list as a tuple of :func:`positive` numbers."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence) or not values:
         raise UserError(f'must be a list of numbers, got {values!r}', field)
     return tuple(positive(value, f'{field}[{i}]', kind, most) for i, value in enumerate(values))
 
 
 def one_of(value, field: str, allowed: tuple) -> None:
-    """Raise :class:`UserError` unless ``value`` is one of ``allowed``, strings and None."""
+    """Raise :class:`UserError` unless ``value`` is one of ``allowed``."""
     if value not in allowed:
         either = 'one of ' if len(allowed) > 2 else ''
         choices = ' or '.join(map(repr, allowed))
@@ -100,7 +100,7 @@ def one_of(value, field: str, allowed: tuple) -> None:
 
 
 def some_of(values, field: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-    """``values``, a list of one or more of ``allowed``, none twice; raises :class:`UserError`."""
+    """Return some of ``allowed``, without repeats; raises :class:`UserError` otherwise."""
     is_list = isinstance(values, Sequence) and not isinstance(values, str)
     names = tuple(values) if is_list else ()
     if not names or any(n not in allowed for n in names) or len(set(names)) < len(names):

@@ -1,22 +1,22 @@
-"""The one exception raised for mistakes of the person who calls, not of the program."""
+"""The exception for mistakes of the user rather than of the program."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STOPPED = 75  # exit code of a training that a signal stopped and that can be resumed: EX_TEMPFAIL
+STOPPED = 75  # EX_TEMPFAIL: exit code of a training that a signal stopped; it can be resumed
 
 
 class UserError(ValueError):
     """A mistake in a config, a file or an argument.
 
-    The message is one line: what was wrong, what was expected, what to do. The tools print it
+    The message is one line: what is wrong, what is expected, what to do. The tools print it
     without a traceback and exit with code 2; with TAS_LORA_DEBUG=1 they show the traceback.
 
     Args:
-        message: A sentence; with ``field``, what is said of it: 'must be ...'.
-        field: Name of the wrong value where it is used, empty for the whole part. The part whose
-            argument it is comes before it: its class, or its place in a config.
+        message: A sentence, or with ``field`` the rest of one: 'must be ...'.
+        field: Name of the wrong argument; empty if the whole part is wrong. The message begins
+            with the part it belongs to: a class, or a place in a config.
     """
 
     def __init__(self, message: str, field: str | None = None):
@@ -30,15 +30,15 @@ class UserError(ValueError):
 
 
 class NonFiniteError(UserError):
-    """A training step that was not taken, because its loss or a gradient is infinite or NaN."""
+    """A training step was skipped because its loss or a gradient is infinite or NaN."""
 
 
 @contextmanager
 def blame(what: str, field: str | None = None) -> Iterator[None]:
-    """Turn any error of a step that only reads what the user gave into a :class:`UserError`.
+    """Turn any error into a :class:`UserError`, for a step that only reads the user's input.
 
     Args:
-        what: The step, as the start of the message: 'the config cannot be read'.
+        what: Start of the message: 'the config cannot be read'.
         field: As in :class:`UserError`.
     """
     try:

@@ -132,7 +132,10 @@ def test_parameters_of_the_config():
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (dict(importance=[[1, 1, 1, 1]]), 'must hold 3 lists, one a block, of 4 positive numbers'),
+        (
+            dict(importance=[[1, 1, 1, 1]]),
+            'must hold 3 lists, one per block, of 4 positive numbers',
+        ),
         (dict(importance=[[1, 1, 1, 0]] * 3), 'positive numbers'),
         (dict(importance=[[1, 1, 1, float('inf')]] * 3), 'positive numbers'),
         (dict(importance=3), 'must hold 3 lists'),

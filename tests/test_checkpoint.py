@@ -101,20 +101,20 @@ def test_files_that_are_no_checkpoint(tmp_path):
     with pytest.raises(UserError, match='does not exist'):
         read_state_dict(tmp_path / 'missing.pth')
     (tmp_path / 'text.pth').write_text('hello')
-    with pytest.raises(UserError, match='no readable checkpoint'):
+    with pytest.raises(UserError, match='not a readable checkpoint'):
         read_state_dict(tmp_path / 'text.pth')
     torch.save(dict(epoch=3), tmp_path / 'empty.pth')
     with pytest.raises(UserError, match='holds no weights'):
         read_state_dict(tmp_path / 'empty.pth')
     torch.save(dict(state_dict={'fc.weight': torch.zeros(1)}), tmp_path / 'other.pth')
-    with pytest.raises(UserError, match='no weights of an ElasticViT'):
+    with pytest.raises(UserError, match='not weights of an ElasticViT'):
         load_supernet(model_config(ENTRY), tmp_path / 'other.pth')
 
 
 def test_truncated_file(official, tmp_path):
     torn = tmp_path / 'torn.pth'
     torn.write_bytes(official.read_bytes()[:5000])
-    with pytest.raises(UserError, match='no readable checkpoint'):
+    with pytest.raises(UserError, match='not a readable checkpoint'):
         read_state_dict(torn)
 
 

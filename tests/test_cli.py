@@ -302,7 +302,7 @@ def test_weights_of_another_kind(fails, digits_root, tmp_path):
     vit = {'backbone.pos_embed': torch.zeros(1, 5, 8), 'backbone.cls_token': torch.zeros(1, 1, 8)}
     torch.save(dict(state_dict=vit), tmp_path / 'vit.pth')
     options = ['--cfg-options', *at(digits_root, 'test')]
-    assert 'no weights of an ElasticViT' in fails(
+    assert 'not weights of an ElasticViT' in fails(
         'test.py', SUPERNET, tmp_path / 'vit.pth', *options
     )
     assert 'is no file; check the path' in fails('test.py', SUPERNET, tmp_path, *options)
@@ -312,7 +312,7 @@ def test_resuming_from_the_wrong_file(fails, digits_root, tmp_path, experts):
     options = ['--cfg-options', *at(digits_root, 'train', 'val')]
     (tmp_path / 'text.md').write_text('# hello')
     line = fails('train.py', SUPERNET, '--resume', tmp_path / 'text.md', *options)
-    assert 'text.md is no readable checkpoint' in line
+    assert 'text.md is not a readable checkpoint' in line
     line = fails('train.py', MOLE, '--resume', experts, *options)  # weights, but no optimizer
     assert 'experts.pth holds weights alone; start from it by load_from' in line
 

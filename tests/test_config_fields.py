@@ -392,7 +392,7 @@ SIZES = [
     (
         arch,
         'embed_dim',
-        '^ElasticViT would have .*, of at most 4e.09; lower arch, mole',
+        '^ElasticViT would have .*, more than 4e.09; lower arch, mole',
     ),
     (mole, 'rank', 'mole.rank must be a positive integer, got 100000000; at most 4,096'),
     (mole, 'num_experts', 'mole.num_experts must be .* at most 4,096'),

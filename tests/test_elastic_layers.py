@@ -367,7 +367,7 @@ def test_images_of_another_size_are_refused(shape):
 
 
 def test_image_that_is_no_whole_number_of_patches_is_refused():
-    with pytest.raises(UserError, match='img_size 9 is no multiple of patch_size 2'):
+    with pytest.raises(UserError, match='img_size 9 is not a multiple of patch_size 2'):
         ElasticViT(WIDE, img_size=9, patch_size=2)
 
 
@@ -379,7 +379,10 @@ def test_unknown_pooling_is_refused():
 @pytest.mark.parametrize(
     ('mole', 'message'),
     [
-        (dict(num_experts=4), r"mole is a dict of \('num_experts', 'rank', .* first two always"),
+        (
+            dict(num_experts=4),
+            r"mole must be a dict of \('num_experts', 'rank', .* first two always",
+        ),
         (dict(num_experts=4, rank=0), 'mole.rank must be a positive integer, got 0'),
         (dict(num_experts=4.0, rank=1), 'mole.num_experts must be a positive integer, got 4.0'),
     ],

@@ -128,7 +128,7 @@ def test_a_flipped_bit_of_the_weights_is_named(tmp_path):
     content = bytearray((out / 'weights.safetensors').read_bytes())
     content[-5] ^= 1
     (out / 'weights.safetensors').write_bytes(content)
-    with pytest.raises(ValueError, match='is damaged, or not of architecture.json'):
+    with pytest.raises(ValueError, match='is damaged, or does not match architecture.json'):
         load_plain_vit(out)
 
 

@@ -192,7 +192,10 @@ def test_frozen_blocks_drop_no_paths():
         (dict(out_indices=(2, -1)), r'must rise, .* which are blocks \[2, 2\]'),
         (dict(frozen_stages=4), 'frozen_stages must be an integer from -1 to 3'),
         (dict(frozen_stages=1.0), 'frozen_stages must be an integer'),
-        (dict(frozen_stages=0, mole=dict(num_experts=8, rank=2)), 'leave frozen_stages out'),
+        (
+            dict(frozen_stages=0, mole=dict(num_experts=8, rank=2)),
+            'frozen_stages is 0: .*leave it out',
+        ),
         (dict(out_type='raw'), "'cls_token' or 'featmap', got 'raw'"),
     ],
 )
@@ -269,7 +272,7 @@ def test_weights_that_do_not_fit_are_refused(exported, tmp_path):
     with pytest.raises(UserError, match='does not exist'):
         started(folder / 'other.safetensors')
     torch.save(dict(state_dict=dict(weight=torch.zeros(2))), tmp_path / 'other.pth')
-    with pytest.raises(UserError, match='these are no weights of an ElasticViT'):
+    with pytest.raises(UserError, match='these are not weights of an ElasticViT'):
         started(tmp_path / 'other.pth')
     torch.save(dict(state_dict=nn.Linear(2, 2)), tmp_path / 'module.pth')
     with pytest.raises(UserError, match='such files can run code'):

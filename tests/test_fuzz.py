@@ -230,7 +230,7 @@ def test_enormous_architectures_are_refused_without_memory(exported, size):
             'network.in_channels must be a positive integer, got T',
         ),
         (dict(network=dict(num_heads=[])), r'network.num_heads must be a list, got \[\]'),
-        (dict(network=dict(num_heads=[1])), 'must be of one length'),
+        (dict(network=dict(num_heads=[1])), 'must have the same length'),
         (dict(network=dict(hidden_dims=[16, -1])), r'network.hidden_dims\[1\] must be a positive'),
         (dict(network=dict(pooling='max')), "network.pooling must be 'avg_featmap' or 'cls_token'"),
         (

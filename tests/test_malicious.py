@@ -84,7 +84,7 @@ def test_a_file_that_runs_code_is_refused(tmp_path, canary, name, protocol):
     file = tmp_path / 'evil.pth'
     content = dict(state_dict={'x': torch.zeros(1)}, extra=payloads(canary)[name])
     torch.save(content, file, pickle_protocol=protocol)
-    with pytest.raises(UserError, match='is no readable checkpoint'):
+    with pytest.raises(UserError, match='is not a readable checkpoint'):
         read_state_dict(file)
 
 
@@ -95,7 +95,7 @@ def test_old_formats_too(tmp_path, canary, name):
     (tmp_path / 'bare.pth').write_bytes(pickle.dumps(payload))
     (tmp_path / 'evil.safetensors').write_bytes(pickle.dumps(payload))
     for file in ('old.pth', 'bare.pth', 'evil.safetensors'):
-        with pytest.raises(UserError, match='is no readable checkpoint'):
+        with pytest.raises(UserError, match='is not a readable checkpoint'):
             read_checkpoint(tmp_path / file)
 
 
@@ -224,7 +224,9 @@ def test_downloads_are_read_as_safely(digits_config, tmp_path, canary, address, 
     with pytest.raises(UserError, match='cannot be downloaded'):
         apis.check_training(cfg)
     cfg.load_from = 's3://bucket/good.pth'
-    with pytest.raises(UserError, match=r'is no file and no http\(s\) address; download it first'):
+    with pytest.raises(
+        UserError, match=r'is neither a file nor an http\(s\) address; download it first'
+    ):
         apis.check_training(cfg)
 
 

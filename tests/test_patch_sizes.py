@@ -255,7 +255,7 @@ def test_patches_that_the_supernet_does_not_have_are_refused():
 
 @pytest.mark.parametrize('sizes', [[2, 3], (3,)])
 def test_patches_that_do_not_divide_the_image_are_refused(sizes):
-    with pytest.raises(UserError, match='img_size 8 is no multiple of patch_size 3'):
+    with pytest.raises(UserError, match='img_size 8 is not a multiple of patch_size 3'):
         ElasticViT(SPACE.largest(), **IMAGE | dict(patch_size=sizes))
 
 
@@ -266,7 +266,9 @@ def test_patches_that_are_no_sizes_are_refused(sizes):
 
 
 def test_a_router_cannot_read_patches_that_no_subnet_has():
-    message = "model.router.attributes has 'patch_size', which the space leaves open; add choices"
+    message = (
+        "model.router.attributes has 'patch_size', of which the space has no choices; add some"
+    )
     router = dict(type='tas_lora.LSTMRouterHead', space=SPACE_DICT, attributes=ATTRIBUTES)
     backbone = dict(type='tas_lora.ElasticViT', arch=SPACE.largest().to_dict(), **IMAGE)
     backbone['mole'] = dict(num_experts=24, rank=2)

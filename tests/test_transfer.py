@@ -267,7 +267,7 @@ def test_experts_are_not_adapted_away():
 def test_patches_must_be_a_square():
     weights = state()
     weights['backbone.pos_embed'] = weights['backbone.pos_embed'][:, :-1]
-    with pytest.raises(UserError, match='the checkpoint has 16 tokens, which is no square'):
+    with pytest.raises(UserError, match='the checkpoint has 16 tokens, which is not a square'):
         adapt_to_start(weights, state())
 
 
@@ -294,7 +294,7 @@ def test_experts_go_to_another_resolution():
 def test_broken_safetensors(exported):
     torn = exported / 'weights.safetensors'
     torn.write_bytes(torn.read_bytes()[:500])
-    with pytest.raises(UserError, match='is no readable checkpoint') as caught:
+    with pytest.raises(UserError, match='is not a readable checkpoint') as caught:
         read_state_dict(torn)
     assert '\n' not in str(caught.value)
 

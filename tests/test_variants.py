@@ -135,7 +135,7 @@ def test_clusters_lower_the_number_of_experts():
     [
         (dict(embed_dim=[[16]]), r'clusters.embed_dim must hold every choice once: \[16, 24\]'),
         (dict(embed_dim=[[16, 24], [16]]), 'every choice once'),
-        (dict(depth=[[2, 3]]), 'clusters.depth: not grouped by'),
+        (dict(depth=[[2, 3]]), 'clusters.depth is not among attributes'),
     ],
 )
 def test_clusters_that_do_not_fit(clusters, message):

@@ -8,8 +8,8 @@ from mmengine.config import Config
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..models.checkpoint import from_plain
 from ..models.export import stored_order
-from ..models.transfer import from_plain
 from . import preprocess
 from .data import innermost
 from .isolated_run import run_alone

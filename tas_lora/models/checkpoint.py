@@ -1,17 +1,20 @@
-"""Checkpoints: other formats under our names, and what disagrees with a model."""
+"""Checkpoints: convert other formats to our names, and check the weights against a model."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from mmengine.logging import print_log
-from torch import Tensor
+from mmengine.model import PretrainedInit
+from torch import Tensor, nn
 
+from ..checks import inside, one_of
 from ..errors import UserError
-from .transfer import ADAPTABLE, adapt_sizes, from_plain, is_plain, split_qkv
+from .safe_load import read_state_dict
+from .transfer import ADAPTABLE, adapt_sizes
 
-# Official AutoFormer names (right of the dots: ours). There, `_k` and `_v` behind rel_pos_embed
-# mean key and value, `_v` and `_h` behind embeddings_table vertical and horizontal.
+# From official AutoFormer names to ours. There, `_k` and `_v` after rel_pos_embed mean key and
+# value, `_v` and `_h` after embeddings_table vertical and horizontal.
 _OFFICIAL_NAMES = (
     (r'^patch_embed_super\.proj\.', 'backbone.patch_embed.'),
     (r'^(blocks\.\d+\.attn)\.rel_pos_embed_([kv])\.embeddings_table_v$', r'\1.rel_pos_\2.vertical'),
@@ -25,7 +28,16 @@ _OFFICIAL_NAMES = (
     (r'^(?=blocks\.|norm\.|pos_embed$|cls_token$)', 'backbone.'),
 )
 
+# From the names of PlainViT to ours.
+_PLAIN_NAMES = (
+    (r'\.(k|v)(?:ey|alue)_rows$', r'.rel_pos_\1.vertical'),
+    (r'\.(k|v)(?:ey|alue)_columns$', r'.rel_pos_\1.horizontal'),
+    (r'^(?!head\.)', 'backbone.'),
+    (r'^head\.', 'head.fc.'),
+)
+
 _TABLE = 'backbone.blocks.0.attn.rel_pos_k.vertical'
+_INIT = 'ElasticViT.init_cfg'  # read after the backbone is built
 
 
 def is_autoformer(state_dict: Mapping[str, Tensor]) -> bool:
@@ -34,30 +46,58 @@ def is_autoformer(state_dict: Mapping[str, Tensor]) -> bool:
 
 
 def from_autoformer(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official AutoFormer weights under our names.
+    """Convert official AutoFormer weights to our names.
 
-    The one change of layout: ``qkv.weight`` (3 Q, C) interleaves query, key and value rows,
+    Only the layout of ``qkv.weight`` (3 Q, C) changes. It interleaves query, key and value rows;
     ours is (3, Q, C), so that a slice is contiguous per part. Biases stay as they are.
     """
+    return _converted(state_dict, _OFFICIAL_NAMES, interleaved=True)
+
+
+def is_plain(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of an exported subnet, a ``PlainViT``."""
+    return 'blocks.0.attn.key_rows' in state_dict
+
+
+def from_plain(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert an exported subnet to our names, and ``qkv.weight`` from (3 Q, C) to (3, Q, C)."""
+    return _converted(state_dict, _PLAIN_NAMES, interleaved=False)
+
+
+def _converted(
+    state_dict: Mapping[str, Tensor], names: Sequence[tuple[str, str]], interleaved: bool
+) -> dict[str, Tensor]:
     converted = {}
     for name, value in state_dict.items():
-        for pattern, replacement in _OFFICIAL_NAMES:
+        for pattern, replacement in names:
             name = re.sub(pattern, replacement, name)
         if name.endswith('qkv.weight'):
-            value = split_qkv(name, value, (-1, 3)).transpose(0, 1).contiguous()
+            value = _split_qkv(name, value, interleaved)
         converted[name] = value
     return converted
 
 
+def _split_qkv(name: str, value: Tensor, interleaved: bool) -> Tensor:
+    """Split rows (3 Q, C) into query, key and value, (3, Q, C)."""
+    if value.dim() != 2 or not len(value) or len(value) % 3:
+        raise UserError(
+            f'{name} of the checkpoint is {tuple(value.shape)}, which is not as many rows of '
+            'query as of key and value; it is damaged, or of another kind'
+        )
+    if interleaved:
+        return value.unflatten(0, (-1, 3)).transpose(0, 1).contiguous()
+    return value.unflatten(0, (3, -1))
+
+
 def adapt_state_dict(state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor]) -> None:
-    """Make ``state_dict`` loadable into a model, in place, or say why it cannot be.
+    """Make ``state_dict`` loadable into a model, in place.
 
     Official AutoFormer weights and exported subnets are renamed. Weights of a bare supernet get
-    the experts and the router of ``model_state``, which leave the supernet as it is until they
-    are trained.
+    the experts and the router of ``model_state``, which do not change its output until they are
+    trained.
 
     Raises:
-        UserError: If the weights are of another architecture.
+        UserError: If the weights have another architecture.
     """
     _rename(state_dict)
     _check_same_architecture(describe(state_dict), describe(model_state))
@@ -69,13 +109,14 @@ def adapt_state_dict(state_dict: dict[str, Tensor], model_state: Mapping[str, Te
 
 
 def adapt_to_start(state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor]) -> None:
-    """Make ``state_dict``, in place, the start of a training with other images or classes.
+    """Adapt ``state_dict``, in place, to start a training with other images or classes.
 
-    Positions are resized; a head for another number of classes is that of ``model_state``, the
-    model's parameters. Each is said in the log. The rest is left to :func:`adapt_state_dict`.
+    Positions are resized. A head for another number of classes is replaced by that of
+    ``model_state``, the model's parameters. The log reports both. :func:`adapt_state_dict` does
+    the rest.
 
     Raises:
-        UserError: If the weights are of another architecture, or the head is frozen.
+        UserError: If the weights have another architecture, or a head to replace is frozen.
     """
     _rename(state_dict)
     file, model = describe(state_dict), describe(model_state)
@@ -84,26 +125,67 @@ def adapt_to_start(state_dict: dict[str, Tensor], model_state: Mapping[str, Tens
     adapt_sizes(state_dict, model_state, file, model)
 
 
-def describe(state_dict: Mapping[str, Tensor]) -> dict:
-    """The sizes that a state dict of a supernet shows, by the names of the config fields.
+def pretrained_file(init_cfg: dict | list | None) -> str | None:
+    """The checkpoint of an ``init_cfg`` of type 'Pretrained', None if it has another type.
 
     Raises:
-        UserError: If a tensor that shows a size is missing, or has another number of dimensions.
+        UserError: If a 'Pretrained' one has no file, an unknown option, or another prefix than
+            'backbone.'.
+    """
+    configs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg or {}]
+    for config in configs:
+        if config.get('type') in ('Pretrained', PretrainedInit):
+            unknown = sorted(set(config) - {'type', 'checkpoint', 'prefix', 'map_location'})
+            if not isinstance(config.get('checkpoint'), str) or unknown:
+                raise UserError(
+                    f"must be dict(type='Pretrained', checkpoint=FILE), got {config!r}", _INIT
+                )
+            one_of(config.get('prefix'), f'{_INIT}.prefix', (None, 'backbone', 'backbone.'))
+            return config['checkpoint']
+    return None
+
+
+def load_pretrained(backbone: nn.Module, file: str) -> None:
+    """Load the backbone of a checkpoint of ours, an export, or an official AutoFormer file.
+
+    MMEngine itself would load whatever names fit, leave the rest untrained with a warning, and
+    not read safetensors. Positions are resized if the image size differs.
+
+    Raises:
+        UserError: If the file is none of these, or its backbone has another architecture.
+    """
+    own = backbone.state_dict(prefix='backbone.', keep_vars=True)
+    with inside(f'{_INIT}.checkpoint {file}'):
+        state = read_state_dict(file)
+        adapt_to_start(state, own)
+        state = {name: value for name, value in state.items() if name.startswith('backbone.')}
+        adapt_state_dict(state, own)
+    backbone.load_state_dict(
+        {name.removeprefix('backbone.'): value for name, value in state.items()}
+    )
+
+
+def describe(state_dict: Mapping[str, Tensor]) -> dict:
+    """Read the sizes of a supernet from its state dict, by the names of the config fields.
+
+    Raises:
+        UserError: If a tensor that gives a size is missing or has other dimensions.
     """
     needed = {'backbone.pos_embed', 'backbone.patch_embed.weight', _TABLE}
     if not needed <= set(state_dict):
         keys = ', '.join(map(str, list(state_dict)[:3]))
         raise UserError(
-            'these are no weights of an ElasticViT, or of an AutoFormer with relative positions '
+            'these are not weights of an ElasticViT, or of an AutoFormer with relative positions '
             f'(keys: {keys}, ...)'
         )
     shape = partial(_shape, state_dict)
-    blocks = [f'backbone.blocks.{i}' for i in range(_depth(state_dict))]
+    depth = len({k.split('.')[2] for k in state_dict if k.startswith('backbone.blocks.')})
+    blocks = [f'backbone.blocks.{i}' for i in range(depth)]
     table, patch = shape(_TABLE, 2), shape('backbone.patch_embed.weight', 4)
     _, tokens, embed_dim = shape('backbone.pos_embed', 3)
     sizes = dict(
         embed_dim=embed_dim,
-        depth=len(blocks),
+        depth=depth,
         num_heads=[shape(f'{block}.attn.qkv.weight', 3)[1] // table[1] for block in blocks],
         mlp_width=[shape(f'{block}.fc1.weight', 2)[0] for block in blocks],
         head_dim=table[1],
@@ -124,18 +206,13 @@ def describe(state_dict: Mapping[str, Tensor]) -> dict:
     return sizes
 
 
-def _depth(state_dict: Mapping[str, Tensor]) -> int:
-    prefix = 'backbone.blocks.'
-    return len({name.split('.')[2] for name in state_dict if name.startswith(prefix)})
-
-
 def _shape(state_dict: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
-    """Shape of a tensor that must be there, with so many dimensions, none of them empty."""
+    """Shape of a required tensor with ``dims`` dimensions, none of them empty."""
     found = tuple(state_dict[name].shape) if name in state_dict else ()
     if len(found) != dims or 0 in found:
         raise UserError(
             f'{name} of the weights is {found or "missing"}, expected {dims} dimensions; the file '
-            'is damaged, or of another architecture'
+            'is damaged or has another architecture'
         )
     return found
 
@@ -159,21 +236,20 @@ def _check_same_architecture(file: dict, model: dict) -> None:
         if field in model and file[field] != model[field]
     ]
     if differences:
-        raise UserError('checkpoint and config are not of one size: ' + '; '.join(differences))
+        raise UserError('checkpoint and config differ in size: ' + '; '.join(differences))
 
 
 def _check_same_tensors(file: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
-    """What is left to differ when the sizes agree: another router, head or option."""
-    shapes = [
+    """With equal sizes, the router, the head or an option may still differ."""
+    found, wanted = (
         {name: tuple(value.shape) for name, value in state.items()} for state in (file, model)
-    ]
-    odd = sorted(name for name, _ in shapes[0].items() ^ shapes[1].items())
+    )
+    odd = sorted({name for name, _ in found.items() ^ wanted.items()})
     if odd:
-        first = odd[0]
-        found, wanted = (shape.get(first, 'missing') for shape in shapes)
         raise UserError(
-            f'checkpoint and config differ in {len(set(odd))} tensors, the first {first}: '
-            f'{found} in the checkpoint, {wanted} in the config'
+            f'checkpoint and config differ in {len(odd)} tensors, the first {odd[0]}: '
+            f'{found.get(odd[0], "missing")} in the checkpoint, '
+            f'{wanted.get(odd[0], "missing")} in the config'
         )
 
 

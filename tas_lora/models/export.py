@@ -1,4 +1,4 @@
-"""A subnet cut out of its supernet: sliced, merged, and written as an ordinary network."""
+"""Cut a subnet out of its supernet: slice, merge, and write it as an ordinary network."""
 
 import hashlib
 import json
@@ -16,12 +16,12 @@ from ..structures import Subnet
 from .classifiers.supernet_classifier import SupernetClassifier
 from .plain_vit import FORMAT, INTERPOLATIONS, POOLINGS
 
-_STORED_AS_RGB = ('CIFAR10', 'CIFAR100')  # datasets of MMPretrain that need no loading
-_HARMLESS = ('LoadImageFromFile', 'PackInputs')  # steps of a test that crop nothing
+_STORED_AS_RGB = ('CIFAR10', 'CIFAR100')  # MMPretrain datasets that hold RGB images in memory
+_HARMLESS = ('LoadImageFromFile', 'PackInputs')  # test steps that do not resize or crop
 
 
 def standalone_state_dict(model: SupernetClassifier, subnet: Subnet) -> dict[str, Tensor]:
-    """Weights of ``subnet`` alone, experts merged, by the names of ``PlainViT``."""
+    """Weights of only ``subnet``, with merged experts, by the names of ``PlainViT``."""
     active = model.subnet
     model.set_subnet(subnet)
     width, backbone = subnet.embed_dim, model.backbone
@@ -41,7 +41,7 @@ def standalone_state_dict(model: SupernetClassifier, subnet: Subnet) -> dict[str
         model.merge_experts()
         for i, (block, widths) in enumerate(backbone.active_blocks(subnet)):
             state |= {f'blocks.{i}.{k}': v for k, v in _block_state(block, widths).items()}
-    model.set_subnet(active)  # drops the merge, too
+    model.set_subnet(active)  # also drops the merged weights
     return {name: value.detach().cpu().float().clone() for name, value in state.items()}
 
 
@@ -54,28 +54,30 @@ def export_subnet(
 ) -> Path:
     """Write ``subnet`` as ``weights.safetensors`` and ``architecture.json``.
 
-    The pair needs nothing of the supernet: ``tas_lora.models.plain_vit.load_plain_vit`` reads it
+    The two need nothing of the supernet: ``tas_lora.models.plain_vit.load_plain_vit`` reads them
     into plain torch layers.
 
     Args:
         model: A loaded supernet, with or without experts.
         subnet: The subnet to cut out, or its dict.
-        out_dir: Folder to write to; made if missing.
-        classes: Names of the classes, in the order of the logits, to go into the JSON.
-        dataset: Config of the dataset the network is tested on, the innermost one. What its
-            ``pipeline`` says of cropping and of the order of channels goes into the JSON.
+        out_dir: Folder to write to; created if missing.
+        classes: Names of the classes for the JSON, in the order of the logits.
+        dataset: Config of the test dataset, the innermost one if they are nested. Its ``pipeline``
+            gives the JSON's cropping and channel order.
 
     Returns:
         ``out_dir``.
 
     Raises:
         UserError: If ``subnet`` does not fit the supernet or belongs to no group of experts, if
-            the supernet has parts that a ``PlainViT`` lacks, or if there are more or fewer names
-            than classes.
+            the supernet has parts that a ``PlainViT`` lacks, or if ``classes`` has another length
+            than the logits.
     """
     subnet = Subnet.coerce(subnet)
     _check_parts(model)
-    _check_classes(classes, model.head.num_classes)
+    count = model.head.num_classes
+    if classes is not None and len(classes) != count:
+        raise UserError(f'there are {len(classes)} names of classes for {count} logits; name each')
     state = standalone_state_dict(model, subnet)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -100,11 +102,6 @@ def _check_parts(model: SupernetClassifier) -> None:
         )
 
 
-def _check_classes(classes: Sequence[str] | None, count: int) -> None:
-    if classes is not None and len(classes) != count:
-        raise UserError(f'there are {len(classes)} names of classes for {count} logits; name each')
-
-
 def _block_state(block, widths: tuple[int, int, int]) -> dict[str, Tensor]:
     embed_dim = widths[0]
     state = {
@@ -127,7 +124,7 @@ def _block_state(block, widths: tuple[int, int, int]) -> dict[str, Tensor]:
 
 
 def _description(model: SupernetClassifier, subnet: Subnet, dataset: Mapping | None) -> dict:
-    """Content of ``architecture.json``: how to build the network and how to feed it."""
+    """Content of ``architecture.json``: how to build the network and prepare its images."""
     spec = subnet.image_spec_in(model.image_spec)
     network = dict(
         embed_dim=subnet.embed_dim,
@@ -147,8 +144,8 @@ def _description(model: SupernetClassifier, subnet: Subnet, dataset: Mapping | N
 
 
 def _preprocess(data_preprocessor, dataset: Mapping, side: int) -> dict:
-    """How images are prepared, as ``load_plain_vit`` says."""
-    mean, std = (getattr(data_preprocessor, name, None) for name in ('mean', 'std'))  # may lack
+    """How to prepare images, in the format of ``load_plain_vit``."""
+    mean, std = (getattr(data_preprocessor, name, None) for name in ('mean', 'std'))  # optional
     return dict(
         mean=None if mean is None else mean.flatten().tolist(),
         std=None if std is None else std.flatten().tolist(),
@@ -158,9 +155,9 @@ def _preprocess(data_preprocessor, dataset: Mapping, side: int) -> dict:
 
 
 def stored_order(dataset: Mapping) -> str | None:
-    """Order of channels, 'RGB' or 'BGR', of the images a dataset's config gives; None if unknown.
+    """Channel order of a dataset's images, 'RGB' or 'BGR'; None if its config does not tell.
 
-    MMCV's ``LoadImageFromFile`` gives BGR, whatever reads the file.
+    MMCV's ``LoadImageFromFile`` gives BGR with every backend.
     """
     if _name(dataset) in _STORED_AS_RGB:
         return 'RGB'
@@ -169,31 +166,32 @@ def stored_order(dataset: Mapping) -> str | None:
 
 
 def _channel_order(flips: bool, stored: str | None) -> str:
-    """Of the network's input; a preprocessor that flips is taken to do so for a reason."""
+    """Channel order of the network's input; if unknown, trust a preprocessor that flips to RGB."""
     if stored is None:
         return 'RGB' if flips else 'as loaded'
     return 'RGB' if flips == (stored == 'BGR') else 'BGR'
 
 
 def _resizing(pipeline: Sequence[Mapping], side: int) -> dict:
-    """``crop_ratio`` and ``interpolation`` of a test pipeline; none if it does something else."""
-    steps = [(_name(step), step) for step in pipeline if _name(step) not in _HARMLESS]
-    kinds, given = [kind for kind, _ in steps], dict(steps)
+    """``crop_ratio`` and ``interpolation`` of a test pipeline; empty if it has other steps."""
+    steps = [step for step in pipeline if _name(step) not in _HARMLESS]
+    kinds = [_name(step) for step in steps]
     if kinds[:1] not in (['Resize'], ['ResizeEdge']) or kinds[1:] not in ([], ['CenterCrop']):
         return {}
-    resize, crop = given[kinds[0]], given.get('CenterCrop', dict(crop_size=side))
+    resize, crops = steps[0], steps[1:]
     scale, square = resize.get('scale'), (side, (side, side), [side, side])
     if kinds[0] == 'Resize':  # to a square, whatever the shape
         fits, ratio = scale in square and not resize.get('keep_ratio'), None
     else:
-        fits = type(scale) is int and side <= scale <= 10 * side
-        fits, ratio = fits and resize.get('edge', 'short') == 'short', fits and side / scale
-    if not fits or crop.get('crop_size') not in square:
+        is_short = resize.get('edge', 'short') == 'short'
+        fits = is_short and type(scale) is int and side <= scale <= 10 * side
+        ratio = side / scale if fits else None
+    if not fits or any(crop.get('crop_size') not in square for crop in crops):
         return {}
     method = resize.get('interpolation', 'bilinear')  # the default of both
     return dict(crop_ratio=ratio) | (dict(interpolation=method) if method in INTERPOLATIONS else {})
 
 
 def _name(config: Mapping) -> str:
-    """Of a type, without the scope before it."""
+    """Type of a config, without its scope."""
     return str(config.get('type')).rsplit('.', 1)[-1]

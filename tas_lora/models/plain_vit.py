@@ -1,4 +1,4 @@
-"""An exported subnet as an ordinary vision transformer. Needs torch and safetensors, no more."""
+"""An exported subnet as an ordinary vision transformer. Needs only torch and safetensors."""
 
 import hashlib
 import json
@@ -16,17 +16,17 @@ _SIZES = ('embed_dim', 'img_size', 'patch_size', 'in_channels', 'num_classes')
 _SIZES += ('head_dim', 'max_relative_position')
 _ORDERS = ('RGB', 'BGR', 'as loaded')
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'lanczos', 'box', 'hamming')
-_MOST_PATCHES = 64  # along a side: a table of positions grows with its fourth power
+_MOST_PATCHES = 64  # along a side; position indices grow with its third power
 
 
 class Grid(nn.Module):
-    """Which offset each token has from each row and column of patches, as table indices.
+    """Table indices of the offset of each token from each row and column of patches.
 
-    A token sees W lines: G rows, G columns, a blank, one that all tokens are on, and more blanks,
-    to make D + W a multiple of 16, as kernels like it. ``to_offset`` (N, W) leads from lines to the
-    2 (2G - 1) offsets of both axes, and ``to_line`` (N, 4G - 1) back, each to a blank where there
-    is none, and last to the line of all. ``marks`` (N, W) are 1 at the lines a token is on. The
-    class token, the first, is on no row or column.
+    A token sees W lines: G rows, G columns, a blank, one line that holds all tokens, and more
+    blanks that make D + W a multiple of 16, which is fast in kernels. ``to_offset`` (N, W) maps
+    lines to the 2 (2G - 1) offsets of both axes. ``to_line`` (N, 4G - 1) maps back, its last entry
+    to the line of all tokens. Both map to a blank if there is no counterpart. ``marks`` (N, W) are
+    1 at the lines of a token. The class token, the first, is on no row or column.
     """
 
     def __init__(self, side: int, max_offset: int, head_dim: int):
@@ -36,7 +36,7 @@ class Grid(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def indices(self) -> dict[str, Tensor]:
-        """All buffers by name."""
+        """Compute all buffers, by name."""
         side, most, head_dim = self.sizes
         span, blanks = 2 * side - 1, 2 + -(head_dim + 2 * side + 2) % 16
         patch, axis, shift = torch.arange(side**2), torch.arange(2)[:, None], side - 1
@@ -46,7 +46,7 @@ class Grid(nn.Module):
         to_line = torch.where((line >= 0) & (line < side), line + side * axis, 2 * side)
         to_line = F.pad(to_line.flatten(1), (0, 1, 1, 0), value=2 * side)
         marks = F.pad(F.one_hot(place[..., 0], side).flatten(1).float(), (0, blanks, 1, 0))
-        to_line[:, -1], marks[:, 2 * side + 1] = 2 * side + 1, 1  # the line that all are on
+        to_line[:, -1], marks[:, 2 * side + 1] = 2 * side + 1, 1  # the line of all tokens
         return dict(
             table_rows=offset.clamp(-most, most) + most + 1,  # row 0: pairs with the class token
             to_offset=F.pad(to_offset.flatten(1), (0, blanks, 1, 0), value=2 * span),
@@ -59,10 +59,10 @@ class PlainAttention(nn.Module):
     """Attention of H heads of width D with AutoFormer's relative positions, clipped at R.
 
     Softmax ignores what all keys of a query share, so key positions may be taken relative to the
-    class token's. What is left depends on a key's row and column alone: queries are widened by
-    their products with these, keys and values by marks. The output then holds how much attention
-    each row and column got, which weighs their value positions; those of the class token, which
-    all share, have a weight of 1. One kernel does it all, exactly.
+    class token's. What is left depends only on a key's row and column. Queries are extended by
+    their products with these positions, keys and values by marks. The output then holds how much
+    attention each row and column got, which weights their value positions. Those of the class
+    token, which all keys share, have a weight of 1. A single kernel computes this exactly.
     """
 
     def __init__(self, width: int, num_heads: int, head_dim: int, max_offset: int):
@@ -77,7 +77,7 @@ class PlainAttention(nn.Module):
             self.register_buffer(name, None, persistent=False)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        """Map (B, N, C) to itself."""
+        """Map (B, N, C) to (B, N, C)."""
         (B, N, _), H, D = x.shape, self.num_heads, self.head_dim
         q, k, v = self.qkv(x).view(B, N, 3, H, D).permute(2, 0, 3, 1, 4)  # (B, H, N, D)
         keys, values = self.by_offset(grid)
@@ -92,7 +92,7 @@ class PlainAttention(nn.Module):
     def by_offset(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """Key and value vectors of all offsets relative to the class token's: (4G - 1, D) each.
 
-        The last is for all tokens: of keys zero, of values the class token's own.
+        The last one is for all tokens: zero for keys, the class token's own for values.
         """
         if self.baked_keys is not None:
             return self.baked_keys, self.baked_values
@@ -104,13 +104,13 @@ class PlainAttention(nn.Module):
 
     @torch.no_grad()
     def bake(self, grid: Grid | None) -> None:
-        """Keep what :meth:`by_offset` gives now; with None, follow the tables again."""
+        """Cache the result of :meth:`by_offset`; with None, drop it and read the tables again."""
         self.baked_keys = self.baked_values = None
         if grid is not None:
             self.baked_keys, self.baked_values = self.by_offset(grid)
 
     def train(self, mode: bool = True) -> 'PlainAttention':
-        """As in ``nn.Module``; whoever trains follows the tables."""
+        """As in ``nn.Module``; training mode drops the cached vectors."""
         if mode:
             self.bake(None)
         return super().train(mode)
@@ -132,7 +132,7 @@ class PlainBlock(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        """Map (B, N, C) to itself."""
+        """Map (B, N, C) to (B, N, C)."""
         x = x + self.attn(self.attn_norm(x), grid)
         return x + self.fc2(F.gelu(self.fc1(self.ffn_norm(x))))
 
@@ -178,7 +178,7 @@ class PlainViT(nn.Module):
         self.grid = Grid(side, max_relative_position, head_dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of normalised images; raises as :meth:`tokens`."""
+        """Logits (B, num_classes) of normalised images; raises the errors of :meth:`tokens`."""
         return self.head(self.pool(self.tokens(images)))
 
     def tokens(self, images: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ class PlainViT(nn.Module):
         return self.norm(x)
 
     def embed(self, images: Tensor) -> Tensor:
-        """What the first block sees, (B, N, C); raises as :meth:`tokens`."""
+        """Input of the first block, (B, N, C); raises the errors of :meth:`tokens`."""
         if tuple(images.shape[1:]) != self.image_shape:
             expected = ', '.join(map(str, self.image_shape))
             raise ValueError(f'images must be (B, {expected}), got {tuple(images.shape)}')
@@ -202,14 +202,14 @@ class PlainViT(nn.Module):
         return torch.cat([first, x], dim=1) + self.pos_embed
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """What the classifier sees, (B, C)."""
+        """Input of the classifier, (B, C)."""
         return tokens[:, 0] if self.pooling == 'cls_token' else tokens[:, 1:].mean(dim=1)
 
     def bake(self) -> 'PlainViT':
-        """Compute what depends on weights alone, once, for faster inference; returns itself.
+        """Compute once what depends only on weights, for faster inference; return itself.
 
-        ``train()`` and ``load_state_dict`` undo it. Without them, the tables of relative positions
-        must not be changed in place: nobody would see it.
+        ``train()`` and ``load_state_dict`` undo it. Do not change the tables of relative positions
+        in place otherwise: it would have no effect.
         """
         for block in self.blocks:
             block.attn.bake(self.grid)
@@ -220,13 +220,13 @@ def load_plain_vit(folder: str | Path) -> tuple[PlainViT, dict]:
     """Load what ``tools/export.py`` wrote.
 
     Args:
-        folder: Holds ``architecture.json`` and ``weights.safetensors``.
+        folder: Has ``architecture.json`` and ``weights.safetensors``.
 
     Returns:
-        The network in evaluation mode, baked (call ``train()`` before you train it), and the whole
-        content of the JSON. Its ``preprocess`` says how images are prepared: ``mean`` and ``std``
-        of values 0..255, or None; ``channel_order``; ``interpolation``; and ``crop_ratio``, what a
-        central crop takes of the short edge, or None if the whole image is squeezed.
+        The network in evaluation mode, baked (call ``train()`` before you train it), and the
+        content of the JSON. Its ``preprocess`` says how to prepare images: ``mean`` and ``std`` of
+        values 0..255, or None; ``channel_order``; ``interpolation``; and ``crop_ratio``, the part
+        of the short edge that a central crop keeps, or None to resize without a crop.
 
     Raises:
         ValueError: If a file is missing or damaged, or the two do not belong together.
@@ -237,7 +237,7 @@ def load_plain_vit(folder: str | Path) -> tuple[PlainViT, dict]:
     expected = _shapes(description['network'], len(weights))
     found = {name: tuple(value.shape) for name, value in weights.items()}
     odd = sorted({name for name, _ in expected.items() ^ found.items()})
-    if odd:  # so that no memory is asked for that the weights do not fill
+    if odd:  # checked first, so that only memory that the weights fill is allocated
         was, is_now = expected.get(odd[0], 'none'), found.get(odd[0], 'missing')
         raise ValueError(
             f'{path} and architecture.json differ in {len(odd)} tensors, the first {odd[0]}: '
@@ -268,10 +268,10 @@ def _read_weights(path: Path, digest: str | None) -> dict[str, Tensor]:
     try:
         content = path.read_bytes()
         weights = load(content)
-    except Exception as error:  # of safetensors, the system, or torch
+    except Exception as error:  # from safetensors, the system or torch
         raise ValueError(f'{path} cannot be read: {error}') from error
     if digest not in (None, hashlib.sha256(content).hexdigest()):
-        raise ValueError(f'{path} is damaged, or not of architecture.json: its SHA-256 differs')
+        raise ValueError(f'{path} is damaged, or does not match architecture.json: SHA-256 differs')
     odd = [name for name, value in weights.items() if not value.is_floating_point()]
     if odd:
         raise ValueError(f'{path}: {odd[0]} is of {weights[odd[0]].dtype}, expected floating point')
@@ -290,7 +290,7 @@ def _check_network(network) -> None:
         for block, size in enumerate(sizes):
             _check_size(size, f'network.{name}[{block}]')
     if len(network['num_heads']) != len(network['hidden_dims']):
-        raise ValueError('network.num_heads and network.hidden_dims must be of one length')
+        raise ValueError('network.num_heads and network.hidden_dims must have the same length')
     either, pooling = ' or '.join(map(repr, POOLINGS)), network['pooling']
     _require(pooling in POOLINGS, 'network.pooling', either, pooling)
     side, patch = network['img_size'], network['patch_size']
@@ -300,7 +300,7 @@ def _check_network(network) -> None:
 
 
 def _check_size(value, field: str) -> None:
-    fits = type(value) is int and 0 < value < 10**9  # a bool is an int, too
+    fits = type(value) is int and 0 < value < 10**9  # a bool is also an int
     _require(fits, field, 'a positive integer', value)
 
 
@@ -317,7 +317,7 @@ def _check_preprocess(preprocess, channels: int) -> None:
     for name, known in (('channel_order', _ORDERS), ('interpolation', INTERPOLATIONS)):
         value = preprocess.get(name, known[0])
         _require(value in known, f'preprocess.{name}', ' or '.join(map(repr, known)), value)
-    ratio = preprocess.get('crop_ratio', 1.0)  # of None, the whole image is squeezed
+    ratio = preprocess.get('crop_ratio', 1.0)  # None: resize without a crop
     fits = ratio is None or (_is_finite(ratio) and 0.1 <= ratio <= 1)
     _require(fits, 'preprocess.crop_ratio', 'None or a number from 0.1 to 1', ratio)
 
@@ -332,12 +332,12 @@ def _require(fits, field: str, what: str, value) -> None:
 
 
 def _shapes(network: dict, most: int) -> dict[str, tuple[int, ...]]:
-    """Shapes by name of a network of at most ``most`` tensors, without memory for them."""
+    """Shapes by name of a network of up to ``most`` blocks, without allocating tensors."""
     if len(network['num_heads']) > most:
         raise ValueError('the architecture has more blocks than the weights')
     try:
         with torch.device('meta'):
             state = PlainViT(**network).state_dict()
-    except RuntimeError as error:  # more elements than can be counted
+    except RuntimeError as error:  # more elements than an integer can count
         raise ValueError(f'the architecture is too large: {error}') from error
     return {name: tuple(value.shape) for name, value in state.items()}

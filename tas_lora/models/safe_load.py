@@ -1,4 +1,4 @@
-"""Reading checkpoints of strangers: nothing in them is run, and damage is named.
+"""Read untrusted checkpoints: no code in them is run, and damage is reported.
 
 Only tensors, numbers, and the log buffers of MMEngine are unpickled (``weights_only``).
 """
@@ -24,13 +24,15 @@ from ..errors import UserError, blame
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Weights of a checkpoint of ours, an export, or an official AutoFormer file, names as stored.
+    """Read weights from a checkpoint of ours, an export or an official AutoFormer file.
+
+    Names stay as stored.
 
     Args:
         path: A file, or the http(s) address of one.
 
     Raises:
-        UserError: If there is no such file, or it is no checkpoint, or it holds other objects.
+        UserError: If the file is missing, is not a checkpoint, or holds other objects.
     """
     checkpoint = read_checkpoint(path)
     for key in ('state_dict', 'model'):
@@ -42,7 +44,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: str | Path) -> object:
-    """All that a checkpoint holds, on the CPU. Arguments and errors: :func:`read_state_dict`."""
+    """Read a full checkpoint to the CPU. Arguments and errors as in :func:`read_state_dict`."""
     path = _local(path)
     if not path.is_file():
         raise UserError(f'checkpoint {path} does not exist; check the path')
@@ -51,23 +53,23 @@ def read_checkpoint(path: str | Path) -> object:
         if path.suffix == '.safetensors':
             return load_file(path)
         _check_archive(path)
-        allowed = [*resume_globals(), argparse.Namespace]  # Namespace: AutoFormer's own arguments
+        allowed = [*resume_globals(), argparse.Namespace]  # Namespace: arguments of AutoFormer
         with torch.serialization.safe_globals(allowed):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
         _check_tensors(checkpoint)
     except Exception as error:  # arbitrary bytes make the unpickler raise nearly anything
-        raise UserError(f'{path} is no readable checkpoint: {_reason(error)}') from error
+        raise UserError(f'{path} is not a readable checkpoint: {_reason(error)}') from error
     return checkpoint
 
 
 def resume_globals() -> list[type | tuple[Callable, str]]:
-    """What MMEngine's checkpoints hold besides tensors, for ``torch.serialization``.
+    """Types in MMEngine's checkpoints other than tensors, for ``torch.serialization``.
 
     MMEngine pickles the methods of ``HistoryBuffer`` through ``getattr``. The real one would let
-    a crafted file run anything, so the name is given to a function that knows four methods.
+    a crafted file run anything, so a function that allows four methods takes its place.
     """
     dtypes = {type(np.dtype(code)) for code in ('f8', 'f4', 'i8', 'i4', 'u4', '?')}
-    # Functions of NumPy as pickle names them, wherever this version keeps them.
+    # NumPy functions that pickle refers to, wherever this version has them.
     reconstruct = np.empty(0).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
     return [
@@ -88,15 +90,15 @@ def _history_buffer_method(owner: type, name: str) -> Callable:
 
 
 def _local(path: str | Path) -> Path:
-    """A file, downloaded if ``path`` is an address; MMEngine would unpickle what it downloads."""
+    """Return a local file, downloaded if ``path`` is an address; MMEngine would unpickle it."""
     address = urlparse(str(path))
     if '://' not in str(path):
         return Path(path)
     if address.scheme not in ('http', 'https'):
-        raise UserError(f'{path} is no file and no http(s) address; download it first')
+        raise UserError(f'{path} is neither a file nor an http(s) address; download it first')
     name = f'{sha256(str(path).encode()).hexdigest()[:12]}-{Path(address.path).name}'
     file = Path(torch.hub.get_dir()) / 'checkpoints' / name
-    for may_download in (is_main_process(), True):  # the first process, then other machines
+    for may_download in (is_main_process(), True):  # the main process, then other machines
         if may_download and not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
             with blame(f'{path} cannot be downloaded'):
@@ -106,19 +108,19 @@ def _local(path: str | Path) -> Path:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse an archive that would unpack to more than it is, or elsewhere than in itself."""
+    """Refuse an archive that would unpack to more than its size, or outside of itself."""
     if not zipfile.is_zipfile(path):
-        return  # of torch before 1.6, or no checkpoint
+        return  # from torch before 1.6, or not a checkpoint
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-            raise ValueError('it declares more data than the file holds')  # torch compresses none
+            raise ValueError('it declares more data than the file holds')  # torch never compresses
         for name in map(PurePosixPath, archive.namelist()):
             if name.is_absolute() or '..' in name.parts:
                 raise ValueError(f'it has an entry outside of itself, {name}')
 
 
 def _check_tensors(checkpoint) -> None:
-    """Refuse tensors that are no plain ones, or larger than the data they come with."""
+    """Refuse tensors that are not dense ones on the CPU, or larger than their data."""
     for tensor in _tensors(checkpoint):
         is_plain = tensor.layout is torch.strided and tensor.device.type == 'cpu'
         if not is_plain or tensor.nbytes > tensor.untyped_storage().nbytes():
@@ -126,7 +128,7 @@ def _check_tensors(checkpoint) -> None:
 
 
 def _tensors(value) -> Iterator[Tensor]:
-    """All tensors in nested containers."""
+    """Yield all tensors in nested containers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -138,10 +140,10 @@ def _tensors(value) -> Iterator[Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file could not be read, without torch's advice to trust it."""
+    """Why a file cannot be read, without torch's advice to trust it."""
     forbidden = re.search(r'GLOBAL (\S+)', str(error))
     if forbidden:
-        return f'it holds {forbidden.group(1)}, which is no weight; such files can run code'
+        return f'it holds {forbidden.group(1)}, which is not a weight; such files can run code'
     if 'weights_only' in str(error):
         return 'it holds more than weights; such files can run code'
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

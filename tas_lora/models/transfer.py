@@ -1,4 +1,4 @@
-"""Weights of one network as the start of another: exported names, image size, classes."""
+"""Start one network from the weights of another: resized positions, a head for other classes."""
 
 import re
 from collections.abc import Mapping
@@ -11,60 +11,23 @@ from torch import Tensor
 
 from ..errors import UserError
 
-# Sizes, as ``checkpoint.describe`` names them, in which a training may differ from its start.
+# Sizes, as ``checkpoint.describe`` names them, in which a model may differ from its start.
 ADAPTABLE = frozenset({'tokens', 'max_relative_position', 'num_classes'})
 
-# Names of PlainViT, and ours.
-_PLAIN_NAMES = (
-    (r'\.(k|v)(?:ey|alue)_rows$', r'.rel_pos_\1.vertical'),
-    (r'\.(k|v)(?:ey|alue)_columns$', r'.rel_pos_\1.horizontal'),
-    (r'^(?!head\.)', 'backbone.'),
-    (r'^head\.', 'head.fc.'),
-)
 _TABLE = re.compile(r'\.rel_pos_[kv]\.(vertical|horizontal)$')
-
-
-def is_plain(state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of an exported subnet, a ``PlainViT``."""
-    return 'blocks.0.attn.key_rows' in state_dict
-
-
-def from_plain(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of an exported subnet under our names; ``qkv.weight`` (3 Q, C) to (3, Q, C)."""
-    converted = {}
-    for name, value in state_dict.items():
-        for pattern, replacement in _PLAIN_NAMES:
-            name = re.sub(pattern, replacement, name)
-        if name.endswith('qkv.weight'):
-            value = split_qkv(name, value, (3, -1))
-        converted[name] = value
-    return converted
-
-
-def split_qkv(name: str, value: Tensor, sizes: tuple[int, int]) -> Tensor:
-    """Rows of query, key and value apart, by ``sizes``, one of which is 3; refused if uneven."""
-    if value.dim() != 2 or not len(value) or len(value) % 3:
-        raise UserError(
-            f'{name} of the checkpoint is {tuple(value.shape)}, which is not as many rows of '
-            'query as of key and value; it is damaged, or of another kind'
-        )
-    return value.unflatten(0, sizes)
 
 
 def adapt_sizes(
     state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor], file: dict, model: dict
 ) -> None:
-    """Adapt positions and head of ``state_dict``, in place, to a model it is to start.
+    """Adapt positions and head of ``state_dict``, in place, to the model that starts from it.
 
-    Args:
-        state_dict: The weights, by our names.
-        model_state: The model's own parameters; its head is taken where the classes differ.
-        file: Sizes of ``state_dict``, of ``checkpoint.describe``.
-        model: Sizes of ``model_state``; they differ from ``file`` in ``ADAPTABLE`` alone.
+    ``file`` and ``model`` are the sizes of both, from ``checkpoint.describe``; they differ only in
+    ``ADAPTABLE``.
 
     Raises:
-        UserError: If the patches of ``state_dict`` are no square, or if a head for other classes
-            would stay untrained.
+        UserError: If the patches of ``state_dict`` are not a square, or a head for other classes
+            is frozen.
     """
     tokens, offsets, classes = (
         (file.get(field), model.get(field))
@@ -77,22 +40,22 @@ def adapt_sizes(
 
 
 def grid_of(tokens: int) -> int:
-    """Patches along a side, from the number of tokens: a square and the class token."""
+    """Patches along a side, for a square of patches and a class token."""
     grid = isqrt(max(tokens - 1, 0))
     if not grid or grid**2 + 1 != tokens:
         raise UserError(
-            f'the checkpoint has {tokens} tokens, which is no square of patches and a class '
-            'token; positions can be resized from one square grid to another alone'
+            f'the checkpoint has {tokens} tokens, which is not a square of patches and a class '
+            'token; positions can only be resized from one square grid to another'
         )
     return grid
 
 
 def resample_table(table: Tensor, grids: tuple[int, int], max_offset: int) -> Tensor:
-    """A table of relative positions for another grid, or another largest offset.
+    """Interpolate a table of relative positions for another grid or another largest offset.
 
-    Offset o of the new grid spans as much of the image as o * old / new of the old one; its row
-    is interpolated there. Offsets that the old grid did not have were never trained, so those
-    beyond its ends get the row of the end.
+    Offset o of the new grid spans as much of the image as o * old / new of the old one, where its
+    row is interpolated. Offsets beyond the old grid were never trained, so they get the row of
+    the outermost offset.
 
     Args:
         table: (2 R' + 2, D), row 0 for pairs with the class token, row o + R' + 1 for offset o.
@@ -124,7 +87,10 @@ def _renew_head(
             'is frozen and would never learn them; train the supernet on these classes first'
         )
     state_dict.update((name, value.detach()) for name, value in head.items())
-    _say(f'The checkpoint has {classes[0]} classes, the config {classes[1]}: the head starts anew.')
+    print_log(
+        f'The checkpoint has {classes[0]} classes, the config {classes[1]}: the head starts anew.',
+        'current',
+    )
 
 
 def _adapt_positions(
@@ -137,15 +103,13 @@ def _adapt_positions(
         elif _TABLE.search(name) and len(value) == 2 * offsets[0] + 2:
             state_dict[name] = resample_table(value, grids, offsets[1])
     if old != new:
-        _say(
+        print_log(
             f'The checkpoint has {old} x {old} patches, the config {new} x {new}: '
-            'the position embedding is resized.'
+            'the position embedding is resized.',
+            'current',
         )
-    _say(
+    print_log(
         f'Relative positions are clipped at {offsets[0]} on the grid of {old} of the checkpoint, '
-        f'at {offsets[1]} on that of {new} of the config: their tables are interpolated.'
+        f'at {offsets[1]} on that of {new} of the config: their tables are interpolated.',
+        'current',
     )
-
-
-def _say(message: str) -> None:
-    print_log(message, 'current')

@@ -1,4 +1,4 @@
-"""The choices a subnet is made of."""
+"""The search space: the choices that make up a subnet."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,24 +13,23 @@ from .subnet import Subnet
 
 @dataclass(frozen=True, slots=True)
 class SearchSpace:
-    """All subnets with one width, one depth, and heads and MLP ratio free in each block.
+    """All subnets whose width and depth, and whose heads and MLP ratio per block, are choices.
 
-    Draws follow AutoFormer: ``embed_dim`` and ``depth`` once per subnet, ``mlp_ratio`` and
-    ``num_heads`` once per block, each uniform over its choices; so is ``patch_size``, once per
-    subnet, if it is given. Randomness comes in as a generator, so a draw is a function of its
-    seed.
+    As in AutoFormer, ``embed_dim`` and ``depth`` are drawn once per subnet, ``mlp_ratio`` and
+    ``num_heads`` once per block, each uniformly over its choices. ``patch_size``, if given, is
+    drawn once per subnet. The caller passes the generator, so a draw depends only on its seed.
 
     Args:
         embed_dim: Choices of the width.
         depth: Choices of the number of blocks.
         num_heads: Choices of a block's attention heads.
         mlp_ratio: Choices of a block's MLP ratio.
-        patch_size: Choices of the side of a patch in pixels; None leaves the supernet's own to
-            all subnets, which then have none written down.
+        patch_size: Choices of the side of a patch in pixels. None: all subnets use the supernet's
+            own and do not record it.
 
     Raises:
-        UserError: If a field has no choice, a repeated one, or one that is no positive number, or
-            a depth is above 1,000.
+        UserError: If a field has no choices, a repeated one, or one that is not a positive number,
+            or if a depth is above 1,000.
     """
 
     embed_dim: tuple[int, ...]
@@ -48,28 +47,28 @@ class SearchSpace:
             if name == 'depth' and max(choices) > _MOST_BLOCKS:
                 raise UserError(f'must be at most {_MOST_BLOCKS:,}, got {max(choices)}', name)
             object.__setattr__(self, name, choices)
-        self.smallest()  # refused if its MLP has no channel
+        self.smallest()  # raises if its MLP has no channel
 
     @staticmethod
     def field_names() -> tuple[str, ...]:
-        """The choices that every space has."""
+        """Names of the fields that every space has."""
         return _FIELDS
 
     @classmethod
     def coerce(cls, value: 'SearchSpace | Mapping') -> 'SearchSpace':
-        """``value`` itself if it is a search space, else one from its dict, called ``space``."""
+        """Return ``value`` if it is a search space, else build one from its dict."""
         if isinstance(value, cls):
             return value
         if not isinstance(value, Mapping) or not {*_FIELDS} <= {*value} <= {*_ALL_FIELDS}:
             raise UserError(
-                f'must be a dict of exactly {_FIELDS}, and perhaps patch_size, got {value!r}',
+                f'must be a dict of exactly {_FIELDS}, and optionally patch_size, got {value!r}',
                 'space',
             )
         with within('space'):
             return cls(**value)
 
     def sample(self, rng: np.random.Generator) -> Subnet:
-        """Uniform choices: depth, then MLP ratios, then heads, then width, then patches."""
+        """Draw a subnet: depth, MLP ratios, heads, width and patch size, in this order."""
         depth = _pick(self.depth, rng)
         mlp_ratio = [_pick(self.mlp_ratio, rng) for _ in range(depth)]
         num_heads = [_pick(self.num_heads, rng) for _ in range(depth)]
@@ -77,13 +76,13 @@ class SearchSpace:
         return Subnet(width, num_heads, mlp_ratio, self._pick_patch_size(rng))
 
     def sample_distinct(self, count: int, rng: np.random.Generator) -> list[Subnet]:
-        """Different subnets by :meth:`sample`, repetitions left out.
+        """Draw ``count`` different subnets by :meth:`sample`, skipping repeats.
 
         Raises:
             UserError: If the space has fewer.
         """
         if count > self.size:
-            raise UserError(f'{count} distinct subnets of a space of {self.size}; ask for fewer')
+            raise UserError(f'no {count} distinct subnets of a space of {self.size}; ask for fewer')
         drawn = {}
         while len(drawn) < count:
             drawn[self.sample(rng)] = None
@@ -92,9 +91,9 @@ class SearchSpace:
     def mutate(
         self, subnet: Subnet, rng: np.random.Generator, gene_prob: float, shape_prob: float
     ) -> Subnet:
-        """Redraw depth, width and patches with ``shape_prob``, a block's genes with ``gene_prob``.
+        """Redraw depth, width, patch size with ``shape_prob``, a block's genes with ``gene_prob``.
 
-        New blocks are drawn uniformly; a redraw may return the old value (AutoFormer).
+        New blocks are drawn uniformly. A redraw may return the old value, as in AutoFormer.
         """
         depth = _pick(self.depth, rng) if rng.random() < shape_prob else subnet.depth
 
@@ -111,7 +110,7 @@ class SearchSpace:
         return Subnet(width, num_heads, mlp_ratio, patch_size)
 
     def crossover(self, a: Subnet, b: Subnet, rng: np.random.Generator) -> Subnet:
-        """Each gene from one of two parents of equal depth, at even odds."""
+        """Take each gene from either of two parents of equal depth, with equal probability."""
         if a.depth != b.depth:
             raise ValueError(f'parents differ in depth: {a.depth} and {b.depth}')
 
@@ -125,11 +124,11 @@ class SearchSpace:
         return Subnet(width, num_heads, mlp_ratio, patch_size)
 
     def smallest(self) -> Subnet:
-        """The subnet with the least of everything: of patches, too, which are then large."""
+        """The subnet with the least of everything, patches included, so these are the largest."""
         return self._extreme(min, max)
 
     def largest(self) -> Subnet:
-        """The subnet with the most of everything: of patches, too, which are then small."""
+        """The subnet with the most of everything, patches included, so these are the smallest."""
         return self._extreme(max, min)
 
     @property
@@ -140,7 +139,7 @@ class SearchSpace:
         return shapes * sum(per_block**depth for depth in self.depth)
 
     def __iter__(self) -> Iterator[Subnet]:
-        """Every subnet once, of which there are :attr:`size`."""
+        """Yield every subnet once, :attr:`size` in all."""
         shapes = product(self.embed_dim, self.patch_size or (None,), self.depth)
         for width, patch_size, depth in shapes:
             genes = (product(choices, repeat=depth) for choices in (self.num_heads, self.mlp_ratio))
@@ -170,7 +169,7 @@ class SearchSpace:
 
 
 _ALL_FIELDS = tuple(SearchSpace.__dataclass_fields__)
-_FIELDS = _ALL_FIELDS[:4]  # without patch_size, which most spaces leave out
+_FIELDS = _ALL_FIELDS[:4]  # without patch_size, which most spaces omit
 _MOST_BLOCKS = 1000  # a subnet lists its blocks
 
 

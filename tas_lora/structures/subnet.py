@@ -16,16 +16,16 @@ _ADVICE = (
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Subnet:
-    """A vision transformer of the supernet's family, written down.
+    """Architecture of one vision transformer in the supernet's family.
 
     The same value describes a sampled subnet, the supernet's own size and an exported network.
-    It is hashable: a cache key, a set member, a line of the search history.
+    It is hashable, so it can be a cache key or a member of a set.
 
     Args:
         embed_dim: Width C of all blocks.
         num_heads: Attention heads of each block; its length is the depth.
-        mlp_ratio: MLP width of each block over ``embed_dim``, as many as ``num_heads``.
-        patch_size: Side of a patch in pixels, where the space has several; None for the
+        mlp_ratio: MLP width of each block divided by ``embed_dim``; as long as ``num_heads``.
+        patch_size: Side of a patch in pixels, if the space has several; None for the
             supernet's own.
 
     Raises:
@@ -38,7 +38,7 @@ class Subnet:
     patch_size: int | None = None
 
     def __post_init__(self):
-        set_field = object.__setattr__  # the way dataclasses leave open to frozen ones
+        set_field = object.__setattr__  # how a frozen dataclass sets its fields
         set_field(self, 'embed_dim', positive(self.embed_dim, 'embed_dim', int))
         set_field(self, 'num_heads', positives(self.num_heads, 'num_heads', int))
         set_field(self, 'mlp_ratio', positives(self.mlp_ratio, 'mlp_ratio', float))
@@ -47,7 +47,7 @@ class Subnet:
         if len(self.num_heads) != len(self.mlp_ratio):
             raise UserError(
                 f'num_heads has {len(self.num_heads)} blocks and mlp_ratio {len(self.mlp_ratio)}; '
-                'give both once per block'
+                'give one value of each per block'
             )
         if min(self.hidden_dims) < 1:
             raise UserError(
@@ -62,7 +62,7 @@ class Subnet:
 
     @property
     def hidden_dims(self) -> tuple[int, ...]:
-        """MLP width of each block, ``int(embed_dim * mlp_ratio)`` (truncated, as AutoFormer)."""
+        """MLP width of each block, ``int(embed_dim * mlp_ratio)`` (truncated, as in AutoFormer)."""
         return tuple(int(self.embed_dim * ratio) for ratio in self.mlp_ratio)
 
     def __repr__(self) -> str:
@@ -70,7 +70,7 @@ class Subnet:
         return f'Subnet({", ".join(f"{name}={getattr(self, name)!r}" for name in fields)})'
 
     def to_dict(self) -> dict:
-        """Plain lists and numbers, ready for JSON and configs; a patch size only if it has one."""
+        """Plain lists and numbers for JSON and configs; ``patch_size`` only if there is one."""
         own = {} if self.patch_size is None else dict(patch_size=self.patch_size)
         return dict(
             embed_dim=self.embed_dim,
@@ -81,21 +81,21 @@ class Subnet:
 
     @classmethod
     def from_dict(cls, fields: Mapping) -> 'Subnet':
-        """Inverse of :meth:`to_dict`; unknown and missing fields are refused."""
+        """Inverse of :meth:`to_dict`; raises :class:`UserError` on unknown or missing fields."""
         if not isinstance(fields, Mapping):
             raise UserError(f'a subnet is a dict with {_FIELDS}, got {fields!r}')
         if not {*_FIELDS[:3]} <= set(fields) <= {*_FIELDS}:
             raise UserError(
-                f'a subnet has exactly the fields {_FIELDS[:3]}, and patch_size where there are '
-                f'several, got {list(fields)}'
+                f'a subnet has exactly the fields {_FIELDS[:3]}, and optionally patch_size, '
+                f'got {list(fields)}'
             )
         return cls(**fields)
 
     @classmethod
     def coerce(cls, value: 'Subnet | Mapping | str | Path') -> 'Subnet':
-        """``value`` itself if it is a subnet; else from its dict or JSON file.
+        """Return ``value`` if it is a subnet, else read one from its dict or JSON file.
 
-        A record with a ``subnet``, as search and export write, will do for the dict.
+        The dict may also be a record with a ``subnet``, as search and export write it.
         """
         if isinstance(value, cls):
             return value
@@ -106,7 +106,7 @@ class Subnet:
         return cls.from_dict(value)
 
     def image_spec_in(self, spec: Mapping[str, int]) -> dict[str, int]:
-        """``spec``, the sizes of a supernet's images and patches, with this subnet's patches."""
+        """``spec``, a supernet's image and patch sizes, with this subnet's patch size."""
         return dict(spec) | ({} if self.patch_size is None else dict(patch_size=self.patch_size))
 
     def check_fits(self, supernet: 'Subnet', what: str = 'subnet') -> None:
@@ -126,7 +126,7 @@ class Subnet:
 
 
 def read_subnet(path: str | Path) -> Subnet:
-    """A subnet from JSON: its dict, or a record with a ``subnet`` as search and export write."""
+    """Read a subnet from JSON: its dict, or a record of search or export with a ``subnet``."""
     return Subnet.coerce(Path(path))
 
 

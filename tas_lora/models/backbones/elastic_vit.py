@@ -1,4 +1,4 @@
-"""The weight-entangled vision transformer of AutoFormer, top to bottom."""
+"""The weight-entangled vision transformer of AutoFormer."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +16,7 @@ from ...checks import boolean, bounded, one_of, positive, within
 from ...errors import UserError
 from ...registry import MODELS
 from ...structures import SearchSpace, Subnet
+from ..checkpoint import load_pretrained, pretrained_file
 from ..layers import (
     ElasticAttention,
     ElasticLayerNorm,
@@ -25,12 +26,10 @@ from ..layers import (
     PatchGrid,
     check_supernet,
     checked_patch_sizes,
-    checked_sizes,
     expert_sizes,
     linear_factory,
     recomputed,
 )
-from .pretrained import load_pretrained, pretrained_file
 
 OUT_TYPES = ('avg_featmap', 'cls_token', 'featmap')
 
@@ -77,20 +76,17 @@ class ElasticBlock(nn.Module):
         return x + self.drop_path(self.mlp(x, hidden_dim))
 
     def attention(self, x: Tensor, num_heads: int, rel_index: tuple[Tensor, Tensor]) -> Tensor:
-        """The first branch, (B, N, C) to itself."""
+        """First branch, (B, N, C) to (B, N, C)."""
         return self.attn(self.attn_norm(x), num_heads, rel_index)
 
     def mlp(self, x: Tensor, hidden_dim: int) -> Tensor:
-        """The second branch, (B, N, C) to itself."""
+        """Second branch, (B, N, C) to (B, N, C)."""
         return self.fc2(F.gelu(self.fc1(self.ffn_norm(x), hidden_dim)), x.shape[-1])
 
     def sliced_linears(
         self, embed_dim: int, num_heads: int, hidden_dim: int
     ) -> Iterator[tuple[ElasticLinear, int, int]]:
-        """Each linear layer with the (output, input) widths a subnet uses of it.
-
-        In the order of ``LAYER_KINDS``, which is the router's.
-        """
+        """Yield each linear layer with its active (output, input) widths, as in ``LAYER_KINDS``."""
         inner = num_heads * self.attn.head_dim
         yield self.attn.qkv, inner, embed_dim
         yield self.attn.proj, embed_dim, inner
@@ -104,34 +100,34 @@ class ElasticViT(BaseModule):
 
     Args:
         arch: The supernet's own size, a :class:`~tas_lora.Subnet`, its dict or its JSON file.
-            A fixed network is an ``ElasticViT`` whose ``arch`` is that network.
+            For a fixed network, give its own size.
         img_size: Side of the square input in pixels.
-        patch_size: Side of a patch in pixels, or several, of which a subnet has one
-            (``Subnet.patch_size``; the smallest if it says none). Smaller ones are the top left of
-            the largest one's kernels. The position of a patch is that of the smallest one around
-            its centre; relative positions are counted in patches.
+        patch_size: Side of a patch in pixels, or several sides, of which a subnet uses one
+            (``Subnet.patch_size``, by default the smallest). Smaller kernels are the top left of
+            the largest. A patch has the position of the smallest patch around its centre;
+            relative positions are counted in patches.
         in_channels: Image channels.
-        head_dim: Width of one attention head; the same in all subnets.
+        head_dim: Width of one attention head, the same in all subnets.
         max_relative_position: Offset at which 2-D relative positions are clipped.
-        out_type: What :meth:`forward` makes of tokens: 'avg_featmap', the mean over patches
-            (AutoFormer), 'cls_token', or 'featmap', all patches as a map.
-        out_indices: Blocks whose output is wanted, one or several in rising order; negative ones
-            count from the supernet's last, whose output alone is normalised (as in MMPretrain).
-        frozen_stages: Not trained are: nothing (-1), patches and positions (0), they and the
-            first k blocks (k), at k = depth the norm, too. Not for a backbone with ``mole``.
-        drop_path_rate: Stochastic depth of the last block, linear over the supernet's depth; a
-            shallower subnet keeps the first rates.
+        out_type: Output of :meth:`forward`: 'avg_featmap', the mean over patches (AutoFormer),
+            'cls_token', or 'featmap', all patches as a map.
+        out_indices: One or several blocks to output, in rising order. Negative ones count from
+            the supernet's last block, the only one whose output is normalised (as in MMPretrain).
+        frozen_stages: Freeze nothing (-1), patches and positions (0), or also the first k blocks
+            (k); at k = depth also the norm. Not for a backbone with ``mole``.
+        drop_path_rate: Stochastic depth of the last block. The rate rises linearly over the
+            supernet's depth; a shallower subnet keeps the first rates.
         mole: Experts of the linear layers, ``dict(num_experts=K, rank=R)`` and the options of
-            :func:`~tas_lora.models.layers.expert_sizes`. None leaves experts out.
+            :func:`~tas_lora.models.layers.expert_sizes`; None for no experts.
         init_std: Standard deviation of the initial weights; biases start at 0.
-        compile_blocks: Run the branches of blocks through ``torch.compile``; each pair of widths
-            (6 + 6 in T) takes some seconds when first met (``CompileWarmupHook``: at the start).
-        with_cp: Compute activations inside blocks again in the backward, to save memory.
+        compile_blocks: Run the branches of blocks through ``torch.compile``. Each pair of widths
+            (6 + 6 in T) takes some seconds on first use, or at the start (``CompileWarmupHook``).
+        with_cp: Recompute activations inside blocks in the backward to save memory.
         init_cfg: MMEngine's initialisation config. ``dict(type='Pretrained', checkpoint=FILE)``
-            takes all that ``load_supernet`` takes, positions resized to this image size.
+            accepts the same files as ``load_supernet``, and resizes positions to this image size.
 
     Raises:
-        UserError: If an argument is out of range, or on an image of another size.
+        UserError: If an argument is out of range, or an image has another size.
     """
 
     def __init__(
@@ -159,14 +155,16 @@ class ElasticViT(BaseModule):
         one_of(out_type, 'out_type', OUT_TYPES)
         rate = bounded(drop_path_rate, 'drop_path_rate', reached=False)
         init_std = positive(init_std, 'init_std', float)
-        sizes = checked_sizes(
+        sizes = dict(
             img_size=img_size,
             in_channels=in_channels,
             head_dim=head_dim,
             max_relative_position=max_relative_position,
         )
+        for field, size in sizes.items():
+            positive(size, field, int)
         self.patch_sizes = checked_patch_sizes(patch_size, img_size)
-        # What count_params and count_flops take, classes excepted.
+        # Arguments of count_params and count_flops, except for the classes.
         self.image_spec = sizes | dict(patch_size=self.patch_sizes[0])
         self.out_type = out_type
         self.out_indices = output_blocks(out_indices, self.arch.depth)
@@ -175,7 +173,7 @@ class ElasticViT(BaseModule):
         self.check_fits(self.arch, 'arch')
         self._build_tokens(init_std)
         self.blocks = self._build_blocks(rate, experts, init_std)
-        self.num_experts = 0 if mole is None else mole['num_experts']  # K, what the router has
+        self.num_experts = 0 if mole is None else mole['num_experts']  # K, as in the router
         self.compile_blocks = boolean(compile_blocks, 'compile_blocks')
         if self.compile_blocks:
             compile_branches(self.blocks)
@@ -184,10 +182,10 @@ class ElasticViT(BaseModule):
         self._freeze()
 
     def forward(self, images: Tensor, subnet: Subnet | None = None) -> tuple[Tensor, ...]:
-        """Features of ``subnet`` (the whole ``arch`` if None).
+        """Features of ``subnet`` (the full ``arch`` if None).
 
-        A block that the subnet does not have passes on what it is given: the output of a block
-        beyond its depth is that of its last one, so that every subnet gives as many features.
+        A block beyond the subnet's depth passes its input on, so its output is that of the last
+        block, and every subnet gives the same number of features.
 
         Args:
             images: (B, in_channels, img_size, img_size).
@@ -195,8 +193,8 @@ class ElasticViT(BaseModule):
 
         Returns:
             For each of ``out_indices`` a pooled feature (B, C), or with 'featmap' a map
-            (B, C, img_size / patch_size, img_size / patch_size); C is the subnet's width, and
-            patch_size its own.
+            (B, C, img_size / patch_size, img_size / patch_size), with the subnet's width C and
+            patch_size.
         """
         subnet = subnet or self.arch
         check_images(images, self.image_spec)
@@ -218,14 +216,14 @@ class ElasticViT(BaseModule):
         return tuple(form_output(tokens, self.out_type) for tokens in outputs.values())
 
     def train(self, mode: bool = True) -> 'ElasticViT':
-        """As in torch; frozen blocks stay in evaluation mode, without drop path."""
+        """As in torch, but frozen blocks stay in evaluation mode, without drop path."""
         super().train(mode)
         for part in self._frozen_parts():
             part.eval()
         return self
 
     def init_weights(self) -> None:
-        """As in MMEngine, but a pretrained file is read safely, and fits or is refused."""
+        """As in MMEngine, but a pretrained file is read safely and refused if it does not fit."""
         file = pretrained_file(self.init_cfg)
         if file is None:
             super().init_weights()
@@ -236,7 +234,12 @@ class ElasticViT(BaseModule):
     def check_fits(self, subnet: Subnet, what: str = 'subnet') -> None:
         """Raise :class:`UserError` unless ``subnet`` is a slice of this supernet."""
         subnet.check_fits(self.arch, what)
-        check_patch_size(subnet.patch_size, self.patch_sizes, what)
+        if subnet.patch_size not in (None, *self.patch_sizes):
+            raise UserError(
+                f'{what} does not fit: patch_size is {subnet.patch_size}, the supernet has '
+                f'{list(self.patch_sizes)}; choose one of them, or list it in patch_size of the '
+                'backbone'
+            )
 
     def check_space(self, space: SearchSpace, what: str) -> None:
         """Raise :class:`UserError` unless all subnets of ``space`` are slices of this supernet."""
@@ -245,15 +248,15 @@ class ElasticViT(BaseModule):
             self.check_fits(largest, f'the largest subnet of {what}')
 
     def patch_size_of(self, subnet: Subnet) -> int:
-        """Side of a patch in pixels: the subnet's own, or else the smallest there is."""
+        """Side of a patch in pixels: the subnet's own, by default the smallest."""
         return subnet.patch_size or self.patch_sizes[0]
 
     def positions(self, subnet: Subnet) -> Tensor:
-        """Position embedding of ``subnet``, (1, patches + 1, C), the class token's first."""
+        """Position embedding of ``subnet``, (1, patches + 1, C), class token first."""
         return self._grid_of(subnet).positions_in(self.pos_embed[..., : subnet.embed_dim])
 
     def active_blocks(self, subnet: Subnet) -> Iterator[tuple[ElasticBlock, tuple[int, int, int]]]:
-        """The blocks ``subnet`` runs, each with (embed_dim, num_heads, hidden_dim)."""
+        """Yield the blocks of ``subnet``, each with (embed_dim, num_heads, hidden_dim)."""
         widths = zip(subnet.num_heads, subnet.hidden_dims, strict=True)
         for block, (num_heads, hidden_dim) in zip(self.blocks, widths, strict=False):
             yield block, (subnet.embed_dim, num_heads, hidden_dim)
@@ -267,16 +270,16 @@ class ElasticViT(BaseModule):
                     layer.merge(gate, out_features, in_features)
 
     def unmerge_experts(self) -> None:
-        """Drop all merged weights; the bare supernet is left."""
+        """Drop all merged weights, which leaves the bare supernet."""
         for layer in self.mole_layers():
             layer.unmerge()
 
     def mole_layers(self) -> Iterator[MoLELinear]:
-        """The layers that hold experts; none without ``mole``."""
+        """The layers with experts; none without ``mole``."""
         return (layer for layer in self.modules() if isinstance(layer, MoLELinear))
 
     def _build_tokens(self, init_std: float) -> None:
-        """Patches, class token and positions."""
+        """Build patch embedding, class token and positions."""
         width, spec = self.arch.embed_dim, self.image_spec
         sides = {size: spec['img_size'] // size for size in self.patch_sizes}  # in patches
         finest = sides[self.patch_sizes[0]]
@@ -285,46 +288,35 @@ class ElasticViT(BaseModule):
         self.pos_embed = nn.Parameter(torch.empty(1, finest**2 + 1, width))
         nn.init.trunc_normal_(self.cls_token, std=init_std)
         nn.init.trunc_normal_(self.pos_embed, std=init_std)
-        self.grids = nn.ModuleDict(
-            {
-                str(size): PatchGrid(side, finest, spec['max_relative_position'], spec['head_dim'])
-                for size, side in sides.items()
-            }
-        )
+        self.grids = nn.ModuleDict()
+        for size, side in sides.items():
+            grid = PatchGrid(side, finest, spec['max_relative_position'], spec['head_dim'])
+            self.grids[str(size)] = grid
 
     def _grid_of(self, subnet: Subnet) -> PatchGrid:
         return self.grids[str(self.patch_size_of(subnet))]
 
-    def _build_blocks(
-        self, drop_path_rate: float, experts: list[dict], init_std: float
-    ) -> nn.ModuleList:
+    def _build_blocks(self, last_rate: float, experts: list[dict], std: float) -> nn.ModuleList:
         arch, spec = self.arch, self.image_spec
-        rates = np.linspace(0, drop_path_rate, arch.depth).tolist()
+        rates = np.linspace(0, last_rate, arch.depth).tolist()
+        attention = spec['head_dim'], spec['max_relative_position']
+        blocks = zip(arch.num_heads, arch.hidden_dims, rates, experts, strict=True)
         return nn.ModuleList(
             ElasticBlock(
-                arch.embed_dim,
-                num_heads,
-                hidden_dim,
-                spec['head_dim'],
-                spec['max_relative_position'],
-                rate,
-                linear_factory(block_experts, init_std),
-                init_std,
+                arch.embed_dim, heads, hidden, *attention, rate, linear_factory(own, std), std
             )
-            for num_heads, hidden_dim, rate, block_experts in zip(
-                arch.num_heads, arch.hidden_dims, rates, experts, strict=True
-            )
+            for heads, hidden, rate, own in blocks
         )
 
     def _frozen_parts(self) -> list[nn.Module]:
-        """The modules that ``frozen_stages`` keeps as they are."""
+        """The modules that ``frozen_stages`` freezes."""
         if self.frozen_stages < 0:
             return []
         norm = [self.norm] if self.frozen_stages == self.arch.depth else []
         return [self.patch_embed, *self.blocks[: self.frozen_stages], *norm]
 
     def _freeze(self) -> None:
-        """Take what ``frozen_stages`` names, tokens and positions with it, out of training."""
+        """Freeze these modules along with class token and positions."""
         for part in self._frozen_parts():
             part.requires_grad_(False)
         if self.frozen_stages >= 0:
@@ -333,14 +325,14 @@ class ElasticViT(BaseModule):
 
 
 def output_blocks(indices: int | Sequence[int], depth: int) -> tuple[int, ...]:
-    """Numbers of blocks from 0, of indices that may count from the end.
+    """Return block numbers from 0 for indices that may count from the end.
 
     Args:
-        indices: One index or several, each from ``-depth`` to ``depth - 1``.
+        indices: One or several, each from ``-depth`` to ``depth - 1``.
         depth: Number of blocks.
 
     Raises:
-        UserError: Unless they are such, in rising order, none twice.
+        UserError: If they are out of range, or their blocks do not rise.
     """
     several = isinstance(indices, Sequence) and not isinstance(indices, str)
     given = tuple(indices) if several else (indices,)
@@ -360,7 +352,7 @@ def output_blocks(indices: int | Sequence[int], depth: int) -> tuple[int, ...]:
 
 
 def frozen_stages_of(value: int, depth: int, num_experts: int) -> int:
-    """``value`` as a number of frozen blocks, or -1; raises :class:`UserError`."""
+    """Return ``value``, from -1 to ``depth``; raises :class:`UserError` otherwise."""
     if not _is_between(value, -1, depth):
         raise UserError(
             f'must be an integer from -1 to {depth}, the blocks of arch, got {value!r}',
@@ -368,14 +360,14 @@ def frozen_stages_of(value: int, depth: int, num_experts: int) -> int:
         )
     if value >= 0 and num_experts:
         raise UserError(
-            f'is {value}: with mole the whole supernet is frozen beside its experts; leave it out',
+            f'is {value}: with mole the supernet is frozen except for its experts; leave it out',
             'frozen_stages',
         )
     return int(value)
 
 
 def form_output(tokens: Tensor, out_type: str) -> Tensor:
-    """Tokens (B, 1 + H W, C) of a square as (B, C), or as a map (B, C, H, W)."""
+    """Pool tokens (B, 1 + H W, C) to (B, C), or form a square map (B, C, H, W)."""
     if out_type == 'cls_token':
         return tokens[:, 0]
     patches = tokens[:, 1:]
@@ -386,7 +378,7 @@ def form_output(tokens: Tensor, out_type: str) -> Tensor:
 
 
 def check_images(images: Tensor, spec: Mapping[str, int]) -> None:
-    """Raise :class:`UserError` unless images are as ``img_size`` and ``in_channels`` say."""
+    """Raise :class:`UserError` unless images fit ``img_size`` and ``in_channels``."""
     expected = (spec['in_channels'], spec['img_size'], spec['img_size'])
     if images.shape[1:] != expected:
         raise UserError(
@@ -395,23 +387,14 @@ def check_images(images: Tensor, spec: Mapping[str, int]) -> None:
         )
 
 
-def check_patch_size(size: int | None, allowed: Sequence[int], what: str) -> None:
-    """Raise :class:`UserError` unless the patch size of ``what`` is allowed, or left open."""
-    if size not in (None, *allowed):
-        raise UserError(
-            f'{what} does not fit: patch_size is {size}, the supernet has {list(allowed)}; choose '
-            'one of them, or list it in patch_size of the backbone'
-        )
-
-
 def compile_branches(blocks: nn.ModuleList) -> None:
     """Run ``attention`` and ``mlp`` of all blocks through ``torch.compile``.
 
-    They are compiled as functions of the class, so that blocks of the same widths share the code.
-    Drop path is in neither: its rate differs by block, and would be compiled in.
+    They are compiled as functions of the class, so blocks of the same widths share code. Drop path
+    is in neither: its rate differs by block and would be compiled in.
     """
-    # 8 shapes by default, too few for any space: T with three patch sizes has 108, and evaluation
-    # its own. torch has this setting for the process alone.
+    # The default of 8 shapes is too few for any space: T with three patch sizes has 108, and
+    # evaluation its own. torch has this setting only per process.
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, 512)
     kind = type(blocks[0])

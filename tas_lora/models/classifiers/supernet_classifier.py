@@ -1,4 +1,4 @@
-"""The supernet as a classifier: owner of the active subnet."""
+"""The supernet as a classifier with one active subnet."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from ..heads import ElasticClsHead, Router
 from ..heads.elastic_cls_head import check_labels
 from ..layers import expert_parameters
 
-# What the arguments may be that go on to others; None may stand for all but the first.
+# Types of the arguments passed on to MMPretrain; all but the first may be None.
 _KINDS = dict(
     backbone=(dict, nn.Module),
     neck=(dict, list, nn.Module),
@@ -32,21 +32,21 @@ _KINDS = dict(
 class SupernetClassifier(ImageClassifier):
     """MMPretrain's ``ImageClassifier`` around an ``ElasticViT``, of which it runs one subnet.
 
-    The active subnet is the one fact that changes. With a router, a forward always uses the
-    experts: merged before it by :meth:`merge_experts` (a hook does it once per iteration or
-    evaluation), or else for that call alone.
+    The active subnet is its only changing state. With a router, a forward always uses the
+    experts, merged beforehand by :meth:`merge_experts` (a hook does so once per iteration or
+    evaluation), or else for that call only.
 
     Args:
         backbone: Config of the ``tas_lora.ElasticViT``.
-        head: Config of the head, usually ``tas_lora.ElasticClsHead``, which gets its
-            ``in_channels`` from the backbone.
-        router: Config of the router of the experts, needed when the backbone has ``mole``.
-        freeze_supernet: With a router, train the experts and the router alone (TAS-LoRA).
+        head: Config of the head, usually ``tas_lora.ElasticClsHead``, whose ``in_channels``
+            default to the backbone's width.
+        router: Config of the router of the experts; required if the backbone has ``mole``.
+        freeze_supernet: With a router, train only the experts and the router (TAS-LoRA).
         **kwargs: As in ``ImageClassifier``: ``data_preprocessor``, ``train_cfg``, ...
 
     Raises:
-        UserError: If router and backbone disagree, a part cannot be built, or a label is none of
-            the head's classes.
+        UserError: If router and backbone disagree, a part cannot be built, or a label is not
+            among the head's classes.
     """
 
     def __init__(
@@ -71,7 +71,10 @@ class SupernetClassifier(ImageClassifier):
         for name, part in (('backbone', self.backbone), ('router', self.router)):
             _check_kind(part and part.init_cfg, f'{name}.init_cfg', _KINDS['init_cfg'])
         if boolean(freeze_supernet, 'freeze_supernet') and self.router is not None:
-            self._freeze_supernet()
+            self.requires_grad_(False)
+            self.router.requires_grad_(True)
+            for parameter in expert_parameters(self):
+                parameter.requires_grad_(True)
         self._subnet = self.backbone.arch
         if self.router is not None:
             self.backbone.check_space(self.router.space, 'router.space')
@@ -80,15 +83,15 @@ class SupernetClassifier(ImageClassifier):
 
     @property
     def subnet(self) -> Subnet:
-        """The active subnet; change it by :meth:`set_subnet`."""
+        """The active subnet; change it with :meth:`set_subnet`."""
         return self._subnet
 
     def set_subnet(self, subnet: Subnet | dict) -> None:
         """Make ``subnet`` the active one, and drop merged experts.
 
         Raises:
-            UserError: If it does not fit inside the supernet, or, with experts, if one of its
-                blocks belongs to no group.
+            UserError: If it does not fit inside the supernet, or if, with experts, a block of it
+                belongs to no group.
         """
         subnet = Subnet.coerce(subnet)
         self.backbone.check_fits(subnet)
@@ -98,9 +101,9 @@ class SupernetClassifier(ImageClassifier):
         self._subnet = subnet
 
     def merge_experts(self) -> None:
-        """Merge the experts for the active subnet, with the graph if gradients are on.
+        """Merge the experts for the active subnet, with a graph if gradients are enabled.
 
-        Does nothing without experts; merging again replaces the merge.
+        Without experts it does nothing. Merging again replaces the merged weights.
         """
         if self.router is None:
             return
@@ -118,16 +121,16 @@ class SupernetClassifier(ImageClassifier):
 
     @property
     def image_spec(self) -> dict:
-        """Keyword arguments with which ``count_params`` and ``count_flops`` count this model."""
+        """Keyword arguments of ``count_params`` and ``count_flops`` for this model."""
         return dict(**self.backbone.image_spec, num_classes=self.head.num_classes)
 
     def forward(self, inputs, data_samples=None, mode: str = 'tensor'):
-        """As ``ImageClassifier.forward``; ``mode='tensor'`` gives the logits (B, classes)."""
+        """As ``ImageClassifier.forward``; ``mode='tensor'`` returns the logits (B, classes)."""
         with self._experts_in_place():
             return super().forward(inputs, data_samples, mode)
 
     def extract_feat(self, inputs, stage: str = 'neck'):
-        """As ``ImageClassifier.extract_feat``, of the active subnet."""
+        """As ``ImageClassifier.extract_feat``, for the active subnet."""
         if stage not in ('backbone', 'neck', 'pre_logits'):
             raise UserError(f"stage must be 'backbone', 'neck' or 'pre_logits', got {stage!r}")
         with self._experts_in_place():
@@ -155,7 +158,7 @@ class SupernetClassifier(ImageClassifier):
                 head = MODELS.build((dict(in_channels=width) if ours else {}) | head)
         if head is not None and not isinstance(head, nn.Module):
             raise UserError(f'must be a dict with a type, got {head!r}', 'head')
-        channels = getattr(head, 'in_channels', width)  # a head need not have the attribute
+        channels = getattr(head, 'in_channels', width)  # some heads have no such attribute
         if channels != width:
             raise UserError(
                 f'is {channels}, the backbone is {width} wide; leave it out', 'head.in_channels'
@@ -185,21 +188,15 @@ class SupernetClassifier(ImageClassifier):
                 f'data_preprocessor.num_classes is {data.num_classes!r}, model.head.num_classes '
                 f'{classes}; set both to the classes of the data'
             )
-        # Before labels become one-hot, and before they go to a GPU, which fails without a word.
+        # Check before labels become one-hot, or go to a GPU, which would fail without a message.
         data.register_forward_pre_hook(self._check_labels)
 
     def _check_labels(self, _, inputs: tuple) -> None:
         check_labels(inputs[0].get('data_samples') or (), self.head.num_classes)
 
-    def _freeze_supernet(self) -> None:
-        self.requires_grad_(False)
-        self.router.requires_grad_(True)
-        for parameter in expert_parameters(self):
-            parameter.requires_grad_(True)
-
     def _adapt_state_dict(self, state_dict, prefix, *_) -> None:
         self.unmerge_experts()
-        if not prefix:  # as a part of a larger model, its names are not ours to judge
+        if not prefix:  # as part of a larger model, the names are not ours to check
             adapt_state_dict(state_dict, self.state_dict())
 
 
@@ -210,7 +207,7 @@ def _check_kind(value, field: str, kinds: tuple[type, ...]) -> None:
 
 
 def _refuse_pretrained(config, path: str = '') -> None:
-    """MMEngine loads such weights by unpickling whatever an address gives."""
+    """Refuse these configs: MMEngine unpickles whatever is at their address."""
     items = config.items() if isinstance(config, dict) else enumerate(config)
     for key, value in items:
         if value is not None and (key == 'pretrained' or (key, value) == ('type', 'Pretrained')):

@@ -12,7 +12,7 @@ from ..layers import ElasticLinear, check_weights
 
 
 def refuse_label(label: int, num_classes: int) -> None:
-    """Raise :class:`UserError` about a label that is none of the classes."""
+    """Raise :class:`UserError` about a label that is not among the classes."""
     raise UserError(
         f'the data has the label {label}, but there are {num_classes} classes, 0 to '
         f'{num_classes - 1}; set model.head.num_classes and data_preprocessor.num_classes to '
@@ -21,7 +21,7 @@ def refuse_label(label: int, num_classes: int) -> None:
 
 
 def check_labels(data_samples: list[DataSample], num_classes: int) -> None:
-    """Raise :class:`UserError` unless all labels of a batch are from 0 to below ``num_classes``."""
+    """Raise :class:`UserError` unless all labels of a batch are from 0 to ``num_classes`` - 1."""
     labels = [sample.gt_label.flatten() for sample in data_samples if 'gt_label' in sample]
     if labels:
         labels = torch.cat(labels)
@@ -38,12 +38,10 @@ class ElasticClsHead(LinearClsHead):
         num_classes: Number of classes.
         in_channels: The supernet's width.
         init_std: Standard deviation of the initial weights; the bias starts at 0.
-        topk: As in ``LinearClsHead``.
-        cal_acc: As there.
-        **kwargs: ``loss`` as there.
+        topk, cal_acc, **kwargs: As in ``LinearClsHead``.
 
     Raises:
-        UserError: If an argument is out of range, or on a label that is none of the classes.
+        UserError: If an argument is out of range, or a label is not among the classes.
     """
 
     def __init__(
@@ -68,10 +66,10 @@ class ElasticClsHead(LinearClsHead):
         self.fc = ElasticLinear(in_channels, num_classes, init_std=init_std)
 
     def loss_of_logits(self, logits: Tensor, data_samples: list[DataSample]) -> dict:
-        """As ``loss``, for logits (B, classes) that are at hand."""
+        """As ``loss``, from logits (B, classes)."""
         return self._get_loss(logits, data_samples)
 
     def _get_loss(self, cls_score: Tensor, data_samples: list[DataSample], **kwargs) -> dict:
-        if not cls_score.is_cuda:  # else this would wait for the GPU; the classifier has checked
+        if not cls_score.is_cuda:  # on a GPU this would wait; the classifier checks before
             check_labels(data_samples, self.num_classes)
         return super()._get_loss(cls_score, data_samples, **kwargs)

@@ -1,4 +1,4 @@
-"""Groups of blocks: which router head a block goes through, and which expert it starts with."""
+"""Groups of blocks, which choose the router head and the initial expert of a block."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -30,18 +30,22 @@ def block_attributes(subnet: Subnet, block: int, attributes: Sequence[str]) -> t
 
 
 def checked_attributes(values, space: SearchSpace) -> tuple[str, ...]:
-    """``values``, some of :data:`ATTRIBUTES` that ``space`` has; raises :class:`UserError`."""
+    """Return some of :data:`ATTRIBUTES` that ``space`` has; raises :class:`UserError` otherwise."""
     attributes = some_of(values, 'attributes', ATTRIBUTES)
     if 'patch_size' in attributes and space.patch_size is None:
-        raise UserError("has 'patch_size', which the space leaves open; add choices", 'attributes')
+        raise UserError(
+            "has 'patch_size', of which the space has no choices; add some", 'attributes'
+        )
     return attributes
 
 
 class BlockGroups:
-    """A partition of the blocks of all subnets; its length is the number of groups K."""
+    """Partition of the blocks of all subnets; its length is the number of groups K."""
+
+    num_groups: int
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return self.num_groups
 
     def __call__(self, subnet: Subnet) -> list[int]:
         """Group of every block."""
@@ -50,15 +54,15 @@ class BlockGroups:
 
 @TASK_UTILS.register_module()
 class ArchitectureGroups(BlockGroups):
-    """Blocks that agree in ``attributes`` share a group (TAS-LoRA's grouping).
+    """Blocks with equal ``attributes`` share a group (TAS-LoRA's grouping).
 
     Args:
         space: The search space, or its dict.
-        attributes: Out of 'num_heads', 'mlp_ratio', 'embed_dim', 'depth', and 'patch_size' where
+        attributes: Some of 'num_heads', 'mlp_ratio', 'embed_dim', 'depth', and 'patch_size' if
             the space has several.
-        clusters: Choices of an attribute to be taken as one, e.g.
-            ``dict(embed_dim=[[192, 216], [240]])``, so that K falls: an answer to a limitation
-            the paper names. Every choice must be in one cluster.
+        clusters: Choices of an attribute to treat as one, e.g.
+            ``dict(embed_dim=[[192, 216], [240]])``. This lowers K, which the paper names as a
+            limitation. Every choice must be in one cluster.
     """
 
     def __init__(
@@ -71,32 +75,24 @@ class ArchitectureGroups(BlockGroups):
         self.attributes = checked_attributes(attributes, self.space)
         clusters = {} if clusters is None else clusters
         self._check_clusters(clusters)
-        # For each attribute the cluster of each choice; on its own unless clustered.
-        self._cluster = [
-            {
-                choice: i
-                for i, members in enumerate(clusters.get(name, [[c] for c in choices]))
-                for choice in members
-            }
-            for name, choices in ((n, getattr(self.space, n)) for n in self.attributes)
-        ]
-        sizes = [len(set(clusters.values())) for clusters in self._cluster]
+        self._cluster = []  # index of the cluster of each choice, for each attribute
+        sizes = []
+        for name in self.attributes:
+            lists = clusters.get(name, [[choice] for choice in getattr(self.space, name)])
+            self._cluster.append({choice: i for i, one in enumerate(lists) for choice in one})
+            sizes.append(len(lists))
         self._group = {key: g for g, key in enumerate(product(*map(range, sizes)))}
-
-    def __len__(self) -> int:
-        return len(self._group)
+        self.num_groups = len(self._group)
 
     def __call__(self, subnet: Subnet) -> list[int]:
-        """Group of every block.
-
-        Raises:
-            UserError: If a block belongs to no group.
-        """
+        """Group of every block; raises :class:`UserError` if a block belongs to none."""
         return [self._group_of(subnet, block) for block in range(subnet.depth)]
 
     def _group_of(self, subnet: Subnet, block: int) -> int:
         values = block_attributes(subnet, block, self.attributes)
-        if any(v not in cluster for v, cluster in zip(values, self._cluster, strict=True)):
+        try:
+            return self._group[tuple(c[v] for c, v in zip(self._cluster, values, strict=True))]
+        except KeyError:
             has = ', '.join(
                 f'{n} {v if v is None else format(v, "g")}'
                 for n, v in zip(self.attributes, values, strict=True)
@@ -105,8 +101,7 @@ class ArchitectureGroups(BlockGroups):
             raise UserError(
                 f'block {block} of the subnet ({has}) belongs to no group of experts; '
                 f'choose from {choices}'
-            )
-        return self._group[tuple(c[v] for c, v in zip(self._cluster, values, strict=True))]
+            ) from None
 
     def _check_clusters(self, clusters: Mapping) -> None:
         if not isinstance(clusters, Mapping):
@@ -117,19 +112,16 @@ class ArchitectureGroups(BlockGroups):
             choices = list(getattr(self.space, name))
             if not _is_partition(members, choices):
                 raise UserError(
-                    f'must hold every choice once: {choices}, in lists of those to be taken as '
-                    f'one, got {members!r}',
+                    f'must hold every choice once: {choices}, in lists of those to treat as one, '
+                    f'got {members!r}',
                     f'clusters.{name}',
                 )
 
 
 def _is_partition(members, choices: list) -> bool:
-    """Whether ``members`` are lists, none empty, that hold each of ``choices`` once."""
-
-    def is_list(value) -> bool:
-        return isinstance(value, (list, tuple)) and bool(value)
-
-    if not is_list(members) or not all(map(is_list, members)):
+    """Whether ``members`` are non-empty lists that hold each of ``choices`` once."""
+    lists = [members, *members] if isinstance(members, (list, tuple)) else [None]
+    if not all(isinstance(value, (list, tuple)) and value for value in lists):
         return False
     clustered = [choice for cluster in members for choice in cluster]
     return len(clustered) == len(choices) and all(choice in clustered for choice in choices)
@@ -137,13 +129,13 @@ def _is_partition(members, choices: list) -> bool:
 
 @TASK_UTILS.register_module()
 class RandomGroups(BlockGroups):
-    """Every block of every subnet falls in a seeded random group (the paper's control).
+    """Every block of every subnet is in a seeded random group (the paper's control).
 
-    The group is a function of seed, subnet and position, so it is the same at each visit, on
-    each rank and machine.
+    The group depends only on seed, subnet and position, so it is the same at each visit, rank
+    and machine.
 
     Args:
-        space: Not used; all groupings are built alike.
+        space: Not used; all groupings have it.
         num_groups: Number of groups K.
         seed: Seed of the assignment.
     """
@@ -151,9 +143,6 @@ class RandomGroups(BlockGroups):
     def __init__(self, space: SearchSpace | dict, num_groups: int, seed: int = 0):
         self.num_groups = positive(num_groups, 'num_groups', int)
         self.seed = natural(seed, 'seed')
-
-    def __len__(self) -> int:
-        return self.num_groups
 
     def __call__(self, subnet: Subnet) -> list[int]:
         """Group of every block."""
@@ -164,10 +153,10 @@ class RandomGroups(BlockGroups):
 
 @TASK_UTILS.register_module()
 class ParamCountGroups(BlockGroups):
-    """Subnets of similar size share a group, in all their blocks (the paper's control).
+    """All blocks of subnets of similar size share a group (the paper's control).
 
-    The bounds are quantiles over uniformly drawn subnets, so that each group is visited equally
-    often. How the paper draws them is not published.
+    The bounds are quantiles over uniformly drawn subnets, so each group is visited equally often.
+    The paper does not say how it draws them.
 
     Args:
         space: The search space, or its dict.
@@ -179,7 +168,7 @@ class ParamCountGroups(BlockGroups):
     def __init__(
         self, space: SearchSpace | dict, num_groups: int, samples: int = 4096, seed: int = 0
     ):
-        # As many subnets are drawn, hence the limit; more groups than subnets would be empty.
+        # Each sample is a subnet, hence the limit; more groups than samples would be empty.
         samples = positive(samples, 'samples', int, most=10**6)
         self.num_groups = positive(num_groups, 'num_groups', int, samples)
         rng = np.random.default_rng(natural(seed, 'seed'))
@@ -188,10 +177,7 @@ class ParamCountGroups(BlockGroups):
         inner = np.linspace(0, 1, self.num_groups + 1)[1:-1]
         self.bounds = np.quantile(counts, inner)
 
-    def __len__(self) -> int:
-        return self.num_groups
-
     def __call__(self, subnet: Subnet) -> list[int]:
-        """Group of every block, the same for all."""
+        """Group of every block."""
         group = int(np.searchsorted(self.bounds, count_params(subnet), side='right'))
         return [group] * subnet.depth

@@ -1,4 +1,4 @@
-"""The router of TAS-LoRA: reads an architecture, answers with mixture weights."""
+"""The router of TAS-LoRA: from an architecture to mixture weights."""
 
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -25,10 +25,10 @@ LAYERS_PER_BLOCK = len(LAYER_KINDS)
 
 
 def group_wise_bias(num_experts: int, num_blocks: int, beta: float) -> Tensor:
-    """Initial biases c' of the router heads, one head a group (group-wise initialisation).
+    """Initial biases c' of the router heads, one head per group (group-wise initialisation).
 
-    Zero, but ``beta`` at the expert assigned to the group: expert g to group g. With zero
-    weights the softmax is then e^beta / (e^beta + K - 1) on that expert.
+    They are zero, except for ``beta`` at expert g of group g. With zero weights the softmax is
+    then e^beta / (e^beta + K - 1) at that expert.
 
     Returns:
         (groups, blocks, layers, K), with as many groups as experts.
@@ -38,33 +38,33 @@ def group_wise_bias(num_experts: int, num_blocks: int, beta: float) -> Tensor:
 
 
 class Router(BaseModule):
-    """What gives every layer of a subnet its mixture weights."""
+    """Base class: gives every layer of a subnet its mixture weights."""
 
 
 class RouterHead(Router):
-    """From the blocks of a subnet to mixture weights; how blocks are encoded is left open.
+    """From the blocks of a subnet to mixture weights; subclasses define the encoder.
 
-    Each block's attributes and the subnet's are embedded, a learned vector per choice; those of
-    one level are summed, the two levels concatenated. The encoder turns the sequence into one
-    hidden state a block, which goes through a linear head per (position, layer kind) and a
-    softmax. Sizes follow from the published parameter counts: the paper does not print them.
+    Every attribute of a block or of the subnet has a learned embedding per choice. Embeddings are
+    summed within each of the two levels, then concatenated. The encoder turns the sequence into
+    one hidden state per block, which goes through a linear head per (position, layer kind) and a
+    softmax. The paper does not print the sizes; they follow from its parameter counts.
 
     Args:
         space: The search space, or its dict.
-        attributes: What the router reads and, by default, groups by, out of 'num_heads',
-            'mlp_ratio', 'embed_dim', 'depth', and 'patch_size' where the space has several.
-        init: 'group_wise': each group of blocks has a head of its own, which starts at the
-            group's own expert, so that K is the number of groups. 'random': one head for all.
+        attributes: Input of the router and, by default, of the grouping. Some of 'num_heads',
+            'mlp_ratio', 'embed_dim', 'depth', and 'patch_size' if the space has several.
+        init: 'group_wise': each group of blocks has its own head, which starts at the group's
+            own expert, so K is the number of groups. 'random': one head for all.
         grouping: Config of the groups, by default ``tas_lora.ArchitectureGroups`` of the
             attributes.
-        num_experts: K, by default the number of groups; another one needs ``init='random'``.
+        num_experts: K, by default the number of groups; any other needs ``init='random'``.
         hidden_size: Width d of the hidden state and of each embedding.
         beta: Initial logit of the expert assigned to a group.
         init_cfg: MMEngine's initialisation config.
 
     Raises:
-        UserError: On an attribute or ``init`` that does not exist, or a K that is not the
-            number of groups.
+        UserError: On an unknown attribute or ``init``, or if K must be the number of groups and
+            is not.
     """
 
     def __init__(
@@ -93,21 +93,21 @@ class RouterHead(Router):
         self._build_heads(init, shape, positive(beta, 'beta', float))
 
     def build_encoder(self, in_features: int, hidden_size: int) -> nn.Module:
-        """The module that :meth:`encode` runs; variants differ in these two."""
+        """Build the module that :meth:`encode` runs."""
         raise NotImplementedError
 
     def encode(self, x: Tensor) -> Tensor:
-        """Map (L, in_features), one row a block, to hidden states (L, d)."""
+        """Map (L, in_features), one row per block, to hidden states (L, d)."""
         raise NotImplementedError
 
     def forward(self, subnet: Subnet) -> Tensor:
         """Mixture weights of every layer of ``subnet``.
 
         Returns:
-            (L, 4, K), each last axis on the simplex; layers in the order qkv, proj, fc1, fc2.
+            (L, 4, K), the last axis on the simplex; layers in the order qkv, proj, fc1, fc2.
 
         Raises:
-            UserError: If a block is outside the space's choices, or belongs to no group.
+            UserError: If a block is outside the space's choices, or in no group.
         """
         head, block = self.head_of_blocks(subnet), torch.arange(subnet.depth)
         hidden = self.encode(self._embed(subnet))  # (L, d)
@@ -115,7 +115,7 @@ class RouterHead(Router):
         return (logits + self.head_bias[head, block]).softmax(dim=-1)
 
     def head_of_blocks(self, subnet: Subnet) -> list[int]:
-        """Index of the head that every block goes through."""
+        """Index of the head of every block."""
         self.check(subnet)
         if len(self.head_weight) == 1:
             return [0] * subnet.depth
@@ -128,7 +128,7 @@ class RouterHead(Router):
                 f'the subnet has {subnet.depth} blocks, the router {self.num_blocks} positions; '
                 f'choose a depth of {self.space.depth}'
             )
-        self._readable_groups(subnet)  # refuses what has no embedding
+        self._readable_groups(subnet)  # raises if a choice has no embedding
         self.groups(subnet)
 
     def _build_groups(self, grouping: dict | None):
@@ -149,13 +149,13 @@ class RouterHead(Router):
         if init == 'group_wise' and num_experts != len(self.groups):
             raise UserError(
                 f'is {num_experts}, but there are {len(self.groups)} groups; with '
-                "init='group_wise' they are as many",
+                "init='group_wise' both must be equal",
                 'num_experts',
             )
         return num_experts
 
     def _head_shape(self, init: str, hidden_size: int) -> tuple[int, ...]:
-        """(heads, blocks, layers, d, K), refused if it or the encoder needs too much memory."""
+        """(heads, blocks, layers, d, K); raises an error if heads or encoder are too large."""
         heads = self.num_experts if init == 'group_wise' else 1
         shape = (heads, self.num_blocks, LAYERS_PER_BLOCK, hidden_size, self.num_experts)
         check_weights(prod(shape) + 16 * hidden_size**2, 'hidden_size or groups')
@@ -171,12 +171,12 @@ class RouterHead(Router):
                 nn.init.uniform_(parameter, -(shape[-2] ** -0.5), shape[-2] ** -0.5)
 
     def _levels(self) -> list[list[str]]:
-        """The attributes of each level, block and subnet, levels without any left out."""
+        """The attributes of each level, block and subnet; empty levels are left out."""
         levels = (BLOCK_ATTRIBUTES, SUBNET_ATTRIBUTES)
         return [used for level in levels if (used := [n for n in self.attributes if n in level])]
 
     def _embed(self, subnet: Subnet) -> Tensor:
-        """Input of the encoder, one row a block: (L, levels x d)."""
+        """Input of the encoder, one row per block: (L, levels x d)."""
         blocks = [block_attributes(subnet, b, self.attributes) for b in range(subnet.depth)]
         embedded = {}
         for name, values in zip(self.attributes, zip(*blocks, strict=True), strict=True):
@@ -190,9 +190,11 @@ class RouterHead(Router):
 class LSTMRouterHead(RouterHead):
     """The paper's router: one LSTM layer over the blocks. Arguments as :class:`RouterHead`."""
 
+    layer = nn.LSTM
+
     def build_encoder(self, in_features: int, hidden_size: int) -> nn.Module:
-        """One LSTM layer."""
-        return nn.LSTM(in_features, hidden_size)
+        """One recurrent layer."""
+        return self.layer(in_features, hidden_size)
 
     def encode(self, x: Tensor) -> Tensor:
         """Hidden states of the sequence of blocks."""
@@ -201,18 +203,16 @@ class LSTMRouterHead(RouterHead):
 
 @MODELS.register_module()
 class GRURouterHead(LSTMRouterHead):
-    """A GRU in place of the LSTM. Arguments as :class:`RouterHead`."""
+    """A GRU instead of the LSTM. Arguments as :class:`RouterHead`."""
 
-    def build_encoder(self, in_features: int, hidden_size: int) -> nn.Module:
-        """One GRU layer."""
-        return nn.GRU(in_features, hidden_size)
+    layer = nn.GRU
 
 
 @MODELS.register_module()
 class MLPRouterHead(RouterHead):
-    """Each block on its own through two linear layers: a router that does not see its neighbours.
+    """Two linear layers on each block alone: a router that does not see neighbouring blocks.
 
-    Arguments as :class:`RouterHead`. The paper does not print its MLP's sizes.
+    Arguments as :class:`RouterHead`. The paper does not print the sizes of its MLP.
     """
 
     def build_encoder(self, in_features: int, hidden_size: int) -> nn.Module:

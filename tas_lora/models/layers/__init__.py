@@ -18,7 +18,7 @@ from .mole import (
     recomputed,
 )
 from .patch_grid import PatchGrid, finest_positions
-from .size_checks import check_supernet, check_weights, checked_patch_sizes, checked_sizes
+from .size_checks import check_supernet, check_weights, checked_patch_sizes
 
 __all__ = [
     'LAYER_KINDS',
@@ -33,7 +33,6 @@ __all__ = [
     'check_supernet',
     'check_weights',
     'checked_patch_sizes',
-    'checked_sizes',
     'expert_parameters',
     'expert_sizes',
     'finest_positions',

@@ -1,4 +1,4 @@
-"""How many experts, of which rank, each linear layer gets."""
+"""Number and rank of the experts of each linear layer."""
 
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -8,21 +8,21 @@ from ...checks import positive, positives, some_of, within
 from ...errors import UserError
 from ...provenance import read_json
 
-LAYER_KINDS = ('qkv', 'proj', 'fc1', 'fc2')  # of a block, in the order of the router's rows
+LAYER_KINDS = ('qkv', 'proj', 'fc1', 'fc2')  # of a block, in the order of the router's output
 _OPTIONS = ('num_experts', 'rank', 'layers', 'layer_experts', 'importance')
-_MOST = 4096  # experts, and ranks: they are dealt out one by one
+_MOST = 4096  # experts, and ranks: they are allocated one by one
 
 
 def allocate(scores: Sequence[float], mean: int, most: int | None = None) -> list[int]:
-    """Whole numbers from 1 up to ``most``, in proportion to ``scores``, with the given mean.
+    """Return integers from 1 to ``most``, in proportion to ``scores``, with the given mean.
 
-    Each starts with 1; the rest goes, one by one, to the one with the most score for each it has
-    (Adams' method, by which seats go to parties). On equal scores: the same for all.
+    Each score gets 1. The rest goes, one by one, to the score with the largest quotient of score
+    and count (Adams' method of apportionment). Equal scores get equal numbers.
     """
     counts = [1] * len(scores)
     for _ in range((mean - 1) * len(scores)):
         open_ = [i for i, count in enumerate(counts) if most is None or count < most]
-        # Quotients of unlike scores may round to one number; the larger score then comes first.
+        # Quotients of different scores may round to the same number: the larger score goes first.
         counts[max(open_, key=lambda i: (scores[i] / counts[i], -counts[i], scores[i]))] += 1
     return counts
 
@@ -31,17 +31,17 @@ def expert_sizes(mole: Mapping | None, depth: int) -> list[dict[str, tuple[int, 
     """Number of experts and rank of every layer that has experts.
 
     Args:
-        mole: ``num_experts``, K, and ``rank``, R, for each linear layer. With ``layers``, such as
-            ``('qkv', 'fc1')``, only the kinds named have experts. With ``importance``, one score
-            for each layer, (depth, 4), or a JSON file of them, R is the mean rank, and
-            ``layer_experts`` the mean number of experts: both go by the scores. None: no experts.
+        mole: ``num_experts`` K and ``rank`` R of each linear layer; None for no experts. With
+            ``layers``, such as ``('qkv', 'fc1')``, only these kinds have experts. ``importance``
+            is one score per layer, (depth, 4), or a JSON file of them: ranks, with mean R, and
+            numbers of experts, with mean ``layer_experts``, are then proportional to the scores.
         depth: Number of blocks.
 
     Returns:
-        For each block, by layer kind, (experts, rank).
+        (experts, rank) by layer kind, for each block.
 
     Raises:
-        UserError: On an option that does not exist or makes no sense.
+        UserError: On an unknown option or an invalid value.
     """
     if mole is None:
         return [{}] * depth
@@ -69,7 +69,7 @@ def _expert_sizes(mole: Mapping, depth: int) -> list[dict[str, tuple[int, int]]]
 
 
 def _scores(importance, depth: int) -> list[list[float]]:
-    """Importance of every layer, (depth, 4); the same for all if none is given."""
+    """Importance of every layer, (depth, 4); equal if none is given."""
     if importance is None:
         return [[1.0] * len(LAYER_KINDS)] * depth
     where = 'importance'
@@ -82,7 +82,7 @@ def _scores(importance, depth: int) -> list[list[float]]:
         scores = []
     if len(scores) != depth or any(len(block) != len(LAYER_KINDS) for block in scores):
         raise UserError(
-            f'must hold {depth} lists, one a block, of {len(LAYER_KINDS)} positive numbers, for '
+            f'must hold {depth} lists, one per block, of {len(LAYER_KINDS)} positive numbers, for '
             f'{", ".join(LAYER_KINDS)}, got {reprlib.repr(importance)}',
             where,
         )

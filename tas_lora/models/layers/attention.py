@@ -1,7 +1,7 @@
 """Elastic self-attention with 2-D relative positions, as in AutoFormer.
 
 :func:`relative_attention` is the definition, and the reference of the tests;
-:func:`fused_relative_attention` gives the same through one attention without positions.
+:func:`fused_relative_attention` computes the same as one attention without positions.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from .elastic import ElasticLinear
 from .gathered import gathered_product
 
-_LOGITS_AT_ONCE = 2**21  # 4 MiB in bfloat16, which processors keep in cache
+_LOGITS_AT_ONCE = 2**21  # 4 MiB in bfloat16, which fits into a CPU cache
 
 
 def relative_index(grid: int, max_offset: int) -> tuple[Tensor, Tensor]:
-    """Rows of the tables of :class:`RelativePosition2D`, for every pair of tokens.
+    """Row in the tables of :class:`RelativePosition2D` for every pair of tokens.
 
     Token 0 is the class token; patch p sits in row ``p // grid`` and column ``p % grid``. The
-    offset is key minus query, clipped to +-``max_offset``, shifted to 1..2R+1; pairs with the
+    offset is key minus query, clipped to +-``max_offset`` and shifted to 1..2R+1. Pairs with the
     class token use row 0.
 
     Args:
@@ -57,10 +57,10 @@ def relative_attention(q: Tensor, k: Tensor, v: Tensor, rel_k: Tensor, rel_v: Te
 
 
 def token_index(grid: int, max_offset: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """What :func:`fused_relative_attention` needs to know of the grid.
+    """Indices of the grid for :func:`fused_relative_attention`.
 
-    Every token has W columns: one for each row of patches, one for each column of patches, and
-    some to make ``head_dim`` + W a multiple of 16, which kernels like.
+    Every token has W entries: one for each row of patches, one for each column of patches, and
+    padding that makes ``head_dim`` + W a multiple of 16, which is fast in kernels.
 
     Args:
         grid: Patches along a side, G.
@@ -70,7 +70,7 @@ def token_index(grid: int, max_offset: int, head_dim: int) -> tuple[Tensor, Tens
     Returns:
         Index (N, W) into :meth:`RelativePosition2D.from_class_token`: the offset from the token to
         each row and column of patches; 0 for the class token and for padding. Marks (N, W): 1 at
-        the row and the column a token is in, none for the class token.
+        the row and the column of a token, none for the class token.
     """
     line, patch = torch.arange(grid), torch.arange(grid * grid)
     rows, columns = patch // grid, patch % grid
@@ -85,12 +85,11 @@ def token_index(grid: int, max_offset: int, head_dim: int) -> tuple[Tensor, Tens
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """softmax(scale q k^T) v by torch's kernel, but for bfloat16 on a processor.
+    """softmax(scale q k^T) v by torch's kernel, except for bfloat16 on a CPU without gradients.
 
-    There the kernel is as slow as in float32 (on an EPYC with AVX512-BF16). Without gradients two
-    products take 0.55 to 0.65 of its time, on some images after others, so that their logits stay
-    in cache. Logits are rounded as all products in bfloat16 are, by up to 2**-8 of their size,
-    where the kernel keeps them exact.
+    There the kernel is as slow as in float32 (on an EPYC with AVX512-BF16). Two products take 0.55
+    to 0.65 of its time, on a few images at a time so that their logits stay in cache. They round
+    logits to bfloat16, by up to 2**-8 of their size, where the kernel keeps them exact.
 
     Args:
         q, k, v: (B, H, N, D).
@@ -113,20 +112,20 @@ def fused_relative_attention(
     cls_v: Tensor,
     rel_index: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """:func:`relative_attention` by one attention over wider heads, exactly.
+    """Compute :func:`relative_attention` exactly, as one attention over wider heads.
 
     Softmax ignores what all keys of a query share, so RK_ij may be taken relative to the class
-    token's: what is left is a vector for the row j is in and one for its column. Queries are
-    widened by their products with these vectors, keys by the marks of their row and column: the
-    product of both is the logit. Values are widened by the marks, too, so that the output holds
-    how much attention each row and column got, which weighs their value vectors.
+    token's. What is left is one vector for the row of j and one for its column. Queries are
+    extended by their products with these vectors, keys by the marks of their row and column, so
+    that the product of both is the logit. Values are also extended by the marks. The output then
+    holds how much attention each row and column got, which weights their value vectors.
 
     Args:
         q, k, v: (B, H, N, D).
         rel_k, rel_v: Key and value vectors of every vertical and horizontal offset, relative to
             the class token's: (4R + 4, D).
         cls_v: The class token's value vector, (D,).
-        rel_index: Of :func:`token_index`.
+        rel_index: From :func:`token_index`.
 
     Returns:
         (B, H, N, D).
@@ -140,11 +139,11 @@ def fused_relative_attention(
 
 
 def without_key_gradient(bias: Tensor, width: int) -> Tensor:
-    """The first 3 x ``width`` entries of a qkv bias, the key part cut from the graph.
+    """The first 3 x ``width`` entries of a qkv bias, with the key part detached.
 
     A key bias shifts all logits of a query alike, which the softmax ignores: its gradient is
-    zero but for rounding. AdamW would scale that noise up to full steps, and into entries that
-    subnets with another head count use as query or value biases.
+    zero except for rounding. AdamW would scale that noise up to full steps, in entries that
+    subnets with another number of heads use as query or value biases.
     """
     query, key, value = bias[: 3 * width].view(3, width)
     return torch.cat([query, key.detach(), value])
@@ -167,11 +166,11 @@ class RelativePosition2D(nn.Module):
         nn.init.trunc_normal_(self.horizontal, std=init_std)
 
     def forward(self, index: tuple[Tensor, Tensor]) -> Tensor:
-        """Embedding of every pair of tokens, (N, N, D), by :func:`relative_index`."""
+        """Embedding of every pair of tokens, (N, N, D), from :func:`relative_index`."""
         return self.vertical[index[0]] + self.horizontal[index[1]]
 
     def from_class_token(self) -> Tensor:
-        """Both tables, (4R + 4, D), relative to their rows of the class token, which are row 0."""
+        """Both tables, (4R + 4, D), each relative to its row 0, the class token's."""
         return torch.cat([table - table[0] for table in (self.vertical, self.horizontal)])
 
     def of_class_token(self) -> Tensor:
@@ -180,7 +179,7 @@ class RelativePosition2D(nn.Module):
 
 
 class ElasticAttention(nn.Module):
-    """Multi-head attention of which a subnet uses the first heads; the head width is fixed.
+    """Multi-head attention of which a subnet uses the first heads, of fixed width.
 
     Args:
         embed_dim: Full width C.
@@ -214,7 +213,7 @@ class ElasticAttention(nn.Module):
         Args:
             x: (B, N, C).
             num_heads: H.
-            rel_index: Of :func:`token_index`.
+            rel_index: From :func:`token_index`.
         """
         B, N, C = x.shape
         inner = num_heads * self.head_dim
@@ -225,7 +224,7 @@ class ElasticAttention(nn.Module):
         return self.proj(y.transpose(1, 2).flatten(2), C)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rel_index: tuple[Tensor, Tensor]) -> Tensor:
-        """Attention of each head, (B, H, N, D) each."""
+        """Attention of each head; all of shape (B, H, N, D)."""
         rel_k, rel_v = self.rel_pos_k.from_class_token(), self.rel_pos_v.from_class_token()
         cls_v = self.rel_pos_v.of_class_token()
         return fused_relative_attention(q, k, v, rel_k, rel_v, cls_v, rel_index)

@@ -1,7 +1,7 @@
 """Layers whose weights are used as prefix slices (weight entanglement, AutoFormer).
 
-An elastic layer reads its input width from its input; only an output width is passed. Called
-at full size it is the ordinary layer.
+An elastic layer reads its input width from its input, so only the output width is passed. At
+full size it equals the ordinary layer.
 """
 
 import torch
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 
 def slice_weight(weight: Tensor, out_features: int, in_features: int) -> Tensor:
-    """The slice of ``weight`` for a subnet, as a matrix.
+    """Slice ``weight`` for a subnet, as a matrix.
 
     Args:
-        weight: (O, I), or (P, O, I) for P parts side by side (query, key, value).
+        weight: (O, I), or (P, O, I) for P parts (query, key, value).
         out_features: Rows o kept of each part.
         in_features: Columns i kept.
 
     Returns:
-        (o, i), a view; or (P o, i).
+        (o, i), a view, or (P o, i).
     """
     return weight[..., :out_features, :in_features].flatten(0, -2)
 
@@ -26,9 +26,9 @@ def slice_weight(weight: Tensor, out_features: int, in_features: int) -> Tensor:
 class ElasticLinear(nn.Module):
     """Linear layer of which a subnet uses the first rows and columns.
 
-    With ``parts`` P > 1 it holds P maps of the same input, each sliced alike, whose outputs are
-    concatenated. The bias then follows AutoFormer: one vector, of which the first P o entries
-    are used in order, so that which entry belongs to which channel depends on o.
+    With ``parts`` P > 1 it holds P maps of the same input, sliced alike, and concatenates their
+    outputs. The bias then follows AutoFormer: it is one vector of which the first P o entries are
+    used in order, so the entry of a channel depends on o.
 
     Args:
         in_features: Full input width I.
@@ -50,7 +50,7 @@ class ElasticLinear(nn.Module):
     ) -> Tensor:
         """Map (..., i) to (..., P o), where o is ``out_features`` or the full O.
 
-        ``bias`` (P o,) takes the place of the layer's own.
+        ``bias`` (P o,) replaces the layer's own.
         """
         out_features = out_features or self.out_features
         weight = self.sliced_weight(out_features, x.shape[-1])
@@ -68,7 +68,7 @@ class ElasticLinear(nn.Module):
 
 
 class ElasticLayerNorm(nn.LayerNorm):
-    """LayerNorm over the live channels only, (..., c) -> (..., c); eps 1e-5 as AutoFormer."""
+    """LayerNorm over the active channels, (..., c) -> (..., c); eps 1e-5 as in AutoFormer."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., c) to itself."""
@@ -77,7 +77,7 @@ class ElasticLayerNorm(nn.LayerNorm):
 
 
 class ElasticPatchEmbed(nn.Conv2d):
-    """Image to patch tokens, sliced on output channels and on the sides of a patch.
+    """Patch embedding, sliced in output channels and in both sides of a patch.
 
     Args:
         in_channels: Image channels.

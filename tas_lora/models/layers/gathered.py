@@ -1,4 +1,4 @@
-"""Products with vectors gathered from a table, of which autograd keeps the table alone."""
+"""Products with vectors gathered from a table, for which autograd keeps only the table."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class _GatheredProduct(torch.autograd.Function):
-    """Product of (N, M, ·) with (N, W, D) vectors, which are gathered again in the backward."""
+    """Product of (N, M, ·) with (N, W, D) vectors, which the backward gathers again."""
 
     @staticmethod
     def forward(ctx, x, table, index, transposed):
@@ -22,7 +22,7 @@ class _GatheredProduct(torch.autograd.Function):
         if x is not None:
             by_line, by_width = (grad, x) if ctx.transposed else (x, grad)
             pairs = by_line.transpose(1, 2) @ by_width.to(by_line.dtype)  # (N, W, D)
-            # What the gradient of F.embedding is: the same at each run on a GPU, too.
+            # The gradient of F.embedding, which is deterministic on a GPU also.
             grad_table = torch.ops.aten.embedding_dense_backward(
                 pairs.to(table.dtype), index, len(table), -1, False
             )
@@ -31,20 +31,20 @@ class _GatheredProduct(torch.autograd.Function):
 
 
 def _gather(table: Tensor, index: Tensor, like: Tensor) -> Tensor:
-    # Autocast is off in the backward: both sides must be of one type by themselves.
+    # Autocast is off in the backward, so cast both sides to one type here.
     return F.embedding(index, table.to(like.dtype))
 
 
 def gathered_product(x: Tensor, table: Tensor, index: Tensor, transposed: bool = False) -> Tensor:
-    """What each token makes of its own vectors, T_nw = table[index_nw].
+    """Multiply each token with its own vectors, T_nw = table[index_nw].
 
-    Those of all tokens take far more memory than the table.
+    The vectors of all tokens would take far more memory than the table.
 
     Args:
         x: (B, H, N, W), or with ``transposed`` (B, H, N, D).
         table: (rows, D).
         index: (N, W).
-        transposed: Multiply with the vectors rather than weigh them.
+        transposed: Take the dot product with each vector instead of their weighted sum.
 
     Returns:
         sum_w x_nw T_nw, (B, H, N, D); with ``transposed`` x_n . T_nw, (B, H, N, W).

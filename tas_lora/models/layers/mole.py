@@ -1,4 +1,4 @@
-"""Mixture of LoRA experts (TAS-LoRA): the maths as pure functions, a thin layer around them."""
+"""Mixture of LoRA experts (TAS-LoRA): pure functions for the maths, and a thin layer."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,7 +11,7 @@ from .elastic import ElasticLinear, slice_weight
 
 
 def merge_experts(weight: Tensor, lora_a: Tensor, lora_b: Tensor, gates: Tensor) -> Tensor:
-    """W' = W + sum_k p_k U_k D_k / r (TAS-LoRA, Algorithm 1) as one matrix product.
+    """W' = W + sum_k p_k U_k D_k / r (TAS-LoRA, Algorithm 1) in one matrix product.
 
     Args:
         weight: W, (O, I).
@@ -23,7 +23,7 @@ def merge_experts(weight: Tensor, lora_a: Tensor, lora_b: Tensor, gates: Tensor)
         (O, I), differentiable in all four.
     """
     scale = (gates / lora_a.shape[1])[:, None, None]
-    if lora_b.shape[1] < lora_a.shape[2]:  # the smaller one; a D that is scaled is a copy to keep
+    if lora_b.shape[1] < lora_a.shape[2]:  # scale the smaller one: the backward keeps the copy
         lora_b = lora_b * scale
     else:
         lora_a = lora_a * scale
@@ -32,10 +32,10 @@ def merge_experts(weight: Tensor, lora_a: Tensor, lora_b: Tensor, gates: Tensor)
 
 
 def fold_gates(gates: Tensor, num_experts: int) -> Tensor:
-    """Gates of a layer with fewer experts than the router has: neighbours share one.
+    """Sum the gates of neighbouring experts for a layer with fewer experts than the router.
 
-    Router expert k is expert floor(k num_experts / K) of the layer; the gates that fall together
-    are added, so that they stay on the simplex. Equal numbers change nothing.
+    Router expert k maps to expert floor(k num_experts / K) of the layer. Sums of gates stay on
+    the simplex. Equal numbers of experts change nothing.
 
     Args:
         gates: (K,).
@@ -53,10 +53,10 @@ def fold_gates(gates: Tensor, num_experts: int) -> Tensor:
 def mole_linear(
     x: Tensor, weight: Tensor, bias: Tensor, lora_a: Tensor, lora_b: Tensor, gates: Tensor
 ) -> Tensor:
-    """The same layer left unmerged: W x + b + sum_k p_k U_k (D_k x) / r.
+    """The unmerged layer: W x + b + sum_k p_k U_k (D_k x) / r.
 
-    The reference that :func:`merge_experts` is tested against; slower, as it runs once per
-    expert. Shapes as there; ``x`` is (..., I), the result (..., O).
+    The reference that :func:`merge_experts` is tested against. It is slower, as it runs once per
+    expert. Shapes are as there; ``x`` is (..., I), the result (..., O).
     """
     y = F.linear(x, weight, bias)
     for down, up, gate in zip(lora_a, lora_b, gates, strict=True):
@@ -65,13 +65,13 @@ def mole_linear(
 
 
 class MoLELinear(ElasticLinear):
-    """Elastic linear layer with K low-rank experts, sliced as its weight is.
+    """Elastic linear layer with K low-rank experts, sliced like its weight.
 
-    :meth:`merge` puts the merged weight in place until :meth:`unmerge`; in between the layer
-    costs what a plain one costs. Without a merge it is the bare supernet's layer. The merged
-    weight is a plain attribute: never a parameter or buffer, never in a state dict.
+    From :meth:`merge` to :meth:`unmerge` the layer uses the merged weight and costs as much as a
+    plain one. Otherwise it is the bare supernet's layer. The merged weight is a plain attribute,
+    not a parameter or buffer, so it is never in a state dict.
 
-    Experts start as LoRA does: D uniform in +-1/sqrt(I), U zero.
+    Experts are initialised as in LoRA: D uniform in +-1/sqrt(I), U zero.
 
     Args:
         in_features: Full input width I.
@@ -108,7 +108,7 @@ class MoLELinear(ElasticLinear):
         self.merged = merge_experts(weight, lora_a, lora_b, fold_gates(gates, len(lora_a)))
 
     def unmerge(self) -> None:
-        """Drop W', and with it its graph."""
+        """Drop W' and its graph."""
         self.merged = None
 
     def sliced_weight(self, out_features: int, in_features: int) -> Tensor:
@@ -133,8 +133,8 @@ def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 def recomputed(block: nn.Module, *inputs) -> Tensor:
     """Run ``block`` without keeping its activations.
 
-    The weights merged now are used again when it is run in the backward; by then the block may
-    hold others, or none.
+    The second run, in the backward, uses the weights merged now. By then the block may hold
+    others, or none.
     """
     layers = [layer for layer in block.modules() if isinstance(layer, MoLELinear)]
     merged = [layer.merged for layer in layers]
@@ -144,7 +144,7 @@ def recomputed(block: nn.Module, *inputs) -> Tensor:
         _hold(layers, merged)
         try:
             return block(*inputs)
-        finally:  # torch leaves the second run by an exception, once it has what it needs
+        finally:  # torch ends the second run by an exception once it has what it needs
             _hold(layers, present)
 
     return checkpoint(run, *inputs, use_reentrant=False)
@@ -158,7 +158,7 @@ def _hold(layers: list[MoLELinear], weights: list[Tensor | None]) -> None:
 def linear_factory(
     experts: dict[str, tuple[int, int]], init_std: float
 ) -> Callable[..., ElasticLinear]:
-    """``linear(kind, ...)`` of a block; ``experts`` has (number, rank) of the kinds with any."""
+    """Return ``linear(kind, ...)`` of a block; ``experts`` is (number, rank) by kind."""
 
     def linear(kind: str, *sizes: int, parts: int = 1) -> ElasticLinear:
         if kind not in experts:

@@ -1,4 +1,4 @@
-"""Where the patches of an image are: their positions among finer ones, and from each other."""
+"""Positions of patches: absolute ones in the finest grid, and relative ones to each other."""
 
 import torch
 from torch import Tensor, nn
@@ -7,14 +7,14 @@ from .attention import token_index
 
 
 def finest_positions(grid: int, finest: int) -> Tensor:
-    """For each token of a grid the token of the finest grid whose patch its centre is in.
+    """Map each token of a grid to the token of the finest grid that contains its centre.
 
     Args:
         grid: Patches along a side, at most ``finest``.
-        finest: Patches along a side of the finest grid, whose positions are the supernet's.
+        finest: Patches along a side of the finest grid, which has the supernet's positions.
 
     Returns:
-        (grid**2 + 1,) tokens; the class token's, 0, is first.
+        (grid**2 + 1,) token indices; the class token, 0, is first.
     """
     line = (2 * torch.arange(grid) + 1) * finest // (2 * grid)
     patches = line[:, None] * finest + line + 1
@@ -22,7 +22,7 @@ def finest_positions(grid: int, finest: int) -> Tensor:
 
 
 class PatchGrid(nn.Module):
-    """What a transformer needs to know of the places of G x G patches; it learns nothing.
+    """Position indices of a grid of G x G patches; it has no parameters.
 
     Args:
         grid: Patches along a side, G.
@@ -40,5 +40,5 @@ class PatchGrid(nn.Module):
         self.register_buffer('positions', positions, persistent=False)  # None: all, in order
 
     def positions_in(self, pos_embed: Tensor) -> Tensor:
-        """The tokens of this grid from the supernet's embedding (1, finest**2 + 1, C)."""
+        """Select this grid's tokens from the supernet's embedding, (1, finest**2 + 1, C)."""
         return pos_embed if self.positions is None else pos_embed[:, self.positions]

@@ -1,6 +1,6 @@
-"""Sizes that no machine holds, refused before memory is asked for.
+"""Refuse sizes that no machine can hold, before any memory is allocated.
 
-Memory that the system grants and cannot give ends in a killed process, without any message.
+A system may grant memory it does not have; it then kills the process without a message.
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,8 @@ from ...structures import Subnet
 _MOST_WEIGHTS = 4 * 10**9  # 16 GB
 
 
-def checked_sizes(**sizes: int) -> dict[str, int]:
-    """The sizes of an ``ElasticViT``, each a positive integer."""
-    for field, size in sizes.items():
-        positive(size, field, int)
-    return sizes
-
-
 def checked_patch_sizes(patch_size: int | Sequence[int], img_size: int) -> tuple[int, ...]:
-    """One or several patch sizes, from small to large, of each of which the image is a whole."""
+    """Return one or several patch sizes in rising order; each must divide ``img_size``."""
     if isinstance(patch_size, (list, tuple)) and patch_size:
         several = positives(patch_size, 'patch_size', int)
     else:
@@ -29,34 +22,30 @@ def checked_patch_sizes(patch_size: int | Sequence[int], img_size: int) -> tuple
     for size in several:
         if img_size % size:
             raise UserError(
-                f'{img_size} is no multiple of patch_size {size}; choose one that is', 'img_size'
+                f'{img_size} is not a multiple of patch_size {size}; choose one that is', 'img_size'
             )
     return tuple(sorted(set(several)))
 
 
 def check_weights(count: int, fields: str) -> None:
-    """Refuse a part that would have more than 4 billion weights.
-
-    Raises:
-        UserError: Naming the ``fields`` that make it large.
-    """
+    """Raise :class:`UserError`, naming ``fields`` to lower, above 4 billion weights."""
     if count > _MOST_WEIGHTS:
         raise UserError(
-            f'would have {count:.1e} weights, of at most {_MOST_WEIGHTS:.0e}; lower {fields}', ''
+            f'would have {count:.1e} weights, more than {_MOST_WEIGHTS:.0e}; lower {fields}', ''
         )
 
 
 def check_supernet(arch: Subnet, spec: dict, experts: list[dict[str, tuple[int, int]]]) -> None:
-    """:func:`check_weights` of an ``ElasticViT``.
+    """Apply :func:`check_weights` to an ``ElasticViT``.
 
     Args:
-        arch: Its size.
-        spec: What ``count_params`` takes, classes excepted.
-        experts: For each block, by layer kind, (experts, rank).
+        arch: Size of the supernet.
+        spec: Arguments of ``count_params``, except for the classes.
+        experts: (experts, rank) by layer kind, for each block.
     """
     width, grid = arch.embed_dim, spec['img_size'] // spec['patch_size']
     count = count_params(arch, **spec, num_classes=1)
-    count += 2 * grid**2 * (2 * grid + spec['head_dim'])  # indices of positions
+    count += 2 * grid**2 * (2 * grid + spec['head_dim'])  # position indices
     for heads, hidden, block in zip(arch.num_heads, arch.hidden_dims, experts, strict=True):
         inner = heads * spec['head_dim']
         ends = dict(qkv=width + 3 * inner, proj=inner + width, fc1=width + hidden)
