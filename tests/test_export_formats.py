@@ -262,7 +262,7 @@ def test_missing_packages_name_their_extra(monkeypatch):
 
 
 def test_the_name_of_0_1_still_works():
-    with pytest.warns(DeprecationWarning, match='Outcome is called ParityCheck now'):
+    with pytest.warns(DeprecationWarning, match='Outcome is now called ParityCheck'):
         from tas_lora.export import Outcome
     assert Outcome is ParityCheck
     with pytest.raises(AttributeError, match='no attribute'):

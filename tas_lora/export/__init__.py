@@ -1,6 +1,6 @@
 from .card import model_card
 from .formats import FORMATS, Format, find_formats
-from .parity import ParityCheck, __getattr__, export_formats  # which knows the old name, Outcome
+from .parity import ParityCheck, __getattr__, export_formats  # __getattr__: Outcome of 0.1
 from .source import Source
 
 __all__ = [
