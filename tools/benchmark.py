@@ -207,8 +207,7 @@ def main():
     results = {size: measure(size, args, rates) for size in args.sizes}
     where, found = machine(args, rates), tables(results)
     console = Console()
-    for table in found:
-        console.print(table)
+    console.print(*found)
     console.print_json(data=where)
     if args.json:
         report = results[args.sizes[0]] | dict(sizes=results, machine=where)

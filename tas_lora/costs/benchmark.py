@@ -24,11 +24,9 @@ from .timing import interleave, milliseconds, per_second, ratio, saved_bytes, st
 
 
 def supernet(model_config: Mapping, experts: bool = True) -> SupernetClassifier:
-    """Build the supernet of a config in training mode, without the randomness of a step.
+    """Build the supernet of a stage-2 config in training mode, without the randomness of a step.
 
-    Args:
-        model_config: ``model`` of a stage-2 config.
-        experts: If False, a bare supernet, of which everything is trained.
+    Without ``experts`` it is bare, and all of it is trained.
     """
     config = deepcopy(dict(model_config))
     config.pop('train_cfg', None)
@@ -170,8 +168,8 @@ def throughput(
     share.
 
     Args:
-        training: Seconds of training steps, from :func:`measure_training`.
-        evaluation: Seconds of evaluations, from :func:`measure_evaluation`.
+        training: Seconds, from :func:`measure_training`.
+        evaluation: Seconds, from :func:`measure_evaluation`.
         images: Images in a training step, and in an evaluation.
         products: Multiply-adds of an image in a step, by contestant; of a forward at None.
         rates: Multiply-adds per second at the precision measured, and in bfloat16.

@@ -97,7 +97,10 @@ class Deployed:
             ``memory`` in MiB.
         """
         if self.device == 'cpu':
-            return dict(memory=self._peak_on_cpu(subnet) / 2**20)
+            net, images = self._build(subnet)
+            with _LiveBytes([*net.parameters(), *net.buffers(), images]) as live:
+                net(images)
+            return dict(memory=live.peak / 2**20)
         self._peak_on_gpu(subnet)  # libraries allocate their workspaces here, once
         return dict(memory=self._peak_on_gpu(subnet) / 2**20)
 
@@ -116,12 +119,6 @@ class Deployed:
             images = torch.randn(shape)
         return net.eval().to(self.device, self.dtype), images.to(self.device, self.dtype)
 
-    def _peak_on_cpu(self, subnet: Subnet) -> int:
-        net, images = self._build(subnet)
-        with _LiveBytes([*net.parameters(), *net.buffers(), images]) as live:
-            net(images)
-        return live.peak
-
     def _peak_on_gpu(self, subnet: Subnet) -> int:
         before = torch.cuda.memory_allocated()
         net, images = self._build(subnet)
@@ -134,16 +131,11 @@ class Deployed:
 def latency_of(
     forward: Callable[[], object], device: str = 'cpu', warmup: int = 3, rounds: int = 20
 ) -> dict[str, float]:
-    """Median time of a forward, and its interquartile range.
-
-    Args:
-        forward: Runs a batch.
-        device: 'cpu' or 'cuda', where it runs.
-        warmup: Untimed forwards before the timed ones.
-        rounds: Timed forwards.
+    """Time ``forward``, which runs a batch on ``device``, after ``warmup`` untimed calls.
 
     Returns:
-        ``latency`` and ``latency_spread`` in ms, of the :func:`trimmed` rounds.
+        ``latency``, the median, and ``latency_spread``, the interquartile range, in ms, of the
+        :func:`trimmed` rounds.
     """
     for _ in range(warmup):
         forward()

@@ -21,11 +21,7 @@ RUNTIMES = ('torch', 'compiled', 'onnx')
 
 
 def convention(network: dict) -> dict[str, float]:
-    """'params' and 'flops' of a network by AutoFormer's convention, as limits and tables use it.
-
-    Args:
-        network: Arguments of ``PlainViT``.
-    """
+    """'params' and 'flops' of a ``PlainViT`` by AutoFormer's convention."""
     subnet, spec = _as_subnet(network)
     return dict(params=count_params(subnet, **spec), flops=count_flops(subnet, **spec))
 
@@ -46,15 +42,12 @@ def check_costs(source: Source) -> None:
 
 
 def counted_flops(network: dict) -> float:
-    """Multiply-adds of one image in matrix products, by torch's counter.
+    """Multiply-adds of one image in the matrix products of a ``PlainViT``, by torch's counter.
 
     AutoFormer's convention, ``count_flops``, also counts norms and sums, the classifier for every
     token, and one more token in each block. For relative positions it uses a formula in place of
     the actual products. On the meta device torch counts attention as plain products, whatever
     kernel a CPU or GPU would use.
-
-    Args:
-        network: Arguments of ``PlainViT``.
     """
     with torch.device('meta'):
         net = PlainViT(**network)
@@ -69,12 +62,7 @@ def measure(
 ) -> dict[str, dict]:
     """Measure a forward of one batch of noise, as ``val_cfg.measure`` does in a search.
 
-    Args:
-        source: The export.
-        runtimes: Names in :data:`RUNTIMES`; 'onnx' only runs on CPUs.
-        device: 'cpu' or 'cuda'.
-        batch_size: Images in the batch.
-        rounds: Timed forwards.
+    ``runtimes`` are names in :data:`RUNTIMES`; 'onnx' only runs on CPUs.
 
     Returns:
         For each runtime :func:`~tas_lora.costs.deployed.latency_of`; for 'torch' also ``memory``.

@@ -21,12 +21,7 @@ from ..structures import Subnet
 
 
 class StaticViT(nn.Module):
-    """A plain vision transformer of a subnet's widths, without relative positions: the limit.
-
-    Args:
-        subnet: The widths.
-        spec: ``image_spec`` of a :class:`SupernetClassifier`.
-    """
+    """A plain vision transformer of a subnet's widths, without relative positions: the limit."""
 
     def __init__(self, subnet: Subnet, spec: dict):
         super().__init__()
@@ -157,11 +152,6 @@ def multiply_adds(subnet: Subnet, spec: dict, contestant: str | None = None) -> 
     times: for the output, the gradient of the input, and the gradient of the weight. What is
     frozen needs no gradient of the weight. Merged layers do: the experts get their gradients
     through that of the merged weight.
-
-    Args:
-        subnet: The widths.
-        spec: ``image_spec`` of a :class:`SupernetClassifier`.
-        contestant: Name of a contestant; None counts a forward.
     """
     with torch.device('meta'):  # where torch counts attention as plain products
         model = StaticViT(subnet, spec)

@@ -23,13 +23,7 @@ FEW_IMAGES = 100  # with fewer held-out images, one is more than a point of top-
 def count_space(
     space: SearchSpace, spec: Mapping[str, int], draws: int = 2000, seed: int = 0
 ) -> dict:
-    """Number of subnets, and their costs.
-
-    Args:
-        space: The choices.
-        spec: ``image_spec`` of a :class:`SupernetClassifier`.
-        draws: Number of random subnets for mean and quantiles.
-        seed: Seed of the draws.
+    """Number of subnets, and their costs. Mean and quantiles are of random subnets.
 
     Returns:
         ``subnets``, the number; and for each of ``params`` and ``flops`` a dict: ``smallest`` and
@@ -70,9 +64,7 @@ def count_experts(model: SupernetClassifier) -> tuple[int, int] | None:
 def images_read(dataset: Mapping, count: int) -> int:
     """Images in one pass over a dataset whose innermost dataset has ``count`` images.
 
-    Args:
-        dataset: Config of a dataset, possibly inside ``HeldOutSplit`` and ``RepeatDataset``.
-        count: Images of the whole training set.
+    Understands ``HeldOutSplit`` and ``RepeatDataset`` around it.
 
     Raises:
         UserError: If no training image is left, or the split needs the files.
@@ -95,11 +87,9 @@ def images_read(dataset: Mapping, count: int) -> int:
 
 
 def candidates_of(search: Mapping, space: SearchSpace) -> int:
-    """Number of subnets that a search asks for at most.
+    """Largest number of subnets that a search with ``val_cfg`` ``search`` asks for.
 
-    Args:
-        search: ``val_cfg`` of a search config; without ``evolution``, Algorithm 2's defaults apply.
-        space: The space.
+    Without ``evolution`` in it, Algorithm 2's defaults apply.
     """
     evolution = Evolution(space, lambda subnet: True, **(search.get('evolution') or {}))
     return min(space.size, evolution.population * evolution.generations)
@@ -119,11 +109,6 @@ def expected_seconds(
 
     Takes the least-squares line through the timed subnets at the space's mean FLOPs, as the mean of
     a few draws would be off. If all have the same FLOPs, it is their mean.
-
-    Args:
-        seconds: Seconds measured, by name of the subnet.
-        flops: FLOPs of the same subnets.
-        mean_flops: Mean over many draws.
     """
     x = [flops[name] for name in seconds]
     if len(set(x)) == 1:
@@ -141,10 +126,7 @@ def steps_of(images: int, loader: Mapping) -> int:
 def step_with_reading(step: float, reading: float, loader: Mapping) -> float:
     """Seconds of a step, including the wait for its images.
 
-    Args:
-        step: Seconds of the step itself.
-        reading: Seconds to read one image, 0 if unknown.
-        loader: Config of the dataloader; each of its ``num_workers`` is assumed to have a core.
+    ``reading`` are the seconds of one image. Each of ``num_workers`` is assumed to have a core.
     """
     reading, workers = reading * loader['batch_size'], loader.get('num_workers', 0)
     return max(step, reading / workers) if workers else step + reading
@@ -178,12 +160,9 @@ def find_hints(found: Mapping) -> list[str]:
 
 
 def pixel_hint(mean: Sequence[float], std: Sequence[float], preprocessor: Mapping) -> list[str]:
-    """A hint if the normalisation of the config does not fit the images; else an empty list.
+    """A hint if the config's normalisation does not fit the images; else an empty list.
 
-    Args:
-        mean: Mean of each channel of the images as read.
-        std: Standard deviation of each channel.
-        preprocessor: ``data_preprocessor`` of the config.
+    ``mean`` and ``std`` are those of each channel of the images as read.
     """
     if preprocessor.get('mean') is None or len(preprocessor['mean']) != len(mean):
         return []

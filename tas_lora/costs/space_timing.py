@@ -23,13 +23,8 @@ def time_steps(
 ) -> dict[str, list[float]]:
     """Seconds of training steps of each subnet; subnets take turns.
 
-    Args:
-        model: The supernet in training mode; its weights are updated.
-        subnets: Subnets by name.
-        batch: Images and labels, on the device of the model.
-        rounds: Timed steps per subnet.
-        amp: Use bfloat16 autocast.
-        tell: Called after each step.
+    Updates the weights of ``model``, which must be in training mode. Calls ``tell`` after each
+    step; ``amp`` uses bfloat16 autocast.
     """
     step = training_step(model, *batch, amp)
 
@@ -52,7 +47,7 @@ def time_evaluations(
 ) -> dict[str, dict[str, list[float]]]:
     """Seconds to merge the experts of each subnet, and of a forward afterwards.
 
-    Arguments as in :func:`time_steps`. Leaves the model in evaluation mode.
+    Leaves the model in evaluation mode.
 
     Returns:
         ``merge``, near 0 without experts, and ``forward``, each by name of the subnet.
@@ -76,9 +71,7 @@ def time_evaluations(
 def try_reading(dataset: Sequence, most: int = 64) -> dict:
     """Time to read and transform an image, and statistics of its pixels.
 
-    Args:
-        dataset: Dataset of samples with ``inputs`` (C, H, W).
-        most: Largest number of images to read, evenly spread.
+    Reads up to ``most`` samples, evenly spread, with ``inputs`` (C, H, W).
 
     Returns:
         ``reading``, seconds per image, and ``mean`` and ``std`` of each channel as read.

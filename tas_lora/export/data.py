@@ -22,13 +22,8 @@ def innermost(loader: Mapping | None) -> Mapping:
 def class_names(checkpoint: object, loader: Mapping | None, count: int) -> list[str] | None:
     """Class names recorded by the training, or else those that the dataset declares.
 
-    Reads no file of the dataset. For a folder of images, whose classes are its sub-folders, only
-    the training knows the names.
-
-    Args:
-        checkpoint: Content of a checkpoint.
-        loader: Config of a dataloader.
-        count: Number of classes; a list of another length belongs to other data.
+    Reads no file of the dataset: for a folder of images, only the training knows the names. A list
+    of other than ``count`` names belongs to other data.
     """
     dataset = innermost(loader)
     of_class = getattr(DATASETS.get(str(dataset.get('type'))), 'METAINFO', {})

@@ -1,6 +1,5 @@
 """The network as config and checkpoint for MMPretrain: its classifier and head, our backbone."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -61,6 +60,7 @@ def _config(source: Source) -> dict:
     mean, std = preprocess.normalisation(source) if normalises else (None, None)
     imports = source.data.get('custom_imports')
     data = _data(source)
+    order, stored = described.get('channel_order'), stored_order(innermost(data['test_dataloader']))
     return dict(
         **({} if imports is None else dict(custom_imports=imports)),
         default_scope='mmpretrain',
@@ -69,17 +69,12 @@ def _config(source: Source) -> dict:
             num_classes=network['num_classes'],
             mean=mean,
             std=std,
-            to_rgb=_flips(described.get('channel_order'), innermost(data['test_dataloader'])),
+            to_rgb=order in ('RGB', 'BGR') and order != (stored or 'BGR'),  # reverses channels
         ),
         **data,
         test_cfg=dict(),
         load_from='{{ fileDirname }}/' + CHECKPOINT,
     )
-
-
-def _flips(order: str | None, dataset: Mapping) -> bool:
-    """Whether to reverse the channels; never if their order is unknown."""
-    return order in ('RGB', 'BGR') and order != (stored_order(dataset) or 'BGR')
 
 
 def _data(source: Source) -> dict:
