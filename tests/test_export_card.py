@@ -54,14 +54,14 @@ def test_the_card_tells_data_search_limits_metrics_and_licence(source):
         'pipeline_tag: "image-classification"',
         '- searched on: Fish, split a, part heldout of tas_lora.HeldOutSplit; images: 287',
         '- to be tested on: MNIST, split test',
-        '- 276 subnets were tried; the lowest cross_entropy was sought',
+        '- 276 subnets tried, for the lowest cross_entropy',
         '- goals: params',
         "- settings: {'seed': 7}",
         '- weights: experts.pth, SHA-256 abc123',
         '- limits: params up to 40,000; flops from 1,000 up to 2,000',
         '| images | 1 x 8 x 8, grey |',
         '| values | (pixels 0..255 - [78.0]) / [96.0] |',
-        '- images of 8 x 8 pixels alone; others have to be resized first',
+        '- only images of 8 x 8 pixels; resize others first',
         '- cross_entropy: 0.25, on the images of the search',
         '- accuracy/top1: 98.5, on the images of the search',
         '- latency: 1.5, on the images of the search',
@@ -113,7 +113,7 @@ def test_what_is_written_into_the_card_is_not_run(source):
     head = yaml.safe_load(card.split('\n---\n')[0])
     assert head['license'] == hostile
     assert set(head) == {'license', 'pipeline_tag', 'tags'}
-    assert f'the lowest {hostile} was sought' in card
+    assert f'for the lowest {hostile}' in card
     assert card.endswith(f'## Licence\n\n{hostile}\n')
 
 
@@ -146,7 +146,7 @@ def test_the_template_is_in_the_wheel():
         (
             3,
             'as loaded',
-            '3 x 8 x 8, channels in the order in which the files of the training data',
+            '3 x 8 x 8, channels in the order of the training files',
         ),
     ],
 )
@@ -157,4 +157,4 @@ def test_the_card_names_the_channels(source, channels, order, said):
     text = model_card(changed, {}, {}, None)
     assert f'| images | {said}' in text
     assert '| values | pixels 0..255 |' in text
-    assert 'the central square is cut out, 0.875 of the short edge' in text
+    assert 'central square crop, 0.875 of the short edge' in text

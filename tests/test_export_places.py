@@ -86,7 +86,7 @@ def test_a_failure_leaves_nothing_of_another_network(model, sources, tmp_path, w
 def test_a_failure_leaves_the_same_network_and_says_so(model, sources, tmp_path):
     export_formats(model, sources[0], [ROOT, noted('onnx'), noted('timm')], tmp_path)
     _, wrong = export_formats(model, sources[0], [ROOT, noted('onnx', off=1.0)], tmp_path)
-    assert str(wrong).endswith('(ABOVE 1e-04); one of an earlier run is still there')
+    assert str(wrong).endswith('(ABOVE 1e-04); the files of an earlier run are still there')
     assert contents(tmp_path) == dict(onnx='16', timm='16')
 
 
@@ -96,7 +96,7 @@ def test_where_nothing_agrees_the_first_network_stays(model, sources, tmp_path):
     export_formats(model, first, [ROOT, *forms], tmp_path)
     failing = [noted('onnx', off=torch.nan), noted('timm', fails=True)]
     found = export_formats(model, second, failing, tmp_path)
-    assert all('one of an earlier run is still there' in str(each) for each in found)
+    assert all('the files of an earlier run are still there' in str(each) for each in found)
     assert contents(tmp_path) == dict(onnx='16', timm='16')
     assert Source.read(tmp_path).network['embed_dim'] == 16
 
@@ -134,14 +134,18 @@ def test_a_file_where_a_folder_is_to_go(model, sources, tmp_path):
     (tmp_path / 'file').write_text('x')
     (tmp_path / 'out').mkdir()
     for place in (tmp_path / 'file', tmp_path / 'file' / 'below'):
-        with pytest.raises(UserError, match=rf'{place} cannot be made: \S+/file is a file'):
+        with pytest.raises(UserError, match=rf'{place} cannot be created: \S+/file is a file'):
             check_place(place)
     (tmp_path / 'out' / 'torch_export').write_text('x')
-    with pytest.raises(UserError, match=r'torch_export is a file, where a folder is to go; move'):
+    with pytest.raises(
+        UserError, match=r'torch_export is a file, but a folder must go there; move'
+    ):
         export_formats(model, sources[0], [noted('torch_export')], tmp_path / 'out')
     check_place(tmp_path / 'out', [noted('onnx')])
     (tmp_path / 'out' / 'weights.safetensors').mkdir()
-    with pytest.raises(UserError, match=r'weights.safetensors is a folder, where a file is to go'):
+    with pytest.raises(
+        UserError, match=r'weights.safetensors is a folder, but a file must go there'
+    ):
         check_place(tmp_path / 'out', [noted('onnx')])
 
 
@@ -149,7 +153,7 @@ def test_folders_of_others_are_not_replaced(model, sources, tmp_path):
     (tmp_path / 'timm').mkdir()
     check_place(tmp_path)  # an empty one will do
     (tmp_path / 'timm' / 'setup.py').write_text('mine')
-    with pytest.raises(UserError, match=r'timm has files, and no tas_lora_vit.py of an earlier'):
+    with pytest.raises(UserError, match=r'timm has files, but no tas_lora_vit.py of an earlier'):
         export_formats(model, sources[0], [ROOT, noted('timm')], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ['timm']
     assert export_formats(model, sources[0], [ROOT], tmp_path)[0].held
@@ -160,7 +164,7 @@ def test_the_place_is_checked_before_anything_is_read(tmp_path, capsys):
     (tmp_path / 'file').write_text('x')
     files = ('no_config.py', 'no_checkpoint.pth', '--subnet', 'no.json')
     assert call_tool('export.py', *files, '--out', tmp_path / 'file') == 2
-    assert 'cannot be made' in capsys.readouterr().err
+    assert 'cannot be created' in capsys.readouterr().err
 
 
 # What lies there

@@ -203,7 +203,7 @@ def test_a_form_that_is_fed_rgb_needs_the_order(tmp_path):
     source = Source.read(export_subnet(model, SPACE.smallest(), tmp_path / 'source'))
     assert source.description['preprocess']['channel_order'] == 'as loaded'
     for name in ('timm', 'huggingface'):
-        with pytest.raises(UserError, match="'as loaded', and this format is fed RGB"):
+        with pytest.raises(UserError, match="'as loaded', but this format needs RGB"):
             find_formats([name])[0][0].write(source, tmp_path)
 
 

@@ -111,7 +111,7 @@ def test_the_default_is_what_plain_torch_reads(export_tool, capsys, tmp_path):
     assert files == ROOT_FILES
     card = (tmp_path / 'out' / 'MODEL_CARD.md').read_text()
     assert card.startswith('---\nlicense: "apache-2.0"\n')
-    assert 'Not recorded: the subnet was given by its sizes alone.' in card
+    assert 'Not recorded: only the sizes of the subnet were given.' in card
     assert Source.read(tmp_path / 'out').description['classes'][7] == '7 - seven'
 
 

@@ -176,7 +176,7 @@ def test_options_that_make_no_sense(options, message):
 
 def test_a_gpu_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    with pytest.raises(UserError, match="device is 'cuda', and there is no GPU; set 'cpu'"):
+    with pytest.raises(UserError, match="device is 'cuda', but there is no GPU; set 'cpu'"):
         Deployed(SPEC, 'cls_token', device='cuda')
 
 

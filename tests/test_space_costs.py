@@ -103,7 +103,7 @@ def test_images_that_cannot_be_known_are_refused():
     split = dict(type='tas_lora.HeldOutSplit', part='train', size=10, dataset=dict(type='MNIST'))
     assert costs.images_read(split, 11) == 1
     assert costs.images_read(dict(type='RepeatDataset', times=3, dataset=split), 15) == 15
-    with pytest.raises(UserError, match='10 images to hold out of a training set of 10'):
+    with pytest.raises(UserError, match='cannot hold out 10 of 10 training images'):
         costs.images_read(split, 10)
     with pytest.raises(UserError, match='is a list of files'):
         costs.images_read(split | dict(images='autoformer'), 11)
@@ -191,7 +191,7 @@ PLAIN = dict(
         (dict(params=dict(smallest=100, largest=119), weights=dict(supernet=119)), 'only 1.19 x'),
         (dict(weights=dict(supernet=390)), 'lower model.backbone.arch'),
         (dict(subnets=1000), 'no more than the search asks for'),
-        (dict(experts=(9, 8)), 'K is 9, but blocks fall into 8 groups'),
+        (dict(experts=(9, 8)), 'K is 9, but there are only 8 groups'),
         (dict(search=dict(candidates=1000, images=40)), '2.5 points'),
     ],
 )
@@ -251,7 +251,7 @@ def test_tool_on_the_digits(run, digits_root):
     assert found['subnets'] == 3 * (4**2 + 4**3 + 4**4)
     assert '13,202' in text  # the README's smallest and largest
     assert '87,554' in text
-    assert 'tell their number by --images' in text
+    assert 'give their number with --images' in text
     assert 'training_seconds' not in found
     text, told = run(MOLE_CONFIG, '--images', 1437)
     assert (told['training']['images'], told['training']['steps']) == (5 * 1150, 12 * 89)
@@ -297,7 +297,7 @@ def test_tool_says_how_many_subnets_a_step_trains(run):
         (['nowhere.py'], 'config nowhere.py does not exist'),
         ([ROOT / 'configs' / 'transfer' / 's_cars.py'], 'has no space'),
         ([MOLE_CONFIG, '--images', 0], '--images must be a positive integer, got 0'),
-        ([MOLE_CONFIG, '--images', 287], '287 images to hold out of a training set of 287'),
+        ([MOLE_CONFIG, '--images', 287], 'cannot hold out 287 of 287 training images'),
         ([MOLE_CONFIG, '--rounds', 0], '--rounds must be a positive integer'),
         ([MOLE_CONFIG, '--subnets', -1], '--subnets must be an integer from 0'),
         ([MOLE_CONFIG, '--json', 'no/such/file'], 'must be a file in an existing folder'),

@@ -24,7 +24,7 @@ from tas_lora import SearchSpace, cli
 from tas_lora.checks import natural, positive
 from tas_lora.config import load_config
 from tas_lora.costs import benchmark, processes
-from tas_lora.costs.reference_models import forward_products
+from tas_lora.costs.reference_models import multiply_adds
 from tas_lora.costs.timing import matrix_rate, milliseconds, ratio
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
@@ -51,7 +51,7 @@ def parse_args():
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast for all')
     parser.add_argument('--seed', type=int, default=0, help='seed of the subnet, and of weights')
     parser.add_argument(
-        '--processes', action='store_true', help='peak memory, and steps in two processes (CPU)'
+        '--peak-memory', action='store_true', help='also measure peak memory (CPU, Linux)'
     )
     parser.add_argument(
         '--quick', action='store_true', help='T at batch 4 in 3 rounds, whatever else is asked for'
@@ -93,16 +93,14 @@ def measure(size: str, args, rates: dict[str, float]) -> dict:
         training,
         evaluation,
         (args.batch, args.eval_batch),
-        forward_products(subnet, spec),
+        {name: multiply_adds(subnet, spec, name) for name in (None, *models)},
         (rates['bfloat16' if args.amp else 'float32'], rates['bfloat16']),
     )
     for name, speed in speeds.items():
         result['contestants'][name] |= speed
     result['hops_ms'] = {name: milliseconds(seconds) for name, seconds in hops.items()}
     result['subnet'] = subnet.to_dict()
-    if args.processes:
-        threads = max(torch.get_num_threads() // 2, 1)
-        result['ddp_step_ms'] = processes.ddp_step(cfg.model, 4, args.rounds, threads)
+    if args.peak_memory:
         for name in models:
             peak = processes.peak_memory(cfg.model, subnet, name, args.batch)
             result['contestants'][name]['peak_mib'] = peak
@@ -157,23 +155,16 @@ def tables(results: dict[str, dict]) -> list[Table]:
             if isinstance(value, dict) and 'spread' in value:
                 table.add_row(name, f'{value["median"]:.3f}', _spread(value))
         found += [table, _contestants(result), _throughput(result)]
-        found.append(_times('part of a step', result['hops_ms']))
-        if 'ddp_step_ms' in result:
-            found.append(_times('step in several processes', result['ddp_step_ms']))
+        table = Table('part of a step', 'ms', 'spread', title='Ours: part of a step')
+        for name, value in result['hops_ms'].items():
+            table.add_row(name, f'{value["median"]:.2f}', _spread(value))
+        found.append(table)
     return found
 
 
 def _contestants(result: dict) -> Table:
-    columns = (
-        'contestant',
-        'train ms',
-        'vs static',
-        'saved MiB',
-        'peak MiB',
-        'eval ms',
-        'vs static',
-    )
-    table = Table(*columns, title='Contestants')
+    columns = ('train ms', 'vs static', 'saved MiB', 'peak MiB', 'eval ms', 'vs static')
+    table = Table('contestant', *columns, title='Contestants')
     for name, row in result['contestants'].items():
         values = [row['train_ms'], row['train_vs_static'], row['saved_mib'], row.get('peak_mib')]
         values += [row['eval_ms'], row['eval_vs_static']]
@@ -188,13 +179,6 @@ def _throughput(result: dict) -> Table:
         speeds = [row.get(what, {}) for what in ('train', 'eval')]
         cells = [_with_spread(speed.get(key)) for speed in speeds for key in _SPEEDS.values()]
         table.add_row(name, *cells)
-    return table
-
-
-def _times(what: str, values: dict[str, dict]) -> Table:
-    table = Table(what, 'ms', 'spread', title=f'Ours: {what}')
-    for name, value in values.items():
-        table.add_row(name, f'{value["median"]:.2f}', _spread(value))
     return table
 
 
@@ -223,8 +207,7 @@ def main():
     results = {size: measure(size, args, rates) for size in args.sizes}
     where, found = machine(args, rates), tables(results)
     console = Console()
-    for table in found:
-        console.print(table)
+    console.print(*found)
     console.print_json(data=where)
     if args.json:
         report = results[args.sizes[0]] | dict(sizes=results, machine=where)

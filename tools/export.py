@@ -50,12 +50,6 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_record(path: str) -> dict:
-    """The JSON file of a subnet, with what the search wrote beside it."""
-    record = read_json(path, 'subnet file')
-    return record if isinstance(record, dict) else dict(subnet=record)
-
-
 def check_space(cfg: Config, subnet: Subnet) -> None:
     """Refuse a subnet outside the config's space: the supernet was not trained for it."""
     parts = {'train_cfg': cfg.get('train_cfg'), 'model.router': cfg.model.get('router')}
@@ -127,7 +121,8 @@ def main():
     args = parse_args()
     formats, skipped = check_formats(args)
     cfg = apis.load_config(args.config, args.cfg_options)
-    record = read_record(args.subnet)
+    record = read_json(args.subnet, 'subnet file')
+    record = record if isinstance(record, dict) else dict(subnet=record)
     subnet = Subnet.coerce(record)
     model = apis.load_supernet(cfg, args.checkpoint)
     with TemporaryDirectory() as folder:

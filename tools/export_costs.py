@@ -41,14 +41,6 @@ def check_args(args: argparse.Namespace) -> None:
         cli.check_output(args.out)
 
 
-def read(folder: str) -> Source:
-    """An export; raises :class:`UserError` if it cannot be read, or was edited."""
-    with blame(f'{folder} is not an export'):
-        source = Source.read(folder)
-    check_costs(source)
-    return source
-
-
 def size_table(figures: dict) -> Table:
     """Parameters, file and multiply-adds of one image."""
     table = Table('size', 'count')
@@ -74,7 +66,9 @@ def main():
     """Parse, count, time, print."""
     args = parse_args()
     check_args(args)
-    source = read(args.export)
+    with blame(f'{args.export} is not an export'):
+        source = Source.read(args.export)
+    check_costs(source)
     file = Path(source.folder, 'weights.safetensors')
     figures = convention(source.network)
     figures |= dict(file_bytes=file.stat().st_size, torch_flops=counted_flops(source.network))

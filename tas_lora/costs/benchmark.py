@@ -1,4 +1,4 @@
-"""What a subnet with experts costs, measured against contestants of the same widths."""
+"""What a subnet with experts costs, compared with contestants of the same widths."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -16,20 +15,18 @@ from .reference_models import (
     MMPretrainViT,
     StaticViT,
     left_unmerged,
+    loss_of,
     made_naive,
     optimizers_of,
-    step_products,
     training_step,
 )
 from .timing import interleave, milliseconds, per_second, ratio, saved_bytes, stopwatch
 
 
 def supernet(model_config: Mapping, experts: bool = True) -> SupernetClassifier:
-    """The supernet of a config, without what is random in a step; in training mode.
+    """Build the supernet of a stage-2 config in training mode, without the randomness of a step.
 
-    Args:
-        model_config: ``model`` of a stage-2 config.
-        experts: Without, a bare supernet of which all is trained.
+    Without ``experts`` it is bare, and all of it is trained.
     """
     config = deepcopy(dict(model_config))
     config.pop('train_cfg', None)
@@ -46,7 +43,7 @@ CONTESTANTS = ('static', 'ours', 'naive', 'unmerged', 'finetune', 'mmpretrain')
 def contestants(
     model_config: Mapping, subnet: Subnet, device: str, names: Sequence[str] = CONTESTANTS
 ) -> dict[str, nn.Module]:
-    """Models by name, of the widths of ``subnet``; 'static' is the limit."""
+    """Build contestants with the widths of ``subnet``, by name; 'static' is the limit."""
     spec = supernet(model_config).image_spec
     makers = dict(
         static=lambda: StaticViT(subnet, spec),
@@ -65,7 +62,7 @@ def contestants(
 
 
 def batch_of(spec: dict, size: int, device: str) -> tuple[Tensor, Tensor]:
-    """Noise and labels, the same at each call."""
+    """Noise (size, channels, side, side) and labels (size,), the same in every call."""
     generator = torch.Generator().manual_seed(0)
     shape = (size, spec['in_channels'], spec['img_size'], spec['img_size'])
     images = torch.randn(shape, generator=generator)
@@ -76,17 +73,17 @@ def batch_of(spec: dict, size: int, device: str) -> tuple[Tensor, Tensor]:
 def measure_training(
     models: Mapping[str, nn.Module], batch: tuple[Tensor, Tensor], rounds: int, amp: bool
 ) -> dict[str, list[float]]:
-    """Seconds of whole training steps: set, route, merge, forward, backward, optimizers."""
+    """Seconds of training steps: set, route, merge, forward, backward, optimizers."""
     steps = {name: training_step(model, *batch, amp) for name, model in models.items()}
     return interleave(steps, rounds, batch[0].device.type)
 
 
+@torch.no_grad()
 def measure_evaluation(
     models: Mapping[str, nn.Module], images: Tensor, rounds: int, amp: bool
 ) -> dict[str, list[float]]:
-    """Seconds of a forward, experts merged before; ``ours_bf16`` always under autocast."""
+    """Seconds of a forward with experts merged before; ``ours_bf16`` is always under autocast."""
 
-    @torch.no_grad()
     def forward(model: nn.Module, bf16: bool) -> None:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             model(images)
@@ -95,8 +92,7 @@ def measure_evaluation(
     jobs['ours_bf16'] = partial(forward, models['ours'], True)
     for model in models.values():
         if isinstance(model, SupernetClassifier):
-            with torch.no_grad():
-                model.merge_experts()
+            model.merge_experts()
     seconds = interleave(jobs, rounds, images.device.type)
     for model in models.values():
         model.train()
@@ -108,20 +104,11 @@ def measure_evaluation(
 def measure_activations(
     models: Mapping[str, nn.Module], batch: tuple[Tensor, Tensor], amp: bool
 ) -> dict[str, int]:
-    """Bytes that autograd keeps for the backward, merged weights included."""
-
-    def loss(model: nn.Module) -> Tensor:
-        if isinstance(model, SupernetClassifier):
-            model.merge_experts()
-        with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=amp):
-            return F.cross_entropy(model(batch[0]), batch[1])
-
-    sizes = {}
-    for name, model in models.items():
-        sizes[name] = saved_bytes(model, partial(loss, model))
-        if isinstance(model, SupernetClassifier):
-            model.unmerge_experts()
-    return sizes
+    """Bytes that autograd keeps for the backward, including merged weights."""
+    return {
+        name: saved_bytes(model, partial(loss_of, model, *batch, amp))
+        for name, model in models.items()
+    }
 
 
 def measure_hops(
@@ -129,7 +116,7 @@ def measure_hops(
 ) -> dict[str, list[float]]:
     """Seconds of each part of a step with experts, in float32.
 
-    'backward' holds the whole backward, 'merge backward' again the part of router and merge.
+    'backward' is the whole backward; 'merge backward' repeats its part for router and merge.
     """
     device, rng, subnet = batch[0].device.type, np.random.default_rng(0), model.subnet
     step, hops, found = training_step(model, *batch), {}, {}
@@ -151,68 +138,65 @@ def measure_hops(
         timed('set', lambda: model.set_subnet(subnet))
         timed('route', lambda: model.router(subnet))
         timed('merge', lambda: model.backbone.merge_experts(subnet, found['route']))
-        timed('forward', lambda: F.cross_entropy(model(batch[0]), batch[1]))
+        timed('forward', lambda: loss_of(model, *batch))
         timed('backward', lambda: found['forward'].backward())
         timed('optimizers', update)
         model.merge_experts()
-        timed('merge backward', _backward_of_merge(model))
+        layers = model.backbone.mole_layers()
+        merged = [layer.merged for layer in layers if layer.merged is not None]
+        ones = [torch.ones_like(weight) for weight in merged]
+        timed('merge backward', partial(torch.autograd.backward, merged, ones))
         model.zero_grad()
         model.unmerge_experts()
         timed('whole step', step)
     return {name: seconds[1:] for name, seconds in hops.items()}
 
 
-def _backward_of_merge(model: SupernetClassifier) -> Callable[[], None]:
-    merged = [layer.merged for layer in model.backbone.mole_layers() if layer.merged is not None]
-    gradients = [torch.ones_like(weight) for weight in merged]
-    return partial(torch.autograd.backward, merged, gradients)
-
-
 def throughput(
     training: Mapping[str, list[float]],
     evaluation: Mapping[str, list[float]],
     images: tuple[int, int],
-    forward: Mapping[str, int],
+    products: Mapping[str | None, float],
     rates: tuple[float, float],
 ) -> dict[str, dict]:
-    """Images a second of each contestant, and how near that is to what the device multiplies.
+    """Images per second of each contestant, and their share of the device's limit.
 
-        share of the limit = images a second x multiply-adds of an image / multiply-adds a second
+        share of the limit = images/s x multiply-adds of an image / multiply-adds per second
 
-    The last are those of one large matrix product, the others those of the plain network of the
-    subnet's widths: relative positions, experts, norms and optimizers lower the share.
+    The device's rate is that of one large matrix product. An image counts the products of the plain
+    network of the subnet's widths: relative positions, experts, norms and optimizers lower the
+    share.
 
     Args:
-        training: Seconds of training steps, of :func:`measure_training`.
-        evaluation: Seconds of evaluations, of :func:`measure_evaluation`.
-        images: Of a training step, and of an evaluation.
-        forward: Of :func:`forward_products`.
-        rates: Multiply-adds a second at the precision measured, and in bfloat16.
+        training: Seconds, from :func:`measure_training`.
+        evaluation: Seconds, from :func:`measure_evaluation`.
+        images: Images in a training step, and in an evaluation.
+        products: Multiply-adds of an image in a step, by contestant; of a forward at None.
+        rates: Multiply-adds per second at the precision measured, and in bfloat16.
 
     Returns:
         For each contestant ``images_per_second`` and ``share_of_limit``, with median and spread,
-        under 'train' (unless it does not train) and 'eval'.
+        under 'eval' and, if it trains, 'train'.
     """
 
-    def figures(seconds: list[float], count: int, products: int, rate: float) -> dict[str, dict]:
-        at_the_limit = count * products / rate  # seconds
+    def figures(seconds: list[float], count: int, flops: float, rate: float) -> dict[str, dict]:
+        seconds_at_limit = count * flops / rate
         return dict(
             images_per_second=per_second(count, seconds),
-            share_of_limit=per_second(at_the_limit, seconds),
+            share_of_limit=per_second(seconds_at_limit, seconds),
         )
 
     found = {}
     for name, seconds in evaluation.items():
         rate = rates[1] if name == 'ours_bf16' else rates[0]
-        found[name] = dict(eval=figures(seconds, images[1], sum(forward.values()), rate))
+        found[name] = dict(eval=figures(seconds, images[1], products[None], rate))
     for name, seconds in training.items():
-        products = step_products(name, forward)
-        found[name]['train'] = figures(seconds, images[0], products, rates[0])
+        found[name]['train'] = figures(seconds, images[0], products[name], rates[0])
     return found
 
 
 def summary(training: dict, evaluation: dict, activations: dict, hops: dict) -> dict[str, dict]:
-    """The figures that sum a benchmark up, each with median and spread."""
+    """The main figures of a benchmark, each with median and spread."""
     size = activations['ours'] / activations['static']
     merge = [r + m for r, m in zip(hops['route'], hops['merge'], strict=True)]
     both = [m + b for m, b in zip(merge, hops['merge backward'], strict=True)]

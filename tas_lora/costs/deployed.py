@@ -1,4 +1,4 @@
-"""What a subnet costs where it is deployed: latency and peak memory, measured once exported."""
+"""Latency and peak memory of subnets as they are deployed, measured on the exported network."""
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -25,21 +25,20 @@ OPTIONS = ('device', 'batch_size', 'precision', 'warmup', 'rounds')
 class Deployed:
     """Measures the network that ``tools/export.py`` makes of a subnet, with random weights.
 
-    At low precision weights and images are cast once, as a deployment does, and not by autocast,
-    which would keep float32 weights and cast them in every forward. On CPUs as many threads work
-    as ``torch.get_num_threads`` says.
+    At low precision, weights and images are cast once, as in a deployment. Autocast would keep
+    float32 weights and cast them in every forward. On CPUs, ``torch.get_num_threads`` applies.
 
     Args:
         image_spec: ``image_spec`` of a :class:`SupernetClassifier`.
         pooling: 'avg_featmap' or 'cls_token'.
-        device: 'cpu' or 'cuda', the current one.
-        batch_size: Images in a forward.
+        device: 'cpu', or 'cuda' for the current GPU.
+        batch_size: Images per forward.
         precision: 'float32', 'bfloat16' or, on a GPU, 'float16'.
-        warmup: Forwards before those that are timed.
-        rounds: Forwards that are timed.
+        warmup: Untimed forwards before the timed ones.
+        rounds: Timed forwards.
 
     Raises:
-        UserError: If one of them makes no sense, or there is no GPU.
+        UserError: If an argument is invalid, or there is no GPU.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class Deployed:
         one_of(device, 'device', ('cpu', 'cuda'))
         one_of(precision, 'precision', tuple(PRECISIONS))
         if device == 'cuda' and not torch.cuda.is_available():
-            raise UserError("is 'cuda', and there is no GPU; set 'cpu'", 'device')
+            raise UserError("is 'cuda', but there is no GPU; set 'cpu'", 'device')
         if (device, precision) == ('cpu', 'float16'):
             raise UserError("must be 'float32' or 'bfloat16' on a CPU, got 'float16'", 'precision')
         self.image_spec, self.pooling = dict(image_spec), pooling
@@ -67,17 +66,17 @@ class Deployed:
 
     @classmethod
     def of_model(cls, model: SupernetClassifier, options: Mapping) -> 'Deployed':
-        """For the subnets of a supernet; ``options`` are ``val_cfg.measure`` of a search.
+        """For subnets of a supernet; ``options`` are ``val_cfg.measure`` of a search config.
 
         Raises:
-            UserError: If there is any option but those above, from ``device`` on.
+            UserError: If ``options`` is not a dict, or has a key that is not in :data:`OPTIONS`.
         """
         if not isinstance(options, Mapping) or not set(options) <= set(OPTIONS):
             raise UserError(f'must be a dict of {OPTIONS}, got {options!r}', '')
         return cls(model.image_spec, model.backbone.out_type, **options)
 
     def __call__(self, subnet: Subnet) -> dict[str, float]:
-        """:meth:`latency` and :meth:`memory`, all infinite if the GPU has not enough memory."""
+        """:meth:`latency` and :meth:`memory`; all figures are infinite if memory runs out."""
         try:
             return self.latency(subnet) | self.memory(subnet)
         except torch.OutOfMemoryError:
@@ -89,23 +88,26 @@ class Deployed:
 
     @torch.no_grad()
     def memory(self, subnet: Subnet) -> dict[str, float]:
-        """Peak memory of one forward: weights, images and activations, as tensors hold them.
+        """Peak memory of the tensors in one forward: weights, images and activations.
 
-        Not counted is what else a process needs: libraries, the GPU's context, workspaces, and what
-        an allocator keeps in reserve.
+        Excludes the rest of a process: libraries, the GPU's context, workspaces, and what the
+        allocator keeps in reserve.
 
         Returns:
             ``memory`` in MiB.
         """
         if self.device == 'cpu':
-            return dict(memory=self._peak_on_cpu(subnet) / 2**20)
-        self._peak_on_gpu(subnet)  # workspaces that libraries take once are held from here on
+            net, images = self._build(subnet)
+            with _LiveBytes([*net.parameters(), *net.buffers(), images]) as live:
+                net(images)
+            return dict(memory=live.peak / 2**20)
+        self._peak_on_gpu(subnet)  # libraries allocate their workspaces here, once
         return dict(memory=self._peak_on_gpu(subnet) / 2**20)
 
     def _build(self, subnet: Subnet) -> tuple[PlainViT, Tensor]:
-        """The network, and images for it."""
+        """Build the network, and images for it."""
         spec = subnet.image_spec_in(self.image_spec)
-        with torch.random.fork_rng(devices=()):  # a search draws the same, measured or not
+        with torch.random.fork_rng(devices=()):  # measuring must not change what a search draws
             net = PlainViT(
                 subnet.embed_dim,
                 list(subnet.num_heads),
@@ -116,12 +118,6 @@ class Deployed:
             shape = (self.batch_size, spec['in_channels'], spec['img_size'], spec['img_size'])
             images = torch.randn(shape)
         return net.eval().to(self.device, self.dtype), images.to(self.device, self.dtype)
-
-    def _peak_on_cpu(self, subnet: Subnet) -> int:
-        net, images = self._build(subnet)
-        with _LiveBytes([*net.parameters(), *net.buffers(), images]) as live:
-            net(images)
-        return live.peak
 
     def _peak_on_gpu(self, subnet: Subnet) -> int:
         before = torch.cuda.memory_allocated()
@@ -135,16 +131,11 @@ class Deployed:
 def latency_of(
     forward: Callable[[], object], device: str = 'cpu', warmup: int = 3, rounds: int = 20
 ) -> dict[str, float]:
-    """Median time of a forward, and its interquartile range.
-
-    Args:
-        forward: Runs a batch.
-        device: 'cpu' or 'cuda', where it runs.
-        warmup: Forwards before those that are timed.
-        rounds: Forwards that are timed.
+    """Time ``forward``, which runs a batch on ``device``, after ``warmup`` untimed calls.
 
     Returns:
-        ``latency`` and ``latency_spread`` in ms, of the :func:`trimmed` rounds.
+        ``latency``, the median, and ``latency_spread``, the interquartile range, in ms, of the
+        :func:`trimmed` rounds.
     """
     for _ in range(warmup):
         forward()
@@ -154,10 +145,10 @@ def latency_of(
 
 
 def trimmed(seconds: Sequence[float]) -> list[float]:
-    """``seconds`` without outliers: those beyond Tukey's fences (Exploratory Data Analysis, 1977).
+    """Remove outliers: values beyond Tukey's fences (Exploratory Data Analysis, 1977).
 
-    The fences stand 1.5 interquartile ranges below the first quartile and above the third, so
-    that a few outliers among many rounds do not move them.
+    The fences are 1.5 interquartile ranges below the first quartile and above the third. A few
+    outliers among many rounds do not move them.
     """
     low, high = np.quantile(seconds, [0.25, 0.75])
     reach = 1.5 * (high - low)
@@ -165,9 +156,9 @@ def trimmed(seconds: Sequence[float]) -> list[float]:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of storages that are alive, from those of ``tensors`` on.
+    """Counts the bytes of live storages, including those of ``tensors``.
 
-    What an operation allocates and frees within itself is not seen.
+    Memory that an operation allocates and frees internally is not seen.
     """
 
     def __init__(self, tensors: Sequence[Tensor]):
@@ -185,7 +176,7 @@ class _LiveBytes(TorchDispatchMode):
         return results
 
     def _see(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()  # the same object for all views, as long as one lives
+        storage = tensor.untyped_storage()  # the same object for all views while one of them lives
         if id(storage) not in self.alive:
             self.alive.add(id(storage))
             self.now += storage.nbytes()

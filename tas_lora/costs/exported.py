@@ -1,4 +1,4 @@
-"""What an exported network costs: parameters, multiply-adds by two counts, memory and latency."""
+"""Costs of an exported network: parameters, multiply-adds by two counts, memory and latency."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,60 +21,48 @@ RUNTIMES = ('torch', 'compiled', 'onnx')
 
 
 def convention(network: dict) -> dict[str, float]:
-    """'params' and 'flops' of a network by AutoFormer's convention, which limits and tables follow.
-
-    Args:
-        network: Arguments of ``PlainViT``.
-    """
+    """'params' and 'flops' of a ``PlainViT`` by AutoFormer's convention."""
     subnet, spec = _as_subnet(network)
     return dict(params=count_params(subnet, **spec), flops=count_flops(subnet, **spec))
 
 
 def check_costs(source: Source) -> None:
-    """Compare the costs that ``architecture.json`` states with those of the network.
+    """Compare the costs in ``architecture.json`` with those of the network.
 
     Raises:
         UserError: If they differ.
     """
     for name, counted in convention(source.network).items():
-        said = source.description.get(name)
-        if type(said) not in (int, float) or said != counted:
+        stated = source.description.get(name)
+        if type(stated) not in (int, float) or stated != counted:
             raise UserError(
-                f'{source.folder}/architecture.json: {name} is {said!r:.50}, the network has '
+                f'{source.folder}/architecture.json: {name} is {stated!r:.50}, but the network has '
                 f'{counted:,.0f}; the file was edited: export again'
             )
 
 
 def counted_flops(network: dict) -> float:
-    """Multiply-adds of one image as torch counts them: those of matrix products alone.
+    """Multiply-adds of one image in the matrix products of a ``PlainViT``, by torch's counter.
 
-    AutoFormer's convention, ``count_flops``, differs: it counts norms and sums too, the classifier
-    for every token, one token more in each block, and a formula for relative positions in place of
-    the products that compute them. On the meta device attention is made of plain products, whatever
-    kernel a CPU or GPU has for it. torch's counter takes a multiply-add for 2, hence the half.
-
-    Args:
-        network: Arguments of ``PlainViT``.
+    AutoFormer's convention, ``count_flops``, also counts norms and sums, the classifier for every
+    token, and one more token in each block. For relative positions it uses a formula in place of
+    the actual products. On the meta device torch counts attention as plain products, whatever
+    kernel a CPU or GPU would use.
     """
     with torch.device('meta'):
         net = PlainViT(**network)
         images = torch.empty(1, network['in_channels'], network['img_size'], network['img_size'])
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(images)
-    return counter.get_total_flops() / 2
+    return counter.get_total_flops() / 2  # which counts a multiply-add as 2
 
 
 def measure(
     source: Source, runtimes: Sequence[str], device: str, batch_size: int, rounds: int
 ) -> dict[str, dict]:
-    """What a forward of one batch of noise takes, in the figures of ``val_cfg.measure``.
+    """Measure a forward of one batch of noise, as ``val_cfg.measure`` does in a search.
 
-    Args:
-        source: The export.
-        runtimes: Of :data:`RUNTIMES`; ONNX Runtime is for CPUs.
-        device: 'cpu' or 'cuda'.
-        batch_size: Images in the batch.
-        rounds: Forwards that are timed.
+    ``runtimes`` are names in :data:`RUNTIMES`; 'onnx' only runs on CPUs.
 
     Returns:
         For each runtime :func:`~tas_lora.costs.deployed.latency_of`; for 'torch' also ``memory``.
@@ -108,5 +96,7 @@ def _as_subnet(network: dict) -> tuple[Subnet, dict]:
     width, spec = network['embed_dim'], dict(network)
     for name in ('embed_dim', 'num_heads', 'hidden_dims', 'pooling'):
         spec.pop(name)
-    ratios = [(hidden + 0.5) / width for hidden in network['hidden_dims']]  # which are truncated
+    ratios = [
+        (hidden + 0.5) / width for hidden in network['hidden_dims']
+    ]  # their product with the width is truncated
     return Subnet(width, network['num_heads'], ratios), spec

@@ -1,4 +1,4 @@
-"""What a training step with experts is measured against, all with the same widths and data."""
+"""The models that the benchmark compares with ours, all with the same widths and data."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..models import SupernetClassifier
 from ..models.layers import (
@@ -20,12 +21,7 @@ from ..structures import Subnet
 
 
 class StaticViT(nn.Module):
-    """A plain vision transformer of a subnet's widths, without relative positions: the limit.
-
-    Args:
-        subnet: The widths.
-        spec: ``image_spec`` of a :class:`SupernetClassifier`.
-    """
+    """A plain vision transformer of a subnet's widths, without relative positions: the limit."""
 
     def __init__(self, subnet: Subnet, spec: dict):
         super().__init__()
@@ -61,7 +57,7 @@ class StaticBlock(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, N, C) to itself."""
+        """Map (B, N, C) to (B, N, C)."""
         qkv = self.qkv(self.attn_norm(x)).unflatten(2, (3, self.num_heads, -1))
         y = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
         x = x + self.proj(y.transpose(1, 2).flatten(2))
@@ -69,10 +65,10 @@ class StaticBlock(nn.Module):
 
 
 class MMPretrainViT(nn.Module):
-    """MMPretrain's VisionTransformer as near as it comes to a subnet.
+    """MMPretrain's VisionTransformer, as similar to a subnet as possible.
 
-    Blocks are alike, with the subnet's mean number of heads and mean MLP width; its attention is
-    as wide as the network, a little narrower or wider than the subnet's heads of 64.
+    All blocks have the subnet's mean number of heads and mean MLP width. The attention is as wide
+    as the network, so its heads are a little narrower or wider than the subnet's.
     """
 
     def __init__(self, subnet: Subnet, spec: dict):
@@ -95,7 +91,7 @@ class MMPretrainViT(nn.Module):
 
 
 def made_naive(model: SupernetClassifier) -> SupernetClassifier:
-    """``model`` with explicit relative positions and a loop over experts to merge."""
+    """Change ``model`` to use explicit relative positions, and to merge experts in a loop."""
     spec = model.image_spec
     grid = spec['img_size'] // spec['patch_size']
     pairs = relative_index(grid, spec['max_relative_position'])
@@ -108,7 +104,7 @@ def made_naive(model: SupernetClassifier) -> SupernetClassifier:
 
 
 def left_unmerged(model: SupernetClassifier) -> SupernetClassifier:
-    """``model`` whose experts work on the tokens, next to the frozen weight."""
+    """Change ``model`` to apply experts to tokens, in addition to the frozen weight."""
     for layer in model.backbone.mole_layers():
         layer.merge = partial(_hold_gates, layer)
         layer.forward = partial(_unmerged_forward, layer)
@@ -128,8 +124,7 @@ def _loop_merge(layer: MoLELinear, gates: Tensor, out_features: int, in_features
 
 
 def _hold_gates(layer: MoLELinear, gates: Tensor, out_features: int, in_features: int) -> None:
-    # In the place of the merged weight, so that the model sees to them as it does to that.
-    layer.merged = gates
+    layer.merged = gates  # the model treats them as it does a merged weight
 
 
 def _unmerged_forward(layer: MoLELinear, x: Tensor, out_features=None, bias=None) -> Tensor:
@@ -142,77 +137,54 @@ def _unmerged_forward(layer: MoLELinear, x: Tensor, out_features=None, bias=None
     return F.linear(x, weight, bias) + (x @ scaled.T) @ up.transpose(1, 2).flatten(0, 1)
 
 
-def forward_products(subnet: Subnet, spec: dict) -> dict[str, int]:
-    """Multiply-adds of one image in the matrix products of :class:`StaticViT`, by what they serve.
+_MERGED = ('qkv.weight', 'proj.weight', 'fc1.weight', 'fc2.weight')
+_WITH_GRADIENT = dict(  # parameters of StaticViT, for contestants that do not train all
+    ours=_MERGED,
+    naive=_MERGED,
+    unmerged=('cls_token',),  # stands for the experts: all blocks need gradients of their inputs
+)
 
-    With N = patches + 1 tokens of width C, patches of P x P pixels, and in each block attention
-    h = heads x head_dim wide and M hidden channels:
 
-        patches    (N - 1) C channels P^2
-        linears    sum over blocks of N C (4 h + 2 M)
-        attention  sum over blocks of 2 N^2 h
-        head       C classes
+def multiply_adds(subnet: Subnet, spec: dict, contestant: str | None = None) -> float:
+    """Multiply-adds of one image in the matrix products of :class:`StaticViT`, by torch's counter.
 
-    Unlike ``count_flops``, which follows a published convention, these are the products taken.
-
-    Args:
-        subnet: The widths.
-        spec: ``image_spec`` of a :class:`SupernetClassifier`.
+    Of a forward, or of a training step of ``contestant``. A step takes each product up to three
+    times: for the output, the gradient of the input, and the gradient of the weight. What is
+    frozen needs no gradient of the weight. Merged layers do: the experts get their gradients
+    through that of the merged weight.
     """
-    width, patch = subnet.embed_dim, spec['patch_size']
-    patches = (spec['img_size'] // patch) ** 2
-    tokens, inner = patches + 1, spec['head_dim'] * sum(subnet.num_heads)
-    return dict(
-        patches=patches * width * spec['in_channels'] * patch**2,
-        linears=tokens * width * (4 * inner + 2 * sum(subnet.hidden_dims)),
-        attention=2 * tokens**2 * inner,
-        head=width * spec['num_classes'],
-    )
+    with torch.device('meta'):  # where torch counts attention as plain products
+        model = StaticViT(subnet, spec)
+        image = torch.empty(1, spec['in_channels'], spec['img_size'], spec['img_size'])
+    trained = _WITH_GRADIENT.get(contestant, ('',))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(part in name for part in trained))
+    with FlopCounterMode(display=False) as counter:
+        logits = model(image)
+        if contestant is not None:
+            logits.sum().backward()
+    return counter.get_total_flops() / 2  # which counts a multiply-add as 2
 
 
-def step_products(name: str, forward: dict[str, int]) -> int:
-    """Multiply-adds of one image in a training step of contestant ``name``.
-
-    Each product of ``forward``, of :func:`forward_products`, is taken up to three times: for the
-    output, the gradient of its input, and the gradient of its weight. Images need no gradient, so
-    that patches count 2 at most. On a frozen supernet patches count 1 and the head 2, but merged
-    layers 3: experts get their gradients through that of the merged weight. Unmerged layers count
-    2. The frozen input of the first layer, which needs no gradient, is counted as if it did.
-    """
-    frozen = name in ('ours', 'naive', 'unmerged')
-    times = dict(
-        patches=1 if frozen else 2,
-        linears=2 if name == 'unmerged' else 3,
-        attention=3,
-        head=2 if frozen else 3,
-    )
-    return sum(times[part] * count for part, count in forward.items())
+def loss_of(
+    model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, amp: bool = False
+) -> Tensor:
+    """Cross-entropy of a batch; with ``amp`` under bfloat16 autocast."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+        return F.cross_entropy(model(images), labels)
 
 
 def training_step(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    amp: bool = False,
-    forward: Callable[[Tensor], Tensor] | None = None,
+    model: nn.Module, images: Tensor, labels: Tensor, amp: bool = False
 ) -> Callable[[], None]:
-    """One whole step of a model: experts by AdamW and router by SGD where it has them.
-
-    With experts it sets the active subnet anew, routes and merges, as a training iteration does.
-    ``forward`` takes the place of the model's own, such as its distributed wrapper.
-    """
-    optimizers, forward = optimizers_of(model), forward or model
-    router = getattr(model, 'router', None)  # only a supernet with experts has one
+    """One training step as a function. A supernet with experts sets, routes and merges in it."""
+    optimizers = optimizers_of(model)
+    has_experts = getattr(model, 'router', None) is not None
 
     def step() -> None:
-        if router is not None:
-            model.set_subnet(model.subnet)
-            model.merge_experts()
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
-            loss = F.cross_entropy(forward(images), labels)
-        loss.backward()
-        if router is not None:
-            model.unmerge_experts()
+        if has_experts:
+            model.set_subnet(model.subnet)  # its forward routes and merges
+        loss_of(model, images, labels, amp).backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -221,8 +193,8 @@ def training_step(
 
 
 def optimizers_of(model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Those of :func:`training_step`."""
-    router = getattr(model, 'router', None)  # as above
+    """AdamW for experts and SGD for the router, or AdamW for a model without experts."""
+    router = getattr(model, 'router', None)
     if router is None:
         return [torch.optim.AdamW(model.parameters(), lr=1e-4)]
     experts = torch.optim.AdamW(expert_parameters(model), lr=1e-4)

@@ -1,7 +1,8 @@
-"""What a search space costs, before anything is trained and without data."""
+"""Costs of a search space ahead of training, without data."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil
+from statistics import linear_regression, mean
 
 import numpy as np
 
@@ -14,26 +15,20 @@ from ..search import Evolution, count_flops, count_params
 from ..structures import SearchSpace, Subnet
 
 QUANTILES = (0.1, 0.5, 0.9)
-NARROW = 1.2  # a ratio of sizes below which there is little to choose
-FAR_OFF = 1.0  # standard deviations of a mean from what it should be
-FEW_IMAGES = 100  # held out, below which one of them is more than a point of top-1
+NARROW = 1.2  # ratio of sizes below which there is little to choose
+FAR_OFF = 1.0  # distance of a mean from its expected value, in standard deviations
+FEW_IMAGES = 100  # with fewer held-out images, one is more than a point of top-1
 
 
 def count_space(
     space: SearchSpace, spec: Mapping[str, int], draws: int = 2000, seed: int = 0
 ) -> dict:
-    """Number of subnets, and what they cost.
-
-    Args:
-        space: The choices.
-        spec: ``image_spec`` of a :class:`SupernetClassifier`.
-        draws: Subnets drawn uniformly for mean and quantiles.
-        seed: Seed of the draws.
+    """Number of subnets, and their costs. Mean and quantiles are of random subnets.
 
     Returns:
-        ``subnets``, and for each of ``params`` and ``flops`` a dict of ``smallest`` and
-        ``largest``, the costs of these two subnets, and of the draws the ``mean`` and the
-        ``quantiles``, as many as :data:`QUANTILES`.
+        ``subnets``, the number; and for each of ``params`` and ``flops`` a dict: ``smallest`` and
+        ``largest``, the costs of these subnets; ``mean`` and ``quantiles`` of the draws, the latter
+        at :data:`QUANTILES`.
     """
     rng = np.random.default_rng(seed)
     drawn = [space.sample(rng) for _ in range(positive(draws, '--draws', int, most=10**6))]
@@ -51,7 +46,7 @@ def count_space(
 
 
 def count_weights(model: SupernetClassifier) -> dict[str, int]:
-    """Parameters of the parts of a model, and of all that is trained."""
+    """Number of parameters of each part of a model, and of all that is trained."""
     experts = sum(p.numel() for p in expert_parameters(model))
     router = 0 if model.router is None else sum(p.numel() for p in model.router.parameters())
     every = sum(p.numel() for p in model.parameters())
@@ -60,21 +55,19 @@ def count_weights(model: SupernetClassifier) -> dict[str, int]:
 
 
 def count_experts(model: SupernetClassifier) -> tuple[int, int] | None:
-    """Experts of a layer at most, K, and groups of blocks; None without experts or groups."""
+    """Number of experts K of the router, and of block groups; None without a router with groups."""
     if not isinstance(model.router, RouterHead):
         return None
     return model.router.num_experts, len(model.router.groups)
 
 
 def images_read(dataset: Mapping, count: int) -> int:
-    """Images that a pass over a dataset reads, if the innermost one it wraps has ``count``.
+    """Images in one pass over a dataset whose innermost dataset has ``count`` images.
 
-    Args:
-        dataset: Config of a dataset, perhaps in ``HeldOutSplit`` and ``RepeatDataset``.
-        count: Images of the whole training set.
+    Understands ``HeldOutSplit`` and ``RepeatDataset`` around it.
 
     Raises:
-        UserError: If none is left, or it cannot be known without the files.
+        UserError: If no training image is left, or the split needs the files.
     """
     kind, inner = str(dataset.get('type')).rpartition('.')[2], dataset.get('dataset')
     if kind == 'RepeatDataset':
@@ -84,28 +77,26 @@ def images_read(dataset: Mapping, count: int) -> int:
     whole, size = images_read(inner, count), dataset.get('size', 10_000)
     if dataset.get('images') is not None:
         raise UserError(
-            'HeldOutSplit.images is a list of files; leave --images out and have them at hand'
+            'HeldOutSplit.images is a list of files; leave --images out and provide the files'
         )
     if size >= whole:
         raise UserError(
-            f'{size:,} images to hold out of a training set of {whole:,}; lower HeldOutSplit.size'
+            f'cannot hold out {size:,} of {whole:,} training images; lower HeldOutSplit.size'
         )
     return size if dataset.get('part') == 'heldout' else whole - size
 
 
 def candidates_of(search: Mapping, space: SearchSpace) -> int:
-    """Subnets that a search asks for at most.
+    """Largest number of subnets that a search with ``val_cfg`` ``search`` asks for.
 
-    Args:
-        search: ``val_cfg`` of a search config; from any other, Algorithm 2's defaults.
-        space: The space.
+    Without ``evolution`` in it, Algorithm 2's defaults apply.
     """
     evolution = Evolution(space, lambda subnet: True, **(search.get('evolution') or {}))
     return min(space.size, evolution.population * evolution.generations)
 
 
 def chosen_subnets(space: SearchSpace, count: int, seed: int) -> dict[str, Subnet]:
-    """Smallest, largest, and ``count`` that are drawn, by name."""
+    """The smallest, the largest and ``count`` random subnets, by name."""
     rng = np.random.default_rng(seed)
     drawn = {f'drawn {i + 1}': space.sample(rng) for i in range(count)}
     return dict(smallest=space.smallest(), **drawn, largest=space.largest())
@@ -114,79 +105,68 @@ def chosen_subnets(space: SearchSpace, count: int, seed: int) -> dict[str, Subne
 def expected_seconds(
     seconds: Mapping[str, float], flops: Mapping[str, float], mean_flops: float
 ) -> float:
-    """Seconds at the space's mean FLOPs, on a straight line through the subnets that were timed.
+    """Expected seconds of a subnet of the space, from a few that were timed.
 
-    The line is that of least squares; a few draws alone would miss the mean. Where all subnets
-    have the same FLOPs it is their mean.
-
-    Args:
-        seconds: Measured, by name of the subnet.
-        flops: Of the same subnets.
-        mean_flops: Mean over many draws.
+    Takes the least-squares line through the timed subnets at the space's mean FLOPs, as the mean of
+    a few draws would be off. If all have the same FLOPs, it is their mean.
     """
-    x, y = (np.array([values[name] for name in seconds]) for values in (flops, seconds))
-    if np.ptp(x) == 0:
-        return float(y.mean())
-    slope = np.cov(x, y, bias=True)[0, 1] / x.var()
-    return float(y.mean() + slope * (mean_flops - x.mean()))
+    x = [flops[name] for name in seconds]
+    if len(set(x)) == 1:
+        return mean(seconds.values())
+    slope, intercept = linear_regression(x, list(seconds.values()))
+    return intercept + slope * mean_flops
 
 
 def steps_of(images: int, loader: Mapping) -> int:
-    """Steps of an epoch in one process."""
+    """Steps per epoch in one process."""
     full = images / loader['batch_size']
     return int(full) if loader.get('drop_last') else ceil(full)
 
 
 def step_with_reading(step: float, reading: float, loader: Mapping) -> float:
-    """Seconds of a step and of what it waits for its images.
+    """Seconds of a step, including the wait for its images.
 
-    Args:
-        step: Seconds of the step itself.
-        reading: Seconds of one image, 0 if not known.
-        loader: Its ``num_workers`` are taken to have a core each.
+    ``reading`` are the seconds of one image. Each of ``num_workers`` is assumed to have a core.
     """
     reading, workers = reading * loader['batch_size'], loader.get('num_workers', 0)
     return max(step, reading / workers) if workers else step + reading
 
 
 def find_hints(found: Mapping) -> list[str]:
-    """What is odd about a space, in words.
+    """Sentences about what is odd in a space, and what to change.
 
     Args:
-        found: All of :func:`count_space`; ``weights`` of :func:`count_weights`, ``experts`` of
-            :func:`count_experts`, and ``search`` with its ``candidates`` and ``images``, None if
-            they are not known.
+        found: The figures of :func:`count_space`; ``weights`` of :func:`count_weights`, ``experts``
+            of :func:`count_experts`, and ``search`` with ``candidates`` and ``images``, which are
+            None if unknown.
     """
     hints, search = _hints_on_sizes(found['params'], found['weights']['supernet']), found['search']
     if found['subnets'] <= search['candidates']:
         hints.append(
-            f'the space has {found["subnets"]:,} subnets, no more than the search asks for: more '
-            'choices, or smaller evolution.population and generations'
+            f'the space has {found["subnets"]:,} subnets, no more than the search asks for: add '
+            'choices, or lower evolution.population or generations'
         )
     if found['experts'] is not None and found['experts'][0] > found['experts'][1]:
         hints.append(
-            'K is {}, but blocks fall into {} groups only: experts above that number have no group '
-            'of their own; lower mole.num_experts'.format(*found['experts'])
+            'K is {}, but there are only {} groups of blocks: further experts have no group of '
+            'their own; lower mole.num_experts'.format(*found['experts'])
         )
     if search['images'] is not None and search['images'] < FEW_IMAGES:
         hints.append(
-            f'only {search["images"]} images are held out: one of them is '
+            f'only {search["images"]} images are held out: one image is '
             f'{100 / search["images"]:.1f} points of top-1; raise HeldOutSplit.size'
         )
     return hints
 
 
 def pixel_hint(mean: Sequence[float], std: Sequence[float], preprocessor: Mapping) -> list[str]:
-    """What to set where images are far from what their normalisation expects.
+    """A hint if the config's normalisation does not fit the images; else an empty list.
 
-    Args:
-        mean: Of each channel of the images as read.
-        std: Likewise.
-        preprocessor: ``data_preprocessor`` of the config.
+    ``mean`` and ``std`` are those of each channel of the images as read.
     """
     if preprocessor.get('mean') is None or len(preprocessor['mean']) != len(mean):
         return []
-    if preprocessor.get('to_rgb'):  # images are read as B, G, R, and turned before
+    if preprocessor.get('to_rgb'):  # images are read as B, G, R, and reversed before
         mean, std = mean[::-1], std[::-1]
     shift = (np.array(mean) - preprocessor['mean']) / preprocessor['std']
     scale = np.array(std) / preprocessor['std']
@@ -196,7 +176,7 @@ def pixel_hint(mean: Sequence[float], std: Sequence[float], preprocessor: Mappin
     wanted = ', '.join(f'{name}={np.round(values, 1).tolist()}' for name, values in fields)
     return [
         f'normalised images have a mean of {shift.mean():.1f} and a spread of {scale.mean():.1f} '
-        f'in place of 0 and 1, which slows training: set data_preprocessor to {wanted}'
+        f'instead of 0 and 1, which slows training: set data_preprocessor to {wanted}'
     ]
 
 
@@ -205,12 +185,11 @@ def _hints_on_sizes(params: Mapping[str, float], supernet: int) -> list[str]:
     if largest < NARROW * params['smallest']:
         found.append(
             f'the largest subnet has only {largest / params["smallest"]:.2f} x the parameters of '
-            'the smallest: choices of embed_dim, depth or mlp_ratio that lie further apart give a '
-            'search more to find'
+            'the smallest: spread the choices of embed_dim, depth or mlp_ratio further apart'
         )
     if supernet > NARROW * largest:
         found.append(
             f'the supernet has {supernet / largest:.2f} x the parameters of the largest subnet: '
-            'what is beyond that is never trained; lower model.backbone.arch'
+            'the excess is never trained; lower model.backbone.arch'
         )
     return found

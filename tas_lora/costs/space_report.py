@@ -1,4 +1,4 @@
-"""What a space costs, as tables and sentences."""
+"""Costs of a space, as tables and sentences."""
 
 from rich.table import Table
 
@@ -17,7 +17,7 @@ def sizes(found: dict) -> Table:
 
 
 def times(timed: dict) -> Table:
-    """Milliseconds of the subnets that were timed."""
+    """Milliseconds of the timed subnets."""
     kinds = {name: timed[name] for name in ('step', 'forward') if name in timed}
     columns = [text for name in kinds for text in (f'{name}, ms', 'middle half')]
     table = Table('subnet', 'MFLOPs', *columns, title=f'Batches of {timed["batch_size"]} images')
@@ -29,12 +29,15 @@ def times(timed: dict) -> Table:
 
 
 def sentences(found: dict) -> list[str]:
-    """The rest of the figures, and the hints."""
-    return [
-        f'Weights: {_weights(found["weights"], found["experts"])}',
-        *filter(None, (_memory(found), _training(found), _search(found))),
-        *(f'Hint: {hint}' for hint in found['hints']),
-    ]
+    """The other figures, and the hints."""
+    lines = [f'Weights: {_weights(found["weights"], found["experts"])}']
+    if memory := found.get('timed', {}).get('memory'):
+        lines.append(f'Memory of a step of the largest subnet: {memory / 2**20:,.0f} MiB')
+    if 'training' in found:
+        lines.append(_training(found['training'], found.get('training_seconds')))
+    if found['search']['images'] is not None:
+        lines.append(_search(found['search'], found.get('search_seconds')))
+    return [*lines, *(f'Hint: {hint}' for hint in found['hints'])]
 
 
 def _weights(weights: dict, experts: tuple[int, int] | None) -> str:
@@ -45,43 +48,28 @@ def _weights(weights: dict, experts: tuple[int, int] | None) -> str:
     return f'{text}; trained {weights["trained"]:,}'
 
 
-def _memory(found: dict) -> str | None:
-    memory = found.get('timed', {}).get('memory')
-    return memory and f'Memory of a step of the largest subnet: {memory / 2**20:,.0f} MiB'
-
-
-def _training(found: dict) -> str | None:
-    train = found.get('training')
-    if train is None or train['images'] is None:
-        return train and 'Training: the images are not there; tell their number by --images'
+def _training(train: dict, seconds: float | None) -> str:
+    if train['images'] is None:
+        return 'Training: the images are missing; give their number with --images'
     images, steps = f'{train["images"]:,}', f'{train["steps"]:,}'
     text = f'Training: {train["epochs"]} epochs of {images} images, {steps} steps'
-    if 'training_seconds' not in found:
+    if seconds is None:
         return text
     reading = 'with' if train['reading'] else 'without'
-    return f'{text}: {in_words(found["training_seconds"])}, {reading} the reading of images'
+    return f'{text}: {in_words(seconds)}, {reading} the reading of images'
 
 
-def _search(found: dict) -> str | None:
-    search = found['search']
-    if search['images'] is None:
-        return None
+def _search(search: dict, seconds: float | None) -> str:
     text = f'Search: {search["candidates"]:,} subnets x {search["images"]:,} held-out images'
-    if 'search_seconds' not in found:
-        return text
-    return f'{text}: {in_words(found["search_seconds"])}; a race reads fewer'
+    return text if seconds is None else f'{text}: {in_words(seconds)}; a race reads fewer'
 
 
 def in_words(seconds: float) -> str:
-    """Seconds to two digits, in the unit that suits."""
-    for unit, size in (('days', 86400), ('h', 3600), ('min', 60)):
-        if seconds >= 1.5 * size:
-            return f'about {_two_digits(seconds / size)} {unit}'
-    return f'about {_two_digits(seconds)} s'
-
-
-def _two_digits(value: float) -> str:
-    return f'{value:.0f}' if value >= 10 else f'{value:.1f}'
+    """Seconds to two digits, in a suitable unit."""
+    units = (('days', 86400), ('h', 3600), ('min', 60), ('s', 1))
+    unit, size = next((each for each in units if seconds >= 1.5 * each[1]), units[-1])
+    value = seconds / size
+    return f'about {value:.0f} {unit}' if value >= 10 else f'about {value:.1f} {unit}'
 
 
 def _number(value: float) -> str:

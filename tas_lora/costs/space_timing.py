@@ -1,16 +1,15 @@
-"""How long subnets of a supernet take to train and to evaluate, and what memory a step needs."""
+"""Time to train and evaluate subnets of a supernet, and the memory of a step."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..models import SupernetClassifier
 from ..structures import Subnet
-from .reference_models import training_step
+from .reference_models import loss_of, training_step
 from .timing import interleave, saved_bytes, stopwatch
 
 
@@ -22,15 +21,10 @@ def time_steps(
     amp: bool = False,
     tell: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Seconds of whole training steps of each subnet, in turns.
+    """Seconds of training steps of each subnet; subnets take turns.
 
-    Args:
-        model: In training mode; its weights are moved.
-        subnets: By name.
-        batch: Images and labels, where the model is.
-        rounds: Steps of each that are timed.
-        amp: bfloat16 autocast.
-        tell: Called after each step.
+    Updates the weights of ``model``, which must be in training mode. Calls ``tell`` after each
+    step; ``amp`` uses bfloat16 autocast.
     """
     step = training_step(model, *batch, amp)
 
@@ -51,12 +45,12 @@ def time_evaluations(
     rounds: int,
     tell: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, list[float]]]:
-    """Seconds to merge the experts of each subnet and of a forward then, in turns.
+    """Seconds to merge the experts of each subnet, and of a forward afterwards.
 
-    Other arguments as in :func:`time_steps`. The model is left in evaluation mode.
+    Leaves the model in evaluation mode.
 
     Returns:
-        ``merge``, nearly nothing without experts, and ``forward``, each by name of the subnet.
+        ``merge``, near 0 without experts, and ``forward``, each by name of the subnet.
     """
     model.eval()
     device = images.device.type
@@ -66,7 +60,7 @@ def time_evaluations(
             model.set_subnet(subnet)
             merge = stopwatch(model.merge_experts, device)
             forward = stopwatch(lambda: model(images), device)
-            if turn:  # the first warms up
+            if turn:  # the first round is the warm-up
                 found['merge'][name].append(merge)
                 found['forward'][name].append(forward)
             tell()
@@ -75,14 +69,12 @@ def time_evaluations(
 
 
 def try_reading(dataset: Sequence, most: int = 64) -> dict:
-    """How long an image takes to be read and transformed, and what its pixels are.
+    """Time to read and transform an image, and statistics of its pixels.
 
-    Args:
-        dataset: Of samples with ``inputs`` (C, H, W).
-        most: Images that are read, evenly spread.
+    Reads up to ``most`` samples, evenly spread, with ``inputs`` (C, H, W).
 
     Returns:
-        ``reading``, seconds an image, and ``mean`` and ``std`` of each channel as they are read.
+        ``reading``, seconds per image, and ``mean`` and ``std`` of each channel as read.
     """
     places = np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(int).tolist()
     images = []
@@ -97,15 +89,15 @@ def step_memory(
 ) -> int:
     """Bytes of tensors that a training step of ``subnet`` holds when its backward begins.
 
-    All weights, gradients and AdamW's two moments of those that are trained, the images, and what
-    autograd keeps. Not counted is what libraries take, and an allocator keeps in reserve.
+    Counts all weights, gradients and AdamW's two moments of the trained ones, the images, and what
+    autograd keeps. Excludes memory of libraries and what the allocator keeps in reserve.
     """
     model.set_subnet(subnet)
-
-    def loss() -> Tensor:
-        with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=amp):
-            return F.cross_entropy(model(batch[0]), batch[1])
-
     weights = sum(p.nbytes for p in model.parameters())
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    return weights + 3 * trained + batch[0].nbytes + saved_bytes(model, loss)
+    return (
+        weights
+        + 3 * trained
+        + batch[0].nbytes
+        + saved_bytes(model, partial(loss_of, model, *batch, amp))
+    )

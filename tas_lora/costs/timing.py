@@ -1,4 +1,4 @@
-"""Timing that survives a noisy machine: contestants take turns, and are compared round by round."""
+"""Timing on a noisy machine: contestants take turns, and are compared round by round."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,10 +12,10 @@ from torch import nn
 def interleave(
     jobs: Mapping[str, Callable[[], object]], rounds: int, device: str = 'cpu'
 ) -> dict[str, list[float]]:
-    """Run all jobs in turn, ``rounds`` times after one warm-up; seconds of each run.
+    """Run all jobs in turn, ``rounds`` times after one warm-up; returns the seconds of each run.
 
-    What slows the machine for a while slows all of a round, so that ratios within rounds hold.
-    Each round begins with another job, so that none has the same one before it every time.
+    A temporary slowdown affects the whole round, so ratios within rounds hold. Each round starts
+    with another job, so no job always follows the same one.
     """
     seconds, names = {name: [] for name in jobs}, list(jobs)
     for turn in range(rounds + 1):
@@ -28,7 +28,7 @@ def interleave(
 
 
 def stopwatch(job: Callable[[], object], device: str = 'cpu') -> float:
-    """Seconds a job takes, until the device is done with it."""
+    """Seconds that a job takes, including what it queues on the device."""
     _wait(device)
     start = time.perf_counter()
     job()
@@ -37,29 +37,32 @@ def stopwatch(job: Callable[[], object], device: str = 'cpu') -> float:
 
 
 def ratio(ours: list[float], theirs: list[float]) -> dict:
-    """Median of the ratios within rounds, and their spread, the middle half."""
-    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
-    low, high = np.quantile(ratios, [0.25, 0.75])
-    return dict(median=median(ratios), spread=[float(low), float(high)])
+    """Median and middle half of the ratios within rounds."""
+    return _summary([one / other for one, other in zip(ours, theirs, strict=True)])
 
 
 def milliseconds(seconds: list[float]) -> dict:
     """Median and middle half, in milliseconds."""
-    low, high = np.quantile(seconds, [0.25, 0.75])
-    return dict(median=1e3 * median(seconds), spread=[1e3 * float(low), 1e3 * float(high)])
+    return _summary([1e3 * value for value in seconds])
 
 
 def per_second(amount: float, seconds: list[float]) -> dict:
-    """Median and middle half of ``amount`` over the seconds of each run."""
-    low, high = np.quantile(seconds, [0.25, 0.75])
-    return dict(median=amount / median(seconds), spread=[amount / float(high), amount / float(low)])
+    """``amount`` per second: at the median of the runs' seconds, and at their middle half."""
+    found = _summary(seconds)
+    slow, fast = (amount / bound for bound in reversed(found['spread']))
+    return dict(median=amount / found['median'], spread=[slow, fast])
+
+
+def _summary(values: list[float]) -> dict:
+    low, high = np.quantile(values, [0.25, 0.75]).tolist()
+    return dict(median=median(values), spread=[low, high])
 
 
 def saved_bytes(model: nn.Module, loss: Callable[[], torch.Tensor]) -> int:
-    """Bytes that autograd keeps for one backward, each storage once.
+    """Bytes that autograd keeps for one backward, counting each storage once.
 
-    Parameters and buffers are not counted; what is computed from them is, such as merged weights
-    and, under autocast, weights at lower precision.
+    Parameters and buffers do not count. What is computed from them does, such as merged weights
+    and, under autocast, weights cast to lower precision.
     """
     weights = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     kept = {}
@@ -67,7 +70,10 @@ def saved_bytes(model: nn.Module, loss: Callable[[], torch.Tensor]) -> int:
     def keep(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, or its place is reused
+            kept[storage.data_ptr()] = (
+                storage.nbytes(),
+                tensor,
+            )  # keeps the tensor alive, or its address would be reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -77,9 +83,9 @@ def saved_bytes(model: nn.Module, loss: Callable[[], torch.Tensor]) -> int:
 
 
 def matrix_rate(device: str, dtype: torch.dtype, rounds: int = 10) -> float:
-    """Multiply-accumulates a second that the device reaches on one large matrix product.
+    """Multiply-adds per second that the device reaches on one large matrix product.
 
-    The fastest of the rounds: other load lowers the rate, nothing raises it.
+    Takes the fastest of the rounds: other load can only lower the rate.
     """
     side = 8192 if device.startswith('cuda') else 2048
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))

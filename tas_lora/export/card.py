@@ -1,4 +1,4 @@
-"""The model card: what an exported network is, how it was found, and what was measured."""
+"""The model card: what the exported network is, how it was found, and what was measured."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from ..errors import blame
 from .data import innermost
 from .formats import ROOT, Format
 
-_MEASURED = ('latency', 'memory')  # which a search records besides the metrics of evaluators
+_MEASURED = ('latency', 'memory')  # recorded by a search in addition to metrics
 
 
 def model_card(
@@ -21,18 +21,18 @@ def model_card(
     form: Format = ROOT,
     checks: Mapping[Format, str] | None = None,
 ) -> str:
-    """The card in Markdown, with the head that model hubs read.
+    """Render the card in Markdown, with the YAML header that model hubs read.
 
     Args:
         description: Content of ``architecture.json``.
-        record: Content of the file the subnet is from, as the search writes it, or less.
-        data: ``train_dataloader``, ``test_dataloader`` of the supernet's config, as far as there.
-        licence: Of the weights, as model hubs name it.
-        form: The format that the card lies in.
-        checks: Formats that are there, with the largest difference of logits that was seen.
+        record: Content of the subnet's file: a search's result, or a part of one.
+        data: ``train_dataloader`` and ``test_dataloader`` of the supernet's config, if it has them.
+        licence: Licence of the weights, as model hubs name it.
+        form: The format that the card belongs to.
+        checks: The formats written, each with the largest difference of logits.
 
     Raises:
-        UserError: If ``record`` has the fields of a search's result with other content.
+        UserError: If ``record`` looks like a search's result, but its fields are malformed.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -59,7 +59,7 @@ def model_card(
 
 
 def _dataset(loader: Mapping | None) -> str:
-    """The innermost dataset and its split, and the part of it that a held-out split leaves."""
+    """Name the innermost dataset, its split, and the part that a held-out split takes of it."""
     dataset = innermost(loader)
     if not dataset:
         return 'not recorded'
@@ -72,7 +72,7 @@ def _dataset(loader: Mapping | None) -> str:
 
 
 def _metrics(record: Mapping) -> dict[str, float]:
-    """Those of the search: as 'accuracy/top1', the score, and what was measured."""
+    """Metrics of the search: those like 'accuracy/top1', the score, and measured costs."""
     return {
         name: value
         for name, value in record.items()

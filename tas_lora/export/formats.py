@@ -1,4 +1,4 @@
-"""The formats there are, and which of them can be written here."""
+"""All export formats, and which of them can be written with the packages installed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from .source import PLAIN_VIT, Source
 
 @dataclass(frozen=True)
 class Format:
-    """A way to write a network down.
+    """A file format for networks.
 
     Args:
-        name: As the command line knows it, and of its folder below the output folder.
-        write: Writes files into an empty folder.
-        run: Reads them there, and gives the logits of batches of images.
-        file: One of the files, by which a folder is known to be of this format.
-        load: Python that loads the network from the folder DIR, for the model card.
-        packages: What has to be installed in addition to the toolkit.
-        card: File of the model card, if it has one.
+        name: Name on the command line, and of the sub-folder in the output folder.
+        write: Writes the files into an empty folder.
+        run: Reads the files and returns the logits of each batch of images.
+        file: A file that identifies a folder as this format.
+        load: Python code for the model card that loads the network from the folder DIR.
+        packages: Packages needed in addition to the toolkit.
+        card: File name of the model card, if the format has one.
         root: Whether the files go into the output folder itself.
     """
 
@@ -38,15 +38,15 @@ class Format:
 
     @property
     def folder(self) -> str:
-        """Where the files go, below the output folder."""
+        """Path of the files, relative to the output folder."""
         return '' if self.root else self.name
 
     def is_in(self, out_dir: str | Path) -> bool:
-        """Whether an output folder holds this format."""
+        """Whether an output folder contains this format."""
         return Path(out_dir, self.folder, self.file).is_file()
 
     def advice(self) -> str | None:
-        """What to install before this format can be written; None if nothing."""
+        """What to install before this format can be written; None if nothing is missing."""
         missing = [package for package in self.packages if find_spec(package) is None]
         if not missing:
             return None
@@ -110,16 +110,16 @@ ROOT_FILES = ('weights.safetensors', 'architecture.json', PLAIN_VIT.name, safete
 
 
 def find_formats(names: Sequence[str]) -> tuple[list[Format], list[str]]:
-    """Formats by name.
+    """Look up formats by name.
 
     Args:
-        names: Of :data:`FORMATS`, or 'all': every one that can be written here.
+        names: Names in :data:`FORMATS`, or 'all' for those whose packages are installed.
 
     Returns:
-        The formats, and with 'all' what to install for the others, a line for each.
+        The formats; and with 'all', one line for each format left out: what to install.
 
     Raises:
-        UserError: If a name is unknown, or what its format needs is not installed.
+        UserError: If a name is unknown, or a package that its format needs is missing.
     """
     known = {known.name: known for known in FORMATS}
     unknown = [name for name in names if name not in (*known, 'all')]

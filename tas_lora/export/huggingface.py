@@ -1,4 +1,4 @@
-"""The network as a folder that Hugging Face transformers loads by its own code."""
+"""The network as a folder for Hugging Face transformers, with its own code."""
 
 import json
 import shutil
@@ -21,16 +21,16 @@ net = lambda images: model(pixel_values=images).logits
 
 
 def write(source: Source, folder: Path) -> None:
-    """Write config, code, weights and card, and how images of 1 or 3 channels are prepared.
+    """Write config, code, weights and card; for 1 or 3 channels also the image processor's config.
 
-    A network trained on BGR is written for RGB.
+    Networks trained on BGR are converted to RGB.
 
     Raises:
-        UserError: If the order of channels is not known.
+        UserError: If the channel order is unknown.
     """
     weights, mean, std, is_reversed = preprocess.in_rgb(source)
     renamed = {f'vit.{name}': value for name, value in weights.items()}
-    # Not by save_file, which lets nobody else read the file.
+    # save_file would create a file that only its owner can read.
     (folder / 'model.safetensors').write_bytes(save(renamed, metadata=dict(format='pt')))
     here, channels = Path(__file__), source.network['in_channels']
     module = here.with_name('transformers_vit.py')
@@ -45,7 +45,7 @@ def write(source: Source, folder: Path) -> None:
 
 
 def run(folder: Path, batches: list[Tensor]) -> list[Tensor]:
-    """Logits of batches of images, by ``AutoModelForImageClassification`` in its own process."""
+    """Logits of each batch, by ``AutoModelForImageClassification`` in a separate process."""
     if json.loads((folder / 'config.json').read_text('utf-8'))['is_reversed']:
         batches = [images.flip(1) for images in batches]
     return run_alone(_LOAD, folder, batches)
@@ -70,7 +70,7 @@ def _config(source: Source) -> dict:
 
 
 def _processor(source: Source, mean: list[float], std: list[float]) -> dict:
-    """For transformers' processor of CLIP, which resizes, crops, and scales values to 0..1."""
+    """Config of transformers' CLIP processor, which resizes, crops, and scales values to 0..1."""
     side, edge = source.network['img_size'], preprocess.resized_edge(source)
     kind = dict(image_processor_type='CLIPImageProcessor')
     if source.network['in_channels'] == 1:

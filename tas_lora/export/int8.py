@@ -1,4 +1,4 @@
-"""The ONNX file with weights of 8 bits, and what that costs in accuracy."""
+"""The ONNX file with 8-bit weights, and what that costs in accuracy."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,15 +12,15 @@ from .source import Source
 
 
 def quantise(folder: Path) -> Path:
-    """Write ``model_int8.onnx`` next to ``model.onnx``: weights of linear layers in 8 bits.
+    """Write ``model_int8.onnx`` next to ``model.onnx``, with 8-bit weights in linear layers.
 
-    Their inputs are quantised on the fly; patches are embedded in float32.
+    Inputs of linear layers are quantised on the fly. The patch embedding stays in float32.
 
     Returns:
-        Its path.
+        Path of the new file.
 
     Raises:
-        UserError: If ONNX Runtime cannot; nothing is then left of it.
+        UserError: If ONNX Runtime fails; no partial file is left.
     """
     import onnx as onnx_files
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -29,12 +29,14 @@ def quantise(folder: Path) -> Path:
     unfinished = small.with_suffix('.tmp')
     with onnx.quiet(), blame(f'{whole} cannot be quantised'):
         model = onnx_files.load(whole)
-        del model.graph.value_info[:]  # some ONNX Runtimes transpose weights, but not these
+        del model.graph.value_info[
+            :
+        ]  # some ONNX Runtimes transpose weights, but not their recorded shapes
         try:
             quantize_dynamic(
                 model,
                 unfinished,
-                op_types_to_quantize=['MatMul', 'Gemm'],  # not every one has an 8-bit convolution
+                op_types_to_quantize=['MatMul', 'Gemm'],  # not every build has an 8-bit convolution
                 per_channel=True,
                 weight_type=QuantType.QInt8,
             )
@@ -45,7 +47,7 @@ def quantise(folder: Path) -> Path:
 
 
 def compare(source: Source, folder: Path, small: Path) -> str:
-    """A line that compares size and logits of the two files, on 64 random images."""
+    """Compare size and logits of the two files on 64 random images; returns one line."""
     images = source.random_images()
     before, after = (onnx.run(folder, [images], name)[0] for name in (onnx.FILE, small.name))
     difference = float((before - after).abs().max() / before.std())
@@ -53,25 +55,25 @@ def compare(source: Source, folder: Path, small: Path) -> str:
     share = small.stat().st_size / (folder / onnx.FILE).stat().st_size
     return (
         f'Quantised to {small}: {share:.0%} of the size; on 64 random images logits differ by at '
-        f'most {difference:.1e} of their deviation, {agreed} have the same first class'
+        f'most {difference:.1e} of their standard deviation, {agreed} have the same top class'
     )
 
 
 def compare_top1(
     folder: Path, small: Path, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> dict[str, float]:
-    """Share of images, in percent, whose first class is right.
+    """Top-1 accuracy of both files.
 
     Args:
-        folder: Of ``model.onnx``.
-        small: The quantised file.
+        folder: Folder of ``model.onnx``.
+        small: Path of the quantised file.
         batches: Normalised images and labels.
 
     Returns:
-        'float32' and 'int8', and 'images', their number.
+        'float32' and 'int8' in percent, and 'images', their number.
 
     Raises:
-        UserError: If there are none.
+        UserError: If there are no images.
     """
     sessions = dict(float32=onnx.open_session(folder / onnx.FILE), int8=onnx.open_session(small))
     right, count = dict.fromkeys(sessions, 0), 0

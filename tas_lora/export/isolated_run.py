@@ -1,4 +1,4 @@
-"""Run an exported network in a Python of its own, which has imported nothing else."""
+"""Run an exported network in a fresh Python process that has imported nothing else."""
 
 import os
 import subprocess
@@ -28,21 +28,21 @@ save_file(logits, wanted)
 def run_alone(
     load: str, folder: Path, batches: list[Tensor], search: Path | str = ''
 ) -> list[Tensor]:
-    """Logits of batches of images.
+    """Logits of each batch of images.
 
     Args:
-        load: Python that makes ``net``, which maps images to logits, from ``folder``, a string.
-        folder: Of the export; modules in it can be imported.
-        batches: Images (B, channels, side, side) each.
-        search: A folder where other modules are.
+        load: Python code that defines ``net``, a map from images to logits; ``folder`` is a string.
+        folder: Folder of the export; its modules can be imported.
+        batches: Images (B, channels, side, side).
+        search: Another folder with modules to import.
 
     Raises:
-        RuntimeError: With the last line of what went wrong.
+        RuntimeError: With the last line of the process's errors.
     """
     with TemporaryDirectory() as place:
         given, wanted = Path(place, 'images.safetensors'), Path(place, 'logits.safetensors')
         save_file({str(i): images.clone() for i, images in enumerate(batches)}, given)
-        # Whatever Hugging Face would keep of the code it runs goes away with the folder.
+        # Hugging Face caches the code that it runs; this way the cache goes with the folder.
         settings = dict(HF_HOME=place, HF_HUB_OFFLINE='1')
         arguments = map(str, (folder.absolute(), torch.get_num_threads(), given, wanted, search))
         done = subprocess.run(

@@ -1,6 +1,5 @@
-"""The network as config and checkpoint of MMPretrain: its classifier and head, our backbone."""
+"""The network as config and checkpoint for MMPretrain: its classifier and head, our backbone."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -26,10 +25,10 @@ _SPEC = ('img_size', 'patch_size', 'in_channels', 'head_dim', 'max_relative_posi
 
 
 def write(source: Source, folder: Path) -> None:
-    """Write ``config.py`` and ``checkpoint.pth``, which it names by the folder it is in.
+    """Write ``config.py`` and ``checkpoint.pth``; the config refers to the file next to it.
 
-    MMPretrain finds our backbone by its name, ``tas_lora.ElasticViT``: the toolkit has to be
-    installed, and nothing of it imported.
+    MMPretrain finds our backbone by its name, ``tas_lora.ElasticViT``. The toolkit must be
+    installed, but need not be imported.
     """
     classes = source.description.get('classes')
     meta = {} if classes is None else dict(dataset_meta=dict(classes=classes))
@@ -39,7 +38,7 @@ def write(source: Source, folder: Path) -> None:
 
 
 def run(folder: Path, batches: list[Tensor]) -> list[Tensor]:
-    """Logits of batches of images, by ``mmpretrain.get_model`` in a process of its own."""
+    """Logits of each batch of images, by ``mmpretrain.get_model`` in a separate process."""
     return run_alone(_LOAD, folder, batches, search=Path(__file__).parents[2])
 
 
@@ -61,6 +60,7 @@ def _config(source: Source) -> dict:
     mean, std = preprocess.normalisation(source) if normalises else (None, None)
     imports = source.data.get('custom_imports')
     data = _data(source)
+    order, stored = described.get('channel_order'), stored_order(innermost(data['test_dataloader']))
     return dict(
         **({} if imports is None else dict(custom_imports=imports)),
         default_scope='mmpretrain',
@@ -69,7 +69,7 @@ def _config(source: Source) -> dict:
             num_classes=network['num_classes'],
             mean=mean,
             std=std,
-            to_rgb=_flips(described.get('channel_order'), innermost(data['test_dataloader'])),
+            to_rgb=order in ('RGB', 'BGR') and order != (stored or 'BGR'),  # reverses channels
         ),
         **data,
         test_cfg=dict(),
@@ -77,13 +77,8 @@ def _config(source: Source) -> dict:
     )
 
 
-def _flips(order: str | None, dataset: Mapping) -> bool:
-    """Whether channels are to be turned round; nothing tells where nobody knows their order."""
-    return order in ('RGB', 'BGR') and order != (stored_order(dataset) or 'BGR')
-
-
 def _data(source: Source) -> dict:
-    """The data of the supernet's test, or else a folder of images to put a path to."""
+    """The supernet's test data, or else a folder of images whose path the user fills in."""
     given = source.data
     if given.get('test_dataloader') is not None:
         evaluator = given.get('test_evaluator') or dict(type='Accuracy')
@@ -95,14 +90,14 @@ def _data(source: Source) -> dict:
 
 
 def _pipeline(source: Source) -> list[dict]:
-    """For files of images; those of a network of one channel become grey."""
+    """Steps for image files; converts to grey for networks of one channel."""
     side, edge = source.network['img_size'], preprocess.resized_edge(source)
     method = dict(backend='pillow', interpolation=preprocess.interpolation(source))
     if edge is None:
         steps = [dict(type='Resize', scale=(side, side), **method)]
     else:
         steps = [dict(type='ResizeEdge', scale=edge, edge='short', **method)]
-    if source.network['in_channels'] == 1:  # by this, as the inferencer reads all files as colour
+    if source.network['in_channels'] == 1:  # the inferencer reads every file as colour
         steps.append(dict(type='RandomGrayscale', prob=1.0, channel_weights=_GREY))
     steps.append(dict(type='CenterCrop', crop_size=side))
     return [dict(type='LoadImageFromFile'), *steps, dict(type='PackInputs')]

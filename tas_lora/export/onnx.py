@@ -1,4 +1,4 @@
-"""The network in ONNX, of any batch size, run by ONNX Runtime."""
+"""The network in ONNX, for any batch size, run by ONNX Runtime."""
 
 import logging
 import warnings
@@ -14,11 +14,11 @@ from .preprocess import metadata
 from .source import Source
 
 FILE = 'model.onnx'
-OPSETS = (18, 23)  # what torch's exporter writes without converting, and the newest it knows
+OPSETS = (18, 23)  # torch's exporter writes the oldest without converting; the newest it knows
 
 
 def check_opset(opset: int) -> None:
-    """Raise :class:`UserError` unless torch's exporter can write that opset."""
+    """Raise :class:`UserError` unless torch's exporter can write this opset."""
     oldest, newest = OPSETS
     if not oldest <= opset <= newest:
         wrong = 'too old' if opset < oldest else 'too new'
@@ -28,7 +28,7 @@ def check_opset(opset: int) -> None:
 def write(source: Source, folder: Path) -> None:
     """Write ``model.onnx``: 'images' (batch, channels, side, side) to 'logits' (batch, classes).
 
-    Its ``metadata_props`` say how images are prepared, and name the classes.
+    Its ``metadata_props`` hold the preprocessing of images and the class names.
     """
     check_opset(source.opset)
     with blame(f'the network cannot be written in ONNX opset {source.opset}'):
@@ -43,16 +43,16 @@ def save(
     opset: int = OPSETS[0],
     properties: Mapping[str, str] | None = None,
 ) -> None:
-    """Write any network of images.
+    """Write any network that takes images.
 
     Args:
-        net: In evaluation mode.
-        images: A batch; other sizes of batches will do, too.
+        net: The network, in evaluation mode.
+        images: A batch; the file accepts any batch size.
         path: The file.
-        opset: One of :data:`OPSETS`, or between.
-        properties: Goes into ``metadata_props`` of the file.
+        opset: Within the range :data:`OPSETS`.
+        properties: Entries of the file's ``metadata_props``.
     """
-    two = images[:1].expand(2, -1, -1, -1)  # one image would be taken for a constant
+    two = images[:1].expand(2, -1, -1, -1)  # a batch size of 1 would become a constant
     with quiet():
         program = torch.onnx.export(
             net,
@@ -64,19 +64,19 @@ def save(
             verbose=False,
         )
     for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # where in which source file it is from: most of the file
+        node.metadata_props.clear()  # source locations, most of the file's size
     program.model.metadata_props.update(properties or {})
     program.save(path, external_data=False)
 
 
 def run(folder: Path, batches: list[Tensor], name: str = FILE) -> list[Tensor]:
-    """Logits of batches of images, by ONNX Runtime."""
+    """Logits of each batch of images, by ONNX Runtime."""
     session = open_session(folder / name)
     return [torch.from_numpy(session.run(None, dict(images=x.numpy()))[0]) for x in batches]
 
 
 def open_session(path: Path):
-    """An ``onnxruntime.InferenceSession`` on the CPU, with as many threads as torch has."""
+    """Open an ``onnxruntime.InferenceSession`` on the CPU, with as many threads as torch."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -87,7 +87,7 @@ def open_session(path: Path):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what the exporters say of their own insides."""
+    """Silence warnings and log lines of the exporters."""
     loggers = [logging.getLogger(name) for name in ('root', 'torch.onnx', 'onnxscript')]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,4 +1,4 @@
-"""Write formats, read each back, and keep those that give the supernet's logits."""
+"""Write formats, read each back, and keep those that reproduce the supernet's logits."""
 
 import json
 import os
@@ -18,24 +18,25 @@ from ..structures import Subnet
 from .formats import FORMATS, ROOT, ROOT_FILES, Format
 from .source import Source
 
-TOLERANCE = 1e-4  # absolute, and as a share of the deviation of logits that are small
-_FEW = 3  # images of the second batch: a file that is fixed to one size of batch fails
-_UNFINISHED = '.export-'  # begins the name of a folder where formats are written and checked
+TOLERANCE = 1e-4  # absolute; for small logits, relative to their standard deviation
+_FEW = 3  # images of the second batch: a file with a fixed batch size fails
+_UNFINISHED = '.export-'  # prefix of temporary folders, where formats are written and checked
+_EARLIER = 'checked by an earlier run'
 
 Card = Callable[[Format, Mapping[Format, str]], str]
 
 
 @dataclass(frozen=True)
 class ParityCheck:
-    """Whether a format was written, and gives the supernet's logits when it is read back.
+    """Whether a format was written, and reproduces the supernet's logits when read back.
 
     Args:
         form: The format.
-        folder: Where its files are, or would be.
-        difference: Largest absolute one between the supernet's logits and those read back.
-        deviation: Of the supernet's logits over the images, the mean of all classes.
-        error: Why there are none; empty if there are.
-        older: Whether the files of an earlier run are still there.
+        folder: Folder of its files; they may be missing.
+        difference: Largest absolute difference from the supernet's logits.
+        deviation: Standard deviation of the supernet's logits over images, averaged over classes.
+        error: Why there are no logits; empty if there are.
+        older: Whether files of an earlier run are still in the folder.
     """
 
     form: Format
@@ -47,7 +48,7 @@ class ParityCheck:
 
     @property
     def name(self) -> str:
-        """Of the format."""
+        """Name of the format."""
         return self.form.name
 
     @property
@@ -56,19 +57,17 @@ class ParityCheck:
         return not self.error and self.difference <= TOLERANCE * min(1, self.deviation)
 
     def __str__(self) -> str:
-        left = '; one of an earlier run is still there' if self.older else ''
+        left = '; the files of an earlier run are still there' if self.older else ''
         if self.error:
             return f'{self.name} FAILED, nothing written: {self.error}{left}'
         what = f'Exported {self.name}' if self.held else f'{self.name} NOT exported'
+        small = self.deviation < 1 and (self.held or self.difference <= TOLERANCE)
+        limit = f'{TOLERANCE:.0e} of that' if small else f'{TOLERANCE:.0e}'
         return (
             f'{what} to {self.folder}: logits of 64 random images differ from the supernet by at '
             f'most {self.difference:.1e}, their deviation is {self.deviation:.1e} '
-            f'({"within" if self.held else "ABOVE"} {self._limit()}){left}'
+            f'({"within" if self.held else "ABOVE"} {limit}){left}'
         )
-
-    def _limit(self) -> str:
-        small = self.deviation < 1 and (self.held or self.difference <= TOLERANCE)
-        return f'{TOLERANCE:.0e} of that' if small else f'{TOLERANCE:.0e}'
 
 
 def export_formats(
@@ -80,28 +79,28 @@ def export_formats(
 ) -> list[ParityCheck]:
     """Write all formats, run each, and keep those that agree with the supernet.
 
-    They are written to a temporary folder and moved from there, in place of the files of an earlier
-    run. If those were of another network, all of its formats are removed; if no format agrees, all
-    of them stay.
+    Formats are written to a temporary folder, then moved to replace the files of an earlier run.
+    If those came from another network, all of its formats are removed. If no format agrees, the
+    earlier files stay.
 
     Args:
         model: The supernet that ``source`` was cut from.
         source: The exported subnet.
-        formats: What to write.
-        out_dir: Folder for all; made if missing.
-        card: Makes the model card for a format, from the formats that are there with what was
-            seen of each.
+        formats: Formats to write.
+        out_dir: Output folder; created if missing.
+        card: Renders the model card of a format, given all formats present and the largest
+            difference of each.
 
     Returns:
-        A check for each; files of those that failed are deleted.
+        One check per format; the files of those that failed are deleted.
 
     Raises:
-        UserError: If the folder cannot take them.
+        UserError: If the folder cannot be written, or something is in the way.
     """
     out_dir = Path(out_dir)
     check_place(out_dir, formats)
     out_dir.mkdir(parents=True, exist_ok=True)
-    for left in out_dir.glob(f'{_UNFINISHED}*'):  # by a run that was killed
+    for left in out_dir.glob(f'{_UNFINISHED}*'):  # from a killed run
         shutil.rmtree(left)
     images = source.random_images()
     expected = _supernet_logits(model, Subnet.from_dict(source.description['subnet']), images)
@@ -111,33 +110,33 @@ def export_formats(
 
 
 def check_place(out_dir: str | Path, formats: Sequence[Format] = FORMATS) -> None:
-    """Refuse a folder that cannot take the formats, or has files of others where they would go.
+    """Check that the formats can be written to a folder, and would replace nothing else.
 
     Raises:
-        UserError: Saying what is in the way.
+        UserError: With the path that is in the way.
     """
     out_dir = Path(out_dir)
     above = next(p for p in (out_dir, *out_dir.absolute().parents) if os.path.lexists(p))
     if not above.is_dir():
-        raise UserError(f'the output folder {out_dir} cannot be made: {above} is a file')
+        raise UserError(f'the output folder {out_dir} cannot be created: {above} is a file')
     if not os.access(above, os.W_OK | os.X_OK):
         raise UserError(f'the output folder {out_dir} cannot be written: {above} is read-only')
     for name in ROOT_FILES:
         if (out_dir / name).is_dir():
-            raise UserError(f'{out_dir / name} is a folder, where a file is to go; move it away')
+            raise UserError(f'{out_dir / name} is a folder, but a file must go there; move it away')
     for form in formats:
         folder = out_dir / form.folder
         if os.path.lexists(folder) and not folder.is_dir():
-            raise UserError(f'{folder} is a file, where a folder is to go; move it away')
+            raise UserError(f'{folder} is a file, but a folder must go there; move it away')
         if not form.root and folder.is_dir() and any(folder.iterdir()) and not form.is_in(out_dir):
             raise UserError(
-                f'{folder} has files, and no {form.file} of an earlier export; it would be '
-                'replaced: move it away, or give another output folder'
+                f'{folder} has files, but no {form.file} of an earlier export; the export would '
+                'replace it: move it away, or choose another output folder'
             )
 
 
 def forms_in(out_dir: str | Path) -> list[Format]:
-    """Formats that a folder holds."""
+    """Formats that a folder contains."""
     return [form for form in FORMATS if form.is_in(out_dir)]
 
 
@@ -153,28 +152,28 @@ def _supernet_logits(model: SupernetClassifier, subnet: Subnet, images: Tensor) 
 def _try(
     form: Format, source: Source, place: Path, out_dir: Path, images: Tensor, expected: Tensor
 ) -> ParityCheck:
-    """Write a format below ``place``, and run it there."""
+    """Write a format into a folder in ``place``, and run it there."""
     check = ParityCheck(form, out_dir / form.folder, deviation=float(expected.std(0).mean()))
-    folder = place / form.name  # transformers 4 imports from no folder with a dot
+    folder = place / form.name  # transformers 4 cannot import from a folder with a dot in its name
     folder.mkdir()
     try:
         form.write(source, folder)
         logits = form.run(folder, [images, images[:_FEW]])
-    except Exception as error:  # of whatever library writes and reads the format
+    except Exception as error:  # of any library that writes or reads the format
         return replace(check, error=_reason(error))
     pairs = zip(logits, (expected, expected[:_FEW]), strict=True)
     return replace(check, difference=max(_difference(*pair) for pair in pairs))
 
 
 def _reason(error: Exception) -> str:
-    """What to say of it; those who debug get itself."""
+    """The message for users; with TAS_LORA_DEBUG the error itself is raised."""
     if os.environ.get('TAS_LORA_DEBUG'):
         raise error
     return f'{type(error).__name__}: {" ".join(str(error).split())[:600]}'
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
-    """Largest one; infinite for another shape, or if one of them is not finite."""
+    """Largest difference; infinite for different shapes or non-finite values."""
     if found.shape != expected.shape:
         return inf
     difference = (found - expected).abs().max()
@@ -184,7 +183,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 def _keep(
     checked: list[ParityCheck], source: Source, place: Path, out_dir: Path, card: Card | None
 ) -> list[ParityCheck]:
-    """Move what held to its place, and say what else is there."""
+    """Move the formats that held to the output folder, and note which older files remain."""
     older = {} if _is_other(out_dir, source) else dict.fromkeys(forms_in(out_dir), _EARLIER)
     seen = older | {each.form: f'{each.difference:.1e}' for each in checked if each.held}
     for form in [each.form for each in checked if each.held]:
@@ -198,11 +197,8 @@ def _keep(
     return [replace(each, older=not each.held and each.form.is_in(out_dir)) for each in moved]
 
 
-_EARLIER = 'checked by an earlier run'
-
-
 def _is_other(out_dir: Path, source: Source) -> bool:
-    """Whether a folder may hold another network than ``source``."""
+    """Whether a folder may contain a network other than ``source``."""
     try:
         return json.loads((out_dir / ROOT.file).read_text('utf-8')) != source.description
     except (OSError, ValueError, RecursionError):
@@ -226,7 +222,7 @@ def _move(check: ParityCheck, place: Path, out_dir: Path) -> ParityCheck:
 
 
 def _set_aside(form: Format, out_dir: Path, place: Path) -> None:
-    """Move the files of an earlier run to where they will be deleted."""
+    """Move the files of an earlier run into the temporary folder, to be deleted with it."""
     for name in ROOT_FILES if form.root else [form.folder]:
         if os.path.lexists(out_dir / name):
             (out_dir / name).rename(place / 'old' / name)

@@ -1,4 +1,4 @@
-"""The network as safetensors, architecture and model card, read by ``plain_vit.py`` alone."""
+"""The network as safetensors, architecture and model card, read by standalone ``plain_vit.py``."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ CARD = 'MODEL_CARD.md'
 
 
 def write(source: Source, folder: Path) -> None:
-    """Copy the export, and ``plain_vit.py``, which reads it without the toolkit; write the card."""
+    """Copy the export and ``plain_vit.py``, which reads it without the toolkit; write the card."""
     for name in ('weights.safetensors', 'architecture.json'):
         shutil.copy(source.folder / name, folder)
     shutil.copy(PLAIN_VIT, folder)
@@ -22,6 +22,6 @@ def write(source: Source, folder: Path) -> None:
 
 @torch.no_grad()
 def run(folder: Path, batches: list[Tensor]) -> list[Tensor]:
-    """Logits of batches of images."""
+    """Logits of each batch of images."""
     net, _ = load_plain_vit(folder)
     return [net(images) for images in batches]

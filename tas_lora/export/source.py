@@ -1,4 +1,4 @@
-"""What every format is made from: an exported subnet, read back, and what is known of it."""
+"""The source of every format: an exported subnet, read back, with its description and data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,12 +17,12 @@ class Source:
     """An exported subnet.
 
     Args:
-        folder: Holds ``weights.safetensors`` and ``architecture.json``.
-        net: The network of these, in evaluation mode.
-        description: Content of the JSON.
-        card: The model card, Markdown.
+        folder: Folder of ``weights.safetensors`` and ``architecture.json``.
+        net: The network, in evaluation mode.
+        description: Content of ``architecture.json``.
+        card: The model card in Markdown.
         data: ``train_dataloader``, ``test_dataloader``, ``test_evaluator`` and
-            ``custom_imports`` of the supernet's config, as far as it has them.
+            ``custom_imports`` of the supernet's config, where it has them.
         opset: ONNX opset.
     """
 
@@ -35,7 +35,7 @@ class Source:
 
     @classmethod
     def read(cls, folder: str | Path, **known) -> 'Source':
-        """Of a folder that ``export_subnet`` wrote; raises as ``load_plain_vit``."""
+        """Read a folder that ``export_subnet`` wrote. Raises the errors of ``load_plain_vit``."""
         net, description = load_plain_vit(folder)
         return cls(Path(folder), net, description, **known)
 
@@ -45,22 +45,21 @@ class Source:
         return self.description['network']
 
     def random_images(self, count: int = 64) -> Tensor:
-        """Normal noise (count, channels, side, side), the same at each call."""
+        """Normal noise (count, channels, side, side), the same in every call."""
         side = self.network['img_size']
         shape = (count, self.network['in_channels'], side, side)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def standing_alone(path: Path, package: str) -> str:
-    """Source of a module of this package that imports ``PlainViT``, to be put next to it.
+    """Source code of a module of ours, changed to import ``plain_vit.py`` from its own folder.
 
     Args:
         path: The module.
-        package: What comes before ``plain_vit`` there: '' for a folder on ``sys.path``, '.' for a
-            package.
+        package: Prefix of ``plain_vit``: '' for a folder on ``sys.path``, '.' for a package.
 
     Raises:
-        ValueError: If it does not import from there in one place.
+        ValueError: Unless the module has exactly one such import.
     """
     ours, text = 'from ..models.plain_vit import', path.read_text('utf-8')
     if text.count(ours) != 1:

@@ -22,10 +22,10 @@ net = timm.create_model('tas_lora_vit', pretrained=True).eval().bake()
 def write(source: Source, folder: Path) -> None:
     """Write ``tas_lora_vit.py``, ``plain_vit.py``, the weights and the architecture.
 
-    A network trained on BGR is written for RGB.
+    Networks trained on BGR are converted to RGB.
 
     Raises:
-        UserError: If the order of channels is not known.
+        UserError: If the channel order is unknown.
     """
     module = Path(__file__).with_name('timm_vit.py')
     (folder / MODULE).write_text(standing_alone(module, package=''), 'utf-8')
@@ -49,7 +49,7 @@ def write(source: Source, folder: Path) -> None:
 
 
 def run(folder: Path, batches: list[Tensor]) -> list[Tensor]:
-    """Logits of batches of images, by ``timm.create_model`` in a process of its own."""
+    """Logits of each batch of images, by ``timm.create_model`` in a separate process."""
     if json.loads((folder / 'architecture.json').read_text('utf-8'))['is_reversed']:
         batches = [images.flip(1) for images in batches]
     return run_alone(_LOAD, folder, batches)

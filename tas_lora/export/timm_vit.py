@@ -1,4 +1,4 @@
-"""``timm.create_model('tas_lora_vit', pretrained=True)``, once this module is imported.
+"""Import this module to use ``timm.create_model('tas_lora_vit', pretrained=True)``.
 
 It reads ``weights.safetensors`` and ``architecture.json`` from ``folder``, its own by default.
 ``model.eval().bake()`` makes inference faster; ``train()`` undoes it.
@@ -20,18 +20,25 @@ class TimmViT(PlainViT):
     """``PlainViT`` with the names that timm's tools and training scripts use.
 
     Args:
-        data: 'timm' of ``architecture.json``: how timm is to prepare images.
-        **network: Likewise.
+        data: Field 'timm' of ``architecture.json``: how timm prepares images.
+        **network: Field 'network'.
     """
 
     def __init__(self, data: dict, **network):
         super().__init__(**network)
         self.num_classes = network['num_classes']
         self.num_features = self.head_hidden_size = self.embed_dim = network['embed_dim']
-        self.pretrained_cfg = self.default_cfg = _pretrained_cfg(data, network)
+        side = network['img_size']
+        self.pretrained_cfg = self.default_cfg = data | dict(  # read by timm's data tools
+            input_size=(network['in_channels'], side, side),
+            fixed_input_size=True,
+            num_classes=network['num_classes'],
+            first_conv='patch_embed',
+            classifier='head',
+        )
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Features of all tokens (B, N, C), normalised."""
+        """Normalised features of all tokens (B, N, C)."""
         return self.tokens(images)
 
     def forward_intermediates(
@@ -43,18 +50,18 @@ class TimmViT(PlainViT):
         output_fmt: str = 'NCHW',
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features of the patches after some blocks, as in timm's ``VisionTransformer``.
+        """Features of the patches after chosen blocks, as in timm's ``VisionTransformer``.
 
         Args:
             images: (B, channels, side, side).
-            indices: Of blocks; the last few if a number, all if None.
-            norm: Whether they go through the last norm, too.
-            stop_early: Run no block after the last of them.
-            output_fmt: 'NCHW', maps (B, C, G, G), or 'NLC', (B, G * G, C).
-            intermediates_only: Leave out the first result.
+            indices: Indices of blocks; a number means that many last blocks, None means all.
+            norm: Also apply the final norm.
+            stop_early: Do not run blocks after the last chosen one.
+            output_fmt: 'NCHW' for maps (B, C, G, G), or 'NLC' for (B, G * G, C).
+            intermediates_only: Return only the list.
 
         Returns:
-            Features of all tokens after the last block run, normalised, and those after the blocks.
+            Normalised features of all tokens after the last block run, and the list of features.
         """
         if output_fmt not in ('NCHW', 'NLC'):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
@@ -71,11 +78,11 @@ class TimmViT(PlainViT):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of the embeddings: of positions, relative ones among them, and the class token."""
+        """Names of the class token and of all position embeddings, relative ones included."""
         return {name for name, _ in self.named_parameters() if _is_embedding(name)}
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (B, classes), or what the classifier sees, (B, C)."""
+        """Logits (B, classes); with ``pre_logits`` the input of the classifier (B, C)."""
         pooled = self.pool(tokens)
         return pooled if pre_logits else self.head(pooled)
 
@@ -84,13 +91,13 @@ class TimmViT(PlainViT):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new last layer for other classes, 0 for none; pooling as in :meth:`set_pooling`."""
+        """Replace the last layer; 0 classes means none. Pooling as in :meth:`set_pooling`."""
         self.set_pooling(global_pool)
         self.num_classes = num_classes
         self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
 
     def set_pooling(self, global_pool: str | None) -> None:
-        """'avg' or 'token', or None for what it is; raises ``ValueError`` for others."""
+        """Set 'avg' or 'token'; None changes nothing. Raises ``ValueError`` for others."""
         if global_pool not in (None, *_POOLINGS):
             raise ValueError(f"global_pool must be 'avg' or 'token', got {global_pool!r}")
         self.pooling = _POOLINGS.get(global_pool, self.pooling)
@@ -111,16 +118,16 @@ def tas_lora_vit(
     """The exported network.
 
     Args:
-        pretrained: Take its weights, too.
-        folder: Where they are; by default where this file is.
-        num_classes: Other than the export's gives a new, untrained classifier.
-        in_chans: Only the export's.
+        pretrained: Load the weights; otherwise they are random.
+        folder: Folder of the export; by default that of this file.
+        num_classes: If not the export's number, the classifier is new and untrained.
+        in_chans: Must be the export's number.
         global_pool: 'avg' or 'token'; by default the export's.
-        pretrained_cfg, pretrained_cfg_overlay, cache_dir: Given by timm, and not needed.
-        **others: Of timm's other networks; only what is 0, False or None.
+        pretrained_cfg, pretrained_cfg_overlay, cache_dir: Passed by timm, and ignored.
+        **others: Arguments of timm's other networks; must be 0, False or None.
 
     Raises:
-        ValueError: If the network cannot be as asked for.
+        ValueError: If the network does not support an argument.
     """
     plain, description = load_plain_vit(folder or Path(__file__).parent)
     network = description['network']
@@ -128,8 +135,8 @@ def tas_lora_vit(
         raise ValueError(f'in_chans must be {network["in_channels"]}, got {in_chans}')
     if unknown := {name: value for name, value in others.items() if value}:
         raise ValueError(
-            f'tas_lora_vit takes folder, num_classes, in_chans and global_pool, got {unknown}; '
-            'for features there is forward_intermediates'
+            f'tas_lora_vit accepts folder, num_classes, in_chans and global_pool, got {unknown}; '
+            'for features, use forward_intermediates'
         )
     model = TimmViT(description['timm'], **network)
     if pretrained:
@@ -143,7 +150,7 @@ def tas_lora_vit(
 
 
 def _initialise(module: nn.Module) -> None:
-    """As in vision transformers: normal weights, no biases."""
+    """Initialise as vision transformers: truncated normal weights, zero biases."""
     if isinstance(module, (nn.Linear, nn.Conv2d)):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
@@ -154,15 +161,3 @@ def _initialise(module: nn.Module) -> None:
 
 def _is_embedding(name: str) -> bool:
     return name in ('cls_token', 'pos_embed') or name.endswith(('_rows', '_columns'))
-
-
-def _pretrained_cfg(data: dict, network: dict) -> dict:
-    """What timm's data tools read."""
-    side = network['img_size']
-    return data | dict(
-        input_size=(network['in_channels'], side, side),
-        fixed_input_size=True,
-        num_classes=network['num_classes'],
-        first_conv='patch_embed',
-        classifier='head',
-    )

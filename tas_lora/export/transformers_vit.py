@@ -12,8 +12,8 @@ class TasLoraConfig(PretrainedConfig):
     """Sizes of the network.
 
     Args:
-        network: Arguments of ``PlainViT``, of which ``num_labels`` takes the place of
-            ``num_classes`` if they differ.
+        network: Arguments of ``PlainViT``; if ``num_labels`` differs, it replaces
+            ``num_classes``.
         **kwargs: As in ``PretrainedConfig``.
     """
 
@@ -25,9 +25,9 @@ class TasLoraConfig(PretrainedConfig):
 
 
 class TasLoraForImageClassification(PreTrainedModel):
-    """``PlainViT`` as a classifier of images.
+    """``PlainViT`` as an image classifier.
 
-    As ``from_pretrained`` gives it, it is baked for inference, until ``train()`` is called.
+    ``from_pretrained`` bakes it for inference; ``train()`` undoes that.
     """
 
     config_class = TasLoraConfig
@@ -49,7 +49,7 @@ class TasLoraForImageClassification(PreTrainedModel):
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None
     ) -> ImageClassifierOutput | tuple[Tensor, ...]:
-        """Logits (B, num_labels) of normalised images, and their loss if there are labels (B,)."""
+        """Logits (B, num_labels) of normalised images; with labels (B,) also the loss."""
         logits = self.vit(pixel_values)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         if return_dict is False:
@@ -57,7 +57,7 @@ class TasLoraForImageClassification(PreTrainedModel):
         return ImageClassifierOutput(loss=loss, logits=logits)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Of modules whose weights no file has, and of buffers that none holds."""
+        """Initialise weights and buffers that are missing from the file."""
         if isinstance(module, Grid):
             for name, value in module.indices().items():
                 module.get_buffer(name).copy_(value)

@@ -122,7 +122,7 @@ def _batch(model: nn.Module, size: str) -> tuple[Tensor, list[DataSample]]:
     return torch.randn(count, 3, *side), [DataSample(mask=mask) for mask in masks]
 
 
-def _peak_job(rank: int, processes: int, path: str, method: str, size: str) -> None:
+def _peak_job(rank: int, path: str, method: str, size: str) -> None:
     torch.set_num_threads(1)
     init_default_scope('mmpretrain')
     torch.manual_seed(0)
