@@ -60,17 +60,6 @@ def load_config(path: str | Path, options: dict | None = None) -> Config:
 
 def checked_config(cfg: Config, options: dict | None = None) -> Config:
     """Apply ``--cfg-options`` to a config, and refuse unknown arguments."""
-    check_options(cfg, options)
-    with blame('--cfg-options do not fit the config'):
-        cfg.merge_from_dict(options or {})
-    check_names(cfg)
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    check_arguments(cfg)
-    return cfg
-
-
-def check_options(cfg: Config, options: dict | None) -> None:
-    """Refuse ``--cfg-options`` whose first part neither the config nor the runner knows."""
     known = [*cfg.keys(), *_RUNNER]
     for key in options or {}:
         first = key.split('.')[0]
@@ -78,6 +67,15 @@ def check_options(cfg: Config, options: dict | None) -> None:
             raise UserError(
                 f'--cfg-options {key}: the config has no {first!r}{_hint(first, known)}'
             )
+    with blame('--cfg-options do not fit the config'):
+        cfg.merge_from_dict(options or {})
+    check_names(cfg)
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    for field, registry in _REGISTRIES.items():
+        for path, node in _typed(cfg.get(field), field):
+            check_arguments(path, node, TRANSFORMS if 'pipeline' in path else registry)
+    check_numbers(cfg)
+    return cfg
 
 
 def check_names(cfg: Config) -> None:
@@ -92,13 +90,18 @@ def check_names(cfg: Config) -> None:
                 raise UserError(f'the config sets {name!r}; did you mean {close[0]!r}?')
 
 
-def check_arguments(cfg: Config) -> None:
-    """Refuse arguments that the components named by ``type`` do not accept."""
-    for field, registry in _REGISTRIES.items():
-        for path, node in _typed(cfg.get(field), field):
-            inside = TRANSFORMS if 'pipeline' in path else registry
-            _check_node(path, node, inside)
-    check_numbers(cfg)
+def check_arguments(path: str, node: dict, registry: Registry) -> None:
+    """Refuse arguments of ``node`` that the component named by its ``type`` does not accept."""
+    names = (f'{node["type"]}', f'mmpretrain.{node["type"]}')
+    # Strategies and groupings occur inside other components.
+    component = next(filter(None, (r.get(n) for r in (registry, TASK_UTILS) for n in names)), None)
+    accepted = _accepted_arguments(component)
+    for key in node if accepted is not None else ():
+        if key not in accepted and key not in _CONSUMED:
+            raise UserError(
+                f'{path}.{key}: {node["type"]} takes no such argument{_hint(key, accepted)}; '
+                f'it takes {", ".join(sorted(accepted))}'
+            )
 
 
 def check_numbers(cfg: Config) -> None:
@@ -153,21 +156,6 @@ def _shows(error: UserError, part: dict) -> bool:
 def _check_number(node, path: str, key: str, check: Callable, *kind) -> None:
     if isinstance(node, dict) and key in node:
         check(node[key], f'{path}.{key}', *kind)
-
-
-def _check_node(path: str, node: dict, registry: Registry) -> None:
-    names = (f'{node["type"]}', f'mmpretrain.{node["type"]}')
-    # Strategies and groupings occur inside other components.
-    component = next(filter(None, (r.get(n) for r in (registry, TASK_UTILS) for n in names)), None)
-    accepted = _accepted_arguments(component)
-    if accepted is None:
-        return
-    for key in node:
-        if key not in accepted and key not in _CONSUMED:
-            raise UserError(
-                f'{path}.{key}: {node["type"]} takes no such argument{_hint(key, accepted)}; '
-                f'it takes {", ".join(sorted(accepted))}'
-            )
 
 
 def _accepted_arguments(component) -> set[str] | None:

@@ -17,16 +17,6 @@ from ..errors import UserError
 from .replay import UNREADABLE, ReplayDataset, check_readable
 
 
-class _Chosen:
-    """A batch sampler of given indices."""
-
-    def __init__(self, batch_size: int):
-        self.batch_size, self.indices = batch_size, []
-
-    def __iter__(self) -> Iterator[list[int]]:
-        yield from _chunks(self.indices, self.batch_size)
-
-
 class HeldOutImages:
     """Batches of chosen images of a dataset, the same on every rank.
 
@@ -54,7 +44,7 @@ class HeldOutImages:
         self.limit = memory_share * free_memory() / processes
         self.dataset, self.collate = dataloader.dataset, dataloader.collate_fn
         self.batch_size = dataloader.batch_size
-        self.chosen = _Chosen(self.batch_size)
+        self.chosen: list[Sequence[int]] = []  # batches of indices, changed in place
         self.loader = DataLoader(
             dataloader.dataset,
             batch_sampler=self.chosen,
@@ -97,12 +87,13 @@ class HeldOutImages:
             yield self.collate([s | {'data_samples': s['data_samples'].new()} for s in samples])
 
     def _samples(self, wanted: Sequence[int]) -> Iterator[list[dict]]:
+        size = self.batch_size
+        chunks = [wanted[start : start + size] for start in range(0, len(wanted), size)]
         if self.kept is not None and all(index in self.kept for index in wanted):
-            for chunk in _chunks(wanted, self.batch_size):
-                yield [self.kept[index] for index in chunk]
+            yield from ([self.kept[index] for index in chunk] for chunk in chunks)
             return
-        self.chosen.indices = wanted
-        for chunk, samples in zip(_chunks(wanted, self.batch_size), self.loader, strict=True):
+        self.chosen[:] = chunks
+        for chunk, samples in zip(chunks, self.loader, strict=True):
             for sample in samples:
                 if UNREADABLE in sample:
                     check_readable({UNREADABLE: [sample[UNREADABLE]]})
@@ -137,10 +128,6 @@ def size_in_bytes(value) -> int:
     if isinstance(value, dict):
         return sum(map(size_in_bytes, value.values()))
     return sum(map(size_in_bytes, value)) if isinstance(value, (list, tuple)) else 0
-
-
-def _chunks(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    return (indices[start : start + size] for start in range(0, len(indices), size))
 
 
 def _own(value):

@@ -32,18 +32,6 @@ def undisturbed() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def expert_similarity_of(model: SupernetClassifier) -> float:
-    """Mean cosine between the updates of two experts of a layer, at the largest subnet.
-
-    Returns:
-        The mean over layers and pairs; NaN if no layer has two nonzero experts, as before
-        training.
-    """
-    layers = expert_layers(model, model.router.space.largest())
-    means = [spread(factor_similarity(*layer.factors)['product'])['mean'] for layer in layers]
-    return float(np.mean([mean for mean in means if np.isfinite(mean)] or [np.nan]))
-
-
 @HOOKS.register_module()
 class SimilarityHook(Hook):
     """Logs metrics of ``tools/analysis`` before training and every ``interval`` epochs.
@@ -147,9 +135,10 @@ class SimilarityHook(Hook):
         stats = dict(feature_similarity=spread(feature_similarity(features))['mean'])
         if model.router is None or model.router.num_experts == 1:
             return stats
-        likeness = expert_similarity_of(model)
-        if np.isfinite(likeness):
-            stats['expert_similarity'] = likeness
+        layers = expert_layers(model, self.space.largest())
+        means = [spread(factor_similarity(*layer.factors)['product'])['mean'] for layer in layers]
+        if not np.isnan(means).all():  # NaN is a layer without two nonzero experts
+            stats['expert_similarity'] = float(np.nanmean(means))
         rng = np.random.default_rng(self.seed)
         drawn = [self.space.sample(rng) for _ in range(self.gate_draws)]
         usage = usage_summary(gate_usage([layer_gates(model, subnet) for subnet in drawn]))

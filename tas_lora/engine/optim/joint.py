@@ -1,7 +1,6 @@
 """Several optimizers for one loss: experts, router, and the supernet if it is trained."""
 
 from collections.abc import Mapping
-from contextlib import contextmanager
 
 import torch
 from mmengine.model import is_model_wrapper
@@ -65,11 +64,9 @@ class JointOptimWrapper(OptimWrapperDict):
         """The loss divided by the number of accumulated ones."""
         return self._first.scale_loss(loss)
 
-    @contextmanager
     def optim_context(self, model: nn.Module):
         """Forward context: autocast and, while accumulating, no gradient synchronisation."""
-        with self._first.optim_context(model):
-            yield
+        return self._first.optim_context(model)
 
     def initialize_count_status(self, model, init_counts: int, max_counts: int) -> None:
         """Pass the iteration counts to the first wrapper, which decides on accumulation."""

@@ -27,7 +27,6 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     checkpoint has missed.
 
     Args:
-        runner: The runner.
         dataloader: As in ``EpochBasedTrainLoop``. A ready-built dataloader is used as it is; its
             augmentation then differs after a resume.
         max_epochs: As in ``EpochBasedTrainLoop``.

@@ -73,7 +73,11 @@ class SandwichRule(SubnetStrategy):
                 model.set_subnet(subnet)
             with optim_wrapper.optim_context(runner.model):
                 logits = runner.model(**batch, mode='tensor')  # (B, classes)
-                loss = self._loss(model, logits, teacher, batch['data_samples'])
+                if teacher is not None:
+                    loss = F.cross_entropy(logits.float(), teacher)
+                else:
+                    losses = model.head.loss_of_logits(logits, batch['data_samples'])
+                    loss, _ = model.parse_losses(losses)
             if self.distill and teacher is None:
                 teacher = logits.detach().float().softmax(dim=-1)
             logged[f'loss_{name}'] = loss.detach()
@@ -82,12 +86,6 @@ class SandwichRule(SubnetStrategy):
             else:
                 optim_wrapper.update_params(loss)
         return dict(loss=sum(logged.values()), **logged)
-
-    @staticmethod
-    def _loss(model, logits: Tensor, teacher: Tensor | None, data_samples) -> Tensor:
-        if teacher is not None:
-            return F.cross_entropy(logits.float(), teacher)
-        return model.parse_losses(model.head.loss_of_logits(logits, data_samples))[0]
 
 
 def build_strategy(config: dict | None) -> SubnetStrategy:

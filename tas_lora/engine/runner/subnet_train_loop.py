@@ -18,7 +18,6 @@ class SubnetSamplingTrainLoop(ResumableTrainLoop):
     communication, and so does a resumed run.
 
     Args:
-        runner: The runner.
         dataloader: As in :class:`ResumableTrainLoop`.
         max_epochs: As in :class:`ResumableTrainLoop`.
         space: The search space, or its dict.

@@ -81,7 +81,6 @@ class SubnetValLoop(_SubnetLoop, ValLoop):
     ``save_best='largest/accuracy/top1'`` works.
 
     Args:
-        runner: The runner.
         dataloader: As in ``ValLoop``.
         evaluator: As in ``ValLoop``.
         subnets: Subnets by name: dicts, or 'smallest' and 'largest'.

@@ -46,12 +46,17 @@ class SupernetRunner(Runner):
         """Load weights from a file or an http(s) address; when resuming, the whole checkpoint."""
         model = supernet_of(self)
         if self._resume:
-            checkpoint = _resumable(filename)
+            checkpoint = read_checkpoint(filename)
+            keys = set(checkpoint) if isinstance(checkpoint, dict) else set()
+            if not {'meta', 'optimizer', 'message_hub'} <= keys:
+                raise UserError(
+                    f'{filename} holds only weights; start from it with load_from, without resume'
+                )
+            checkpoint['meta'].pop('config', None)  # `Runner.resume` would execute it as Python
         else:
             checkpoint = dict(state_dict=read_state_dict(filename))
-        # If the train loop is built, training is about to start.
-        if isinstance(self._train_loop, BaseLoop) and not self._resume:
-            adapt_to_start(checkpoint['state_dict'], model.state_dict(keep_vars=True))
+            if isinstance(self._train_loop, BaseLoop):  # it is built: training is about to start
+                adapt_to_start(checkpoint['state_dict'], model.state_dict(keep_vars=True))
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model.load_state_dict(checkpoint['state_dict'])
         self._has_loaded = True
@@ -62,16 +67,3 @@ class SupernetRunner(Runner):
         """Resume from a checkpoint of the same config."""
         with blame(f'cannot resume from {filename}; it must be a checkpoint of this config'):
             super().resume(filename, *args, **kwargs)
-
-
-def _resumable(filename: str) -> dict:
-    """Read a training checkpoint, without the config that MMEngine would execute."""
-    checkpoint = read_checkpoint(filename)
-    if not isinstance(checkpoint, dict) or not {'meta', 'optimizer', 'message_hub'} <= set(
-        checkpoint
-    ):
-        raise UserError(
-            f'{filename} holds only weights; start from it with load_from, without resume'
-        )
-    checkpoint['meta'].pop('config', None)  # `Runner.resume` executes it as Python
-    return checkpoint

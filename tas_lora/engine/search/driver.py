@@ -41,27 +41,12 @@ PHASES = ('search', 'baseline')
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """The arguments of ``EvolutionarySearchLoop``, built and checked.
-
-    Attributes:
-        space: The search space.
-        limits: The costs of a subnet, their limits, and the goals.
-        evolution: The search algorithm.
-        random: A random search of as many subnets for comparison, or None.
-        score: Name of the metric that ranks subnets.
-        rule: 'less' if a lower score is better, else 'greater'.
-        race: Rules for dropping candidates early; None evaluates all on all images.
-        precision: Precision of the forward pass, 'float32' or 'bfloat16'.
-        finalists: How many of the best are scored again after a search in bfloat16.
-        measured: Latency and memory by subnet, if they are measured.
-        log_interval: Subnets between two log lines.
-        resume: Whether to continue the search in the work directory.
-    """
+    """The arguments of :class:`EvolutionarySearchLoop`, built and checked."""
 
     space: SearchSpace
-    limits: Limits
+    limits: Limits  # with the costs of a subnet, and the goals
     evolution: Evolution | NSGA2
-    random: Evolution | None
+    random: Evolution | None  # the baseline
     score: str
     rule: str
     race: RaceRules | None
@@ -114,12 +99,6 @@ class SearchDriver:
             self.logger.info(f'Continuing after {len(history.known)} subnets that are scored.')
         if history.known and not journal.known:
             self.logger.warning(f'{journal.path} is missing: all of them are evaluated again.')
-        phases = PHASES if settings.random else PHASES[:1]
-        total = settings.evolution.population * settings.evolution.generations * len(phases)
-        total += sum(map(settings.finals_of, phases))
-        self.progress = SearchProgress(
-            self.runner, total, len(self.images), share, settings.score, settings.log_interval
-        )
         self.scorer = CandidateScorer(
             lambda tasks: self._perform(tasks, journal, crew),
             images=len(self.images),
@@ -131,8 +110,7 @@ class SearchDriver:
             seed=settings.evolution.seed,
             on_line=self._note,
         )
-        with self.progress:
-            self._search()
+        self._search(share)
         crew.result = self._finish()
         return crew.result
 
@@ -160,14 +138,21 @@ class SearchDriver:
                 yield task, outcome
         yield from self.progress.timed(crew.perform(unknown, keep=journal.append))
 
-    def _search(self) -> None:
-        settings = self.settings
-        keep = max(settings.evolution.parents, settings.finals_of('search'))
-        self._run_phase('search', settings.evolution, keep)
-        if settings.evolution.generation < settings.evolution.generations:
-            self.logger.info('No further subnet within the limits was found.')
-        if settings.random:
-            self._run_phase('baseline', settings.random, 1)
+    def _search(self, share: float) -> None:
+        settings, evolution = self.settings, self.settings.evolution
+        phases = PHASES if settings.random else PHASES[:1]
+        total = evolution.population * evolution.generations * len(phases)
+        total += sum(map(settings.finals_of, phases))
+        self.progress = SearchProgress(
+            self.runner, total, len(self.images), share, settings.score, settings.log_interval
+        )
+        with self.progress:
+            keep = max(evolution.parents, settings.finals_of('search'))
+            self._run_phase('search', evolution, keep)
+            if evolution.generation < evolution.generations:
+                self.logger.info('No further subnet within the limits was found.')
+            if settings.random:
+                self._run_phase('baseline', settings.random, 1)
 
     def _run_phase(self, phase: str, search: Evolution, keep: int) -> None:
         name = 'Generation' if phase == 'search' else 'Random search, generation'
@@ -185,13 +170,9 @@ class SearchDriver:
                     f'Surrogate: rank correlation {search.surrogate.correlation:.2f} with the '
                     f'scores of this generation, so it is {use}'
                 )
-        self._score_finals(phase)
-
-    def _score_finals(self, phase: str) -> None:
-        """Score the best of a phase again; only these can win."""
-        best = self.scorer.best(self.settings.finals_of(phase), phase=phase)
-        subnets = [Subnet.from_dict(line['subnet']) for line in best]
-        if subnets:
+        finals = self.scorer.best(self.settings.finals_of(phase), phase=phase)
+        subnets = [Subnet.from_dict(line['subnet']) for line in finals]
+        if subnets:  # only these can win
             self.logger.info(f'The best {len(subnets)} are scored again in float32.')
             self.scorer.score_again(subnets, generation=PHASES.index(phase))
 

@@ -52,7 +52,6 @@ class EvolutionarySearchLoop(ValLoop):
     continues.
 
     Args:
-        runner: The runner.
         dataloader: As in ``ValLoop``: the held-out images.
         evaluator: As in ``ValLoop``; must yield ``score``.
         space: The search space, or its dict.

@@ -49,7 +49,7 @@ def search_identity(config: dict, checkpoint: str | None, images: str) -> dict:
         command=command(),
         versions=versions(),
         settings=settings,
-        config=json.loads(json.dumps(kept, default=_name)),
+        config=json.loads(json.dumps(kept, default=_text)),
     )
 
 
@@ -73,7 +73,7 @@ def begin_search(folder: Path, identity: dict, resume: bool) -> dict:
             )
         write_atomic(path, json.dumps(identity, indent=2) + '\n')
         return identity
-    before = _read(path)
+    before = read_identity(path)
     records = [
         dict(found['settings'], checkpoint_sha256=found['checkpoint_sha256'])
         for found in (before, identity)
@@ -98,7 +98,21 @@ def read_identity(result: str | Path) -> dict:
         UserError: If there is none.
     """
     path = Path(result) / FILE if Path(result).is_dir() else Path(result)
-    return _read(path)
+    advice = '; tools/search.py writes best_subnet.json and search.json'
+    content = read_json(path, 'search result', advice, dict)
+    found = content.get('search', content)
+    is_whole = (
+        isinstance(found, dict)
+        and 'checkpoint_sha256' in found
+        and all(isinstance(found.get(key), dict) for key in ('config', 'settings', 'versions'))
+        and isinstance(found['config'].get('val_cfg'), dict)
+    )
+    if not is_whole:
+        raise UserError(
+            f'{path} is not a search result: it needs checkpoint_sha256, settings, versions, and '
+            f'config with val_cfg{advice}'
+        )
+    return found
 
 
 def check_checkpoint(path: str, identity: dict) -> None:
@@ -135,25 +149,7 @@ def refuse_test_set(config: dict) -> None:
         )
 
 
-def _read(path: Path) -> dict:
-    advice = '; tools/search.py writes best_subnet.json and search.json'
-    content = read_json(path, 'search result', advice, dict)
-    found = content.get('search', content)
-    is_whole = (
-        isinstance(found, dict)
-        and 'checkpoint_sha256' in found
-        and all(isinstance(found.get(key), dict) for key in ('config', 'settings', 'versions'))
-        and isinstance(found['config'].get('val_cfg'), dict)
-    )
-    if not is_whole:
-        raise UserError(
-            f'{path} is not a search result: it needs checkpoint_sha256, settings, versions, and '
-            f'config with val_cfg{advice}'
-        )
-    return found
-
-
-def _name(value) -> str:
+def _text(value) -> str:
     """Text of a value; a class or function of a pure Python config by its registry name."""
     return f'{value.__module__}.{value.__qualname__}' if callable(value) else str(value)
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TextIO
 
 from rich.progress import BarColumn, Progress, TextColumn
@@ -94,13 +95,8 @@ class SearchProgress:
         return (
             f'{self.done}/{self.total}  best {best:.4f}  '
             f'{self.fresh_images / max(self.seconds, 1e-9):,.0f} images/s  '
-            f'eta {_duration(left)}  {self.share:.0%} within limits'
+            f'eta {timedelta(seconds=round(left))}  {self.share:.0%} within limits'
         )
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f'{hours}:{rest // 60:02d}:{rest % 60:02d}' if hours else f'{rest // 60}:{rest % 60:02d}'
 
 
 @contextmanager
