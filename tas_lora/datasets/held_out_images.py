@@ -55,7 +55,7 @@ class HeldOutImages:
             worker_init_fn=dataloader.worker_init_fn,
             multiprocessing_context=dataloader.multiprocessing_context,
             prefetch_factor=dataloader.prefetch_factor,
-            persistent_workers=dataloader.num_workers > 0,  # a small request starts none
+            persistent_workers=dataloader.num_workers > 0,  # small requests reuse them
         )
         self.kept: dict[int, dict] | None = {}
         self.bytes = 0
