@@ -151,10 +151,8 @@ def _prepared(cfg: Config, *stages: str) -> SupernetRunner:
         raise UserError(f'work_dir {cfg.work_dir} is a file; give a folder by --work-dir')
     if cfg.get('launcher', 'none') == 'pytorch' and not torch.cuda.is_available():
         use_gloo(cfg)
-    backends = (cfg.get('visualizer') or {}).get('vis_backends')
-    if find_spec('tensorboard') and backends == [dict(type='LocalVisBackend')]:
-        # Unless the config says where scalars go, they also go to TensorBoard.
-        cfg.visualizer.vis_backends = [*backends, dict(type='TensorboardVisBackend')]
+    if find_spec('tensorboard') is not None:
+        _add_tensorboard(cfg)
     with addressed(cfg):
         with blame('the model or the runner cannot be built'):
             runner = SupernetRunner.from_cfg(cfg)
@@ -169,6 +167,13 @@ def _check_test(cfg: Config) -> None:
     loop = LOOPS.get(loop) if isinstance(loop, str) else loop
     if not (inspect.isclass(loop) and issubclass(loop, SubnetTestLoop)):
         raise UserError("--test needs test_cfg=dict(type='tas_lora.SubnetTestLoop', ...)")
+
+
+def _add_tensorboard(cfg: Config) -> None:
+    """Also write scalars to TensorBoard, unless the config says where they go."""
+    backends = (cfg.get('visualizer') or {}).get('vis_backends')
+    if backends == [dict(type='LocalVisBackend')]:
+        cfg.visualizer.vis_backends = [*backends, dict(type='TensorboardVisBackend')]
 
 
 def _check_test_data(cfg: Config) -> None:
