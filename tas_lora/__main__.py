@@ -1,4 +1,4 @@
-"""``tas-lora COMMAND ...`` runs the tool of that name, as ``python tools/COMMAND.py ...`` does."""
+"""``tas-lora COMMAND ...`` runs the tool of that name, like ``python tools/COMMAND.py ...``."""
 
 import ast
 import os
@@ -11,7 +11,7 @@ from .errors import UserError
 
 
 def main() -> None:
-    """Run a tool, or list what there is; a mistake becomes one line and exit code 2."""
+    """Run a tool, or list tools or configs; report a mistake in one line, with exit code 2."""
     name, *arguments = sys.argv[1:] or ['--help']
     if name in ('-h', '--help'):
         print(_help())
@@ -34,9 +34,9 @@ def _run(path: Path, arguments: list[str]) -> None:
         os.environ['TAS_LORA_COMMAND'] = name
         os.environ.setdefault('PYTHON', sys.executable)
         os.execvp('bash', ['bash', str(path), *arguments])
-    sys.argv = [name, *arguments]  # argparse takes the name of the program from it
+    sys.argv = [name, *arguments]  # argparse reads the program name from it
     sys.path.insert(0, str(path.parent))  # as Python does for a script
-    script = sys.modules['__main__'] = ModuleType('__main__')  # runpy would change the name back
+    script = sys.modules['__main__'] = ModuleType('__main__')  # runpy would restore the old name
     script.__file__ = str(path)
     exec(compile(path.read_bytes(), str(path), 'exec'), vars(script))
 
@@ -59,7 +59,7 @@ def _listed(paths: dict[str, Path]) -> list[str]:
 
 
 def _summary(path: Path) -> str:
-    """First line of the docstring of a script, or of the comment at the top."""
+    """First line of a script's docstring, or of the comment at its top."""
     text = path.read_text('utf-8')
     if path.suffix == '.sh':
         return text.splitlines()[1].removeprefix('# ')

@@ -1,4 +1,4 @@
-"""From a config to a running job: thin functions behind the tools."""
+"""From a config to a running job: the functions that the tools call."""
 
 import inspect
 from importlib.util import find_spec
@@ -25,18 +25,18 @@ def load_supernet(
     checkpoint: str | Path | None = None,
     device: str | torch.device = 'cpu',
 ) -> SupernetClassifier:
-    """Build a supernet, ready to evaluate.
+    """Build a supernet for evaluation.
 
     Args:
-        config: A config with a ``model``: its path, or itself.
-        checkpoint: A checkpoint of ours, an official AutoFormer file, or the
-            ``weights.safetensors`` of an exported subnet. Weights of a bare supernet fit a model
-            with experts, which then start fresh.
-        device: Where to put the model.
+        config: A config with a ``model``, or its path.
+        checkpoint: One of our checkpoints, an official AutoFormer file, or the
+            ``weights.safetensors`` of an exported subnet. Weights of a bare supernet also fit a
+            model with experts, which then start fresh.
+        device: Device of the model.
 
     Returns:
-        The model in evaluation mode. ``set_subnet(subnet)`` chooses a subnet,
-        ``model(images, mode='tensor')`` gives its logits, experts merged.
+        The model in evaluation mode. ``set_subnet(subnet)`` selects a subnet,
+        ``model(images, mode='tensor')`` computes its logits with merged experts.
 
     Raises:
         UserError: If config or checkpoint do not exist, or do not fit each other.
@@ -55,37 +55,37 @@ def load_supernet(
 
 
 def prepare_training(cfg: Config) -> SupernetRunner:
-    """A runner with all built that a training needs.
+    """Build a runner with everything that training needs.
 
     Raises:
-        UserError: Where config, data or checkpoint will not do.
+        UserError: If config, data or checkpoint do not exist or do not fit.
     """
     check_data(cfg, ('train_dataloader', 'val_dataloader'))
     check_checkpoint_file(
         cfg.get('load_from'),
-        'train the stage before, or give another by --cfg-options load_from=FILE',
+        'train the previous stage, or give another file by --cfg-options load_from=FILE',
     )
     return _prepared(cfg, 'train', 'val')
 
 
 def check_training(cfg: Config) -> None:
-    """Build all that a training needs, and read its checkpoint, but do not train."""
+    """Build everything that training needs, and read its checkpoint, but do not train."""
     runner = prepare_training(cfg)
-    runner.call_hook('before_run')  # where hooks check, or make what they load into
+    runner.call_hook('before_run')  # hooks check, or build what they load into
     if cfg.get('load_from') and not cfg.get('resume'):
         runner.load_checkpoint(cfg.load_from)
 
 
 def train(cfg: Config) -> None:
-    """Train as ``cfg`` says."""
+    """Train according to ``cfg``."""
     prepare_training(cfg).train()
 
 
 def prepare_search(cfg: Config, checkpoint: str | Path) -> SupernetRunner:
-    """A runner with all built that a search needs.
+    """Build a runner with everything that a search needs.
 
     Raises:
-        UserError: Where config, data or checkpoint will not do.
+        UserError: If config, data or checkpoint do not exist or do not fit.
     """
     check_data(cfg, ('val_dataloader',))
     check_checkpoint_file(checkpoint, 'check the path')
@@ -94,7 +94,7 @@ def prepare_search(cfg: Config, checkpoint: str | Path) -> SupernetRunner:
 
 
 def check_search(cfg: Config, checkpoint: str | Path, test: bool = False) -> None:
-    """Build all that a search needs, and read its checkpoint, but do not search."""
+    """Build everything that a search needs, and read its checkpoint, but do not search."""
     if test:
         _check_test(cfg)
     prepare_search(cfg, checkpoint).load_checkpoint(str(checkpoint))
@@ -103,13 +103,13 @@ def check_search(cfg: Config, checkpoint: str | Path, test: bool = False) -> Non
 def search(
     cfg: Config, checkpoint: str | Path, test: bool = False, report: bool = False
 ) -> dict[str, float]:
-    """Search with the weights of ``checkpoint``; returns score and costs of the best subnet.
+    """Search with the weights of ``checkpoint``; return score and costs of the best subnet.
 
     Args:
         cfg: A search config.
         checkpoint: The weights.
-        test: At the end, read the test set once, for the subnets that were chosen.
-        report: Draw the search: ``report.html`` and figures in the work directory.
+        test: Test the chosen subnets at the end; it reads the test set once.
+        report: Write ``report.html`` and figures to the work directory.
     """
     if test:
         _check_test(cfg)
@@ -123,23 +123,21 @@ def search(
 
 
 def evaluate(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -> dict:
-    """Test the weights of ``checkpoint``; returns the metrics.
+    """Test the weights of ``checkpoint``; return the metrics.
 
     Args:
         cfg: A config with a test set.
         checkpoint: The weights.
-        subnets: Subnets to test by name, in place of those of ``cfg.test_cfg``.
+        subnets: Subnets to test by name, instead of those of ``cfg.test_cfg``.
     """
-    if cfg.get('test_cfg') is None:
-        raise UserError('this config tests nothing: it has no test_cfg')
-    check_data(cfg, ('test_dataloader',))
+    _check_test_data(cfg)
     check_checkpoint_file(checkpoint, 'check the path')
     cfg.load_from = str(checkpoint)
     if subnets:
         if cfg.test_cfg.get('type') in (None, 'TestLoop'):
             raise UserError(
-                'this config tests one network, its model.backbone.arch; leave the subnets out, '
-                'or give a config with a tas_lora.SubnetTestLoop'
+                'this config tests one network, its model.backbone.arch; give no subnets, or a '
+                'config with a tas_lora.SubnetTestLoop'
             )
         cfg.test_cfg.subnets = {
             name: s.to_dict() if isinstance(s, Subnet) else s for name, s in subnets.items()
@@ -148,7 +146,7 @@ def evaluate(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -
 
 
 def _prepared(cfg: Config, *stages: str) -> SupernetRunner:
-    """A runner with all built that the stages need."""
+    """Build a runner with everything that the stages need."""
     if Path(cfg.get('work_dir') or '.').is_file():
         raise UserError(f'work_dir {cfg.work_dir} is a file; give a folder by --work-dir')
     if cfg.get('launcher', 'none') == 'pytorch' and not torch.cuda.is_available():
@@ -163,51 +161,57 @@ def _prepared(cfg: Config, *stages: str) -> SupernetRunner:
 
 
 def _check_test(cfg: Config) -> None:
-    """Refuse what could not be tested at the end of a search, before it begins."""
-    if cfg.get('test_cfg') is None:
-        raise UserError('this config tests nothing: it has no test_cfg')
+    """Refuse a config that could not test at the end of a search."""
+    _check_test_data(cfg)
     loop = cfg.test_cfg.get('type')
     loop = LOOPS.get(loop) if isinstance(loop, str) else loop
     if not (inspect.isclass(loop) and issubclass(loop, SubnetTestLoop)):
         raise UserError("--test needs test_cfg=dict(type='tas_lora.SubnetTestLoop', ...)")
-    check_data(cfg, ('test_dataloader',))
 
 
 def _add_tensorboard(cfg: Config) -> None:
-    """Scalars go to TensorBoard, too, unless the config says where they go."""
+    """Also write scalars to TensorBoard, unless the config says where they go."""
     backends = (cfg.get('visualizer') or {}).get('vis_backends')
     if backends == [dict(type='LocalVisBackend')]:
         cfg.visualizer.vis_backends = [*backends, dict(type='TensorboardVisBackend')]
 
 
+def _check_test_data(cfg: Config) -> None:
+    if cfg.get('test_cfg') is None:
+        raise UserError('this config tests nothing: it has no test_cfg')
+    check_data(cfg, ('test_dataloader',))
+
+
 def find_resumable(work_dir: str | Path) -> Path | None:
-    """The checkpoint that a training in ``work_dir`` goes on from; None if there is none yet.
+    """The checkpoint from which training in ``work_dir`` resumes; None if there is none yet.
 
     Raises:
-        UserError: If there are some, but all are damaged.
+        UserError: If there are checkpoints, but all are damaged.
     """
     found, files = newest_whole(work_dir), checkpoints_in(work_dir)
     if files and found is None:
-        raise UserError(f'{work_dir} has no whole checkpoint to resume from, {files[0]} is damaged')
+        raise UserError(
+            f'{work_dir} has no intact checkpoint to resume from, {files[0]} is damaged'
+        )
     return found
 
 
 def check_checkpoint_file(path: str | Path | None, advice: str) -> None:
-    """Refuse a checkpoint that is not there, or is not what was written."""
+    """Refuse a checkpoint that does not exist or is damaged."""
     if not path or '://' in str(path):
         return
     path = Path(str(path))
     if not path.is_file():
-        what = 'is no file' if path.exists() else 'does not exist'
+        what = 'is not a file' if path.exists() else 'does not exist'
         raise UserError(f'checkpoint {path} {what}; {advice}')
     if is_damaged(path):
         whole = newest_whole(path.parent)
-        hint = f'the newest whole one beside it is {whole}' if whole else advice
-        raise UserError(f'checkpoint {path} is damaged (cut short or changed); {hint}')
+        hint = f'the newest intact one in its folder is {whole}' if whole else advice
+        raise UserError(f'checkpoint {path} is damaged (truncated or changed); {hint}')
 
 
 def use_gloo(cfg: Config) -> None:
-    """Distributed on CPUs: MMEngine would ask for CUDA devices."""
+    """Set up a distributed run on CPUs; MMEngine would ask for CUDA devices."""
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
     cfg.model_wrapper_cfg = dict(

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writing, and digests by which damage is told."""
+"""Atomic writing of files, and digests that reveal damage."""
 
 import hashlib
 import os
@@ -16,36 +16,40 @@ _ZIP_END = b'PK\x05\x06'  # of a zip file's last record, which is 22 bytes witho
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
-    """Write a file beside, sync it to disk, and move it to its place.
+    """Write a temporary file next to ``path``, sync it to disk, and rename it.
 
-    Whatever happens meanwhile, ``path`` is the old file or the new one, whole.
+    Whatever happens, ``path`` is the complete old file or the complete new one.
 
     Raises:
-        OSError: If it cannot be written, as on a full disk; ``path`` is then as it was.
+        OSError: If the file cannot be written, as on a full disk; ``path`` is then unchanged.
     """
     write_together({Path(path): content})
 
 
 def write_together(contents: Mapping[Path, str | bytes]) -> None:
-    """:func:`write_atomic` for files of one folder that belong together, moved at the end."""
-    beside = {path: path.with_name(f'.{path.name}{UNFINISHED}') for path in contents}
+    """:func:`write_atomic` for related files of one folder, all renamed at the end."""
+    unfinished = {path: path.with_name(f'.{path.name}{UNFINISHED}') for path in contents}
     try:
         for path, content in contents.items():
-            with beside[path].open('wb') as file:
+            with unfinished[path].open('wb') as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
         for path in contents:
-            beside[path].replace(path)
+            unfinished[path].replace(path)
     except BaseException:
         for path in contents:
-            beside[path].unlink(missing_ok=True)
+            unfinished[path].unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # so that the renames survive a power failure
+    finally:
+        os.close(folder)
 
 
 def append_line(path: str | Path, line: str) -> None:
-    """Append a line and sync it to disk; only a line that is being written can be torn."""
+    """Append a line and sync it to disk; only the last line can be truncated by a crash."""
     with Path(path).open('a') as file:
         file.write(line + '\n')
         file.flush()
@@ -53,10 +57,10 @@ def append_line(path: str | Path, line: str) -> None:
 
 
 def seal(archive: bytes) -> bytes:
-    """A zip archive, such as ``torch.save`` writes, with its SHA-256 as the archive's comment.
+    """Add its SHA-256 to a zip archive, such as ``torch.save`` writes, as the archive's comment.
 
-    It stays a zip archive for every reader. Other content, or an archive that has a comment, is
-    returned as it is.
+    Every reader still accepts it. Other content, or an archive with a comment, is returned
+    unchanged.
     """
     if archive[-22:-18] != _ZIP_END or archive[-2:] != b'\0\0':
         return archive
@@ -65,10 +69,10 @@ def seal(archive: bytes) -> bytes:
 
 
 def check_seal(path: str | Path) -> None:
-    """Compare a sealed file with its digest; one without a seal passes.
+    """Compare a sealed file with its digest; a file without a seal passes.
 
     Raises:
-        UserError: If the file is not what was written.
+        UserError: If the content does not match the digest.
     """
     path = Path(path)
     size = path.stat().st_size - _SEAL
@@ -82,7 +86,7 @@ def check_seal(path: str | Path) -> None:
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether a checkpoint is a complete archive, with the content that was written."""
+    """Whether a checkpoint is a complete archive that matches its seal, if it has one."""
     try:
         check_seal(path)
     except UserError:
@@ -91,16 +95,16 @@ def is_whole(path: str | Path) -> bool:
 
 
 def is_damaged(path: str | Path) -> bool:
-    """Whether a file begins as an archive, or is empty, and is not whole."""
+    """Whether a file is empty, or begins as an archive but is not whole."""
     with Path(path).open('rb') as file:
         return file.read(4) in (b'PK\x03\x04', b'') and not is_whole(path)
 
 
 def checkpoints_in(folder: str | Path) -> list[Path]:
-    """Checkpoints of a training, the last written first; those of best scores do not count.
+    """Training checkpoints, the newest first, without those of best scores.
 
-    First comes the one that the file ``last_checkpoint`` names, which may lie elsewhere. The
-    others go by time, which copying a folder may change.
+    The first is the one that the file ``last_checkpoint`` names, possibly in another folder. The
+    others are sorted by modification time, which copying a folder may change.
     """
     folder = Path(folder)
     files = [path for path in folder.glob('*.pth') if not path.name.startswith('best_')]
@@ -111,14 +115,5 @@ def checkpoints_in(folder: str | Path) -> list[Path]:
 
 
 def newest_whole(folder: str | Path) -> Path | None:
-    """The first of :func:`checkpoints_in` a folder that is whole."""
+    """The first of :func:`checkpoints_in` ``folder`` that is whole."""
     return next(filter(is_whole, checkpoints_in(folder)), None)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

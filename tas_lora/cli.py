@@ -1,4 +1,4 @@
-"""What all command-line tools share."""
+"""Common parts of the command-line tools."""
 
 import argparse
 import logging
@@ -18,7 +18,7 @@ _USER_MISTAKES = (UserError, OSError)  # OSError: a path that cannot be read or 
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a tool; a mistake of the user becomes one line and exit code 2."""
+    """Run a tool; report a user's mistake in one line, with exit code 2."""
     try:
         main()
     except SystemExit as stop:
@@ -27,14 +27,16 @@ def run(main: Callable[[], None]) -> None:
     except _USER_MISTAKES as error:
         if os.environ.get('TAS_LORA_DEBUG'):
             raise
-        _exit_with(error)
+        if os.environ.get('RANK', '0') == '0':
+            print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+        sys.exit(2)
     _leave_group(0)
 
 
 def _leave_group(code) -> None:
-    """End a process of a distributed run on CPUs, without the steps Python takes at its end.
+    """End a process of a distributed run on CPUs, without Python's clean-up.
 
-    A thread of gloo that frees a tensor during these would abort the process.
+    A gloo thread that frees a tensor during clean-up would abort the process.
     """
     if torch.distributed.is_initialized() and torch.distributed.get_backend() == 'gloo':
         logging.shutdown()
@@ -44,7 +46,7 @@ def _leave_group(code) -> None:
 
 
 class _Options(DictAction):
-    """MMEngine's action, which meets an option without '=' with a traceback."""
+    """MMEngine's action, without its traceback for an option that lacks '='."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         try:
@@ -55,25 +57,25 @@ class _Options(DictAction):
 
 def markdown(tables: Iterable[Table]) -> str:
     """Tables of rich as Markdown."""
-    return '\n'.join(map(_markdown, tables))
-
-
-def _markdown(table: Table) -> str:
-    rows = zip(*(column.cells for column in table.columns), strict=True)
-    lines = [[str(column.header) for column in table.columns], ['---'] * len(table.columns), *rows]
-    text = '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
-    return f'### {table.title}\n\n{text}\n'
+    sections = []
+    for table in tables:
+        headers = [column.header for column in table.columns]
+        rows = zip(*(column.cells for column in table.columns), strict=True)
+        lines = [headers, ['---'] * len(headers), *rows]
+        text = '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
+        sections.append(f'### {table.title}\n\n{text}\n')
+    return '\n'.join(sections)
 
 
 def config_parser(
     description: str, work_dir: bool = True, config: str | None = None
 ) -> argparse.ArgumentParser:
-    """A parser with the arguments every tool on a config takes, as in MMPretrain's tools.
+    """A parser with the common arguments of tools that read a config, as in MMPretrain.
 
     Args:
-        description: Of the tool.
-        work_dir: Whether it writes to one.
-        config: ``nargs`` of the config; '?' where it may be left out.
+        description: Description of the tool.
+        work_dir: Whether the tool writes to a work directory.
+        config: ``nargs`` of the config; '?' if it is optional.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', nargs=config, help='config file, or name of a packaged config')
@@ -84,7 +86,7 @@ def config_parser(
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """Add the option that overrides fields of a config."""
+    """Add the option that overrides config fields."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -94,13 +96,13 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:
-    """Add the options of distributed runs."""
+    """Add the options for distributed runs."""
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
 def check_output(path: str) -> None:
-    """Refuse a file that cannot be written, before the work that it is to hold."""
+    """Refuse an output file that cannot be written, before the work starts."""
     if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
         raise UserError(f'{path} cannot be written: it must be a file in an existing folder')
 
@@ -117,9 +119,3 @@ def config_from(args: argparse.Namespace) -> Config:
     if hasattr(args, 'launcher'):
         cfg.launcher = args.launcher
     return cfg
-
-
-def _exit_with(error: Exception) -> None:
-    if os.environ.get('RANK', '0') == '0':
-        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    sys.exit(2)

@@ -1,4 +1,4 @@
-"""Reading a config, and what can be wrong with it, found before anything is built."""
+"""Reading a config, and finding mistakes in it before anything is built."""
 
 import difflib
 import inspect
@@ -39,14 +39,14 @@ _REGISTRIES = dict(
     test_evaluator=METRICS,
 )
 _RUNNER = inspect.signature(Runner.__init__).parameters
-# What a config has once, its type left open.
+# A config has one optimizer wrapper, often without a type.
 _OPTIM_WRAPPERS = ('SupernetOptimWrapper', 'JointOptimWrapper', 'MoLEOptimWrapperConstructor')
-# Keys that MMEngine takes out before it calls a constructor.
+# Keys that MMEngine removes before it calls a constructor.
 _CONSUMED = {'type', '_scope_', 'priority'}
 
 
 def load_config(path: str | Path, options: dict | None = None) -> Config:
-    """Read a config, apply ``--cfg-options``, and refuse arguments that nothing takes.
+    """Read a config, apply ``--cfg-options``, and refuse unknown arguments.
 
     ``path`` is a file or the name of a packaged config.
     """
@@ -54,23 +54,12 @@ def load_config(path: str | Path, options: dict | None = None) -> Config:
     with blame(f'config {path} cannot be read'):
         cfg = Config.fromfile(path)
     if 'model' not in cfg:
-        raise UserError(f'config {path} has no model; files in _base_ are parts of configs')
+        raise UserError(f'config {path} has no model; files in _base_ are only parts of configs')
     return checked_config(cfg, options)
 
 
 def checked_config(cfg: Config, options: dict | None = None) -> Config:
-    """The config with ``--cfg-options`` applied; arguments that nothing takes are refused."""
-    check_options(cfg, options)
-    with blame('--cfg-options do not fit the config'):
-        cfg.merge_from_dict(options or {})
-    check_names(cfg)
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    check_arguments(cfg)
-    return cfg
-
-
-def check_options(cfg: Config, options: dict | None) -> None:
-    """Refuse ``--cfg-options`` whose first part names nothing in the config or the runner."""
+    """Apply ``--cfg-options`` to a config, and refuse unknown arguments."""
     known = [*cfg.keys(), *_RUNNER]
     for key in options or {}:
         first = key.split('.')[0]
@@ -78,12 +67,21 @@ def check_options(cfg: Config, options: dict | None) -> None:
             raise UserError(
                 f'--cfg-options {key}: the config has no {first!r}{_hint(first, known)}'
             )
+    with blame('--cfg-options do not fit the config'):
+        cfg.merge_from_dict(options or {})
+    check_names(cfg)
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    for field, registry in _REGISTRIES.items():
+        for path, node in _typed(cfg.get(field), field):
+            check_arguments(path, node, TRANSFORMS if 'pipeline' in path else registry)
+    check_numbers(cfg)
+    return cfg
 
 
 def check_names(cfg: Config) -> None:
     """Refuse top-level names that look like a misspelt argument of the runner.
 
-    Other names are the config's own variables.
+    Other unknown names are variables of the config.
     """
     for name in cfg:
         if name not in _RUNNER:
@@ -92,21 +90,26 @@ def check_names(cfg: Config) -> None:
                 raise UserError(f'the config sets {name!r}; did you mean {close[0]!r}?')
 
 
-def check_arguments(cfg: Config) -> None:
-    """Refuse arguments that the components named by ``type`` do not take."""
-    for field, registry in _REGISTRIES.items():
-        for path, node in _typed(cfg.get(field), field):
-            inside = TRANSFORMS if 'pipeline' in path else registry
-            _check_node(path, node, inside)
-    check_numbers(cfg)
+def check_arguments(path: str, node: dict, registry: Registry) -> None:
+    """Refuse arguments of ``node`` that the component named by its ``type`` does not accept."""
+    names = (f'{node["type"]}', f'mmpretrain.{node["type"]}')
+    # Strategies and groupings occur inside other components.
+    component = next(filter(None, (r.get(n) for r in (registry, TASK_UTILS) for n in names)), None)
+    accepted = _accepted_arguments(component)
+    for key in node if accepted is not None else ():
+        if key not in accepted and key not in _CONSUMED:
+            raise UserError(
+                f'{path}.{key}: {node["type"]} takes no such argument{_hint(key, accepted)}; '
+                f'it takes {", ".join(sorted(accepted))}'
+            )
 
 
 def check_numbers(cfg: Config) -> None:
-    """Refuse numbers that MMEngine takes and fails at in the middle of a run."""
+    """Refuse numbers that MMEngine accepts, but that make it fail in the middle of a run."""
     train, hooks = cfg.get('train_cfg') or {}, cfg.get('default_hooks') or {}
     _check_number(train, 'train_cfg', 'val_interval', positive, int)
     checkpoint = hooks.get('checkpoint') or {}
-    if checkpoint.get('interval') != -1:  # which means never, but for the last
+    if checkpoint.get('interval') != -1:  # never, except for the last checkpoint
         _check_number(checkpoint, 'default_hooks.checkpoint', 'interval', positive, int)
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         _check_number(cfg.get(loader), loader, 'batch_size', positive, int)
@@ -114,7 +117,7 @@ def check_numbers(cfg: Config) -> None:
 
 
 def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Refuse data folders that do not exist, before a dataset class tries to download one."""
+    """Refuse missing data folders, before a dataset class tries to download them."""
     for loader in loaders:
         for path, node in _dicts(cfg.get(loader), loader):
             root = node.get('data_root')
@@ -127,10 +130,10 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
 
 @contextmanager
 def addressed(cfg: Config | dict) -> Iterator[None]:
-    """Put the place in ``cfg`` of the part whose argument is refused before it, for its class.
+    """In errors, replace the class of the part at fault by its path in ``cfg``.
 
-    Of several parts of one class, it is one that has the value which the message shows; if none
-    has, the class it stays.
+    Among several parts of one class, choose one that has the value in the message; if none has,
+    keep the class.
     """
     try:
         yield
@@ -145,7 +148,7 @@ def addressed(cfg: Config | dict) -> Iterator[None]:
 
 
 def _shows(error: UserError, part: dict) -> bool:
-    """Whether the message is about the value that ``part`` has in that field."""
+    """Whether the message shows the value that ``part`` has in the field."""
     value = re.escape(repr(part.get(error.field)))
     return error.field in part and bool(re.search(f'(got|is) {value}([,;:]|$)', error.message))
 
@@ -155,23 +158,8 @@ def _check_number(node, path: str, key: str, check: Callable, *kind) -> None:
         check(node[key], f'{path}.{key}', *kind)
 
 
-def _check_node(path: str, node: dict, registry: Registry) -> None:
-    names = (f'{node["type"]}', f'mmpretrain.{node["type"]}')
-    # Inside other components may stand strategies and groupings.
-    component = next(filter(None, (r.get(n) for r in (registry, TASK_UTILS) for n in names)), None)
-    accepted = _accepted_arguments(component)
-    if accepted is None:
-        return
-    for key in node:
-        if key not in accepted and key not in _CONSUMED:
-            raise UserError(
-                f'{path}.{key}: {node["type"]} takes no such argument{_hint(key, accepted)}; '
-                f'it takes {", ".join(sorted(accepted))}'
-            )
-
-
 def _accepted_arguments(component) -> set[str] | None:
-    """Names a class takes, following ``**kwargs`` up its bases; None if anything goes."""
+    """Argument names of a component, following ``**kwargs`` up its bases; None for any."""
     if inspect.isfunction(component):
         return set(inspect.signature(component).parameters)
     if not inspect.isclass(component):

@@ -1,8 +1,8 @@
-"""MMEngine and MMPretrain learn the names of our configs and models.
+"""Registration of our configs and models with MMEngine and MMPretrain.
 
-MMEngine reads ``pkg::config`` only as a ``_base_``, only in a folder, and only of the packages in
-a table of its own; MMPretrain lists the models of its own index. Neither asks other packages. So
-each is told once it has been imported, and nothing is imported here.
+MMEngine reads ``pkg::config`` only as a ``_base_``, only in a folder, and only for the packages in
+its own table; MMPretrain lists only the models of its own index. Neither asks other packages. So
+we register with each when it is imported, and import neither here.
 """
 
 import sys
@@ -15,13 +15,13 @@ from .packaged import PREFIX, ROOT, find_config
 
 
 class _AfterImport(MetaPathFinder):
-    """Calls a function with a module right after it has been executed."""
+    """Calls a function with a module right after its execution."""
 
     def __init__(self, actions: Mapping[str, Callable[[ModuleType], None]]):
         self._actions = actions
 
     def find_spec(self, fullname, path=None, target=None):
-        """The usual spec; its loader calls the action, too."""
+        """The usual spec, whose loader also calls the action."""
         action = self._actions.get(fullname)
         spec = PathFinder.find_spec(fullname, path, target) if action else None
         if spec is None:
@@ -37,7 +37,7 @@ class _AfterImport(MetaPathFinder):
 
 
 def _teach_configs(module: ModuleType) -> None:
-    """``tas_lora::NAME`` in ``Config.fromfile`` and in ``_base_``."""
+    """Accept ``tas_lora::NAME`` in ``Config.fromfile`` and in ``_base_``."""
     config = module.Config
     read, locate = config.fromfile, config._get_cfg_path
 
@@ -48,7 +48,7 @@ def _teach_configs(module: ModuleType) -> None:
 
     def _get_cfg_path(cfg_path, filename):
         if cfg_path.startswith(PREFIX):
-            return str(find_config(cfg_path)), None  # our configs name each part with its scope
+            return str(find_config(cfg_path)), None  # our configs give each part's scope
         return locate(cfg_path, filename)
 
     fromfile.__doc__ = read.__doc__
@@ -56,12 +56,12 @@ def _teach_configs(module: ModuleType) -> None:
 
 
 def _teach_package(module: ModuleType) -> None:
-    """The package in ``mmengine.hub``, which reads ``.mim`` of an installed one."""
+    """Add the package to ``mmengine.hub``, which reads ``.mim`` of installed packages."""
     module.MODULE2PACKAGE['tas_lora'] = 'tas-lora'
 
 
 def _teach_models(module: ModuleType) -> None:
-    """The models of ``model-index.yml`` in ``get_model`` and ``list_models``."""
+    """Add the models of ``model-index.yml`` to ``get_model`` and ``list_models``."""
     module.ModelHub.register_model_index(ROOT / 'model-index.yml', config_prefix=ROOT)
 
 
@@ -73,7 +73,7 @@ _ACTIONS = {
 
 
 def register() -> None:
-    """Tell those already imported now, the others as soon as they are."""
+    """Register with packages already imported, and with the others upon their import."""
     for name, action in _ACTIONS.items():
         if name in sys.modules:
             action(sys.modules[name])

@@ -1,7 +1,7 @@
-"""Where configs and tools lie, and what a name stands for.
+"""Location of configs and tools, and their lookup by name.
 
-An installed package has them in ``.mim`` inside itself, where MIM and MMEngine look for them; in
-a checkout they are beside it.
+An installed package contains them in ``.mim``, where MIM and MMEngine look for them; in a
+checkout they are next to the package.
 """
 
 import sys
@@ -19,7 +19,7 @@ _INTERNAL = {'launch'}  # dist_train and dist_search call it
 
 
 def configs() -> dict[str, Path]:
-    """Packaged configs that can be run, by name: ``digits_moLE``, ``ablations/t_joint``."""
+    """Runnable packaged configs by name: ``digits_moLE``, ``ablations/t_joint``."""
     return {
         path.relative_to(CONFIGS).with_suffix('').as_posix(): path
         for path in sorted(CONFIGS.rglob('*.py'))
@@ -37,34 +37,34 @@ def tools() -> dict[str, Path]:
 
 
 def find_config(name: str | Path) -> Path:
-    """A config by path, or else a packaged one by name.
+    """Find a config by path, or else a packaged one by name.
 
     Args:
         name: A file; or a packaged config as ``ablations/t_joint``, ``t_joint``,
             ``configs/ablations/t_joint.py`` or ``tas_lora::ablations/t_joint.py``.
 
     Raises:
-        UserError: If there is none, with the nearest names.
+        UserError: If there is none; the message has the nearest names.
     """
     if Path(name).is_file():
         return Path(name)
     asked = str(name).removeprefix(PREFIX).removeprefix('configs/')
     inside = CONFIGS / asked
-    if inside.is_file():  # also parts of configs, as _base_/models/digits.py
+    if inside.is_file():  # including parts of configs, such as _base_/models/digits.py
         return inside
     found = _find(asked.removesuffix('.py'), configs())
     if found is not None:
         return found
-    what = 'is no file' if Path(name).exists() else 'does not exist'
+    what = 'is not a file' if Path(name).exists() else 'does not exist'
     nearest = _nearest(asked.removesuffix('.py'), configs())
     raise UserError(f'config {name} {what}; {nearest}`tas-lora configs` lists the packaged ones')
 
 
 def find_tool(name: str) -> Path:
-    """A tool by name: ``train``, ``ranking``, ``analysis/ranking``, ``tools/train.py``.
+    """Find a tool by name: ``train``, ``ranking``, ``analysis/ranking``, ``tools/train.py``.
 
     Raises:
-        UserError: If there is none, with the nearest names.
+        UserError: If there is none; the message has the nearest names.
     """
     asked = name.removeprefix('tools/').removesuffix('.py').removesuffix('.sh').replace('-', '_')
     found = _find(asked, tools())
@@ -75,19 +75,19 @@ def find_tool(name: str) -> Path:
 
 
 def command() -> list[str]:
-    """The command line of this process, word by word."""
+    """The command line of this process, split into words."""
     first, *rest = sys.argv
     return [*(first.split() if first.startswith('tas-lora ') else [first]), *rest]
 
 
 def _find(name: str, paths: dict[str, Path]) -> Path | None:
-    """The path of a name, which may leave out its folders."""
+    """The path for a name, which may omit its folders."""
     short = [path for full, path in paths.items() if full.rpartition('/')[2] == name]
     return paths.get(name) or (short[0] if len(short) == 1 else None)
 
 
 def _nearest(name: str, paths: dict[str, Path]) -> str:
-    """The names most like a mistyped one, as the part of a message."""
+    """Part of a message: the names closest to a mistyped one."""
     shorts = {full.rpartition('/')[2].lower(): full for full in paths}
     close = get_close_matches(Path(name).name.lower(), shorts, n=3)
     return f'nearest: {", ".join(shorts[each] for each in close)}; ' if close else ''

@@ -1,4 +1,4 @@
-"""What results are known by: digests of files, versions of packages, and JSON files read back."""
+"""Provenance of results: digests of files, versions of packages, and reading of JSON files."""
 
 import hashlib
 import json
@@ -14,13 +14,13 @@ _PACKAGES = ('tas-lora', 'torch', 'mmengine', 'mmpretrain', 'numpy', 'pymoo', 's
 
 
 def read_json(path: str | Path, what: str = '', advice: str = '', kind: type = object):
-    """What a JSON file holds.
+    """Read a JSON file.
 
     Args:
         path: The file.
-        what: What messages call it, such as 'subnet file'; the path follows.
-        advice: Ends the messages.
-        kind: Of the value, such as dict.
+        what: Name of the file in messages, before its path, such as 'subnet file'.
+        advice: End of the messages.
+        kind: Required type of the value, such as dict.
 
     Raises:
         UserError: If the file cannot be read, is not JSON, or holds something else.
@@ -49,15 +49,15 @@ def sha256(path: str | Path, size: int | None = None) -> str:
 
 
 def weights_sha256(path: str) -> str:
-    """SHA-256 of the weights that a result rests on.
+    """SHA-256 of the weights that a result depends on.
 
     Raises:
-        UserError: If they are not a file here.
+        UserError: If they are not a local file.
     """
     if '://' in path or not Path(path).is_file():
         raise UserError(
-            f'checkpoint {path} is not a file; results are kept with the SHA-256 of their '
-            'weights: download it first'
+            f'checkpoint {path} is not a file; results record the SHA-256 of their weights: '
+            'download it first'
         )
     return sha256(path)
 
@@ -68,7 +68,7 @@ def versions() -> dict[str, str]:
 
 
 def _version(package: str) -> str:
-    for name in (package, f'onedl-{package}'):  # the fork of mmengine and mmpretrain
+    for name in (package, f'onedl-{package}'):  # the maintained fork of mmengine and mmpretrain
         with suppress(PackageNotFoundError):
             return version(name)
-    return 'not installed'  # on the path without an installation
+    return 'not installed'  # importable without an installation

@@ -106,7 +106,7 @@ def test_unknown_type(fails, digits_root):
 
 def test_missing_checkpoint_of_the_stage_before(fails, digits_root):
     line = fails('train.py', MOLE, '--cfg-options', *at(digits_root, 'train', 'val'))
-    assert 'digits_supernet/epoch_30.pth does not exist; train the stage before' in line
+    assert 'digits_supernet/epoch_30.pth does not exist; train the previous stage' in line
 
 
 def test_experts_of_another_number(fails, digits_root):
@@ -305,7 +305,7 @@ def test_weights_of_another_kind(fails, digits_root, tmp_path):
     assert 'not weights of an ElasticViT' in fails(
         'test.py', SUPERNET, tmp_path / 'vit.pth', *options
     )
-    assert 'is no file; check the path' in fails('test.py', SUPERNET, tmp_path, *options)
+    assert 'is not a file; check the path' in fails('test.py', SUPERNET, tmp_path, *options)
 
 
 def test_resuming_from_the_wrong_file(fails, digits_root, tmp_path, experts):
@@ -314,7 +314,7 @@ def test_resuming_from_the_wrong_file(fails, digits_root, tmp_path, experts):
     line = fails('train.py', SUPERNET, '--resume', tmp_path / 'text.md', *options)
     assert 'text.md is not a readable checkpoint' in line
     line = fails('train.py', MOLE, '--resume', experts, *options)  # weights, but no optimizer
-    assert 'experts.pth holds weights alone; start from it by load_from' in line
+    assert 'experts.pth holds only weights; start from it with load_from' in line
 
 
 def test_outputs_that_cannot_be_written(fails, digits_root, tmp_path, experts):
@@ -336,7 +336,7 @@ def test_two_subnets_of_one_name(fails, digits_root, tmp_path, experts):
 def test_a_part_of_a_config(fails, experts):
     base = CONFIGS / '_base_' / 'default_runtime.py'
     assert 'has no model' in fails('search.py', base, experts)
-    assert 'is no file' in fails('train.py', CONFIGS)
+    assert 'is not a file' in fails('train.py', CONFIGS)
 
 
 @pytest.mark.parametrize(('code', 'expected'), [(None, 0), (0, 0), (75, 75), ('text', 1)])

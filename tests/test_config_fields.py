@@ -487,7 +487,7 @@ OF_TRAINING = [
 OF_SEARCH = [
     ('finalists', 0, ' must be a positive integer, got 0'),
     ('memory_share', 7, ' must be a number from 0 to 1, got 7'),
-    ('fp16', True, " must be False: a search has precision='bfloat16'"),
+    ('fp16', True, " must be False: use precision='bfloat16'"),
     ('space', 3, ' must be a dict of exactly'),
     ('race', 3, ' must be a dict or None, got 3'),
     ('race', dict(first=0), '.first must be a positive integer, got 0'),
@@ -565,14 +565,16 @@ def with_batches(dataloader) -> dict:
 def test_a_search_that_cannot_choose_images_speaks_of_its_own_dataloader(digits_config, weights):
     cfg = digits_config('search')
     cfg.val_dataloader = with_batches(cfg.val_dataloader)
-    with pytest.raises(UserError, match='^val_dataloader.batch_sampler is of no use: images are'):
+    with pytest.raises(UserError, match='^val_dataloader.batch_sampler has no effect: images are'):
         prepare_search(cfg, weights)
 
 
 @pytest.mark.parametrize('loader', ['test_dataloader', 'heldout_dataloader'])
 def test_an_analysis_that_cannot_choose_images_speaks_of_its_own_dataloader(digits_config, loader):
     config = with_batches(digits_config('moLE')[loader])
-    with pytest.raises(UserError, match=f'^{loader}.batch_sampler is of no use: images are chosen'):
+    with pytest.raises(
+        UserError, match=f'^{loader}.batch_sampler has no effect: images are chosen'
+    ):
         Images(config, 3, 0, loader)
 
 

@@ -190,7 +190,7 @@ def test_groups_of_every_attribute():
         (
             'supernet',
             dict(custom_hooks=[SEPARATE], optim_wrapper=dict(accumulative_counts=2)),
-            'accumulative_counts: DYNAS goes by',
+            'accumulative_counts: DYNAS depends on',
         ),
     ],
 )

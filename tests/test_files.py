@@ -138,7 +138,7 @@ def test_the_newest_whole_checkpoint(tmp_path):
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_3.pth'))
     assert apis.find_resumable(tmp_path).name == 'epoch_1.pth'
     (tmp_path / 'epoch_1.pth').write_bytes(b'')
-    with pytest.raises(UserError, match='has no whole checkpoint to resume from'):
+    with pytest.raises(UserError, match='has no intact checkpoint to resume from'):
         apis.find_resumable(tmp_path)
 
 
@@ -148,7 +148,7 @@ def test_a_damaged_file_is_refused_and_a_whole_one_offered(digits_config, tmp_pa
     damaged = sealed(tmp_path / 'epoch_2.pth')
     damaged.write_bytes(damaged.read_bytes()[:-1000])
     cfg.load_from = str(damaged)
-    with pytest.raises(UserError, match=r'is damaged .* the newest whole one .*epoch_1\.pth'):
+    with pytest.raises(UserError, match=r'is damaged .* the newest intact one .*epoch_1\.pth'):
         apis.train(cfg)
 
 

@@ -328,7 +328,9 @@ def test_weights_alone_cannot_be_resumed(config, tmp_path):
     weights = tmp_path / 'weights.pth'
     torch.save(dict(state_dict=apis.load_supernet(cfg).state_dict()), weights)
     assert read_state_dict(weights)
-    with pytest.raises(UserError, match=r'weights\.pth holds weights alone; start from it by load'):
+    with pytest.raises(
+        UserError, match=r'weights\.pth holds only weights; start from it with load'
+    ):
         resume(cfg, weights)
 
 

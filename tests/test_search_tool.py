@@ -235,7 +235,7 @@ def test_a_signal_ends_a_search_that_can_go_on(searched, capsys, monkeypatch, nu
         ),
         (
             ['--goals', 'params', '--cfg-options', 'val_cfg.surrogate=True'],
-            'val_cfg.surrogate preselects for one goal alone',
+            'val_cfg.surrogate preselects by score alone',
         ),
         (['--cfg-options', 'val_cfg.surrogate=3'], 'val_cfg.surrogate must be True or False'),
         (['--test', '--cfg-options', 'test_cfg=None'], 'has no test_cfg'),

@@ -195,7 +195,7 @@ def test_arguments_out_of_range_are_refused(options, message):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(images=300), 'SimilarityHook.images is 300, but there are 287'),
+        (dict(images=300), 'SimilarityHook.images is 300, but the dataset has 287'),
         (dict(dataloader=dict(batch_size=2)), 'SimilarityHook.dataloader cannot be built'),
     ],
 )

@@ -111,7 +111,7 @@ def test_the_supernet_trains_beside_its_experts_at_its_own_rate(digits_config, r
 def test_rules_for_parameters_belong_into_a_part(digits_config):
     options = {'optim_wrapper.paramwise_cfg': dict(bias_lr_mult=2)}
     with pytest.raises(
-        UserError, match='Constructor.paramwise_cfg would be of no part: give it to'
+        UserError, match='Constructor.paramwise_cfg would apply to no part: give it to'
     ):
         runner_of(digits_config('moLE', options=options))
 

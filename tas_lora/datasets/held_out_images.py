@@ -1,4 +1,4 @@
-"""The images that candidates are scored on, by index, decoded once for all of them."""
+"""The images that candidates are scored on, by index, decoded only once."""
 
 import os
 import zlib
@@ -17,29 +17,19 @@ from ..errors import UserError
 from .replay import UNREADABLE, ReplayDataset, check_readable
 
 
-class _Chosen:
-    """A batch sampler that is told what to draw."""
-
-    def __init__(self, batch_size: int):
-        self.batch_size, self.indices = batch_size, []
-
-    def __iter__(self) -> Iterator[list[int]]:
-        yield from _chunks(self.indices, self.batch_size)
-
-
 class HeldOutImages:
     """Batches of chosen images of a dataset, the same on every rank.
 
-    Images are kept as they come from the pipeline, usually as bytes, if all of them fit in
-    memory; else they are decoded anew each time. Right for a pipeline without randomness.
+    If all images fit in memory, they are kept as the pipeline returns them, usually as bytes;
+    else they are decoded each time. The pipeline must not be random.
 
     Args:
-        dataloader: Its dataset, batch size, collation and workers are used, its order is not.
-        memory_share: The share of the free memory that may be taken, divided among the processes
-            of a machine (of all machines, if their launcher does not tell); 0 keeps nothing.
+        dataloader: Provides dataset, batch size, collation and workers; its order is ignored.
+        memory_share: Share of the free memory that may be used, divided among the processes of a
+            machine (of all machines, if their launcher does not say); 0 keeps nothing.
 
     Raises:
-        UserError: If ``memory_share`` is no number from 0 to 1, or the dataloader has no batch
+        UserError: If ``memory_share`` is not a number from 0 to 1, or the dataloader has no batch
             size.
     """
 
@@ -47,15 +37,26 @@ class HeldOutImages:
         memory_share = bounded(memory_share, 'memory_share')
         if dataloader.batch_size is None:
             raise UserError(
-                'is of no use: images are chosen by index; leave it out, and set batch_size',
+                'has no effect: images are chosen by index; remove it, and set batch_size',
                 'batch_sampler',
             )
         processes = int(os.environ.get('LOCAL_WORLD_SIZE', get_world_size()))
         self.limit = memory_share * free_memory() / processes
         self.dataset, self.collate = dataloader.dataset, dataloader.collate_fn
         self.batch_size = dataloader.batch_size
-        self.chosen = _Chosen(self.batch_size)
-        self.loader = _like(dataloader, self.chosen)
+        self.chosen: list[Sequence[int]] = []  # batches of indices, changed in place
+        self.loader = DataLoader(
+            dataloader.dataset,
+            batch_sampler=self.chosen,
+            num_workers=dataloader.num_workers,
+            collate_fn=list,
+            pin_memory=False,  # samples are collated later
+            timeout=dataloader.timeout,
+            worker_init_fn=dataloader.worker_init_fn,
+            multiprocessing_context=dataloader.multiprocessing_context,
+            prefetch_factor=dataloader.prefetch_factor,
+            persistent_workers=dataloader.num_workers > 0,  # small requests reuse them
+        )
         self.kept: dict[int, dict] | None = {}
         self.bytes = 0
 
@@ -64,7 +65,7 @@ class HeldOutImages:
         return len(self.dataset)
 
     def fingerprint(self) -> str:
-        """How many images there are, and a checksum of their labels and file names."""
+        """The number of images, and a checksum of their labels and file names."""
         described = 0
         data = self.dataset.dataset if isinstance(self.dataset, ReplayDataset) else self.dataset
         if isinstance(data, BaseDataset):
@@ -75,22 +76,24 @@ class HeldOutImages:
         return f'{len(self):,}, checksum {described:08x}'
 
     def batches(self, indices: Sequence[int] | None = None) -> Iterator[dict]:
-        """Batches of the images with these indices, or of all, in order.
+        """Yield batches of the images with these indices, or of all, in order.
 
         Raises:
             UserError: Naming an image that cannot be read.
         """
         wanted = range(len(self)) if indices is None else [int(index) for index in indices]
         for samples in self._samples(wanted):
-            yield self.collate([_fresh(sample) for sample in samples])
+            # New data samples, since a model writes its predictions into them.
+            yield self.collate([s | {'data_samples': s['data_samples'].new()} for s in samples])
 
     def _samples(self, wanted: Sequence[int]) -> Iterator[list[dict]]:
+        size = self.batch_size
+        chunks = [wanted[start : start + size] for start in range(0, len(wanted), size)]
         if self.kept is not None and all(index in self.kept for index in wanted):
-            for chunk in _chunks(wanted, self.batch_size):
-                yield [self.kept[index] for index in chunk]
+            yield from ([self.kept[index] for index in chunk] for chunk in chunks)
             return
-        self.chosen.indices = wanted
-        for chunk, samples in zip(_chunks(wanted, self.batch_size), self.loader, strict=True):
+        self.chosen[:] = chunks
+        for chunk, samples in zip(chunks, self.loader, strict=True):
             for sample in samples:
                 if UNREADABLE in sample:
                     check_readable({UNREADABLE: [sample[UNREADABLE]]})
@@ -98,7 +101,7 @@ class HeldOutImages:
             yield samples
 
     def _keep(self, chunk: Sequence[int], samples: list[dict]) -> None:
-        """Keep samples, unless all images would be too many by what has come so far."""
+        """Keep samples, unless their mean size so far says that all images will not fit."""
         if self.kept is None:
             return
         for index, sample in zip(chunk, samples, strict=True):
@@ -110,7 +113,7 @@ class HeldOutImages:
 
 
 def free_memory() -> float:
-    """Bytes that are free, of the machine or of the container this runs in."""
+    """Free memory in bytes, of the machine or of the container."""
     free = [psutil.virtual_memory().available]
     limit, used = (Path('/sys/fs/cgroup') / name for name in ('memory.max', 'memory.current'))
     with suppress(OSError, ValueError):  # no cgroup, or one without a limit ('max')
@@ -127,36 +130,10 @@ def size_in_bytes(value) -> int:
     return sum(map(size_in_bytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
-def _like(dataloader: DataLoader, chosen: _Chosen) -> DataLoader:
-    """A dataloader of lists of samples that are chosen anew each time."""
-    workers = dataloader.num_workers
-    return DataLoader(
-        dataloader.dataset,
-        batch_sampler=chosen,
-        num_workers=workers,
-        collate_fn=list,
-        pin_memory=False,  # samples are collated later
-        timeout=dataloader.timeout,
-        worker_init_fn=dataloader.worker_init_fn,
-        multiprocessing_context=dataloader.multiprocessing_context,
-        prefetch_factor=dataloader.prefetch_factor,
-        persistent_workers=workers > 0,  # an order of few images must not cost a start
-    )
-
-
-def _chunks(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    return (indices[start : start + size] for start in range(0, len(indices), size))
-
-
 def _own(value):
-    """A copy without shared memory: loader workers leave their tensors in the small /dev/shm."""
+    """Copy tensors out of shared memory: loader workers leave them in the small /dev/shm."""
     if isinstance(value, torch.Tensor):
         return value.clone() if value.is_shared() else value
     if isinstance(value, dict):
         return {key: _own(item) for key, item in value.items()}
     return [_own(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _fresh(sample: dict) -> dict:
-    """The sample with new data samples: a model writes its predictions into them."""
-    return sample | {'data_samples': sample['data_samples'].new()}

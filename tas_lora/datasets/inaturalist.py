@@ -13,15 +13,15 @@ from ..registry import DATASETS
 
 @DATASETS.register_module()
 class INaturalist2019(BaseDataset):
-    """The species of iNaturalist 2019, from annotations in the style of COCO.
+    """The species of iNaturalist 2019, from annotations in COCO format.
 
     Args:
         data_root: Folder with ``train2019.json``, ``val2019.json`` and the images they name.
-        split: 'train' or 'val'; labels of the test images are not public.
+        split: 'train' or 'val'; the test labels are not public.
         **kwargs: As in MMPretrain's ``BaseDataset``: ``pipeline``, ...
 
     Raises:
-        UserError: If ``split`` does not exist, or the annotations are missing or of another form.
+        UserError: If ``split`` does not exist, or the annotations are missing or malformed.
     """
 
     def __init__(self, data_root: str, split: str = 'train', **kwargs):
@@ -34,8 +34,8 @@ class INaturalist2019(BaseDataset):
     def load_data_list(self) -> list[dict]:
         """Path and label of every annotated image.
 
-        The label is the place of the category among ``categories`` in order of their ids, or the
-        id itself where the file lists none; the official ids are 0 to 1009.
+        The label is the index of the category among ``categories`` sorted by id, or the id itself
+        if the file lists none. The official ids are 0 to 1009.
         """
         advice = '; unpack the annotations of iNaturalist 2019 into data_root'
         content = read_json(self.ann_file, advice=advice)
@@ -47,7 +47,7 @@ class INaturalist2019(BaseDataset):
             labels = [label[identity] if label else identity for _, identity in found]
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(
-                f'{self.ann_file} is not in the form of COCO ({type(error).__name__}: {error}); '
+                f'{self.ann_file} is not in COCO format ({type(error).__name__}: {error}); '
                 'it needs images with id and file_name, annotations with image_id and category_id'
             ) from error
         if names:

@@ -1,8 +1,8 @@
-"""Batches that are a function of (seed, epoch, place in the epoch), so that they can be replayed.
+"""Replayable batches, a function of (seed, epoch, position in the epoch).
 
-Random states are neither saved nor restored: all generators are seeded anew for each batch. A
-resumed run therefore sees what an undisturbed one would, from any iteration on, with any number
-of loader workers, and no two epochs are augmented alike.
+Random states are neither saved nor restored; all generators are reseeded for each batch. A run
+resumed at any iteration therefore sees what an uninterrupted one would, with any number of loader
+workers, and augmentation differs between epochs.
 """
 
 import os
@@ -20,14 +20,14 @@ from ..errors import UserError
 from ..registry import DATA_SAMPLERS, DATASETS
 from .workers import end_workers_at_exit, leave_signals_to_the_parent
 
-UNREADABLE = 'unreadable'  # in a batch: what could not be read
-IMAGES, MODEL = 1, 2  # first words of keys: whose random numbers they are
+UNREADABLE = 'unreadable'  # key in a batch: what could not be read
+IMAGES, MODEL = 1, 2  # first words of seed keys: whose random numbers they are
 
 
 def seed_everything(*key: int) -> None:
     """Seed the global generators of Python, NumPy and torch from a key of natural numbers.
 
-    ``torch.manual_seed`` would take 0.4 ms where CUDA is not in use, for a stack trace.
+    ``torch.manual_seed`` would take 0.4 ms for a stack trace if CUDA is not in use.
     """
     words = np.random.SeedSequence(key).generate_state(8)
     random.seed(words[:4].tobytes())
@@ -39,7 +39,7 @@ def seed_everything(*key: int) -> None:
 
 
 class SeededBatch(list):
-    """Indices of a batch, and the key its random numbers come from."""
+    """Indices of a batch, with the key that seeds its random numbers."""
 
     def __init__(self, indices, key: tuple[int, ...]):
         super().__init__(indices)
@@ -48,13 +48,13 @@ class SeededBatch(list):
 
 @DATA_SAMPLERS.register_module()
 class ReplayBatchSampler:
-    """Batches of another sampler with their keys, from any place of an epoch on.
+    """Batches of another sampler with their keys, starting anywhere in an epoch.
 
     Args:
-        sampler: Yields indices; MMEngine's or MMPretrain's.
-        batch_size: Images in a batch.
-        drop_last: Leave out a last batch that is not full.
-        inner: Config of the batch sampler to take in place of consecutive batches.
+        sampler: MMEngine's or MMPretrain's sampler of indices.
+        batch_size: Images per batch.
+        drop_last: Drop an incomplete last batch.
+        inner: Config of a batch sampler to use instead of consecutive batches.
     """
 
     def __init__(self, sampler, batch_size: int, drop_last: bool = False, inner=None):
@@ -63,13 +63,13 @@ class ReplayBatchSampler:
         else:
             arguments = dict(sampler=sampler, batch_size=batch_size)
             self.inner = MMENGINE_DATA_SAMPLERS.build(inner, default_args=arguments)
-        self.sampler = sampler  # MMEngine's hook tells it the epoch
+        self.sampler = sampler  # MMEngine's hook sets its epoch
         self.seed = self.epoch = self.first = 0
 
     def set_place(self, seed: int, epoch: int, first: int) -> None:
-        """Go on in ``epoch`` with batch ``first``, counted from 0."""
+        """Continue in ``epoch`` with batch ``first``, counted from 0."""
         self.seed, self.epoch, self.first = seed, epoch, first
-        if hasattr(self.sampler, 'seed'):  # of the order; without it there is none
+        if hasattr(self.sampler, 'seed'):  # seed of the order; without it, the order is fixed
             self.sampler.seed = seed
 
     def __len__(self) -> int:
@@ -84,18 +84,18 @@ class ReplayBatchSampler:
 
 @DATASETS.register_module()
 class ReplayDataset:
-    """A dataset read batch by batch, each with the random numbers of its key.
+    """A dataset read in batches, each with the random numbers of its key.
 
-    In place of an image that cannot be read comes another one of the dataset; the sample's
-    metainfo ``unreadable`` then says which failed and why, for the training loop to judge.
+    An image that cannot be read is replaced by another one of the dataset. The sample's metainfo
+    ``unreadable`` then says which failed and why, and the training loop decides what to do.
 
     Args:
         dataset: The dataset, or its config.
-        replace: Read another image in place of one that fails. In an evaluation that would change
-            what is measured; off, the whole batch becomes ``dict(unreadable=[why])``.
+        replace: Replace an image that fails. This would falsify an evaluation: if False, the
+            entire batch becomes ``dict(unreadable=[why])``.
     """
 
-    ATTEMPTS = 10  # images in a row that may fail
+    ATTEMPTS = 10  # consecutive images that may fail
 
     def __init__(self, dataset, replace: bool = True):
         is_config = isinstance(dataset, Mapping)
@@ -104,12 +104,12 @@ class ReplayDataset:
 
     @property
     def metainfo(self) -> dict:
-        """Of the dataset."""
-        return getattr(self.dataset, 'metainfo', {})  # plain torch datasets have none
+        """The metainfo of the dataset."""
+        return getattr(self.dataset, 'metainfo', {})  # plain torch datasets lack it
 
     def full_init(self) -> None:
         """As in MMEngine's ``BaseDataset``."""
-        if hasattr(self.dataset, 'full_init'):  # likewise
+        if hasattr(self.dataset, 'full_init'):  # plain torch datasets have none
             self.dataset.full_init()
 
     def __len__(self) -> int:
@@ -119,7 +119,7 @@ class ReplayDataset:
         return self.dataset[index]
 
     def __getitems__(self, batch: list[int]) -> list:
-        """Samples of a batch; the loader's workers call it."""
+        """Read the samples of a batch; called by loader workers."""
         if isinstance(batch, SeededBatch):
             seed_everything(*batch.key)
         samples = [self._read(index) for index in batch]
@@ -127,14 +127,14 @@ class ReplayDataset:
         return [{UNREADABLE: '; '.join(failed)}] if failed else samples
 
     def _read(self, index: int):
-        """A sample, or a text saying why there is none."""
+        """A sample, or a text that says why there is none."""
         failed = []
         for _ in range(self.ATTEMPTS if self.replace else 1):
             try:
                 sample = self.dataset[index]
             except MemoryError:
                 raise
-            except Exception as error:  # decoders and transforms raise whatever they like
+            except Exception as error:  # decoders and transforms raise all kinds of errors
                 if os.environ.get('TAS_LORA_DEBUG'):
                     raise
                 failed.append(f'{self._name(index)}: {_reason(error)}')
@@ -154,7 +154,7 @@ class ReplayDataset:
 
 
 def replayable(dataloader: Mapping | DataLoader):
-    """The config of a training dataloader with replayable batches; a built one stays as it is."""
+    """Make the batches of a training dataloader's config replayable; leave a built one as it is."""
     if not isinstance(dataloader, Mapping):
         return dataloader
     config = _with_dataset(dataloader, replace=True)
@@ -167,9 +167,9 @@ def replayable(dataloader: Mapping | DataLoader):
 
 
 def readable(dataloader: Mapping | DataLoader):
-    """The config of an evaluation's dataloader; a built one stays as it is.
+    """Prepare the config of an evaluation's dataloader; leave a built one as it is.
 
-    Unreadable images then come as batches that :func:`check_readable` refuses by name.
+    An unreadable image then yields a batch that :func:`check_readable` refuses by name.
     """
     if not isinstance(dataloader, Mapping):
         return dataloader
@@ -183,15 +183,15 @@ def _with_dataset(dataloader: Mapping, replace: bool) -> dict:
     )
     config.setdefault('worker_init_fn', dict(type=leave_signals_to_the_parent))
     end_workers_at_exit()
-    config.pop('disable_subprocess_warning', None)  # goes with MMEngine's own function
+    config.pop('disable_subprocess_warning', None)  # an argument of MMEngine's own function
     return config
 
 
 def check_readable(data_batch: dict) -> None:
-    """Raise :class:`UserError` if the batch of an evaluation holds an image that cannot be read."""
+    """Raise :class:`UserError` if a batch of an evaluation has an unreadable image."""
     if UNREADABLE in data_batch:
         raise UserError(
-            f'{data_batch[UNREADABLE][0]}; an evaluation leaves no image out: repair or remove it'
+            f'{data_batch[UNREADABLE][0]}; an evaluation skips no image: repair or remove it'
         )
 
 

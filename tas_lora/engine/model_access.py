@@ -1,4 +1,4 @@
-"""What hooks, loops and strategies ask of a runner."""
+"""Access to a runner's model and config for hooks, loops and strategies."""
 
 from mmengine.model import is_model_wrapper
 
@@ -7,10 +7,10 @@ from ..models import SupernetClassifier
 
 
 def supernet_of(runner) -> SupernetClassifier:
-    """The supernet that ``runner`` trains, out of any distributed wrapper.
+    """The supernet of ``runner``, without its distributed wrapper.
 
     Raises:
-        UserError: If the model is of another type.
+        UserError: If the model is not a supernet.
     """
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     if not isinstance(model, SupernetClassifier):
@@ -22,7 +22,7 @@ def supernet_of(runner) -> SupernetClassifier:
 
 
 def refuse_accumulation(runner, why: str) -> None:
-    """Raise :class:`UserError`, saying why, if the config accumulates gradients."""
+    """Raise :class:`UserError` with the reason ``why`` if the config accumulates gradients."""
     if _accumulates(runner.cfg.get('optim_wrapper') or {}):
         raise UserError(f'optim_wrapper.accumulative_counts: {why}; set it to 1')
 

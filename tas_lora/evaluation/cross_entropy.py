@@ -1,4 +1,4 @@
-"""The validation loss, by which subnets are ranked."""
+"""The validation loss, which ranks subnets."""
 
 import torch
 from mmengine.evaluator import BaseMetric
@@ -11,17 +11,17 @@ from ..registry import METRICS
 
 @METRICS.register_module()
 class CrossEntropy(BaseMetric):
-    """Mean of -log p(label) over all images, from the scores MMPretrain's heads predict.
+    """Mean of -log p(label) over all images, from the scores that MMPretrain's heads predict.
 
     Finer than top-1, which changes in steps of one image. Yields ``cross_entropy``.
 
     Args:
         collect_device: As in ``BaseMetric``.
         prefix: As in ``BaseMetric``.
-        **kwargs: As there.
+        **kwargs: As in ``BaseMetric``.
 
     Raises:
-        UserError: On an argument that is none, or a label that is none of the classes.
+        UserError: If an argument is invalid, or a label is not one of the classes.
     """
 
     default_prefix = ''
@@ -33,16 +33,16 @@ class CrossEntropy(BaseMetric):
         super().__init__(collect_device, prefix, **kwargs)
 
     def process(self, data_batch, data_samples) -> None:
-        """Collect the loss of each image of a batch."""
+        """Collect the loss of each image in a batch."""
         for sample in data_samples:
             label = sample['gt_label'].item()
             if not 0 <= label < len(sample['pred_score']):
                 refuse_label(label, len(sample['pred_score']))
             score = sample['pred_score'][label].float()
-            # A softmax may round to 0; the loss of an image is then the largest float32 has.
+            # A softmax may round to 0; the loss of an image is at most 87.3.
             score = score.clamp_min(torch.finfo(torch.float32).tiny)
             self.results.append(-score.log().item())
 
     def compute_metrics(self, results: list[float]) -> dict[str, float]:
-        """Mean over all images of all ranks."""
+        """Mean over the images of all ranks."""
         return dict(cross_entropy=sum(results) / len(results))

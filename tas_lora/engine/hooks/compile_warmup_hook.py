@@ -1,4 +1,4 @@
-"""When compiled blocks are compiled."""
+"""Compilation of blocks ahead of training."""
 
 import sys
 import time
@@ -19,12 +19,13 @@ from .similarity_hook import undisturbed
 
 @HOOKS.register_module()
 class CompileWarmupHook(Hook):
-    """Compiles every block shape before training, where ``backbone.compile_blocks`` is on.
+    """Compiles every block shape before training, if ``backbone.compile_blocks`` is on.
 
-    Otherwise iterations stop for it whenever a shape is first met, over some epochs. A few subnets
-    with all shapes between them run forward and backward on black images, at the batch size and
-    precision of training. Weights, gradients, the active subnet and random numbers stay as they
-    are. A last batch of another size, and evaluation, are compiled when they come.
+    Without it, an iteration stops to compile whenever a shape first occurs, over several epochs.
+    The hook runs a few subnets that together contain all shapes forward and backward on black
+    images, at the batch size and precision of training. Weights, gradients, the active subnet and
+    random states do not change. An incomplete last batch and evaluation are compiled when they
+    first occur.
     """
 
     def before_train(self, runner):
@@ -44,7 +45,7 @@ class CompileWarmupHook(Hook):
 
 
 def run_once(runner, subnet: Subnet) -> None:
-    """Forward and backward of one subnet as in training, without a gradient on any parameter."""
+    """Run one subnet forward and backward as in training, but leave no gradients."""
     model = supernet_of(runner)
     spec, device = model.image_spec, model.backbone.pos_embed.device
     shape = (batch_size_of(runner), spec['in_channels'], spec['img_size'], spec['img_size'])
@@ -58,17 +59,17 @@ def run_once(runner, subnet: Subnet) -> None:
 
 
 def batch_size_of(runner) -> int:
-    """Images of a training iteration, in this process."""
+    """Images of one training iteration in this process."""
     sampler = runner.train_loop.dataloader.batch_sampler
     inner = sampler.inner if isinstance(sampler, ReplayBatchSampler) else sampler
     return inner.batch_size
 
 
 def covering_subnets(space: SearchSpace) -> list[Subnet]:
-    """The fewest subnets of ``space`` that show each block all its shapes.
+    """The fewest subnets of ``space`` that give each block all its shapes.
 
-    A branch is compiled for its own widths alone, so that heads and MLP ratios go through their
-    choices side by side: AutoFormer-T needs 3 x max(2, 2) subnets, all of the largest depth.
+    A compiled branch depends only on its own widths, so heads and MLP ratios run through their
+    choices concurrently: AutoFormer-T needs 3 x max(2, 2) subnets, all of the largest depth.
     """
     depth, choices = max(space.depth), (space.num_heads, space.mlp_ratio)
     pairs = list(islice(zip(*map(cycle, choices), strict=True), max(map(len, choices))))

@@ -1,8 +1,8 @@
-"""DYNAS: training of a supernet that minds how large the drawn subnet is.
+"""DYNAS: supernet training that adapts to the complexity of the sampled subnet.
 
 Jeon et al., "Subnet-Aware Dynamic Supernet Training for Neural Architecture Search", CVPR 2025.
-It was published for NAS-Bench-201 and SGD; on a transformer space with AdamW it is our
-adaptation. The two halves are two hooks, each of use without the other.
+It was published for NAS-Bench-201 and SGD; a transformer space with AdamW is our adaptation. Its
+two halves are separate hooks, and each works without the other.
 """
 
 from collections import defaultdict
@@ -22,13 +22,13 @@ _STATES = 'momentum_separation'  # in checkpoints
 
 
 def decay_exponent(params: int, smallest: int, largest: int, gamma_max: float = 4.0) -> float:
-    """gamma(a) = w ln C(a) + tau: ``gamma_max`` for the smallest subnet, 1 / it for the largest.
+    """gamma(a) = w ln C(a) + tau, from ``gamma_max`` (smallest subnet) to its inverse (largest).
 
     Args:
-        params: C(a), parameters of the subnet.
-        smallest: The least C in the space.
-        largest: The most C in the space. In a space of one subnet gamma is 1.
-        gamma_max: Exponent of the smallest.
+        params: C(a), number of parameters of the subnet.
+        smallest: Smallest C in the space.
+        largest: Largest C in the space. If both are equal, gamma is 1.
+        gamma_max: Exponent of the smallest subnet.
     """
     if smallest == largest:
         return 1.0
@@ -39,19 +39,19 @@ def decay_exponent(params: int, smallest: int, largest: int, gamma_max: float = 
 
 @HOOKS.register_module()
 class ComplexityAwareLRHook(Hook):
-    """Learning rate of the drawn subnet: eta0 ((1 - e) (1 - t/T)^gamma(a) + e).
+    """Sets the learning rate of the sampled subnet: eta0 ((1 - e) (1 - t/T)^gamma(a) + e).
 
-    It takes the place of a schedule; a small subnet's rate falls faster than a large one's, and
-    gamma = 1 is linear decay. Before ``begin`` the config's ``param_scheduler`` rules (warm-up);
-    t and T are counted from there.
+    It replaces a schedule. The rate of a small subnet falls faster than that of a large one;
+    gamma = 1 is linear decay. Until ``begin`` the config's ``param_scheduler`` applies (warm-up);
+    t and T count from there.
 
     Args:
-        gamma_max: Exponent of the smallest subnet of the space; the largest has its inverse.
-        min_fraction: e, the share of eta0 that is left at the end.
-        begin: Epochs of warm-up.
+        gamma_max: Exponent of the smallest subnet; the largest has its inverse.
+        min_fraction: e, the fraction of eta0 that remains at the end.
+        begin: Warm-up epochs.
     """
 
-    priority = 'HIGHEST'  # so that the rate logged is the one used
+    priority = 'HIGHEST'  # so that the logged rate is the one used
 
     def __init__(self, gamma_max: float = 4.0, min_fraction: float = 0.0, begin: int = 0):
         self.gamma_max = positive(gamma_max, 'gamma_max', float)
@@ -88,15 +88,15 @@ class ComplexityAwareLRHook(Hook):
 
 @HOOKS.register_module()
 class MomentumSeparationHook(Hook):
-    """Subnets fall in groups; each group has optimizer states of its own over shared weights.
+    """Gives each group of subnets its own optimizer states over the shared weights.
 
-    Only the states of the drawn subnet's group are seen and changed by a step. They are kept in
-    checkpoints. Memory: one set of states a group.
+    A step reads and changes only the states of the sampled subnet's group. Checkpoints contain
+    all of them. Memory: one set of optimizer states per group.
 
     Args:
-        group_by: A field of the search space, one group a choice.
-        seed: For 'num_heads' and 'mlp_ratio', which differ by block: the seed that draws the
-            block, one that all subnets have.
+        group_by: A field of the search space; each of its choices is a group.
+        seed: For 'num_heads' and 'mlp_ratio', which differ by block: seed that draws the block
+            to group by, one that all subnets have.
     """
 
     def __init__(self, group_by: str = 'depth', seed: int = 0):
@@ -130,7 +130,7 @@ class MomentumSeparationHook(Hook):
         checkpoint[_STATES] = packed
 
     def group_of(self, subnet: Subnet) -> int:
-        """Group of a subnet, the place of its choice among the space's."""
+        """Group of a subnet: the index of its choice in the space."""
         choice = getattr(subnet, self.group_by)
         if isinstance(choice, tuple):
             choice = choice[np.random.default_rng(self.seed).integers(min(self.space.depth))]
@@ -138,21 +138,21 @@ class MomentumSeparationHook(Hook):
 
 
 def space_of_single_subnets(runner) -> SearchSpace:
-    """The space of a training that draws one subnet an iteration; any other is refused."""
+    """The space of a training that samples one subnet per iteration; refuse any other."""
     loop = runner.train_loop
-    space = getattr(loop, 'space', None)  # loops of other packages have none
+    space = getattr(loop, 'space', None)  # loops of other packages lack it
     if space is None or len(loop.draw(0)) != 1:
         raise UserError(
-            'DYNAS goes by the one subnet of an iteration; it needs '
+            'DYNAS depends on the single subnet of an iteration; it needs '
             "train_cfg.type='tas_lora.SubnetSamplingTrainLoop' with a strategy that draws one"
         )
     _optimizer_of(runner)
-    refuse_accumulation(runner, 'DYNAS goes by the one subnet of a step')
+    refuse_accumulation(runner, 'DYNAS depends on the single subnet of a step')
     return space
 
 
 def _optimizer_of(runner):
-    optimizer = getattr(runner.optim_wrapper, 'optimizer', None)  # an OptimWrapperDict has none
+    optimizer = getattr(runner.optim_wrapper, 'optimizer', None)  # an OptimWrapperDict lacks it
     if optimizer is None:
-        raise UserError('DYNAS trains a supernet (stage 1) by one optimizer; this config has more')
+        raise UserError('DYNAS trains a supernet (stage 1) with one optimizer; here are several')
     return optimizer

@@ -1,4 +1,4 @@
-"""When experts are merged; how is the model's business."""
+"""When experts are merged; the model knows how."""
 
 import torch
 from mmengine.hooks import Hook
@@ -10,14 +10,14 @@ from ..model_access import supernet_of
 
 @HOOKS.register_module()
 class MoLEHook(Hook):
-    """Merges the experts for each training iteration, and once per evaluated subnet.
+    """Merges the experts in each training iteration, and once per evaluated subnet.
 
-    In training the merge keeps its graph, so that gradients reach experts and router, and is
-    dropped behind the iteration. An evaluation merges at the first batch of a subnet, after any
-    other hook (such as EMA) has put its weights in place.
+    In training, the merge keeps its graph, so that gradients reach experts and router; it is
+    dropped after the iteration. An evaluation merges at the first batch of a subnet, after other
+    hooks (such as EMA) have swapped weights.
 
     Args:
-        router_warmup_epochs: Epochs at the start in which the router is frozen (TAS-LoRA: 5).
+        router_warmup_epochs: Epochs for which the router is frozen at the start (TAS-LoRA: 5).
     """
 
     priority = 'LOW'  # after hooks that sample subnets or swap weights
@@ -26,7 +26,7 @@ class MoLEHook(Hook):
         self.router_warmup_epochs = natural(router_warmup_epochs, 'router_warmup_epochs')
 
     def before_train_epoch(self, runner):
-        # Without a gradient its optimizer does not move it.
+        # Its optimizer does not change it without a gradient.
         router = supernet_of(runner).router
         if router is not None:
             router.requires_grad_(runner.epoch >= self.router_warmup_epochs)

@@ -1,4 +1,4 @@
-"""Numbers that show dead experts or a dead router at once."""
+"""Statistics that reveal dead experts or a dead router early."""
 
 import numpy as np
 import torch
@@ -8,7 +8,6 @@ from torch import Tensor
 from ...checks import natural
 from ...models import SupernetClassifier
 from ...registry import HOOKS
-from ...structures import Subnet
 from ..model_access import supernet_of
 
 _INITIAL_GATES = 'mole_initial_gates'
@@ -16,7 +15,7 @@ _INITIAL_GATES = 'mole_initial_gates'
 
 @torch.no_grad()
 def delta_ratio(model: SupernetClassifier) -> float:
-    """|dW| / |W| over the active layers of the active subnet, Frobenius norms."""
+    """|dW| / |W| over the active layers of the active subnet, in Frobenius norms."""
     model.merge_experts()
     layers = [layer for layer in model.backbone.mole_layers() if layer.merged is not None]
     merged = [layer.merged for layer in layers]
@@ -31,17 +30,17 @@ def delta_ratio(model: SupernetClassifier) -> float:
 
 @HOOKS.register_module()
 class MoLEStatsHook(Hook):
-    """Logs how far experts and router have gone, at the end of every epoch.
+    """Logs how far experts and router have moved, before training and after every epoch.
 
-    Over a fixed set of probe subnets (smallest, largest, and some drawn from a seed):
+    Over a fixed set of probe subnets (smallest, largest, and random ones):
 
-    - ``delta_w``: |dW| / |W| of the largest, what the experts add to the supernet;
-    - ``gate_shift``: mean L1 distance of a layer's gates from those at the start, 0 to 2;
-    - ``top_gate_kept``: share of layers whose largest gate is still the one it was.
+    - ``delta_w``: |dW| / |W| of the largest subnet, what the experts add to the supernet;
+    - ``gate_shift``: mean L1 distance of a layer's gates from their initial values, 0 to 2;
+    - ``top_gate_kept``: fraction of layers whose largest gate is still the initial one.
 
     Args:
-        probes: Subnets drawn besides smallest and largest.
-        seed: Seed of the draws.
+        probes: Random subnets in addition to smallest and largest.
+        seed: Seed of the random subnets.
     """
 
     def __init__(self, probes: int = 8, seed: int = 0):
@@ -49,7 +48,7 @@ class MoLEStatsHook(Hook):
         self.seed = natural(seed, 'seed')
 
     def before_train(self, runner):
-        # Kept in the message hub, hence in checkpoints: a resumed run compares with the start.
+        # Checkpoints contain the message hub: a resumed run still compares with the start.
         if _INITIAL_GATES not in runner.message_hub.runtime_info:
             gates = self._gates(supernet_of(runner))
             runner.message_hub.update_info(_INITIAL_GATES, gates)
@@ -61,10 +60,13 @@ class MoLEStatsHook(Hook):
     def _log(self, runner, epoch: int) -> None:
         model = supernet_of(runner)
         initial = runner.message_hub.get_info(_INITIAL_GATES)
-        gates = self._gates(model)
+        gates, active = self._gates(model), model.subnet
+        model.set_subnet(model.router.space.largest())
+        delta_w = delta_ratio(model)
+        model.set_subnet(active)
         kept = gates.argmax(-1) == initial.argmax(-1)
         stats = dict(
-            delta_w=self._delta_ratio(model),
+            delta_w=delta_w,
             gate_shift=float((gates - initial).abs().sum(-1).mean()),
             top_gate_kept=float(kept.float().mean()),
         )
@@ -76,20 +78,10 @@ class MoLEStatsHook(Hook):
             'largest gate kept {top_gate_kept:.1%}'.format(**stats)
         )
 
-    def _subnets(self, model: SupernetClassifier) -> list[Subnet]:
+    @torch.no_grad()
+    def _gates(self, model: SupernetClassifier) -> Tensor:
+        """Gates of all probe subnets, one row per layer: (layers, K)."""
         rng, space = np.random.default_rng(self.seed), model.router.space
         drawn = [space.sample(rng) for _ in range(self.probes)]
-        return [space.smallest(), space.largest(), *drawn]
-
-    def _gates(self, model: SupernetClassifier) -> Tensor:
-        """Gates of all probes, one row a layer: (layers, K)."""
-        with torch.no_grad():
-            gates = [model.router(subnet).flatten(0, 1) for subnet in self._subnets(model)]
-        return torch.cat(gates).cpu()
-
-    def _delta_ratio(self, model: SupernetClassifier) -> float:
-        active = model.subnet
-        model.set_subnet(model.router.space.largest())
-        ratio = delta_ratio(model)
-        model.set_subnet(active)
-        return ratio
+        subnets = [space.smallest(), space.largest(), *drawn]
+        return torch.cat([model.router(subnet).flatten(0, 1) for subnet in subnets]).cpu()

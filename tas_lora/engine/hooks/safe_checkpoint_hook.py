@@ -1,4 +1,4 @@
-"""Checkpoints that survive whatever happens while they are written, and one when asked to stop."""
+"""Checkpoints that survive a crash while they are written, and one more at a signal to stop."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import torch
-from mmengine.dist import all_reduce, barrier, get_world_size, is_main_process
+from mmengine.dist import all_reduce, barrier, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapperDict
@@ -21,7 +21,7 @@ _STOPPED_FILE = 'stopped_iter_{}.pth'
 
 
 class WholeFiles(LocalBackend):
-    """MMEngine's local files, written whole or not at all, and deleted behind their successors."""
+    """MMEngine's local files, written atomically, and deleted only after their successors exist."""
 
     def __init__(self):
         super().__init__()
@@ -36,15 +36,15 @@ class WholeFiles(LocalBackend):
         except OSError as error:
             raise UserError(
                 f'checkpoint {filepath} cannot be written: {error.strerror}; what was written '
-                'before is whole: make room and go on by --resume'
+                'before is intact: make room and continue with --resume'
             ) from error
 
     def remove(self, filepath) -> None:
-        """Note a file that :meth:`delete_replaced` is to delete."""
+        """Note a file for :meth:`delete_replaced`."""
         self.replaced.append(str(filepath))
 
     def delete_replaced(self) -> None:
-        """Delete what is to be removed, now that its successor is on disk."""
+        """Delete the noted files, now that their successor is on disk."""
         while self.replaced:
             Path(self.replaced.pop()).unlink(missing_ok=True)
 
@@ -56,16 +56,16 @@ register_backend(_BACKEND, WholeFiles, force=True)
 class SafeCheckpointHook(CheckpointHook):
     """MMEngine's ``CheckpointHook`` for runs that are killed, preempted, or fill a disk.
 
-    A checkpoint is written beside, synced and renamed, its SHA-256 in it; those it replaces are
-    deleted after that. On SIGTERM or SIGINT, which may reach any of the ranks, the iteration is
-    finished (and, if gradients are being accumulated, those up to the step; a validation runs to
-    its end first), a checkpoint is written, and the process ends with exit code 75. A second
-    SIGINT ends it at once. With :class:`ResumableTrainLoop` a resumed run goes on from there;
-    MMEngine's loop begins the epoch again.
+    A checkpoint goes to a temporary file, is synced and renamed, and contains its SHA-256. The
+    checkpoints it replaces are deleted afterwards. On SIGTERM or SIGINT at any rank, training
+    finishes the iteration (with gradient accumulation, the iterations up to the next step; a
+    running validation ends first), writes a checkpoint, and exits with code 75. A second SIGINT
+    ends the process at once. :class:`ResumableTrainLoop` resumes at that iteration; MMEngine's
+    loop restarts the epoch.
 
     Args:
         *args: As in ``CheckpointHook``.
-        stop_on_signal: Off, signals end the process as they do without this hook.
+        stop_on_signal: If False, signals end the process as they do without this hook.
         **kwargs: As in ``CheckpointHook``.
     """
 
@@ -81,7 +81,7 @@ class SafeCheckpointHook(CheckpointHook):
     def before_train(self, runner):
         super().before_train(runner)
         if is_main_process():
-            for path in Path(self.out_dir).glob(f'.*.pth{UNFINISHED}'):  # a kill left it
+            for path in Path(self.out_dir).glob(f'.*.pth{UNFINISHED}'):  # left by a kill
                 path.unlink()
         if self.stop_on_signal and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -89,11 +89,14 @@ class SafeCheckpointHook(CheckpointHook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
-        if self._some_rank_is_told() and _has_stepped(runner.optim_wrapper):
+        told = torch.tensor(float(self.is_told_to_stop))
+        all_reduce(told, 'max')
+        wrapper = runner.optim_wrapper  # MMEngine's wrapper of several does not know if it stepped
+        if told and (type(wrapper) is OptimWrapperDict or wrapper.should_update()):
             self._stop(runner)
 
     def release_signals(self, runner):
-        """Called by our training loop however it ends."""
+        """Restore the signal handlers; our training loop always calls it at its end."""
         while self.handlers:
             signal.signal(*self.handlers.popitem())
 
@@ -112,25 +115,18 @@ class SafeCheckpointHook(CheckpointHook):
             self._delete_replaced()
 
     def _delete_replaced(self):
-        if isinstance(self.file_backend, WholeFiles):  # not files elsewhere
+        if isinstance(self.file_backend, WholeFiles):  # files may be remote
             self.file_backend.delete_replaced()
 
     def _note_signal(self, number, frame):
         self.is_told_to_stop = True
-        # A job's SIGTERM comes directly and through the launcher; a second Ctrl-C is meant.
+        # A job's SIGTERM may come twice, also through the launcher; a second Ctrl-C is meant.
         if number == signal.SIGINT and number in self.handlers:
             signal.signal(number, self.handlers.pop(number))
 
-    def _some_rank_is_told(self) -> bool:
-        if get_world_size() == 1:
-            return self.is_told_to_stop
-        told = torch.tensor(float(self.is_told_to_stop))
-        all_reduce(told, 'max')
-        return bool(told)
-
     def _stop(self, runner):
-        """Write where training is, then end the process."""
-        done = runner.iter + 1  # the loop counts an iteration only after its hooks
+        """Write a checkpoint, then end the process."""
+        done = runner.iter + 1  # the loop counts an iteration after its hooks
         name = _STOPPED_FILE.format(done)
         self.last_ckpt = os.path.join(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
@@ -147,13 +143,8 @@ class SafeCheckpointHook(CheckpointHook):
             write_atomic(Path(runner.work_dir) / 'last_checkpoint', self.last_ckpt)
         barrier()  # a launcher ends all processes as soon as one has ended
         runner.logger.info(
-            f'Stopped by a signal; {self.last_ckpt} is written, go on by --resume. '
+            f'Stopped by a signal; {self.last_ckpt} is written, continue with --resume. '
             f'Exit code {STOPPED}.'
         )
         runner.visualizer.close()
         raise SystemExit(STOPPED)
-
-
-def _has_stepped(optim_wrapper) -> bool:
-    """Whether no gradients wait for a step; MMEngine's wrapper of several does not say."""
-    return type(optim_wrapper) is OptimWrapperDict or optim_wrapper.should_update()

@@ -1,4 +1,4 @@
-"""AutoFormer's learning rate as its training really ran."""
+"""AutoFormer's learning rate schedule, as its training really ran."""
 
 from math import cos, pi
 
@@ -13,11 +13,11 @@ from ...registry import PARAM_SCHEDULERS
 def autoformer_lr(
     epoch: int, base_lr: float, epochs: int, warmup_epochs: int, warmup_lr: float, min_lr: float
 ) -> float:
-    """Rate of ``epoch``, counted from 0.
+    """Learning rate of ``epoch``, counted from 0.
 
-    The official code steps its scheduler behind each epoch with the number of that epoch: epochs
-    0 and 1 both run at ``warmup_lr``, epoch e at the rate of t = e - 1. Its cosine counts t from
-    the start of the warm-up, hence begins below ``base_lr``.
+    The official code steps its scheduler after each epoch with the number of that epoch: epochs
+    0 and 1 both run at ``warmup_lr``, and epoch e at the rate of t = e - 1. Its cosine counts t
+    from the start of the warm-up, so it begins below ``base_lr``.
     """
     t = max(epoch - 1, 0)
     if t < warmup_epochs:
@@ -30,11 +30,11 @@ class AutoFormerLR(LRSchedulerMixin, _ParamScheduler):
     """Warm-up and cosine of the official AutoFormer training, by epoch.
 
     Args:
-        optimizer: The optimizer or its wrapper; its rate is the base rate.
-        epochs: Epochs of the training.
-        warmup_epochs: Epochs of the warm-up.
-        warmup_lr: Rate at its start.
-        min_lr: Rate the cosine tends to.
+        optimizer: The optimizer or its wrapper, with the base rate.
+        epochs: Epochs of training.
+        warmup_epochs: Epochs of warm-up.
+        warmup_lr: Rate at the start of the warm-up.
+        min_lr: Rate that the cosine approaches.
         **kwargs: As in MMEngine's schedulers.
 
     Raises:

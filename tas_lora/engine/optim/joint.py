@@ -1,7 +1,6 @@
-"""Several optimizers behind one backward: experts, router, and the supernet if it trains."""
+"""Several optimizers for one loss: experts, router, and the supernet if it is trained."""
 
 from collections.abc import Mapping
-from contextlib import contextmanager
 
 import torch
 from mmengine.model import is_model_wrapper
@@ -23,12 +22,12 @@ _PARTS = ('experts', 'router', 'supernet')
 class JointOptimWrapper(OptimWrapperDict):
     """Steps several optimizers on the gradients of one loss.
 
-    MMEngine leaves ``update_params`` of an ``OptimWrapperDict`` to the model; defined here, the
-    stock ``train_step`` of models and of their DDP wrapper works. Precision, loss scale and
-    gradient accumulation are those of the first wrapper.
+    MMEngine's ``OptimWrapperDict`` leaves ``update_params`` to the model. With the definition
+    here, the standard ``train_step`` of models and of their DDP wrapper works. Precision, loss
+    scale and gradient accumulation come from the first wrapper.
 
     Args:
-        **wrappers: By name, each a :class:`SupernetOptimWrapper`.
+        **wrappers: A :class:`SupernetOptimWrapper` for each name.
     """
 
     def __init__(self, **wrappers: SupernetOptimWrapper):
@@ -36,11 +35,11 @@ class JointOptimWrapper(OptimWrapperDict):
         for name, wrapper in wrappers.items():
             if not isinstance(wrapper, SupernetOptimWrapper):
                 raise UserError(
-                    f'must be tas_lora.SupernetOptimWrapper, got {type(wrapper).__name__}; it has '
-                    'mixed precision by amp',
+                    f'must be tas_lora.SupernetOptimWrapper, got {type(wrapper).__name__}; its '
+                    'argument amp gives mixed precision',
                     f'{name}.type',
                 )
-            wrapper.scaler = self._first.scaler  # there is one loss, hence one scale
+            wrapper.scaler = self._first.scaler  # one loss, so one scale
 
     @property
     def _first(self):
@@ -58,21 +57,19 @@ class JointOptimWrapper(OptimWrapperDict):
         return self._first.should_update()
 
     def backward(self, loss: Tensor, **kwargs) -> None:
-        """Backward, counted as one of the first wrapper."""
+        """Run backward, counted by the first wrapper."""
         self._first.backward(loss, **kwargs)
 
     def scale_loss(self, loss: Tensor) -> Tensor:
-        """The loss over the number of accumulated ones."""
+        """The loss divided by the number of accumulated ones."""
         return self._first.scale_loss(loss)
 
-    @contextmanager
     def optim_context(self, model: nn.Module):
         """Forward context: autocast and, while accumulating, no gradient synchronisation."""
-        with self._first.optim_context(model):
-            yield
+        return self._first.optim_context(model)
 
     def initialize_count_status(self, model, init_counts: int, max_counts: int) -> None:
-        """Hand the iteration count to the wrapper that decides on accumulation."""
+        """Pass the iteration counts to the first wrapper, which decides on accumulation."""
         self._first.initialize_count_status(model, init_counts, max_counts)
 
 
@@ -81,20 +78,19 @@ class MoLEOptimWrapperConstructor:
     """Builds a :class:`JointOptimWrapper` from ``dict(experts=..., router=...)``.
 
     Args:
-        optim_wrapper_cfg: For each of 'experts' and 'router' a config of an ``OptimWrapper``;
-            for 'supernet' one, too, if ``model.freeze_supernet`` is False. Each may have a
-            ``paramwise_cfg``, MMEngine's. What stands beside them, such as ``type`` or ``amp``,
-            is a default of all.
-        paramwise_cfg: Refused; it belongs into the parts.
+        optim_wrapper_cfg: A config of an ``OptimWrapper`` for each of 'experts' and 'router', and
+            for 'supernet' if ``model.freeze_supernet`` is False. Each may have MMEngine's
+            ``paramwise_cfg``. Other keys, such as ``type`` or ``amp``, are defaults for all.
+        paramwise_cfg: Refused; it belongs in the parts.
 
     Raises:
-        UserError: If a part is missing, is no optimizer's config, or has nothing to train.
+        UserError: If a part is missing, is not an optimizer's config, or has nothing to train.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
         if paramwise_cfg:
             raise UserError(
-                'would be of no part: give it to experts, router or supernet', 'paramwise_cfg'
+                'would apply to no part: give it to experts, router or supernet', 'paramwise_cfg'
             )
         missing = {'experts', 'router'} - set(optim_wrapper_cfg)
         if missing:
@@ -109,7 +105,7 @@ class MoLEOptimWrapperConstructor:
 
     @of_part('MoLEOptimWrapperConstructor')
     def __call__(self, model: nn.Module) -> JointOptimWrapper:
-        """Wrap the experts and the router of ``model``, and its other weights if they train."""
+        """Wrap experts and router of ``model``, and its other weights if they are trained."""
         model = model.module if is_model_wrapper(model) else model
         if model.router is None:
             raise UserError('this optim_wrapper trains experts and a router; the model has none')
@@ -119,7 +115,7 @@ class MoLEOptimWrapperConstructor:
         if bool(others) != ('supernet' in self.configs):
             raise UserError(
                 'goes with model.freeze_supernet=False: '
-                + ('the supernet would stay as it is' if others else 'there is nothing to train')
+                + ('the supernet would not be trained' if others else 'it has nothing to train')
                 + '; set both or neither',
                 'supernet',
             )
@@ -135,19 +131,19 @@ class MoLEOptimWrapperConstructor:
             parameters = parameter_groups(model, parameters, optimizer, paramwise)
         config['optimizer'] = OPTIMIZERS.build(optimizer | dict(params=parameters))
         if not isinstance(config['optimizer'], torch.optim.Optimizer):
-            raise UserError(f'is no optimizer: {optimizer["type"]}', f'{name}.optimizer')
+            raise UserError(f'is not an optimizer: {optimizer["type"]}', f'{name}.optimizer')
         return ROOT_OPTIM_WRAPPERS.build(config)
 
 
 def parameter_groups(
     model: nn.Module, parameters: list[nn.Parameter], optimizer: dict, paramwise: dict
 ) -> list[dict]:
-    """Groups of some parameters of ``model``, a group for all of equal options.
+    """Group ``parameters`` so that those with equal options share a group.
 
     Args:
-        model: Whose names and kinds of layers the rules go by.
-        parameters: What is to be grouped.
-        optimizer: Its config, with the rate and decay the rules multiply.
+        model: Model whose parameter names and layer types the rules match.
+        parameters: The parameters to group, some of ``model``.
+        optimizer: Config of the optimizer, with the rate and decay that the rules multiply.
         paramwise: MMEngine's ``paramwise_cfg``.
     """
     single, wanted = [], {id(parameter) for parameter in parameters}

@@ -1,4 +1,4 @@
-"""The optimizer wrapper of a supernet: precision, and the gradients of what is not used."""
+"""The optimizer wrapper of a supernet: precision, and gradients of unused parts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,20 +20,20 @@ _SCALER = 'loss_scaler'  # in checkpoints
 
 @OPTIM_WRAPPERS.register_module()
 class SupernetOptimWrapper(OptimWrapper):
-    """MMEngine's ``OptimWrapper`` for a model of which every iteration trains another part.
+    """MMEngine's ``OptimWrapper`` for a model that trains a different part in each iteration.
 
-    A step on a loss or a gradient that is infinite or NaN is not taken, on any rank, but raised as
-    :class:`NonFiniteError`; the weights stay good. In float16 a bad gradient first lowers the loss
-    scale, and is raised when that falls below 1.
+    If a loss or a gradient is infinite or NaN on any rank, no rank takes the step and all raise
+    :class:`NonFiniteError`; the weights stay good. In float16, a bad gradient first lowers the
+    loss scale, and raises only when the scale falls below 1.
 
     Args:
         optimizer: The optimizer.
-        amp: Precision of the forward, on CPU or GPU: 'bfloat16' (or True) has the range of
-            float32; 'float16' comes with loss scaling; False is float32. MMEngine's
-            ``AmpOptimWrapper`` refuses CPUs. Experts are merged before the forward, in float32.
-        set_to_none: Clear gradients as torch 2 does, so that a skipped block is left alone.
-            With False they are filled with zeros, as torch 1.7 did for AutoFormer: decay and
-            momentum then still move a block that was active once.
+        amp: Precision of the forward pass, on CPU or GPU: 'bfloat16' (or True) has the range of
+            float32, 'float16' uses loss scaling, False is float32. MMEngine's
+            ``AmpOptimWrapper`` refuses CPUs. Experts are merged before it, in float32.
+        set_to_none: Clear gradients as torch 2 does, so that a skipped block does not change. If
+            False, fill them with zeros, as torch 1.7 did for AutoFormer: decay and momentum then
+            still change a block that was active once.
         **kwargs: As in MMEngine's ``OptimWrapper``.
     """
 
@@ -44,7 +44,7 @@ class SupernetOptimWrapper(OptimWrapper):
         self.dtype = _DTYPES[amp]
         self.set_to_none = boolean(set_to_none, 'set_to_none')
         self._losses_are_finite = True
-        # Does nothing unless enabled.
+        # A no-op unless enabled.
         self.scaler = torch.amp.GradScaler(get_device(), enabled=self.dtype is torch.float16)
 
     @contextmanager
@@ -57,16 +57,16 @@ class SupernetOptimWrapper(OptimWrapper):
             yield
 
     def update_params(self, loss: Tensor, step_kwargs=None, zero_kwargs=None) -> None:
-        """Backward; step and clear unless gradients are being accumulated."""
+        """Run backward; step and clear unless gradients are being accumulated."""
         self.backward(self.scale_loss(loss))
         if self.should_update():
             self.take_step(loss, [self], step_kwargs, zero_kwargs)
 
     def take_step(self, loss: Tensor, wrappers: list, step_kwargs=None, zero_kwargs=None) -> None:
-        """Step and clear all ``wrappers``, of which this is the first and keeps the loss scale.
+        """Step and clear all ``wrappers``. This is the first of them, which owns the loss scale.
 
         Raises:
-            NonFiniteError: If a loss or a gradient is infinite or NaN: nothing was stepped.
+            NonFiniteError: If a loss or a gradient is infinite or NaN; no wrapper has stepped.
         """
         is_finite = self._is_finite(wrappers)
         if is_finite:
@@ -87,7 +87,10 @@ class SupernetOptimWrapper(OptimWrapper):
             )
 
     def _is_finite(self, wrappers: list) -> bool:
-        """Whether losses and gradients are, on all ranks; loss scaling minds gradients itself."""
+        """Whether losses and gradients are finite on all ranks.
+
+        With loss scaling only losses: the scaler checks gradients itself.
+        """
         finite = torch.as_tensor(self._losses_are_finite, dtype=torch.float32, device=get_device())
         gradients = [
             p.grad for wrapper in wrappers for p in wrapper.parameters() if p.grad is not None
@@ -98,16 +101,16 @@ class SupernetOptimWrapper(OptimWrapper):
         return bool(finite)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """What the optimizer trains."""
+        """Parameters of the optimizer."""
         return (p for group in self.optimizer.param_groups for p in group['params'])
 
     def backward(self, loss: Tensor, **kwargs) -> None:
-        """Backward of the scaled loss."""
+        """Run backward on the scaled loss."""
         self._losses_are_finite = loss.detach().isfinite() & self._losses_are_finite
         super().backward(self.scaler.scale(loss), **kwargs)
 
     def step(self, **kwargs) -> None:
-        """Step on unscaled gradients; not at all if one of them is infinite, or none is there."""
+        """Step on unscaled gradients; skip if there are none or, with a scaler, one is infinite."""
         if all(p.grad is None for p in self.parameters()):  # a router in its warm-up
             return
         self.scaler.unscale_(self.optimizer)
@@ -120,7 +123,7 @@ class SupernetOptimWrapper(OptimWrapper):
         super().zero_grad(**dict(set_to_none=self.set_to_none) | kwargs)
 
     def state_dict(self) -> dict:
-        """State of the optimizer, and the loss scale where there is one."""
+        """State of the optimizer, and the loss scale if there is one."""
         state, scale = super().state_dict(), self.scaler.state_dict()
         return state | {_SCALER: scale} if scale else state
 
@@ -130,6 +133,6 @@ class SupernetOptimWrapper(OptimWrapper):
         if scale := state_dict.pop(_SCALER, None):
             self.scaler.load_state_dict(scale)
         super().load_state_dict(state_dict)
-        if not self.set_to_none:  # what was trained has a gradient, if only of zeros
+        if not self.set_to_none:  # trained parameters have gradients, possibly zeros
             for parameter in self.optimizer.state:
                 parameter.grad = torch.zeros_like(parameter)

@@ -1,4 +1,4 @@
-"""MMEngine's epoch loop, of which every iteration can be repeated."""
+"""MMEngine's epoch loop with repeatable iterations."""
 
 from itertools import islice
 
@@ -11,31 +11,30 @@ from ...errors import NonFiniteError, UserError
 from ...registry import LOOPS
 from .resume_check import check_same_run
 
-# In the message hub, hence in checkpoints.
+# In the message hub, so also in checkpoints.
 _SEED, _LENGTH, _VALIDATED = 'replay_seed', 'epoch_length', 'validated_epoch'
 _BAD_IMAGES, _BAD_STEPS = 'bad_images', 'bad_steps'
 
 
 @LOOPS.register_module()
 class ResumableTrainLoop(EpochBasedTrainLoop):
-    """An epoch loop that goes on from any iteration as if it had never stopped.
+    """An epoch loop that resumes at any iteration as if it had never stopped.
 
-    All that is random follows from (seed, epoch, place in the epoch): the order of the images,
-    their augmentation, and what the model draws. A run that was killed and resumed so ends with
-    the weights of an undisturbed one, bit by bit on CPU. The seed is the runner's at the first
-    start, and kept in checkpoints. Resumed between two epochs, a run first makes up for the
-    validation that its checkpoint has not seen.
+    The order of images, their augmentation and the model's random numbers follow from (seed,
+    epoch, position in the epoch). A run that was killed and resumed ends with the same weights
+    as an uninterrupted one, bit for bit on CPU. The seed is the runner's at the first start, and
+    kept in checkpoints. A run resumed between two epochs first makes up for a validation that its
+    checkpoint has missed.
 
     Args:
-        runner: The runner.
-        dataloader: As in ``EpochBasedTrainLoop``. A dataloader that is built already is taken as
-            it is; its augmentation then differs after a resume.
-        max_epochs: As there.
-        max_bad_images: How many images that cannot be read another one may replace; the next one
-            stops the run. Each process counts its own, a resumed one from those of the first.
-        max_bad_steps: How many steps whose loss or gradient is infinite or NaN are left out; the
-            next one stops the run. Needs the optimizer wrappers of this package.
-        allow_changes: Resume although model, data, optimizer or schedule have changed.
+        dataloader: As in ``EpochBasedTrainLoop``. A ready-built dataloader is used as it is; its
+            augmentation then differs after a resume.
+        max_epochs: As in ``EpochBasedTrainLoop``.
+        max_bad_images: Number of unreadable images that may be replaced by others; one more stops
+            the run. Each process counts its own; a resumed one continues the first's count.
+        max_bad_steps: Number of steps with an infinite or NaN loss or gradient that may be
+            skipped; one more stops the run. Needs the optimizer wrappers of this package.
+        allow_changes: Resume even if model, data, optimizer or schedule have changed.
         **kwargs: ``val_begin``, ``val_interval``, ... as in ``EpochBasedTrainLoop``.
     """
 
@@ -56,14 +55,15 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         super().__init__(runner, replayable(dataloader), max_epochs, **kwargs)
 
     def run(self):
-        """Train; returns the model."""
+        """Train and return the model."""
         check_same_run(self.runner, self.allow_changes)
         self.seed_of_run = self._settle_seed()
         self._settle_place()
         try:
             self.runner.call_hook('before_train')
-            if self._iter and not self._done_in_epoch() and not self._is_validated():
-                self._validate()  # checkpoints of an epoch are written before its validation
+            validated = self.runner.message_hub.runtime_info.get(_VALIDATED)
+            if self._iter and not self._done_in_epoch() and validated != self._epoch:
+                self._validate()  # an epoch's checkpoint is written before its validation
             while self._epoch < self._max_epochs and not self.stop_training:
                 self.run_epoch()
                 self._validate()
@@ -73,7 +73,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         return self.runner.model
 
     def run_epoch(self) -> None:
-        """The rest of an epoch, which for all but the first of a resumed run is a whole one."""
+        """Run an epoch, or the rest of it after a resume."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         done = self._done_in_epoch()
@@ -101,12 +101,9 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self._decide_current_val_interval()
         is_due = self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
         if self.runner.val_loop is not None and self._epoch >= self.val_begin and is_due:
-            # Before it ends, as the checkpoint of a best score is written within.
+            # Update it first: the checkpoint of a best score is written during validation.
             self.runner.message_hub.update_info(_VALIDATED, self._epoch)
             self.runner.val_loop.run()
-
-    def _is_validated(self) -> bool:
-        return self.runner.message_hub.runtime_info.get(_VALIDATED) == self._epoch
 
     def _settle_seed(self) -> int:
         """The seed of the first start, the same on all ranks."""
@@ -117,18 +114,18 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         return hub.get_info(_SEED)
 
     def _settle_place(self) -> None:
-        """With another number of iterations an epoch, go on from the start of the epoch."""
+        """If the number of iterations per epoch has changed, restart the epoch."""
         hub, length = self.runner.message_hub, len(self.dataloader)
         if hub.runtime_info.get(_LENGTH, length) != length:
             self._iter = self._epoch * length
             self.runner.logger.warning(
-                f'An epoch has {length} iterations now; going on from the start of epoch '
+                f'An epoch now has {length} iterations; continuing from the start of epoch '
                 f'{self._epoch + 1}, iteration {self._iter}.'
             )
         hub.update_info(_LENGTH, length)
 
     def _check_images(self, data_batch: dict) -> None:
-        """Count the images that were replaced, and stop above the limit."""
+        """Count replaced images, and stop if they exceed the limit."""
         failed = list(data_batch.get(UNREADABLE, ()))
         for sample in data_batch.get('data_samples', ()):
             failed += sample.metainfo.get(UNREADABLE, ())
@@ -147,14 +144,14 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self.runner.logger.warning(f'{text}: replaced by another.')
 
     def _leave_out(self, error: NonFiniteError, idx: int, data_batch: dict) -> None:
-        """Count a step that was not taken, stop above the limit, else finish its iteration."""
+        """Count a step that was not taken; stop above the limit, else finish the iteration."""
         hub = self.runner.message_hub
         count = hub.runtime_info.get(_BAD_STEPS, 0) + 1
         hub.update_info(_BAD_STEPS, count)
         text = f'{error}: {self.where()}'
         if count > self.max_bad_steps:
             raise UserError(
-                f'{text}. Leave such steps out by train_cfg.max_bad_steps={count}, or start anew '
+                f'{text}. Skip such steps with train_cfg.max_bad_steps={count}, or start again '
                 'from a good checkpoint (load_from without resume) with lower rates or in bfloat16'
             ) from error
         self.runner.logger.warning(f'{text} ({count} of at most {self.max_bad_steps})')
@@ -164,7 +161,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self._iter += 1
 
     def where(self) -> str:
-        """Where training stands, for messages."""
+        """Describe the current state of training, for messages."""
         rates = {name: lr[0] for name, lr in self.runner.optim_wrapper.get_lr().items()}
         last = self.runner.message_hub.runtime_info.get('last_ckpt', 'none')
         return f'iteration {self._iter}, learning rates {rates}, last good checkpoint {last}'

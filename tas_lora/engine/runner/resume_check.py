@@ -1,4 +1,4 @@
-"""Whether a resumed training or search is the one that was begun."""
+"""Check that a resumed training or search is the one that was started."""
 
 import json
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from mmengine.dist import get_world_size
 
 from ...errors import UserError
 
-# Of these sections of a config every change matters, but for what only says where and how fast.
+# Every change in these sections matters, except to keys that only say where and how fast.
 _SECTIONS = (
     'model',
     'train_cfg',
@@ -19,7 +19,7 @@ _SECTIONS = (
 )
 _HARMLESS = {
     'allow_changes',
-    'baseline',  # comes after the search
+    'baseline',  # runs after the search
     'compile_blocks',
     'data_root',
     'disable_subprocess_warning',
@@ -38,16 +38,16 @@ _HARMLESS = {
     'val_interval',
     'with_cp',
 }
-_RECORD = 'run_record'  # in the message hub, hence in checkpoints
+_RECORD = 'run_record'  # in the message hub, so also in checkpoints
 _SHOWN = 5
 
 
 def check_same_run(runner, allow_changes: bool) -> None:
-    """Compare the config of ``runner`` with that in the checkpoint it was resumed from.
+    """Compare the config of ``runner`` with that of the checkpoint it resumes from.
 
     Args:
         runner: The runner, about to train.
-        allow_changes: Log what has changed and continue.
+        allow_changes: Log the changes and continue.
 
     Raises:
         UserError: If model, data, optimizer, schedule or number of processes have changed.
@@ -63,20 +63,20 @@ def check_same_run(runner, allow_changes: bool) -> None:
     changes = differences(before or record, record)
     if changes and not allow_changes:
         raise UserError(
-            f'this is not the run of the checkpoint: {changes}. A resumed run keeps '
-            'its settings; start a new one from its weights (load_from without resume), or go on '
-            'all the same by --cfg-options train_cfg.allow_changes=True'
+            f'this is not the run of the checkpoint: {changes}. A resumed run keeps its settings; '
+            'start a new one from its weights (load_from without resume), or resume with these '
+            'changes by --cfg-options train_cfg.allow_changes=True'
         )
     if changes:
         runner.logger.warning(
-            f'Changed since the checkpoint: {changes}. Rates and horizons that '
-            "optimizer and schedules hold are the checkpoint's, not the config's."
+            f'Changed since the checkpoint: {changes}. The state of optimizer and schedules, '
+            "with its rates and horizons, is the checkpoint's, not the config's."
         )
     hub.update_info(_RECORD, json.dumps(record))
 
 
 def run_record(config: dict, sections: tuple[str, ...]) -> dict[str, str]:
-    """What decides the course of a run, as text by dotted path, from sections of its config."""
+    """Settings in ``sections`` that affect the outcome of a run, as text by dotted path."""
     record = {}
     for section in sections:
         record |= dict(_leaves(config.get(section), section))
@@ -84,14 +84,18 @@ def run_record(config: dict, sections: tuple[str, ...]) -> dict[str, str]:
 
 
 def differences(before: dict, now: dict) -> str:
-    """How two records differ, in a line; empty if they do not."""
-    texts = list(_differences(before, now))
+    """Describe how two records differ, in one line; empty if they do not."""
+    texts = []
+    for path in before | now:
+        old, new = (record.get(path, 'nothing') for record in (before, now))
+        if old != new:
+            texts.append(f'{path} was {old}, is {new} now')
     more = len(texts) - _SHOWN
     return '; '.join(texts[:_SHOWN]) + (f'; and {more} more' if more > 0 else '')
 
 
 def _leaves(node, path: str) -> Iterator[tuple[str, str]]:
-    """Values of nested dicts and lists."""
+    """Leaves of nested dicts and lists, with their paths."""
     if isinstance(node, dict):
         items = ((key, value) for key, value in node.items() if key not in _HARMLESS)
     elif isinstance(node, (list, tuple)) and any(isinstance(item, dict) for item in node):
@@ -104,14 +108,7 @@ def _leaves(node, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _name(value) -> str:
-    """The same in every process, also for the classes of a config in Python's own style."""
+    """Text that is the same in every process, also for classes in a pure Python config."""
     if callable(value):
         return f'{value.__module__}.{value.__qualname__}'
     return repr(list(value) if isinstance(value, tuple) else value)
-
-
-def _differences(before: dict, now: dict) -> Iterator[str]:
-    for path in [*before, *(path for path in now if path not in before)]:
-        old, new = (record.get(path, 'nothing') for record in (before, now))
-        if old != new:
-            yield f'{path} was {old}, is {new} now'

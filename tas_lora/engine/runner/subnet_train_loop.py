@@ -1,4 +1,4 @@
-"""Training of subnets drawn anew for every iteration."""
+"""Training of subnets sampled for each iteration."""
 
 import numpy as np
 
@@ -12,23 +12,22 @@ from .strategy import build_strategy
 
 @LOOPS.register_module()
 class SubnetSamplingTrainLoop(ResumableTrainLoop):
-    """An epoch loop whose strategy draws the subnets of an iteration and trains them.
+    """An epoch loop whose strategy samples the subnets of an iteration and trains them.
 
-    They are a function of (seed, iteration): all ranks draw the same ones without talking, and a
-    resumed run draws what an undisturbed one would.
+    They are a function of (seed, iteration): all ranks sample the same ones without
+    communication, and so does a resumed run.
 
     Args:
-        runner: The runner.
         dataloader: As in :class:`ResumableTrainLoop`.
-        max_epochs: As there.
+        max_epochs: As in :class:`ResumableTrainLoop`.
         space: The search space, or its dict.
-        seed: Seed of the draws. Not the runner's, which may differ between ranks.
+        seed: Seed of the subnets. Not the runner's, which may differ between ranks.
         strategy: Config of the strategy, by default ``tas_lora.UniformSampling``.
-        **kwargs: ``max_bad_images``, ``val_interval``, ... as there.
+        **kwargs: ``max_bad_images``, ``val_interval``, ... as in :class:`ResumableTrainLoop`.
 
     Raises:
-        UserError: If the space has subnets that do not fit inside the supernet, or the strategy
-            does not exist or does not go with the rest of the config.
+        UserError: If the space has subnets that do not fit the supernet, or the strategy does not
+            exist or does not suit the rest of the config.
     """
 
     def __init__(
@@ -50,11 +49,11 @@ class SubnetSamplingTrainLoop(ResumableTrainLoop):
         self.strategy.check(runner)
 
     def draw(self, iteration: int) -> list[Subnet]:
-        """The subnets of an iteration, counted from 0 over the whole training."""
+        """The subnets of an iteration, counted from 0 since the start of training."""
         return self.strategy.draw(self.space, np.random.default_rng((self.seed, iteration)))
 
     def run_iter(self, idx, data_batch) -> None:
-        """One iteration, on the subnets drawn for it."""
+        """Run one iteration on the subnets sampled for it."""
         subnets = self.draw(self.iter)
         self.model.set_subnet(subnets[0])
         self.runner.call_hook('before_train_iter', batch_idx=idx, data_batch=data_batch)
@@ -65,6 +64,6 @@ class SubnetSamplingTrainLoop(ResumableTrainLoop):
         self._iter += 1
 
     def where(self) -> str:
-        """Where training stands, for messages."""
+        """Describe the current state of training, for messages."""
         subnets = '; '.join(map(str, self.draw(self._iter)))
         return f'{super().where()}, subnet {subnets}'

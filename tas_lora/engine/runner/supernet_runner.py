@@ -1,4 +1,4 @@
-"""MMEngine's runner with safe reading of checkpoints and early, clear errors."""
+"""MMEngine's runner, with safe loading of checkpoints and early, clear errors."""
 
 from mmengine.runner import BaseLoop, Runner
 
@@ -9,16 +9,16 @@ from ..model_access import supernet_of
 
 
 class SupernetRunner(Runner):
-    """The runner behind the tools.
+    """The runner that the tools use.
 
-    Its ``load_from`` takes official AutoFormer files and exported subnets as well as our
-    checkpoints, and a training may start from weights for other images or classes. MMEngine's
-    own loading refuses its log buffers under torch 2.6 and newer, unpickles anything that comes
-    from an address, and runs a config that stands in a checkpoint; none of it is used here.
+    Its ``load_from`` accepts our checkpoints, official AutoFormer files and exported subnets, and
+    training may start from weights for other images or classes. It does not use MMEngine's own
+    loading, which refuses its own log buffers in torch 2.6 and newer, unpickles whatever comes
+    from an address, and executes a config found in a checkpoint.
     """
 
     def prepare(self, *stages: str) -> None:
-        """Build what the stages 'train', 'val', 'test' need, before anything is run.
+        """Build what the stages 'train', 'val' and 'test' need, before anything runs.
 
         Raises:
             UserError: Naming the part of the config that cannot be built.
@@ -29,7 +29,9 @@ class SupernetRunner(Runner):
             with blame('optim_wrapper cannot be built'):
                 self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
                 self.scale_lr(self.optim_wrapper, self.auto_scale_lr)
-                self.auto_scale_lr = None  # done; train() would refuse to, behind the next line
+                self.auto_scale_lr = (
+                    None  # done; train() would refuse to, once schedulers are built
+                )
             with blame('param_scheduler cannot be built'):
                 if self.param_schedulers is not None:
                     self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
@@ -41,15 +43,20 @@ class SupernetRunner(Runner):
                 self._test_loop = self.build_test_loop(self._test_loop)
 
     def load_checkpoint(self, filename: str, map_location='cpu', **kwargs) -> dict:
-        """Load weights, from a file or an http(s) address; when resuming, the whole checkpoint."""
+        """Load weights from a file or an http(s) address; when resuming, the whole checkpoint."""
         model = supernet_of(self)
         if self._resume:
-            checkpoint = _resumable(filename)
+            checkpoint = read_checkpoint(filename)
+            keys = set(checkpoint) if isinstance(checkpoint, dict) else set()
+            if not {'meta', 'optimizer', 'message_hub'} <= keys:
+                raise UserError(
+                    f'{filename} holds only weights; start from it with load_from, without resume'
+                )
+            checkpoint['meta'].pop('config', None)  # `Runner.resume` would execute it as Python
         else:
             checkpoint = dict(state_dict=read_state_dict(filename))
-        # With a loop that is built, this is the start of a training.
-        if isinstance(self._train_loop, BaseLoop) and not self._resume:
-            adapt_to_start(checkpoint['state_dict'], model.state_dict(keep_vars=True))
+            if isinstance(self._train_loop, BaseLoop):  # it is built: training is about to start
+                adapt_to_start(checkpoint['state_dict'], model.state_dict(keep_vars=True))
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model.load_state_dict(checkpoint['state_dict'])
         self._has_loaded = True
@@ -57,19 +64,6 @@ class SupernetRunner(Runner):
         return checkpoint
 
     def resume(self, filename: str, *args, **kwargs) -> None:
-        """Go on from a checkpoint of the same config."""
+        """Resume from a checkpoint of the same config."""
         with blame(f'cannot resume from {filename}; it must be a checkpoint of this config'):
             super().resume(filename, *args, **kwargs)
-
-
-def _resumable(filename: str) -> dict:
-    """A checkpoint of a training, without what MMEngine would run."""
-    checkpoint = read_checkpoint(filename)
-    if not isinstance(checkpoint, dict) or not {'meta', 'optimizer', 'message_hub'} <= set(
-        checkpoint
-    ):
-        raise UserError(
-            f'{filename} holds weights alone; start from it by load_from without resume'
-        )
-    checkpoint['meta'].pop('config', None)  # `Runner.resume` takes it for Python and runs it
-    return checkpoint

@@ -1,4 +1,4 @@
-"""What a candidate loses on held-out images."""
+"""Evaluation of a candidate on held-out images."""
 
 import numpy as np
 import torch
@@ -12,10 +12,10 @@ from ..model_access import supernet_of
 
 
 class CandidateEvaluator:
-    """Runs the supernet of a runner as one of its subnets; alone, whatever other ranks do.
+    """Evaluates one subnet of a runner's supernet, without communication between ranks.
 
     Args:
-        runner: Holds the model and the hooks, of which one merges the experts.
+        runner: Holds the model and the hooks, one of which merges the experts.
         images: The held-out images.
         evaluator: The metrics.
     """
@@ -23,18 +23,18 @@ class CandidateEvaluator:
     def __init__(self, runner, images: HeldOutImages, evaluator: Evaluator):
         self.runner, self.images, self.evaluator = runner, images, evaluator
         losses = [m for m in evaluator.metrics if isinstance(m, CrossEntropy)]
-        self.losses = Evaluator(losses)  # all that a race asks for
+        self.losses = Evaluator(losses)  # a race needs no other metric
 
     @torch.no_grad()
     def __call__(self, task: Task) -> Outcome:
-        """Metrics on all images, or losses by image on some; neither if memory does not do."""
+        """Metrics on all images, or per-image losses on some; neither if memory runs out."""
         evaluator = self.evaluator if task.images is None else self.losses
         try:
             self._predict(task, evaluator)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            self.runner.logger.warning(f'Out of memory, hence left without a score: {task.subnet}')
+            self.runner.logger.warning(f'Out of memory, left without a score: {task.subnet}')
             for metric in evaluator.metrics:
                 metric.results.clear()
             return Outcome()
@@ -46,7 +46,7 @@ class CandidateEvaluator:
         return Outcome(losses=losses)
 
     def _predict(self, task: Task, evaluator: Evaluator) -> None:
-        """Hand predictions to the evaluator, batch by batch as in ``ValLoop``."""
+        """Pass predictions to the evaluator, batch by batch as in ``ValLoop``."""
         runner = self.runner
         runner.model.eval()
         supernet_of(runner).set_subnet(task.subnet)
@@ -60,7 +60,7 @@ class CandidateEvaluator:
 
 
 def local_metrics(evaluator: Evaluator) -> dict:
-    """What the metrics find in what this rank alone has seen; ``evaluate`` would ask all ranks."""
+    """Metrics over what this rank has seen; ``evaluate`` would gather from all ranks."""
     found = {}
     for metric in evaluator.metrics:
         prefix = f'{metric.prefix}/' if metric.prefix else ''
@@ -71,7 +71,7 @@ def local_metrics(evaluator: Evaluator) -> dict:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Of a GPU, of Python, or of torch's allocator on CPUs, whose error has no class."""
-    said = ("can't allocate memory", 'not enough memory', 'ALLOC_FAILED')
-    is_said = any(text in str(error) for text in said)
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or is_said
+    """On a GPU, in Python, or in torch's CPU allocator, whose errors have no class of their own."""
+    texts = ("can't allocate memory", 'not enough memory', 'ALLOC_FAILED')
+    is_known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return is_known or any(text in str(error) for text in texts)

@@ -1,4 +1,4 @@
-"""The rank that leads a search: it asks, is told, and writes what was found."""
+"""The leading rank of a search: it asks for candidates, is told scores, and writes the result."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,27 +41,12 @@ PHASES = ('search', 'baseline')
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What is searched, and how: the arguments of ``EvolutionarySearchLoop``, built and checked.
-
-    Attributes:
-        space: The search space.
-        limits: What a subnet costs and may cost, and the goals.
-        evolution: The search.
-        random: A random search of as many subnets for comparison, or None.
-        score: Name of the metric subnets are ranked by.
-        rule: 'less' if a lower score is better, else 'greater'.
-        race: Rules by which candidates are dropped early; None evaluates all.
-        precision: Of the forward, 'float32' or 'bfloat16'.
-        finalists: How many of the best are scored again after a search in bfloat16.
-        measured: Latency and memory by subnet, where they are measured.
-        log_interval: Subnets between two log lines.
-        resume: Whether to continue the search in the work directory.
-    """
+    """The arguments of :class:`EvolutionarySearchLoop`, built and checked."""
 
     space: SearchSpace
-    limits: Limits
+    limits: Limits  # with the costs of a subnet, and the goals
     evolution: Evolution | NSGA2
-    random: Evolution | None
+    random: Evolution | None  # the baseline
     score: str
     rule: str
     race: RaceRules | None
@@ -72,19 +57,19 @@ class SearchSettings:
     resume: bool
 
     def finals_of(self, phase: str) -> int:
-        """How many of the best are scored again: in float32, and on all metrics."""
+        """How many of the best are scored again, in float32 and on all metrics."""
         if self.precision != 'float32':
             return self.finalists if phase == 'search' else 1
         return 0 if self.race is None else 1
 
 
 class SearchDriver:
-    """One run of a search, on the rank that leads.
+    """One run of a search, on the leading rank.
 
     Args:
-        runner: Has work directory, logger and the name of the weights.
+        runner: Provides work directory, logger and the path of the weights.
         images: The held-out images.
-        settings: The search.
+        settings: The search settings.
     """
 
     def __init__(self, runner, images: HeldOutImages, settings: SearchSettings):
@@ -95,11 +80,11 @@ class SearchDriver:
 
     @property
     def scored(self) -> int:
-        """Candidates that have a line."""
+        """Number of candidates that have a line."""
         return 0 if self.scorer is None else len(self.scorer.lines)
 
     def run(self, crew: Crew) -> dict:
-        """Search with a crew; returns score and costs of the best subnet."""
+        """Search with a crew, and return score and costs of the best subnet."""
         settings = self.settings
         weights, images = self.runner._load_from, self.images.fingerprint()
         identity = search_identity(self.runner.cfg, weights, images)
@@ -114,7 +99,6 @@ class SearchDriver:
             self.logger.info(f'Continuing after {len(history.known)} subnets that are scored.')
         if history.known and not journal.known:
             self.logger.warning(f'{journal.path} is missing: all of them are evaluated again.')
-        self.progress = self._new_progress(share)
         self.scorer = CandidateScorer(
             lambda tasks: self._perform(tasks, journal, crew),
             images=len(self.images),
@@ -126,36 +110,26 @@ class SearchDriver:
             seed=settings.evolution.seed,
             on_line=self._note,
         )
-        with self.progress:
-            self._search()
+        self._search(share)
         crew.result = self._finish()
         return crew.result
 
     def _check_limits(self) -> float:
-        """Refuse limits that leave nothing, warn of those that leave little; gives their share."""
+        """Share of subnets within the limits; an error if there are none, a warning if few."""
         limits = self.settings.limits
         share, text = limits.survey(self.settings.space)
         is_measured = any(name in limits.measured for name in limits.ranges)
-        # Evolution tries harder than the survey, but not with measurements of seconds each.
+        # Evolution tries harder than the survey, but measuring takes seconds per subnet.
         if not share and (is_measured or not self.settings.evolution.ask()):
             raise UserError(f'no subnet was found: {text}; change val_cfg.constraints')
         if share < Limits.FEW:
             self.logger.warning(f'The limits are narrow: {text}')
         return share
 
-    def _new_progress(self, share: float) -> SearchProgress:
-        settings, search = self.settings, self.settings.evolution
-        phases = PHASES if settings.random else PHASES[:1]
-        total = search.population * search.generations * len(phases)
-        total += sum(map(settings.finals_of, phases))
-        return SearchProgress(
-            self.runner, total, len(self.images), share, settings.score, settings.log_interval
-        )
-
     def _perform(
         self, tasks: list[Task], journal: Journal, crew: Crew
     ) -> Iterator[tuple[Task, Outcome]]:
-        """What the journal knows, then what has to be evaluated."""
+        """Outcomes that the journal knows, then those of new evaluations."""
         unknown = []
         for task in tasks:
             if (outcome := journal.recall(task)) is None:
@@ -164,14 +138,21 @@ class SearchDriver:
                 yield task, outcome
         yield from self.progress.timed(crew.perform(unknown, keep=journal.append))
 
-    def _search(self) -> None:
-        settings = self.settings
-        keep = max(settings.evolution.parents, self.settings.finals_of('search'))
-        self._run_phase('search', settings.evolution, keep)
-        if settings.evolution.generation < settings.evolution.generations:
-            self.logger.info('No further subnet within the limits was found.')
-        if settings.random:
-            self._run_phase('baseline', settings.random, 1)
+    def _search(self, share: float) -> None:
+        settings, evolution = self.settings, self.settings.evolution
+        phases = PHASES if settings.random else PHASES[:1]
+        total = evolution.population * evolution.generations * len(phases)
+        total += sum(map(settings.finals_of, phases))
+        self.progress = SearchProgress(
+            self.runner, total, len(self.images), share, settings.score, settings.log_interval
+        )
+        with self.progress:
+            keep = max(evolution.parents, settings.finals_of('search'))
+            self._run_phase('search', evolution, keep)
+            if evolution.generation < evolution.generations:
+                self.logger.info('No further subnet within the limits was found.')
+            if settings.random:
+                self._run_phase('baseline', settings.random, 1)
 
     def _run_phase(self, phase: str, search: Evolution, keep: int) -> None:
         name = 'Generation' if phase == 'search' else 'Random search, generation'
@@ -187,20 +168,16 @@ class SearchDriver:
                 use = 'used' if search.surrogate.is_trusted else 'ignored'
                 self.logger.info(
                     f'Surrogate: rank correlation {search.surrogate.correlation:.2f} with the '
-                    f'scores of this generation, hence {use}'
+                    f'scores of this generation, so it is {use}'
                 )
-        self._score_finals(phase)
-
-    def _score_finals(self, phase: str) -> None:
-        """Score the best of a phase again; the others are out."""
-        best = self.scorer.best(self.settings.finals_of(phase), phase=phase)
-        subnets = [Subnet.from_dict(line['subnet']) for line in best]
-        if subnets:
+        finals = self.scorer.best(self.settings.finals_of(phase), phase=phase)
+        subnets = [Subnet.from_dict(line['subnet']) for line in finals]
+        if subnets:  # only these can win
             self.logger.info(f'The best {len(subnets)} are scored again in float32.')
             self.scorer.score_again(subnets, generation=PHASES.index(phase))
 
     def _winner(self, phase: str) -> dict | None:
-        """The best of a phase: of those scored again, if any were."""
+        """The best of a phase, among those scored again if there are any."""
         again = dict(phase='finals', generation=PHASES.index(phase))
         where = again if self.settings.finals_of(phase) else dict(phase=phase)
         return next(iter(self.scorer.best(1, **where)), None)
@@ -247,7 +224,7 @@ class SearchDriver:
             share = scorer.evaluated / scorer.exhaustive
             self.logger.info(
                 f'The race took {scorer.evaluated:,} images, {share:.1%} of the '
-                f'{scorer.exhaustive:,} of evaluating all.'
+                f'{scorer.exhaustive:,} that evaluating all takes.'
             )
         if baseline is not None:
             name = settings.score
@@ -262,7 +239,7 @@ class SearchDriver:
         )
 
     def _note(self, line: dict) -> None:
-        """Show a line, and the best score of its phase."""
+        """Report a line and the best score of its phase."""
         phase, score = line['phase'], self.settings.score
         value, best = line.get(score, nan), self.best.get(phase)
         if line['images'] == len(self.images) and isfinite(value):

@@ -43,49 +43,49 @@ _OF_NSGA2 = ('population', 'generations', 'gene_prob', 'shape_prob', 'seed')
 class EvolutionarySearchLoop(ValLoop):
     """Finds the subnet with the best score within limits (TAS-LoRA, Algorithm 2).
 
-    It is the ``val_cfg`` of a search config and started by ``runner.val()``. The validation data
-    must be images that no training stage has seen, and not the test set. To the work directory
-    go ``best_subnet.json``, ``front.json``, ``search_history.jsonl`` with a line per subnet,
-    ``search_journal.jsonl`` from which a killed search is resumed, and ``search.json``, which says
-    what search it is. Several ranks evaluate different subnets and find the same as one. A subnet
-    whose evaluation runs out of memory gets no score, cannot win, and does not end the search.
+    It is the ``val_cfg`` of a search config; ``runner.val()`` starts it. The validation data must
+    be images that no training stage has seen, and not the test set. It writes to the work
+    directory: ``best_subnet.json``, ``front.json``, ``search_history.jsonl`` with a line per
+    subnet, ``search_journal.jsonl`` from which a killed search resumes, and ``search.json``, which
+    identifies the search. Several ranks evaluate different subnets; their result equals that of
+    one rank. A subnet whose evaluation runs out of memory gets no score and cannot win; the search
+    continues.
 
     Args:
-        runner: The runner.
         dataloader: As in ``ValLoop``: the held-out images.
-        evaluator: As there; must yield ``score``.
+        evaluator: As in ``ValLoop``; must yield ``score``.
         space: The search space, or its dict.
         constraints: Limits, ``{'params': (low, high), ...}``, inclusive; None leaves a side open.
             Costs are ``params`` and ``flops``, and with ``measure`` ``latency`` in ms and
             ``memory`` in MiB.
-        goals: Costs that are to be low as well as the score is to be good; with any, the search
-            is NSGA-II and its result the front of trade-offs. The race is then off.
-        score: Name of the metric subnets are ranked by.
+        goals: Costs to minimise along with the score. With goals, the search is NSGA-II and its
+            result the front of trade-offs; the race is then off.
+        score: Name of the metric that ranks subnets.
         rule: 'less' if a lower score is better, 'greater' for metrics like accuracy.
-        race: Arguments of :class:`~tas_lora.search.RaceRules`: by their ``cross_entropy``, subnets
-            that are surely not among the best are dropped early. None evaluates all.
+        race: Arguments of :class:`~tas_lora.search.RaceRules`, which drop subnets early if their
+            ``cross_entropy`` is surely not among the best. None evaluates all on all images.
         surrogate: Let a regressor preselect children while it ranks them well.
-        measure: How latency and peak memory of an exported subnet are measured: arguments of
-            :class:`~tas_lora.costs.deployed.Deployed`; None leaves both out.
-        measured: ``measured.jsonl`` of another search, whose numbers are taken as they are.
-        baseline: Run a random search of as many subnets after it, and report both.
-        precision: Of the forward, 'float32' or 'bfloat16'.
-        finalists: After a search in bfloat16, as many of its best are scored again in float32,
-            and the best of those is the result.
+        measure: How to measure latency and peak memory of an exported subnet: arguments of
+            :class:`~tas_lora.costs.deployed.Deployed`. None measures neither.
+        measured: ``measured.jsonl`` of another search, whose measurements are reused.
+        baseline: Also run a random search of as many subnets afterwards, and report both.
+        precision: Precision of the forward pass, 'float32' or 'bfloat16'.
+        finalists: After a search in bfloat16, this many of its best are scored again in float32;
+            the best of those is the result.
         evolution: Arguments of :class:`~tas_lora.search.Evolution`: ``population``,
             ``generations``, ``parents``, ``mutations``, ``crossovers``, ``gene_prob``,
-            ``shape_prob``, ``seed``; those of them that NSGA-II has are its, too.
-        memory_share: Share of the free memory that decoded images may take; if they need more,
-            they are decoded anew for every subnet.
+            ``shape_prob``, ``seed``. NSGA-II uses those it has.
+        memory_share: Share of the free memory that decoded images may take. If they need more,
+            they are decoded again for every subnet.
         log_interval: Subnets between two log lines.
-        resume: Continue the search in the work directory, of which nothing is evaluated twice.
-            It must be the same search.
-        search_on_test_set: Do not refuse a dataset that is marked as test set, or is that of the
-            config's test.
+        resume: Continue the search in the work directory without evaluating anything twice. It
+            must be the same search.
+        search_on_test_set: Accept a dataset that is marked as a test set or is the config's test
+            set.
         **kwargs: As in ``ValLoop``.
 
     Raises:
-        UserError: If the space does not fit the supernet, or no subnet was found in the limits.
+        UserError: If the space does not fit the supernet, or no subnet is found within the limits.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class EvolutionarySearchLoop(ValLoop):
         **kwargs,
     ):
         if kwargs.get('fp16'):
-            raise UserError("must be False: a search has precision='bfloat16' in its place", 'fp16')
+            raise UserError("must be False: use precision='bfloat16' for a search", 'fp16')
         if not boolean(search_on_test_set, 'search_on_test_set'):
             with of_part('val_dataloader'):
                 refuse_test_set(runner.cfg)
@@ -146,7 +146,7 @@ class EvolutionarySearchLoop(ValLoop):
         self.evaluate = CandidateEvaluator(runner, self.images, self.evaluator)
 
     def run(self) -> dict:
-        """Search; returns the score and the costs of the best subnet."""
+        """Search, and return score and costs of the best subnet."""
         self.runner.call_hook('before_val')
         self.runner.call_hook('before_val_epoch')
         driver = SearchDriver(self.runner, self.images, self.settings)
@@ -202,24 +202,24 @@ class EvolutionarySearchLoop(ValLoop):
 def _algorithm(
     arguments: dict | None, space: SearchSpace, limits: Limits, surrogate: bool
 ) -> Evolution | NSGA2:
-    """Evolution of the score alone, or NSGA-II where there are goals beside it."""
+    """Evolution for the score alone, or NSGA-II if there are goals."""
     if not isinstance(arguments, (Mapping, type(None))):
         raise UserError(f'must be a dict, got {arguments!r}', 'evolution')
     arguments = dict(arguments or {})
-    with within('evolution'):  # what it refuses is a mistake for NSGA-II, too
+    with within('evolution'):  # what it refuses is also a mistake for NSGA-II
         search = Evolution(space, limits.allow, **arguments)
     if not limits.goals:
         search.surrogate = Surrogate(space, search.seed) if surrogate else None
         return search
     if surrogate:
-        raise UserError('preselects for one goal alone; leave out goals or it', 'surrogate')
+        raise UserError('preselects by score alone; leave out goals or it', 'surrogate')
     costs = {name: partial(limits.cost, name) for name in limits.goals}
     own = {name: value for name, value in arguments.items() if name in _OF_NSGA2}
     return NSGA2(space, limits.allow, costs, **own)
 
 
 def _random_search(search: Evolution | NSGA2) -> Evolution:
-    """A search of as many subnets, all drawn at random."""
+    """A search of as many subnets, all sampled at random."""
     return Evolution(
         search.space,
         search.is_feasible,
@@ -227,5 +227,5 @@ def _random_search(search: Evolution | NSGA2) -> Evolution:
         generations=search.generations,
         mutations=0,
         crossovers=0,
-        seed=search.seed + 1,  # another one's first generation would be this one's
+        seed=search.seed + 1,  # with the same seed, the first generations would be equal
     )

@@ -1,4 +1,4 @@
-"""What a search shows while it runs: a bar on a terminal, lines in the log, scalars."""
+"""Progress of a search: a bar on a terminal, log lines, and scalars."""
 
 import logging
 import signal
@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TextIO
 
 from rich.progress import BarColumn, Progress, TextColumn
@@ -14,18 +15,18 @@ from rich.progress import BarColumn, Progress, TextColumn
 from ...errors import STOPPED
 from ...search import Outcome, Task
 
-_WIDTH = 10  # of the bar: the text beside it fits in 80 columns
+_WIDTH = 10  # of the bar: the text next to it fits in 80 columns
 
 
 class SearchProgress:
-    """Counts what is scored and how long it takes; for the rank that leads.
+    """Counts scored candidates and their time, on the leading rank.
 
     Args:
-        runner: Has the logger and the visualizer.
-        total: Candidates there will be.
-        images: Held-out images.
-        share: Of random subnets that are within the limits.
-        name: Of the score.
+        runner: Provides logger and visualizer.
+        total: Expected number of candidates.
+        images: Number of held-out images.
+        share: Share of random subnets within the limits.
+        name: Name of the score.
         interval: Candidates between two log lines.
     """
 
@@ -33,9 +34,9 @@ class SearchProgress:
         self.runner, self.total, self.images, self.share = runner, total, images, share
         self.name, self.interval = name, interval
         self.start = time.monotonic()
-        self.seconds = 0.0  # of evaluations
+        self.seconds = 0.0  # spent on evaluations
         self.fresh = self.fresh_images = self.done = 0
-        self.recalled = 0  # candidates that were known when this run began
+        self.recalled = 0  # candidates already known at the start of this run
         columns = (BarColumn(_WIDTH), TextColumn('{task.fields[text]}'))
         self.bar = Progress(*columns, transient=True, disable=not sys.stdout.isatty())
         self.streams: list[tuple[logging.StreamHandler, TextIO]] = []
@@ -44,7 +45,7 @@ class SearchProgress:
     def __enter__(self) -> 'SearchProgress':
         before = sys.stdout
         self.bar.start()
-        for handler in self.runner.logger.handlers:  # what is logged goes above the bar
+        for handler in self.runner.logger.handlers:  # log lines appear above the bar
             is_ours = type(handler) is logging.StreamHandler and handler.stream is before
             if is_ours and sys.stdout is not before:
                 self.streams.append((handler, handler.setStream(sys.stdout)))
@@ -57,7 +58,7 @@ class SearchProgress:
         self.bar.stop()
 
     def timed(self, outcomes: Iterable[tuple[Task, Outcome]]) -> Iterator[tuple[Task, Outcome]]:
-        """The same outcomes; the time until each counts as that of evaluation."""
+        """Yield the same outcomes, and count the time until each as evaluation time."""
         outcomes, start = iter(outcomes), time.monotonic()
         for task, outcome in outcomes:
             self.seconds += time.monotonic() - start
@@ -68,7 +69,7 @@ class SearchProgress:
         self.seconds += time.monotonic() - start
 
     def note(self, line: dict, best: float) -> None:
-        """A candidate is decided; ``best`` is the best score so far."""
+        """Report a decided candidate; ``best`` is the best score so far."""
         self.done += 1
         self.recalled += self.fresh == 0
         text = self._text(best)
@@ -79,7 +80,7 @@ class SearchProgress:
             self.runner.logger.info(f'Search {text}')
 
     def cost(self) -> dict[str, float]:
-        """What it took since the start, or since the search was taken up again."""
+        """Time and images since the start or, after a resume, since then."""
         return dict(
             seconds=time.monotonic() - self.start,
             seconds_evaluating=self.seconds,
@@ -94,22 +95,17 @@ class SearchProgress:
         return (
             f'{self.done}/{self.total}  best {best:.4f}  '
             f'{self.fresh_images / max(self.seconds, 1e-9):,.0f} images/s  '
-            f'eta {_duration(left)}  {self.share:.0%} within limits'
+            f'eta {timedelta(seconds=round(left))}  {self.share:.0%} within limits'
         )
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f'{hours}:{rest // 60:02d}:{rest % 60:02d}' if hours else f'{rest // 60}:{rest % 60:02d}'
 
 
 @contextmanager
 def stopped_by_signals(runner, scored: Callable[[], int]) -> Iterator[None]:
-    """SIGTERM and SIGINT end the search with a line on how to continue, and exit code 75.
+    """At SIGTERM or SIGINT, exit with code 75 and a line that says how to continue.
 
     Args:
-        runner: Has the logger.
-        scored: How many candidates are scored.
+        runner: Provides the logger.
+        scored: Returns the number of scored candidates.
     """
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None

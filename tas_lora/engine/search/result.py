@@ -1,4 +1,4 @@
-"""The files of a search's result: the best subnet, the front, and how its experts are mixed."""
+"""The files of a search result: the best subnet, its gates, the front, the cost and the test."""
 
 import json
 from math import isfinite, nan
@@ -23,11 +23,11 @@ RESULT, FRONT, GATES = 'best_subnet.json', 'front.json', 'gates.json'
 COST, TEST = 'search_cost.json', 'test.json'
 HISTORY, JOURNAL = 'search_history.jsonl', 'search_journal.jsonl'
 MEASURED = 'measured.jsonl'
-_OF_A_LINE = ('phase', 'generation', 'error')  # not of a result
+_OF_A_LINE = ('phase', 'generation', 'error')  # not in a result
 
 
 def _chosen_subnets(result: dict, front: list[dict]) -> dict[str, dict]:
-    """Subnets that a search has chosen, by name: the best, that of random search, the knees."""
+    """Subnets that a search has chosen, by name: the best, random search's best, the knees."""
     chosen = dict(found=result['subnet'])
     if result['baseline']:
         chosen['random'] = result['baseline']['subnet']
@@ -36,14 +36,14 @@ def _chosen_subnets(result: dict, front: list[dict]) -> dict[str, dict]:
 
 
 def _known_test(folder: Path, chosen: dict[str, dict]) -> dict[str, float] | None:
-    """Metrics of an earlier test of just these subnets; None if there was none."""
+    """Metrics of an earlier test of exactly these subnets; None if there are none."""
     path = folder / TEST
     known = read_json(path) if path.exists() else {}
     return known['metrics'] if known.get('subnets') == chosen else None
 
 
 def _by_name(chosen: dict[str, dict], metrics: dict[str, float]) -> dict[str, dict]:
-    """Metrics 'name/metric' as a dict for each name."""
+    """Group metrics 'name/metric' into a dict for each name."""
     found = {name: {} for name in chosen}
     for key, value in metrics.items():
         name, _, metric = key.partition('/')
@@ -52,14 +52,14 @@ def _by_name(chosen: dict[str, dict], metrics: dict[str, float]) -> dict[str, di
 
 
 def as_record(line: dict) -> dict:
-    """A line of the history as a result."""
+    """A line of the history as a record of the result."""
     return {key: value for key, value in line.items() if key not in _OF_A_LINE}
 
 
 def write_result(
     folder: Path, record: dict, front: list[dict], gates: dict | None, cost: dict
 ) -> None:
-    """Write all files of a result, whole; a test of what was chosen stays in it."""
+    """Write all files of a result atomically; keep a test of the same chosen subnets."""
     chosen = _chosen_subnets(record, front)
     if (tested := _known_test(folder, chosen)) is not None:
         record = record | dict(test=_by_name(chosen, tested))
@@ -70,9 +70,9 @@ def write_result(
 
 
 def set_aside(folder: Path) -> None:
-    """Before a new search: move the files of an earlier one aside, to names that end in ``.old``.
+    """Before a new search, rename an earlier one's results to ``.old`` and delete the rest.
 
-    Its identity goes first: without it, what a kill in between leaves cannot be resumed.
+    The identity is deleted first: without it, what a kill in between leaves cannot be resumed.
     """
     for name in ('search.json', FRONT, GATES, COST, TEST, 'report.html'):
         (folder / name).unlink(missing_ok=True)
@@ -82,7 +82,7 @@ def set_aside(folder: Path) -> None:
 
 
 def read_result(folder: str | Path) -> dict:
-    """The result of the search in a work directory.
+    """Read the result of a search from its file or its work directory.
 
     Raises:
         UserError: If there is none.
@@ -95,22 +95,24 @@ def read_result(folder: str | Path) -> dict:
 
 
 def compare_results(one: str | Path, other: str | Path) -> tuple[bool, str]:
-    """Whether two searches found the same, and a line on it."""
+    """Whether two searches found the same, and a line that says so or what differs."""
     before, now = (_comparable(path) for path in (one, other))
     name = before['score']
     compared = ('subnet', name, 'candidates', 'images_evaluated', 'baseline', 'front', 'history')
-    lost = [key for key in ('front', 'history') if before[key] is None]  # a result on its own
+    lost = [key for key in ('front', 'history') if before[key] is None]  # a result file on its own
     differing = [k for k in compared if k not in lost and before.get(k) != now.get(k)]
     if not differing:
         return True, f'The same result: {name} {now.get(name)}, {Subnet.coerce(now)}'
-    said = '; '.join(
+    texts = [
         f'{key} was {short(before.get(key))}, is {short(now.get(key))} now' for key in differing
-    )
-    return False, f'Not the same result: {said}{_versions(before, now)}'
+    ]
+    if changes := differences(before['search']['versions'], now['search']['versions']):
+        texts.append(f'versions differ: {changes}')
+    return False, f'Not the same result: {"; ".join(texts)}'
 
 
 def _comparable(path: str | Path) -> dict:
-    """A result with the digest of its history, and its front."""
+    """A result with the digests of its front and its history."""
     result, folder = read_result(path), Path(path)
     folder = folder if folder.is_dir() else folder.parent
     for name, file in (('front', FRONT), ('history', HISTORY)):
@@ -119,26 +121,21 @@ def _comparable(path: str | Path) -> dict:
     return result
 
 
-def _versions(before: dict, now: dict) -> str:
-    text = differences(before['search']['versions'], now['search']['versions'])
-    return f'; versions differ: {text}' if text else ''
-
-
 def front_records(
     scorer: CandidateScorer, goals: tuple[str, ...], phase: str, precision: str
 ) -> list[dict]:
-    """The Pareto front as records: none is beaten in score and all goals; best score first.
+    """The Pareto front as records, best score first.
 
-    After a race, the scores of those it dropped are estimates: ``images`` and ``error`` say so.
+    After a race, the scores of dropped subnets are estimates: ``images`` and ``error`` say so.
 
     Args:
-        scorer: The search.
-        goals: Costs to keep low; if empty, the front is of score and parameters, without knees.
-        phase: Whose lines count.
-        precision: Likewise.
+        scorer: The scorer of the search.
+        goals: Costs to minimise. If empty, the front is of score and parameters, without knees.
+        phase: Only lines of this phase count.
+        precision: Only lines of this precision count.
 
     Returns:
-        Records with ``knee``: whether a little less of one gains much of another.
+        Records with ``knee``: whether giving up a little of one goal gains much of another.
     """
     names = (scorer.score, *(goals or ('params',)))
     lines = [
@@ -161,7 +158,7 @@ def front_records(
 
 
 def winner_gates(model: SupernetClassifier, subnet: Subnet) -> dict[str, list[float]] | None:
-    """How the router mixes the experts in each linear layer of a subnet."""
+    """Gates of the experts in each linear layer of a subnet; None without a router."""
     if model.router is None:
         return None
     with torch.no_grad():
@@ -177,36 +174,28 @@ def test_chosen(runner) -> dict[str, float]:
     """Test the best subnet, the knees of the front, and the best of the random search.
 
     The metrics go into ``best_subnet.json``, under ``test``. If a finished search is resumed,
-    they are there already, and the test set is not read again.
+    they are already there, and the test set is not read again.
 
     Args:
-        runner: The runner of a search that is over; its ``test_cfg`` must be a
+        runner: The runner of a finished search; its ``test_cfg`` must be a
             :class:`~tas_lora.engine.SubnetTestLoop`.
 
     Returns:
         Metrics as ``test/name/metric``.
     """
-    folder = Path(runner.work_dir)
-    plan = [_plan(folder) if is_main_process() else None]
+    folder, plan = Path(runner.work_dir), [None, None]
+    if is_main_process():
+        chosen = _chosen_subnets(read_result(folder), read_json(folder / FRONT, kind=list))
+        plan = [chosen, _known_test(folder, chosen)]
     broadcast_object_list(plan)
-    chosen, metrics = plan[0]
+    chosen, metrics = plan
     if metrics is None:
-        metrics = _test(runner, chosen)
+        runner._test_loop = dict(runner._test_loop, subnets=chosen)
+        runner.prepare('test')
+        metrics = {name: float(value) for name, value in runner.test().items()}
         if is_main_process():
             write_atomic(folder / TEST, json.dumps(dict(subnets=chosen, metrics=metrics)))
     if is_main_process():
         result = read_result(folder) | dict(test=_by_name(chosen, metrics))
         write_atomic(folder / RESULT, json.dumps(result, indent=2) + '\n')
     return {f'test/{name}': value for name, value in metrics.items()}
-
-
-def _plan(folder: Path) -> tuple[dict, dict | None]:
-    """Chosen subnets by name, and their metrics if they are known."""
-    chosen = _chosen_subnets(read_result(folder), read_json(folder / FRONT, kind=list))
-    return chosen, _known_test(folder, chosen)
-
-
-def _test(runner, chosen: dict) -> dict[str, float]:
-    runner._test_loop = dict(runner._test_loop, subnets=chosen)
-    runner.prepare('test')
-    return {name: float(value) for name, value in runner.test().items()}
