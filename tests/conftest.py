@@ -1,5 +1,6 @@
 """Fixtures: the digits on disk, their configs on a small scale, and the tools in process."""
 
+import gc
 import runpy
 import sys
 from itertools import count
@@ -50,6 +51,19 @@ def set_data_root(node, root) -> None:
             node['data_root'] = str(root)
         for value in node.values():
             set_data_root(value, root)
+
+
+def pytest_collection_finish():
+    """What is imported stays: MMEngine collects garbage for each data set it opens."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def short_starts(monkeypatch):
+    """What MMEngine logs at a start, laid out, takes longer than the runs; processes do log it."""
+    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda text, **_: (text, False))
+    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
 
 
 @pytest.fixture(autouse=True)
