@@ -1,16 +1,17 @@
 # make demo   the whole path on real images, in minutes on two cores
 # make test   all tests
-# make lint   style
+# make lint   style, spelling, prose, and the documentation
+# make docs   the documentation, in site/; docs/drawings.py draws its figures
 # make variants   each variant of router, experts and training, end to end on the digits, and compiled blocks: half an hour
 # make soak    faults done to real runs, a table of what was lost: half an hour
-# make nightly 10,000 made-up inputs for each reader, long runs that must hold no more at their end, the slowest tests: some 40 minutes
+# make nightly 10,000 made-up inputs for each reader, long runs that must hold no more at their end, the tutorial, the slowest tests: some 40 minutes
 # make lowest  all tests with the lowest versions that setup.py allows, in an environment of their own
 PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 LOWEST := .venv-lowest
 
-.PHONY: demo test variants soak nightly lowest lint format clean
+.PHONY: demo test variants soak nightly lowest lint docs format clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python tools/demo.py
@@ -24,7 +25,7 @@ lowest: $(LOWEST)/.installed
 $(LOWEST)/.installed: setup.py requirements/lowest.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)) and "The oldest versions need Python 3.10 or 3.11: make lowest PYTHON=python3.x")'
 	$(PYTHON) -m venv --clear $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c requirements/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c requirements/lowest.txt
 	touch $@
 
 variants: $(INSTALLED) work_dirs/digits_supernet/epoch_30.pth
@@ -36,14 +37,20 @@ soak: $(INSTALLED)
 nightly: $(INSTALLED)
 	HYPOTHESIS_PROFILE=nightly $(VENV)/bin/python -m pytest -q tests/test_fuzz.py
 	$(VENV)/bin/python -m pytest -q -s tests/slow/test_long_runs.py
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q tests/slow/test_notebook.py
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -m slow
 
 work_dirs/digits_supernet/epoch_30.pth:
 	$(MAKE) demo
 
-lint: $(INSTALLED)
+lint: $(INSTALLED) docs
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	git ls-files -z | xargs -0 $(VENV)/bin/codespell
+	$(VENV)/bin/python docs/prose.py
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .
@@ -56,4 +63,4 @@ $(INSTALLED): setup.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) work_dirs/demo data/digits
+	rm -rf $(VENV) work_dirs/demo data/digits site

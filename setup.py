@@ -17,8 +17,11 @@ EXTRAS = {
     'export': sum(FORMATS.values(), []),
     'nas_lora': ['scikit-image>=0.22'],  # its photographs; projects/nas_lora
 }
-TOOLS = ['hypothesis>=6.80', 'pre-commit', 'pytest>=7.0', 'pytest-xdist>=3.2', 'ruff']
-EXTRAS['dev'] = sorted({*sum(EXTRAS.values(), []), *TOOLS})
+TESTS = ['hypothesis>=6.80', 'pytest>=7.0', 'pytest-xdist>=3.2']
+EXTRAS['test'] = sorted({*sum(EXTRAS.values(), []), *TESTS})
+EXTRAS['docs'] = ['mkdocs-jupyter>=0.25', 'mkdocs-material>=9.6', 'mkdocstrings[python]>=0.29']
+TOOLS = ['codespell[toml]>=2.3', 'ipykernel', 'nbclient', 'pre-commit', 'proselint>=0.16', 'ruff']
+EXTRAS['dev'] = sorted({*EXTRAS['test'], *EXTRAS['docs'], *TOOLS})
 
 setup(
     name='tas-lora',

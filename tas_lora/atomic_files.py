@@ -26,7 +26,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
 
 
 def write_together(contents: Mapping[Path, str | bytes]) -> None:
-    """:func:`write_atomic` for files of one folder that belong together, moved at the very end."""
+    """:func:`write_atomic` for files of one folder that belong together, moved at the end."""
     beside = {path: path.with_name(f'.{path.name}{UNFINISHED}') for path in contents}
     try:
         for path, content in contents.items():

@@ -143,7 +143,7 @@ def test_merging_keeps_one_factor_where_it_can(features):
 
 
 def test_a_step_keeps_at_most_five_quarters_of_a_plain_network():
-    """AutoFormer-T at batch 16: the target, with the subnet of docs/benchmark.md."""
+    """AutoFormer-T at batch 16: the target, with the subnet of docs/speed.md."""
     config = load_config(ROOT / 'configs' / 'autoformer_t_moLE.py')
     subnet = SearchSpace.coerce(config.space).sample(np.random.default_rng(0))
     models = benchmark.contestants(config.model, subnet, 'cpu', ('static', 'ours'))

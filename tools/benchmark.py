@@ -1,7 +1,7 @@
 """Measure what experts, router and elastic slicing cost, against plain networks of the same widths.
 
 All contestants take turns in one process; figures are medians of ratios within rounds, with the
-middle half as spread. Targets and results: docs/benchmark.md.
+middle half as spread. Targets and results: docs/speed.md.
 """
 
 import argparse

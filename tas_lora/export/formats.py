@@ -136,6 +136,5 @@ def find_formats(names: Sequence[str]) -> tuple[list[Format], list[str]]:
             raise UserError(advice)
     if 'all' not in names:
         return [known[name] for name in dict.fromkeys(names)], []
-    advices = [each.advice() for each in FORMATS]
-    ready = [each for each, advice in zip(FORMATS, advices, strict=True) if advice is None]
-    return ready, [advice for advice in advices if advice]
+    advice = {each: each.advice() for each in FORMATS}
+    return [each for each in FORMATS if not advice[each]], [*filter(None, advice.values())]
