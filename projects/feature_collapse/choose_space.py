@@ -13,7 +13,7 @@ from statistics import mean
 
 import numpy as np
 import torch
-from feature_collapse import records, stages, training
+from feature_collapse import stages, training
 from feature_collapse.edits import SPACES
 from feature_collapse.plan import Net
 from feature_collapse.settings import Study
@@ -53,7 +53,7 @@ def nets(args: argparse.Namespace) -> list[Net]:
 def summary(name: str, args: argparse.Namespace) -> dict:
     """The criteria, from the records of a candidate."""
     study = study_of(name, args)
-    found = {n: records.read(study.results, n.name) for n in nets(args)}
+    found = {n: study.records.read(n.name) for n in nets(args)}
     bare, longer, *alone = found.values()
     table = bare['heldout']['similarity']
     off_diagonal = [table[i][j] for i, j in combinations(range(len(table)), 2)]

@@ -3,10 +3,12 @@
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
-from feature_collapse import figures, records, regime, tables
+from feature_collapse import figures, regime, tables
 from feature_collapse.edits import SPACES, drawn_subnets
+from feature_collapse.records import FILE, Records
 
 from tas_lora import UserError, cli
 from tas_lora.atomic_files import write_atomic
@@ -32,21 +34,19 @@ def main() -> None:
     """Tables and figures of the folder, and of each condition that it holds."""
     args = parse_args()
     results, out = Path(args.results), Path(args.out or args.results)
-    nets, families = records.read_all(results), records.read_families(results / 'similarity')
-    if args.seeds:
-        nets, families = (
-            [r for r in found if r['seed'] in args.seeds] for found in (nets, families)
-        )
+    nets, families = nets_of(results, args.seeds)
     if not nets:
-        raise UserError(f'{results} has no records of the seeds {args.seeds}')
+        asked = f' of the seeds {args.seeds}' if args.seeds else ''
+        raise UserError(f'{results} has no records{asked}; run.py writes them')
     points = regime.points_of(nets, 'main', space_of(results))
-    for folder, own in conditions_of(results).items():
-        points += regime.points_of(own, folder.name, space_of(folder))
-        compare(own, records.read_families(folder / 'similarity'), out / folder.name)
+    for folder in conditions_of(results):
+        own = nets_of(folder)
+        points += regime.points_of(own[0], folder.name, space_of(folder))
+        compare(*own, out / folder.name)
     text = sections(nets, families)
     text += f'## Regimes, on the held-out images\n\n{regime.table(points)}\n'
     text += found_by_searches(results / 'search' / 'searches.json')
-    text += transferred(records.read_families(results / 'transfer'))
+    text += transferred(Records(results).all('transfer'))
     text += spaces(results / 'spaces.json')
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / 'tables.md', text)
@@ -58,10 +58,18 @@ def main() -> None:
     print(out / 'regimes.png')
 
 
-def conditions_of(results: Path) -> dict[Path, list[dict]]:
-    """The folders of other conditions within a folder of records, with theirs if there are any."""
-    folders = [path for path in sorted(results.iterdir()) if (path / 'subnets.json').is_file()]
-    return {folder: own for folder in folders if (own := records.read_families(folder))}
+def nets_of(folder: Path, seeds: Sequence[int] | None = None) -> tuple[list[dict], list[dict]]:
+    """The records of a condition's nets, and of the similarity of those trained alone."""
+    known = Records(folder)
+    return tuple(
+        [record for record in known.all(kind) if not seeds or record['seed'] in seeds]
+        for kind in ('net', 'similarity')
+    )
+
+
+def conditions_of(results: Path) -> list[Path]:
+    """The folders of other conditions within a folder of records."""
+    return [path.parent for path in sorted(results.glob(f'*/{FILE}'))]
 
 
 def compare(nets: list[dict], families: list[dict], out: Path) -> None:

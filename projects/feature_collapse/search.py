@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from feature_collapse import records, training
+from feature_collapse import training
 from feature_collapse.edits import SPACES
 from feature_collapse.measure import predict, scores
 from feature_collapse.plan import METHODS, Net
@@ -26,6 +26,7 @@ from tas_lora.atomic_files import write_atomic
 from tas_lora.search.complexity import count_params
 
 HERE = Path(__file__).resolve().parent
+SCORES = 'scores'  # kind of the records
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,22 +59,23 @@ def score_all(study: Study, net: Net, heldout, test) -> Scores:
 
 
 def table_task(study: Study, net: Net, heldout, test) -> Task:
-    """The task of scoring all subnets of a net, which leaves a file in ``tables/``."""
-    trained = records.read(study.results, net.name)
+    """The task of scoring all subnets of a net, which leaves a record of them."""
+    trained = study.records.read(net.name)
     if trained is None or not study.weights(net).is_file():
         raise UserError(
             f'{net.name} has no record in {study.results} or no weights in {study.work}: train it '
             f'by run.py --space {study.space}, or name its folders by --out and --work-dir'
         )
-    folder, digest = study.results / 'tables', trained['digest']
+    digest = trained['digest']
 
     def do() -> str:
         table = asdict(score_all(study, net, heldout, test))
-        records.write(folder, dict(net=net.name, digest=digest, seed=net.seed, **table))
+        known = dict(kind=SCORES, net=net.name, digest=digest, seed=net.seed)
+        study.records.write(known | table)
         return f'{len(table["loss"])} subnets'
 
     def is_there() -> bool:
-        return records.read(folder, net.name, digest) is not None
+        return study.records.read(net.name, SCORES, digest) is not None
 
     return Task(net.name, 1, study.folder(net) / 'lock', is_there, lambda: True, do)
 
@@ -86,10 +88,12 @@ def main() -> None:
     study = Study(Path(args.out), Path(args.work_dir), args.data_root, **options)
     nets = [Net(method, seed) for method in args.methods for seed in args.seeds]
     images = [training.load_images(study, name) for name in training.SETS]
-    work_off([table_task(study, net, *images) for net in nets])
+    tasks = [table_task(study, net, *images) for net in nets]
+    work_off(tasks)
+    study.records.gather(SCORES, [task.name for task in tasks])
     space, rows = SearchSpace(**SPACES[args.space]), []
     for net in track(nets, 'searches'):
-        table = records.read(study.results / 'tables', net.name)
+        table = study.records.read(net.name, SCORES)
         known = Scores(**{name: table[name] for name in Scores.__dataclass_fields__})
         found = summary(space, known, range(args.searches))
         rows += [dict(method=net.method, seed=net.seed, **row) for row in found]

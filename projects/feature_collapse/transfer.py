@@ -21,6 +21,7 @@ from tas_lora.models import export_subnet
 
 HERE = Path(__file__).resolve().parent
 SCRATCH = 'scratch'
+TRANSFER = 'transfer'  # kind of the records
 
 
 def parse_args() -> argparse.Namespace:
@@ -79,19 +80,21 @@ def learn(start: str, seed: int, exported: Path, args: argparse.Namespace) -> di
 
 
 def task(study: Study, start: str, seed: int, index: int, args: argparse.Namespace) -> Task:
-    """The task of one training, which leaves a record in ``transfer/``."""
-    folder, name = study.results / 'transfer', f'{start}_{index}_seed{seed}'
+    """The task of one training, which leaves a record."""
+    name = f'{start}_{index}_seed{seed}'
 
     def do() -> str:
         # From scratch it is the same architecture, whose weights are left.
         net = Net('autoformer' if start == SCRATCH else start, seed)
         found = learn(start, seed, export(study, net, index), args)
-        record = dict(net=name, start=start, seed=seed, subnet=index, revision=records.revision())
-        records.write(folder, record | found)
+        record = dict(kind=TRANSFER, net=name, start=start, seed=seed, subnet=index)
+        study.records.write(record | dict(revision=records.revision(), **found))
         return f'test top-1 {found["test"]:.2f}'
 
-    lock = study.work / f'transfer_{name}.lock'
-    return Task(name, 1, lock, lambda: records.read(folder, name) is not None, lambda: True, do)
+    def is_there() -> bool:
+        return study.records.read(name, TRANSFER) is not None
+
+    return Task(name, 1, study.work / f'transfer_{name}.lock', is_there, lambda: True, do)
 
 
 def main() -> None:
@@ -101,15 +104,14 @@ def main() -> None:
     study = Study(
         Path(args.out), Path(args.work_dir), args.data_root, drawn_subnets(Path(args.out))
     )
-    work_off(
-        [
-            task(study, start, seed, index, args)
-            for seed in args.seeds
-            for index in args.subnets
-            for start in (SCRATCH, *args.methods)
-        ],
-        lambda line: print(line, flush=True),
-    )
+    tasks = [
+        task(study, start, seed, index, args)
+        for seed in args.seeds
+        for index in args.subnets
+        for start in (SCRATCH, *args.methods)
+    ]
+    work_off(tasks, lambda line: print(line, flush=True))
+    study.records.gather(TRANSFER, [task.name for task in tasks])
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ from tas_lora import Subnet, apis
 
 from .edits import set_data_root, set_space, stretch_epochs
 from .plan import METHODS, Net
+from .records import Records
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 
@@ -18,8 +19,8 @@ class Study:
     """What one run of the experiment is given.
 
     Args:
-        results: Folder of the records.
-        work: Folder of checkpoints.
+        results: Folder of the gathered records.
+        work: Folder of checkpoints, and of records until they are gathered.
         data_root: Folder of the images.
         subnets: The subnets all nets are compared on.
         options: Overrides of all configs, as ``--cfg-options``.
@@ -38,6 +39,11 @@ class Study:
     first: float = 1.0
     space: str = 'nano'
     images: int | None = None
+
+    @property
+    def records(self) -> Records:
+        """What is known of its nets."""
+        return Records(self.results, self.work)
 
     def folder(self, net: Net) -> Path:
         """Where a net's checkpoints are."""

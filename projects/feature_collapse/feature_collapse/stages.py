@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tas_lora.analysis.features import feature_similarity
 
-from . import records, training
+from . import training
 from .measure import predict
 from .plan import Net
 from .progress import Task, work_off
@@ -24,16 +24,16 @@ def make_all(study: Study, nets: Sequence[Net], heldout: Images) -> None:
             weights, and others than its record's when trained again.
     """
     for net in nets:
-        record = records.read(study.results, net.name, training.digest(study, net))
+        record = study.records.read(net.name, digest=training.digest(study, net))
         if record and not training.lacks_weights(study, net):
             training.drop_checkpoints(study, net)  # if it was killed right behind its record
     starts = {net.start for net in nets if not _has_record(study, net)}
-    work_off([_training(study, net, heldout, net in starts) for net in nets], _say)
+    _finish(study, [_training(study, net, heldout, net in starts) for net in nets])
 
 
 def test_all(study: Study, nets: Sequence[Net], test: Images) -> None:
     """Measure all nets that have a record on the test set."""
-    work_off([_testing(study, net, test) for net in nets], _say)
+    _finish(study, [_testing(study, net, test) for net in nets])
 
 
 def compare_families(study: Study, nets: Sequence[Net], images: Images, part: str) -> None:
@@ -46,11 +46,18 @@ def compare_families(study: Study, nets: Sequence[Net], images: Images, part: st
         part: Of which set that is, 'heldout' or 'test'.
     """
     alone = {(net.family, net.seed): net for net in nets if net.subnet is not None}
-    work_off([_comparison(study, net, images, part) for net in alone.values()], _say)
+    tasks = [_comparison(study, net, images, part) for net in alone.values()]
+    _finish(study, tasks, 'similarity')
+
+
+def _finish(study: Study, tasks: Sequence[Task], kind: str = 'net') -> None:
+    """Do all tasks, and gather the records that they leave."""
+    work_off(tasks, _say)
+    study.records.gather(kind, [task.name for task in tasks])
 
 
 def _has_record(study: Study, net: Net) -> bool:
-    return records.read(study.results, net.name) is not None
+    return study.records.read(net.name) is not None
 
 
 def _training(study: Study, net: Net, heldout: Images, is_start: bool) -> Task:
@@ -81,11 +88,11 @@ def _training(study: Study, net: Net, heldout: Images, is_start: bool) -> Task:
 
 def _testing(study: Study, net: Net, test: Images) -> Task:
     def record() -> dict:
-        return records.read(study.results, net.name)
+        return study.records.read(net.name)
 
     def do() -> str:
         found = training.measure(study, net, test)
-        records.write(study.results, record() | dict(test=found))
+        study.records.write(record() | dict(test=found))
         return 'test ' + _shown(found)
 
     return Task(
@@ -100,15 +107,15 @@ def _testing(study: Study, net: Net, test: Images) -> Task:
 
 def _comparison(study: Study, one: Net, images: Images, part: str) -> Task:
     name = f'similarity_{part}_{one.family}_seed{one.seed}'
-    folder, known = study.results / 'similarity', _digests_of(study, one)
+    known = _digests_of(study, one)
     family = [net for net in known if not training.lacks_weights(study, net)]
     digest = '-'.join(known[net] for net in family)
 
     def is_done() -> bool:
-        kept = records.read(folder, name)
+        kept = study.records.read(name, 'similarity')
         before = set(kept['digest'].split('-') if kept else ())
         if before - set(_digests_of(study, one).values()):  # now: others may have added nets
-            records.read(folder, name, digest)  # refused, as it is of another config
+            study.records.read(name, 'similarity', digest)  # refused, as it is of another config
         return not before < {known[net] for net in family}  # of fewer nets: it is made anew
 
     def do() -> str:
@@ -117,8 +124,8 @@ def _comparison(study: Study, one: Net, images: Images, part: str) -> Task:
             for net in family
         ]
         table = [[round(cosine, 5) for cosine in row] for row in feature_similarity(features)]
-        record = dict(net=name, family=one.family, method=one.method, part=part)
-        records.write(folder, record | dict(seed=one.seed, digest=digest, similarity=table))
+        record = dict(kind='similarity', net=name, family=one.family, method=one.method, part=part)
+        study.records.write(record | dict(seed=one.seed, digest=digest, similarity=table))
         return f'{len(family)} nets'
 
     return Task(
@@ -134,7 +141,7 @@ def _comparison(study: Study, one: Net, images: Images, part: str) -> Task:
 def _digests_of(study: Study, one: Net) -> dict[Net, str]:
     """The nets that differ from one in the subnet alone and have a record, with its digest."""
     nets = [replace(one, subnet=subnet) for subnet in range(len(study.subnets))]
-    found = {net: records.read(study.results, net.name) for net in nets}
+    found = {net: study.records.read(net.name) for net in nets}
     return {net: record['digest'] for net, record in found.items() if record}
 
 

@@ -134,6 +134,7 @@ def make(study: Study, net: Net, heldout: tuple[Tensor, Tensor]) -> dict:
     method = METHODS[net.method]
     shift = course['curves'].get('gate_shift')
     record = dict(
+        kind='net',
         net=net.name,
         family=net.family,
         part=method.part,
@@ -151,7 +152,7 @@ def make(study: Study, net: Net, heldout: tuple[Tensor, Tensor]) -> dict:
         heldout=measure(study, net, heldout),
         test=None,
     )
-    records.write(study.results, record)
+    study.records.write(record)
     drop_checkpoints(study, net)
     return record
 
@@ -164,7 +165,7 @@ def make_again(study: Study, net: Net, heldout: tuple[Tensor, Tensor]) -> dict:
     """
     again = replace(study, work=study.work / 'again')
     train(again, net)
-    record, found = records.read(study.results, net.name), measure(again, net, heldout)
+    record, found = study.records.read(net.name), measure(again, net, heldout)
     if is_same := all(found[key] == record['heldout'][key] for key in ('top1', 'loss')):
         again.weights(net).replace(study.weights(net))
     shutil.rmtree(again.folder(net))
@@ -188,7 +189,7 @@ def drop_checkpoints(study: Study, net: Net) -> None:
 
 def lacks_weights(study: Study, net: Net) -> bool:
     """Whether a net that has a record has no weights, or others than its record's."""
-    path, known = study.weights(net), records.read(study.results, net.name).get('weights')
+    path, known = study.weights(net), study.records.read(net.name).get('weights')
     return not path.is_file() or known not in (None, _digest_of(path))
 
 
