@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch.distributed as dist
 from tiny import SPACE
 from torch import multiprocessing
@@ -228,6 +229,7 @@ cli.run(main)
 """
 
 
+@pytest.mark.full
 def test_under_a_launcher_the_reason_is_one_line(tmp_path):
     tool = tmp_path / 'tool.py'
     tool.write_text(TOOL)

@@ -89,7 +89,7 @@ def search_and_kill(cfg, monkeypatch, evaluations: int) -> int:
     return len(Path(cfg.work_dir, 'search_history.jsonl').read_text().splitlines())
 
 
-SLOW = pytest.mark.slow  # run by `make nightly`
+FULL, SLOW = pytest.mark.full, pytest.mark.slow  # run by `make test-all`, by `make nightly`
 KINDS = {
     'whole': {},
     'bfloat16': {'val_cfg.precision': 'bfloat16', 'val_cfg.finalists': 4},
@@ -100,7 +100,12 @@ KINDS = {
 
 
 @pytest.mark.parametrize(
-    'kind', [pytest.param(k, marks=() if k in ('whole', 'race') else SLOW) for k in KINDS]
+    'kind',
+    [
+        'whole',
+        pytest.param('race', marks=FULL),
+        *(pytest.param(k, marks=SLOW) for k in ('bfloat16', 'goals', 'surrogate')),
+    ],
 )
 def test_killed_at_random_moments_and_resumed(config, monkeypatch, kind):
     options = SMALL | KINDS[kind]

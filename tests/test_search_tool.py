@@ -80,6 +80,7 @@ def test_a_random_search_of_as_many_subnets_is_reported(searched, capsys):
     assert result_of(folder)['images_evaluated'] == 287 * len(subnets)
 
 
+@pytest.mark.full
 def test_a_baseline_is_added_to_a_search_that_is_over(searched, monkeypatch):
     assert searched()[0] == 0
     code, folder = searched('--baseline', '--resume')
@@ -91,6 +92,7 @@ def test_a_baseline_is_added_to_a_search_that_is_over(searched, monkeypatch):
     assert call_tool('search.py', '--replay', folder, '--no-report') == 0
 
 
+@pytest.mark.full
 def test_the_test_set_is_read_once_for_what_was_chosen(searched, monkeypatch):
     runs, run = [], SubnetTestLoop.run
     monkeypatch.setattr(SubnetTestLoop, 'run', lambda self: (runs.append(1), run(self))[1])
