@@ -261,7 +261,7 @@ def test_the_tool_resumes(config, tmp_path, capsys):
     arguments = ('search.py', tmp_path / 'search.py', cfg.load_from)
     assert call_tool(*arguments) == 0
     assert call_tool(*arguments, '--resume') == 0
-    assert 'Going on behind 18 subnets that are scored' in capsys.readouterr().out
+    assert 'Continuing after 18 subnets that are scored' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
