@@ -212,6 +212,7 @@ def test_growth_and_peak_memory_of_a_small_model():
     assert 'init' not in CONFIG['router']  # the config given is left as it was
 
 
+@pytest.mark.full
 def test_peak_memory_is_of_the_contestant_and_not_of_this_process():
     """A large tensor here must not hide what two steps there take, nor be counted there."""
     held = torch.ones(2**26)  # 256 MiB

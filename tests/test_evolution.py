@@ -278,6 +278,7 @@ def test_a_trusted_surrogate_selects_the_children_from_more():
         seen |= {*generation}
 
 
+@pytest.mark.full
 @given(spaces(depths=(1, 2)), st.floats(0, 1))
 @few
 def test_limits_hold_and_nothing_repeats_with_a_surrogate(space, share):

@@ -119,6 +119,7 @@ def test_networks_are_timed_in_turn_and_compared_by_rounds(monkeypatch):
     assert found['torch']['versus']['other']['median'] == pytest.approx((4 / 3 + 5 / 6) / 2)
 
 
+@pytest.mark.full
 def test_the_tool_prints_and_writes_its_figures(exported, tmp_path, capsys):
     out = tmp_path / 'costs.json'
     options = ('--runtimes', 'torch', 'onnx', '--rounds', 15, '--beside', exported, '--out', out)

@@ -105,6 +105,7 @@ def test_every_cost_is_an_objective():
         assert sum(map(cost, last)) < sum(map(cost, first))
 
 
+@pytest.mark.full
 @given(spaces(depths=(1, 2)), st.floats(0, 1), st.floats(0, 1))
 @few
 def test_limits_always_hold(space, low, high):
