@@ -1,14 +1,16 @@
+# make install  an environment in .venv with everything in it; the other targets do it first
 # make demo     the whole path on real images, in minutes on two cores
 #
 # make lint     style, spelling, prose, and the documentation
 # make test     what a change is likely to break: under 5 minutes on two cores
-# make test-all all tests but the slow ones of `make nightly`: about a quarter of an hour
+# make test-all all tests but the slow ones: about a quarter of an hour
 # make coverage the same, and which lines of tas_lora they run
 #
 # make nightly  10,000 made-up inputs for each reader, long runs that must hold no more at their end, the tutorial, the slow tests: some 40 minutes
 # make variants each variant of router, experts and training, end to end on the digits, and compiled blocks: half an hour
 # make soak     faults done to real runs, a table of what was lost: half an hour
 # make lowest   all tests with the lowest versions that setup.py allows, in an environment of their own
+# make fork     all tests on onedl-mmengine and onedl-mmpretrain, in an environment of their own; a nightly job
 #
 # make docs     the documentation, in site/; docs/drawings.py draws its figures
 # make format   what ruff can mend of the style
@@ -17,11 +19,14 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 LOWEST := .venv-lowest
+FORK := .venv-fork
 
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q --durations=5
 PARALLEL = -n logical --dist worksteal
 
-.PHONY: demo test test-all coverage variants soak nightly lowest lint docs format clean
+.PHONY: install demo test test-all coverage variants soak nightly lowest fork lint docs format clean
+
+install: $(INSTALLED)
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python tools/demo.py
@@ -42,6 +47,19 @@ $(LOWEST)/.installed: setup.py requirements/lowest.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)) and "The oldest versions need Python 3.10 or 3.11: make lowest PYTHON=python3.x")'
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c requirements/lowest.txt
+	touch $@
+
+# test_packaging also checks that no file of the fork was written over.
+fork: $(FORK)/.installed
+	OMP_NUM_THREADS=1 $(FORK)/bin/python -m pytest -q --durations=5
+
+# Without --no-deps, mmcv-lite and the toolkit would bring MMEngine over the fork.
+$(FORK)/.installed: setup.py requirements/fork.txt
+	$(PYTHON) -m venv --clear $(FORK)
+	$(FORK)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/fork.txt
+	$(FORK)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps mmcv-lite==2.2.0 -e .
+	$(FORK)/bin/python -c 'from importlib.metadata import requires; print(*(r.split(";")[0] for r in requires("tas-lora") if "\"test\"" in r), sep="\n")' > $(FORK)/test.txt
+	$(FORK)/bin/python -m pip install --quiet --disable-pip-version-check -r $(FORK)/test.txt
 	touch $@
 
 variants: $(INSTALLED) work_dirs/digits_supernet/epoch_30.pth

@@ -6,7 +6,7 @@ GPUs: 1. Best subnet up to 54.0M parameters: top-1 82.6 +-0.0 (published); not r
 """
 
 _base_ = [
-    '_base_/models/autoformer_b_moLE.py',
+    '_base_/models/mole_b.py',
     '_base_/datasets/imagenet_autoformer.py',
     '_base_/schedules/search_evolution.py',
     '_base_/default_runtime.py',

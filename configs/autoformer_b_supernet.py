@@ -2,8 +2,8 @@
 
 tools/dist_train.sh configs/autoformer_b_supernet.py 8
 
-GPUs: 8, batch 8 x 128. Searched subnet, 54.0M parameters: top-1 82.4 (published); not run
-here.
+GPUs: 8, batch 8 x 128. Searched subnet, 54.0M parameters: top-1 82.4 (published);
+not run here.
 """
 
 _base_ = [

@@ -3,11 +3,11 @@
 tools/dist_train.sh configs/autoformer_s_moLE.py 8
 
 GPUs: 8, batch 8 x 128. Searched subnet, 22.9M parameters, 5.0G FLOPs: top-1 81.9 +-0.1
-(published); not run here. An official AutoFormer file serves as load_from, too.
+(published); not run here. load_from also accepts an official AutoFormer file.
 """
 
 _base_ = [
-    '_base_/models/autoformer_s_moLE.py',
+    '_base_/models/mole_s.py',
     '_base_/datasets/imagenet_autoformer.py',
     '_base_/schedules/mole_50e.py',
     '_base_/default_runtime.py',

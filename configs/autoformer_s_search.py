@@ -6,7 +6,7 @@ GPUs: 1. Best subnet up to 22.9M parameters: top-1 81.9 +-0.1 (published); not r
 """
 
 _base_ = [
-    '_base_/models/autoformer_s_moLE.py',
+    '_base_/models/mole_s.py',
     '_base_/datasets/imagenet_autoformer.py',
     '_base_/schedules/search_evolution.py',
     '_base_/default_runtime.py',

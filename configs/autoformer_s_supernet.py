@@ -2,8 +2,8 @@
 
 tools/dist_train.sh configs/autoformer_s_supernet.py 8
 
-GPUs: 8, batch 8 x 128. Searched subnet, 22.9M parameters: top-1 81.6 (published); not run
-here.
+GPUs: 8, batch 8 x 128. Searched subnet, 22.9M parameters: top-1 81.6 (published);
+not run here.
 """
 
 _base_ = [

@@ -3,11 +3,11 @@
 tools/dist_train.sh configs/autoformer_t_moLE.py 4
 
 GPUs: 4, batch 4 x 256. Searched subnet, 5.9M parameters, 1.3G FLOPs: top-1 75.7 +-0.1
-(published); not run here. An official AutoFormer file serves as load_from, too.
+(published); not run here. load_from also accepts an official AutoFormer file.
 """
 
 _base_ = [
-    '_base_/models/autoformer_t_moLE.py',
+    '_base_/models/mole_t.py',
     '_base_/datasets/imagenet_autoformer.py',
     '_base_/schedules/mole_50e.py',
     '_base_/default_runtime.py',

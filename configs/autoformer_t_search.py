@@ -6,7 +6,7 @@ GPUs: 1. Best subnet up to 5.9M parameters: top-1 75.7 +-0.1 (published); not ru
 """
 
 _base_ = [
-    '_base_/models/autoformer_t_moLE.py',
+    '_base_/models/mole_t.py',
     '_base_/datasets/imagenet_autoformer.py',
     '_base_/schedules/search_evolution.py',
     '_base_/default_runtime.py',

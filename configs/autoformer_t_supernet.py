@@ -2,8 +2,8 @@
 
 tools/dist_train.sh configs/autoformer_t_supernet.py 8
 
-GPUs: 8, batch 8 x 128. Searched subnet, 5.9M parameters: top-1 74.7 (published); not run
-here.
+GPUs: 8, batch 8 x 128. Searched subnet, 5.9M parameters: top-1 74.7 (published);
+not run here.
 """
 
 _base_ = [

@@ -2,7 +2,7 @@
 
 python tools/train.py configs/digits_moLE.py
 
-GPUs: 0, about 40 s on two CPU cores. Top-1 measured: README.
+GPUs: 0, about 40 s on two CPU cores. Measured top-1: README.md.
 """
 
 _base_ = './digits_supernet.py'
@@ -13,7 +13,7 @@ model = dict(
 )
 load_from = 'work_dirs/digits_supernet/epoch_30.pth'
 
-# Rates above the paper's, for a thousandth of its iterations.
+# Higher rates than the paper's, as there are a thousandth of its iterations.
 optim_wrapper = dict(
     _delete_=True,
     constructor='tas_lora.MoLEOptimWrapperConstructor',

@@ -1,8 +1,8 @@
-"""The digits with patches of 2 or 4 pixels: experts that know how large a patch is, stage 2.
+"""The digits with patches of 2 or 4 pixels: experts chosen by patch size as well, stage 2.
 
 python tools/train.py configs/digits_patches_moLE.py
 
-GPUs: 0, about 40 s on two CPU cores. Top-1 measured: configs/README.md.
+GPUs: 0, about 40 s on two CPU cores. Measured top-1: configs/README.md.
 """
 
 _base_ = ['./digits_moLE.py']

@@ -1,8 +1,8 @@
-"""The digits with patches of 2 or 4 pixels: search under a limit of multiply-adds, stage 3.
+"""The digits with patches of 2 or 4 pixels: search under a limit on FLOPs, stage 3.
 
 python tools/search.py configs/digits_patches_search.py work_dirs/digits_patches_moLE/epoch_12.pth
 
-GPUs: 0, seconds on two CPU cores. Top-1 measured: configs/README.md.
+GPUs: 0, seconds on two CPU cores. Measured top-1: configs/README.md.
 """
 
 _base_ = ['./digits_search.py']

@@ -1,8 +1,8 @@
-"""The digits with one dimension more to search: patches of 2 or 4 pixels, stage 1.
+"""The digits with one more dimension to search: patches of 2 or 4 pixels, stage 1.
 
 python tools/train.py configs/digits_patches_supernet.py
 
-GPUs: 0, about a minute and a half on two CPU cores. Top-1 measured: configs/README.md.
+GPUs: 0, about a minute and a half on two CPU cores. Measured top-1: configs/README.md.
 """
 
 _base_ = './digits_supernet.py'

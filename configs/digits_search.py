@@ -1,8 +1,8 @@
-"""The search of `make demo`: evolution under a parameter limit on 8x8 digits, stage 3.
+"""The search of `make demo`: evolution on 8x8 digits under a parameter limit, stage 3.
 
 python tools/search.py configs/digits_search.py work_dirs/digits_moLE/epoch_12.pth
 
-GPUs: 0, seconds on two CPU cores. Top-1 measured: README.
+GPUs: 0, seconds on two CPU cores. Measured top-1: README.md.
 """
 
 _base_ = './digits_moLE.py'

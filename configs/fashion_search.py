@@ -1,8 +1,8 @@
-"""A search of 400 subnets on Fashion-MNIST, by racing: what docs/search.md measures.
+"""A search of 400 subnets on Fashion-MNIST by racing; docs/search.md reports its measurements.
 
 python tools/search.py configs/fashion_search.py work_dirs/fashion_supernet/epoch_12.pth --test
 
-GPUs: 0, five minutes on one CPU core; with --exhaustive fifteen. Top-1 measured: docs/search.md.
+GPUs: 0, five minutes on one CPU core, fifteen with --exhaustive. Measured top-1: docs/search.md.
 """
 
 _base_ = './fashion_supernet.py'

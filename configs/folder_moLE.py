@@ -2,7 +2,7 @@
 
 python tools/train.py configs/folder_moLE.py
 
-GPUs: 0, minutes on two CPU cores. Top-1 measured on letters: docs/own_data.md.
+GPUs: 0, minutes on two CPU cores. Measured top-1 on letters: docs/own_data.md.
 """
 
 _base_ = './folder_supernet.py'
@@ -11,7 +11,7 @@ space = _base_.space
 model = dict(
     backbone=dict(
         mole=dict(
-            # K: an expert for each combination of heads, MLP ratio and width.
+            # K: one expert per combination of heads, MLP ratio and width.
             num_experts=len(space.num_heads) * len(space.mlp_ratio) * len(space.embed_dim),
             rank=4,
         )

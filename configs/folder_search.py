@@ -1,8 +1,8 @@
-"""The best subnet up to 150,000 parameters for a folder of images, stage 3.
+"""Search for the best subnet up to 150,000 parameters on a folder of images, stage 3.
 
 python tools/search.py configs/folder_search.py work_dirs/folder_moLE/epoch_8.pth --test
 
-GPUs: 0, minutes on two CPU cores. Top-1 measured on letters: docs/own_data.md.
+GPUs: 0, minutes on two CPU cores. Measured top-1 on letters: docs/own_data.md.
 """
 
 _base_ = './folder_moLE.py'

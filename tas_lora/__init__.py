@@ -4,6 +4,8 @@ import warnings
 
 import lazy_loader
 
+from . import openmmlab
+
 __version__ = '0.2.0.dev0'
 
 # A name is imported when it is first asked for: `import tas_lora` costs next to nothing, and who
@@ -21,3 +23,5 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
 
 # mmcv-lite says on import that it lacks CUDA operators; none is needed here.
 warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
+
+openmmlab.register()

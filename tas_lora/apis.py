@@ -10,7 +10,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import LOOPS, MODELS, init_default_scope
 
 from .atomic_files import checkpoints_in, is_damaged, newest_whole
-from .config import check_data, load_config
+from .config import addressed, check_data, load_config
 from .engine import SubnetTestLoop, SupernetRunner
 from .engine.search import test_chosen
 from .errors import UserError, blame
@@ -47,7 +47,7 @@ def load_supernet(
     model_config = dict(config['model'])
     if config.get('data_preprocessor') is not None:
         model_config.setdefault('data_preprocessor', config['data_preprocessor'])
-    with blame('the model cannot be built'):
+    with addressed(dict(model=config['model'])), blame('the model cannot be built'):
         model = MODELS.build(model_config)
     if checkpoint is not None:
         model.load_state_dict(read_state_dict(checkpoint))
@@ -65,9 +65,7 @@ def prepare_training(cfg: Config) -> SupernetRunner:
         cfg.get('load_from'),
         'train the stage before, or give another by --cfg-options load_from=FILE',
     )
-    runner = _build_runner(cfg)
-    runner.prepare('train', 'val')
-    return runner
+    return _prepared(cfg, 'train', 'val')
 
 
 def check_training(cfg: Config) -> None:
@@ -92,9 +90,7 @@ def prepare_search(cfg: Config, checkpoint: str | Path) -> SupernetRunner:
     check_data(cfg, ('val_dataloader',))
     check_checkpoint_file(checkpoint, 'check the path')
     cfg.load_from = str(checkpoint)
-    runner = _build_runner(cfg)
-    runner.prepare('val')
-    return runner
+    return _prepared(cfg, 'val')
 
 
 def check_search(cfg: Config, checkpoint: str | Path, test: bool = False) -> None:
@@ -148,20 +144,22 @@ def evaluate(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -
         cfg.test_cfg.subnets = {
             name: s.to_dict() if isinstance(s, Subnet) else s for name, s in subnets.items()
         }
-    runner = _build_runner(cfg)
-    runner.prepare('test')
-    return runner.test()
+    return _prepared(cfg, 'test').test()
 
 
-def _build_runner(cfg: Config) -> SupernetRunner:
+def _prepared(cfg: Config, *stages: str) -> SupernetRunner:
+    """A runner with all built that the stages need."""
     if Path(cfg.get('work_dir') or '.').is_file():
         raise UserError(f'work_dir {cfg.work_dir} is a file; give a folder by --work-dir')
     if cfg.get('launcher', 'none') == 'pytorch' and not torch.cuda.is_available():
         use_gloo(cfg)
     if find_spec('tensorboard') is not None:
         _add_tensorboard(cfg)
-    with blame('the model or the runner cannot be built'):
-        return SupernetRunner.from_cfg(cfg)
+    with addressed(cfg):
+        with blame('the model or the runner cannot be built'):
+            runner = SupernetRunner.from_cfg(cfg)
+        runner.prepare(*stages)
+        return runner
 
 
 def _check_test(cfg: Config) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .errors import UserError
+from .provenance import sha256
 
 UNFINISHED = '.tmp'  # ends the name of a file that is being written
 _PREFIX = b'sha256:'
@@ -76,8 +77,8 @@ def check_seal(path: str | Path) -> None:
     with path.open('rb') as file:
         file.seek(size)
         sealed = file.read()
-        if sealed.startswith(_PREFIX) and sealed != _PREFIX + _digest(file, size):
-            raise UserError(f'{path} is damaged: its content does not match its SHA-256')
+    if sealed.startswith(_PREFIX) and sealed != _PREFIX + sha256(path, size).encode():
+        raise UserError(f'{path} is damaged: its content does not match its SHA-256')
 
 
 def is_whole(path: str | Path) -> bool:
@@ -96,7 +97,7 @@ def is_damaged(path: str | Path) -> bool:
 
 
 def checkpoints_in(folder: str | Path) -> list[Path]:
-    """Checkpoints of a training, the last written first; those of best scores are no such.
+    """Checkpoints of a training, the last written first; those of best scores do not count.
 
     First comes the one that the file ``last_checkpoint`` names, which may lie elsewhere. The
     others go by time, which copying a folder may change.
@@ -112,17 +113,6 @@ def checkpoints_in(folder: str | Path) -> list[Path]:
 def newest_whole(folder: str | Path) -> Path | None:
     """The first of :func:`checkpoints_in` a folder that is whole."""
     return next(filter(is_whole, checkpoints_in(folder)), None)
-
-
-def _digest(file, size: int) -> bytes:
-    """SHA-256 of the first ``size`` bytes, as ASCII."""
-    digest = hashlib.sha256()
-    file.seek(0)
-    while size > 0:
-        block = file.read(min(size, 2**20))
-        digest.update(block)
-        size -= len(block)
-    return digest.hexdigest().encode()
 
 
 def _sync_folder(folder: Path) -> None:

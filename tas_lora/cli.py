@@ -76,16 +76,21 @@ def config_parser(
         config: ``nargs`` of the config; '?' where it may be left out.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('config', nargs=config, help='config file')
+    parser.add_argument('config', nargs=config, help='config file, or name of a packaged config')
     if work_dir:
         parser.add_argument('--work-dir', help='folder for logs and results')
+    add_cfg_options(parser)
+    return parser
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add the option that overrides fields of a config."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=_Options,
         help='override config fields: key=value, nested keys with dots, lists as "[a,b]"',
     )
-    return parser
 
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +113,7 @@ def config_from(args: argparse.Namespace) -> Config:
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
-        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+        cfg.work_dir = str(Path('work_dirs') / Path(cfg.filename).stem)
     if hasattr(args, 'launcher'):
         cfg.launcher = args.launcher
     return cfg

@@ -2,7 +2,9 @@
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config
@@ -21,6 +23,7 @@ from mmengine.runner import Runner
 
 from .checks import natural, positive
 from .errors import UserError, blame
+from .packaged import find_config
 
 _REGISTRIES = dict(
     model=MODELS,
@@ -35,15 +38,19 @@ _REGISTRIES = dict(
     val_evaluator=METRICS,
     test_evaluator=METRICS,
 )
+_RUNNER = inspect.signature(Runner.__init__).parameters
+# What a config has once, its type left open.
+_OPTIM_WRAPPERS = ('SupernetOptimWrapper', 'JointOptimWrapper', 'MoLEOptimWrapperConstructor')
 # Keys that MMEngine takes out before it calls a constructor.
 _CONSUMED = {'type', '_scope_', 'priority'}
 
 
 def load_config(path: str | Path, options: dict | None = None) -> Config:
-    """Read a config, apply ``--cfg-options``, and refuse arguments that nothing takes."""
-    if not Path(path).is_file():
-        what = 'is no file' if Path(path).exists() else 'does not exist'
-        raise UserError(f'config {path} {what}; configs are in configs/')
+    """Read a config, apply ``--cfg-options``, and refuse arguments that nothing takes.
+
+    ``path`` is a file or the name of a packaged config.
+    """
+    path = find_config(path)
     with blame(f'config {path} cannot be read'):
         cfg = Config.fromfile(path)
     if 'model' not in cfg:
@@ -64,7 +71,7 @@ def checked_config(cfg: Config, options: dict | None = None) -> Config:
 
 def check_options(cfg: Config, options: dict | None) -> None:
     """Refuse ``--cfg-options`` whose first part names nothing in the config or the runner."""
-    known = [*cfg.keys(), *inspect.signature(Runner.__init__).parameters]
+    known = [*cfg.keys(), *_RUNNER]
     for key in options or {}:
         first = key.split('.')[0]
         if first not in known:
@@ -78,10 +85,9 @@ def check_names(cfg: Config) -> None:
 
     Other names are the config's own variables.
     """
-    known = inspect.signature(Runner.__init__).parameters
     for name in cfg:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.88)
+        if name not in _RUNNER:
+            close = difflib.get_close_matches(name, _RUNNER, n=1, cutoff=0.88)
             if close and close[0] not in cfg:
                 raise UserError(f'the config sets {name!r}; did you mean {close[0]!r}?')
 
@@ -117,6 +123,31 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
                     f'{path}.data_root: there is no folder {root!r}; put the data there '
                     f'(see README, "Data") or point to it by --cfg-options {path}.data_root=DIR'
                 )
+
+
+@contextmanager
+def addressed(cfg: Config | dict) -> Iterator[None]:
+    """Put the place in ``cfg`` of the part whose argument is refused before it, for its class.
+
+    Of several parts of one class, it is one that has the value which the message shows; if none
+    has, the class it stays.
+    """
+    try:
+        yield
+    except UserError as error:
+        typed = (pair for field in _RUNNER for pair in _typed(cfg.get(field), field))
+        parts = [(path, node) for path, node in typed if node['type'].split('.')[-1] == error.part]
+        if len(parts) > 1:
+            parts = [(path, node) for path, node in parts if _shows(error, node)]
+        if parts or error.part in _OPTIM_WRAPPERS:
+            error.part = parts[0][0] if parts else 'optim_wrapper'
+        raise
+
+
+def _shows(error: UserError, part: dict) -> bool:
+    """Whether the message is about the value that ``part`` has in that field."""
+    value = re.escape(repr(part.get(error.field)))
+    return error.field in part and bool(re.search(f'(got|is) {value}([,;:]|$)', error.message))
 
 
 def _check_number(node, path: str, key: str, check: Callable, *kind) -> None:

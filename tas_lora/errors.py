@@ -12,7 +12,21 @@ class UserError(ValueError):
 
     The message is one line: what was wrong, what was expected, what to do. The tools print it
     without a traceback and exit with code 2; with TAS_LORA_DEBUG=1 they show the traceback.
+
+    Args:
+        message: A sentence; with ``field``, what is said of it: 'must be ...'.
+        field: Name of the wrong value where it is used, empty for the whole part. The part whose
+            argument it is comes before it: its class, or its place in a config.
     """
+
+    def __init__(self, message: str, field: str | None = None):
+        super().__init__(message)
+        self.message, self.joint = message, ': ' if field is None else ' '
+        self.field, self.part = field or '', ''
+
+    def __str__(self) -> str:
+        name = '.'.join(filter(None, (self.part, self.field)))
+        return f'{name}{self.joint}{self.message}' if name else self.message
 
 
 class NonFiniteError(UserError):
@@ -20,11 +34,12 @@ class NonFiniteError(UserError):
 
 
 @contextmanager
-def blame(what: str) -> Iterator[None]:
+def blame(what: str, field: str | None = None) -> Iterator[None]:
     """Turn any error of a step that only reads what the user gave into a :class:`UserError`.
 
     Args:
-        what: The step, as the start of the message: 'train_dataloader cannot be built'.
+        what: The step, as the start of the message: 'the config cannot be read'.
+        field: As in :class:`UserError`.
     """
     try:
         yield
@@ -34,4 +49,4 @@ def blame(what: str) -> Iterator[None]:
         if os.environ.get('TAS_LORA_DEBUG'):
             raise
         reason = ' '.join(str(error).split()) or 'no reason given'
-        raise UserError(f'{what}: {type(error).__name__}: {reason[:600]}') from error
+        raise UserError(f'{what}: {type(error).__name__}: {reason[:600]}', field) from error

@@ -5,7 +5,8 @@ A config names our parts as ``type='tas_lora.X'``. MMEngine then imports this mo
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
@@ -19,11 +20,33 @@ from mmengine.registry import PARAM_SCHEDULERS as MMENGINE_PARAM_SCHEDULERS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import Registry
 
+from .checks import of_part
 from .errors import UserError
 
 
+class _Registry(Registry):
+    """MMEngine's; what its classes refuse begins with their name, whoever builds them."""
+
+    def register_module(self, name=None, force=False, module=None):
+        """As in MMEngine."""
+        if module is None:
+            return lambda module: self.register_module(name, force, module)
+        if inspect.isclass(module):
+            module.__init__ = _naming(module.__init__)
+        return super().register_module(name, force, module)
+
+
+def _naming(init: Callable) -> Callable:
+    @wraps(init)
+    def naming(self, *args, **kwargs):
+        with of_part(type(self).__name__):
+            init(self, *args, **kwargs)
+
+    return naming
+
+
 def _child(parent: Registry, *locations: str) -> Registry:
-    return Registry(parent.name, parent=parent, scope='tas_lora', locations=list(locations))
+    return _Registry(parent.name, parent=parent, scope='tas_lora', locations=list(locations))
 
 
 def build_part(registry: Registry, config: Mapping, kind: type, field: str, **defaults):
@@ -33,7 +56,7 @@ def build_part(registry: Registry, config: Mapping, kind: type, field: str, **de
         registry: Where it is registered.
         config: Its config.
         kind: What it must be a subclass of.
-        field: Its place in the config, for the message.
+        field: The argument that it is, for the message.
         **defaults: Arguments used where ``config`` has none.
 
     Raises:
@@ -46,7 +69,7 @@ def build_part(registry: Registry, config: Mapping, kind: type, field: str, **de
             for name, other in registry.module_dict.items()
             if inspect.isclass(other) and issubclass(other, kind)
         )
-        raise UserError(f'{field}: there is no {config!r}; choose from {", ".join(known)}')
+        raise UserError(f'cannot be {config!r}; choose from {", ".join(known)}', field)
     return part(**defaults | {key: value for key, value in config.items() if key != 'type'})
 
 

@@ -25,7 +25,7 @@ def write_alone(path: Path, arch: dict) -> Path:
 
 
 def write_checkpoint(config: Path, seed: int = 0) -> Path:
-    """Random weights beside a config, experts that are not zero included."""
+    """Random weights next to a config, including experts that are not zero."""
     torch.manual_seed(seed)
     model = randomize(apis.load_supernet(config), std=0.2)
     path = config.with_suffix('.pth')
@@ -34,7 +34,7 @@ def write_checkpoint(config: Path, seed: int = 0) -> Path:
 
 
 def analyse(tool: str, config: Path, digits_root: Path, *arguments) -> int:
-    """Run a tool on a config and the checkpoint beside it; results lie in ``out`` beside both."""
+    """Run a tool on a config and the checkpoint next to it; results are in ``out`` next to both."""
     data = f'heldout_dataloader.dataset.dataset.data_root={digits_root}'
     where = ('--out', config.parent / 'out', '--cfg-options', data)
     checkpoint = config.with_suffix('.pth')
@@ -52,5 +52,5 @@ def result(config: Path, name: str) -> dict:
 
 
 def named(name: str, config: Path) -> str:
-    """A config and the checkpoint beside it, as --beside and --nets take them."""
+    """A config and the checkpoint next to it, as --beside and --nets accept them."""
     return f'{name}={config}:{config.with_suffix(".pth")}'

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 
 from tas_lora.config import load_config
 
-# Small tensors: threads cost more than they give, the more so beside other jobs.
+# Small tensors: threads cost more than they gain, above all next to other jobs.
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 _names = count()

@@ -1,4 +1,4 @@
-"""What can go wrong in a training, as hooks and datasets that configs can name."""
+"""Faults of a training, as hooks and datasets that configs can name."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Values that are wrong in ways nobody thought of, and how many of them are tried.
+"""Random wrong values, and how many of them are tried.
 
 HYPOTHESIS_PROFILE=nightly tries 10,000 in each test, others at each run; without it a few hundred,
 always the same.

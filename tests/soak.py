@@ -204,7 +204,7 @@ class Soak:
         self.report('full disk', 1, lost)
 
     def damaged(self, name: str, damage: Callable[[Path], None]) -> None:
-        """The newest checkpoint is damaged, then the training goes on."""
+        """The newest checkpoint is damaged, then the training resumes."""
         lost = []
         for number in range(self.times):
             run = Run(self.folder / f'{name}_{number}'.replace(' ', '_'))
@@ -247,7 +247,7 @@ class Soak:
         self.report('NaN loss', 2, lost)
 
     def killed_search(self, processes: int) -> None:
-        """SIGKILL at random moments of a search, which then goes on."""
+        """SIGKILL at random moments of a search, which then resumes."""
         weights = self.folder / 'undisturbed_moLE_1' / 'work' / LAST
         config, lost, killed = self.folder / 'search.py', [], 0
         config.write_text(SEARCH.format(root=ROOT))

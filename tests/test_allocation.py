@@ -136,10 +136,10 @@ def test_parameters_of_the_config():
         (dict(importance=[[1, 1, 1, 0]] * 3), 'positive numbers'),
         (dict(importance=[[1, 1, 1, float('inf')]] * 3), 'positive numbers'),
         (dict(importance=3), 'must hold 3 lists'),
-        (dict(importance='nowhere.json'), r'importance \(nowhere.json\) cannot be read'),
+        (dict(importance='nowhere.json'), 'importance nowhere.json cannot be read: No such file'),
         (dict(layer_experts=9), 'layer_experts is 9, more than num_experts, 8'),
         (dict(layer_experts=0), 'layer_experts must be a positive integer'),
-        (dict(ranks=2), 'mole is a dict of'),
+        (dict(ranks=2), '^model.backbone.mole must be a dict of'),
     ],
 )
 def test_scores_that_make_no_sense(change, message):

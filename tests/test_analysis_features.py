@@ -199,7 +199,7 @@ def test_tool_takes_a_bare_supernet_and_is_repeatable(digits_root, tmp_path):
         (('--nets', 'g/a={0}:{1}'), "'g' is one network"),
         (('--beside', 'net={0}:{1}'), "two are called 'net'"),
         (('--beside', 'a/b={0}:{1}'), 'leave out the /'),
-        (('--beside', 'a={0}:none.pth'), 'checkpoint none.pth is no file'),
+        (('--beside', 'a={0}:none.pth'), 'checkpoint none.pth is not a file'),
         (('--images', '0'), '--images must be a positive integer'),
         (('--images', '288'), 'has 287'),
         (('--seed', '-1'), '--seed must be an integer from 0 up'),
@@ -220,7 +220,7 @@ def test_one_network_has_no_subnets(digits_root, tmp_path, capsys):
     config = write_config(tmp_path / 'alone.py', 'supernet', 'space = None')
     write_checkpoint(config)
     assert analyse('feature_similarity', config, digits_root) == 2
-    assert 'has no space, it is that of one network' in capsys.readouterr().err
+    assert 'has no space: it is of a single network' in capsys.readouterr().err
 
 
 def test_subnets_that_do_not_fit_are_told(digits_root, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Images that cannot be read, losses that are no numbers, candidates that need too much memory."""
+"""Images that cannot be read, losses that are not finite, candidates that need too much memory."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The benchmark: its contestants compute what they should, its figures are right."""
+"""The benchmark: its contestants compute the right thing, and its figures are right."""
 
 import json
 
@@ -9,9 +9,9 @@ from tiny import SPACE, images, randomize, tiny_config, tiny_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tas_lora import Subnet, cli
+from tas_lora import Subnet
 from tas_lora.config import load_config
-from tas_lora.costs import benchmark, growth, processes
+from tas_lora.costs import benchmark, processes
 from tas_lora.costs.reference_models import (
     StaticViT,
     forward_products,
@@ -126,7 +126,7 @@ def test_products_of_a_forward_by_hand_and_by_torch():
         ('static', '', 0),
         # The merged weights of ours have gradients as weights do, but not the first input.
         ('ours', 'qkv.weight proj.weight fc1.weight fc2.weight', 17 * 16 * 3 * 8),
-        ('unmerged', 'cls_token', 0),  # which stands for experts: all behind it needs gradients
+        ('unmerged', 'cls_token', 0),  # a stand-in for experts: all after it needs gradients
     ],
 )
 def test_products_of_a_step_against_torch(name, trained, unneeded):
@@ -188,7 +188,7 @@ def test_mistakes_on_the_command_line(option, message, capsys):
 
 
 def test_results_in_the_repository_are_of_the_tool():
-    paths = list((ROOT / 'docs').glob('benchmark_*.json'))
+    paths = list((ROOT / 'tools' / 'results').glob('benchmark_*.json'))
     assert paths
     for path in paths:
         report = json.loads(path.read_text())
@@ -196,20 +196,15 @@ def test_results_in_the_repository_are_of_the_tool():
         assert report['machine']['commit']
 
 
-def test_growth_and_peak_memory_of_a_small_model():
-    subnet, axes = SPACE.smallest(), dict(num_experts=(1, 5), rank=(2,), batch=(3,))
-    config = dict(CONFIG, router=dict(CONFIG['router']))
-    found = {
-        axis: {v: growth._measure(config, subnet, 'cpu', 2, 1, axis, v) for v in values}
-        for axis, values in axes.items()
-    }
-    rows = [row for points in found.values() for row in points.values()]
-    assert all(hop['median'] > 0 for row in rows for hop in row.values())
-    table = growth.table('num_experts', found['num_experts'])
-    lines = cli.markdown([table]).splitlines()
-    assert lines[2].startswith('| num_experts | merge ms |')
-    assert [line.split(' | ')[0] for line in lines[4:]] == ['| 1', '| 5']
-    assert 'init' not in CONFIG['router']  # the config given is left as it was
+def test_the_tool_measures_what_options_ask_for(tmp_path):
+    options = ('space.depth=[2]', 'model.backbone.img_size=32', 'model.backbone.mole.num_experts=5')
+    options += ('model.router.num_experts=5', 'model.router.init=random')
+    quick = ('--quick', '--contestants', 'static', '--json', tmp_path / 'found.json')
+    assert call_tool('benchmark.py', *quick, '--cfg-options', *options) == 0
+    found = json.loads((tmp_path / 'found.json').read_text())
+    assert len(found['subnet']['num_heads']) == 2
+    for part in ('merge', 'merge backward', 'whole step'):
+        assert found['hops_ms'][part]['median'] > 0
 
 
 @pytest.mark.full

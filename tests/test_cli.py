@@ -60,7 +60,7 @@ def test_missing_config(fails):
 
 def test_config_for_another_tool(fails, experts):
     assert 'trains nothing' in fails('train.py', SEARCH)
-    assert 'is no search config' in fails('search.py', MOLE, experts)
+    assert 'is not a search config' in fails('search.py', MOLE, experts)
     assert 'base_batch_size' in fails('train.py', SUPERNET, '--auto-scale-lr')
 
 
@@ -151,7 +151,7 @@ def test_subnet_file_that_is_none(fails, tmp_path, experts):
     assert 'exactly the fields' in fails('export.py', *arguments, tmp_path / 'bad.json')
     assert 'cannot be read' in fails('export.py', *arguments, tmp_path / 'missing.json')
     (tmp_path / 'bad.json').write_text('{')
-    assert 'is no JSON' in fails('export.py', *arguments, tmp_path / 'bad.json')
+    assert 'is not JSON' in fails('export.py', *arguments, tmp_path / 'bad.json')
 
 
 def test_limits_that_no_subnet_meets(fails, digits_root, experts):
@@ -162,7 +162,7 @@ def test_limits_that_no_subnet_meets(fails, digits_root, experts):
 
 def test_converting_a_file_that_is_not_official(fails, experts, tmp_path):
     line = fails('convert_autoformer.py', experts, tmp_path / 'out.pth')
-    assert 'is no official AutoFormer checkpoint' in line
+    assert 'is not an official AutoFormer checkpoint' in line
 
 
 def dist_train(folder, *arguments) -> subprocess.CompletedProcess:

@@ -1,4 +1,4 @@
-"""The warm-up of compiled blocks: nothing is compiled after it, and training does not notice it."""
+"""The warm-up of compiled blocks: nothing is compiled after it, and training is unaffected."""
 
 import random
 from copy import deepcopy

@@ -1,4 +1,4 @@
-"""Every config builds on miniature data, and holds the numbers that were published."""
+"""Every config builds on miniature data and holds the published numbers."""
 
 import ast
 import gc
@@ -345,7 +345,7 @@ def test_a_step_of_the_warmup_moves_experts_alone(runner):
 def test_published_rates_of_the_supernet(runner):
     rates = rates_of_epochs(runner)['lr']
     warmup = [1e-6 + t * (1e-3 - 1e-6) / 20 for t in range(20)]
-    # Stepped behind each epoch: the first rate serves twice; the cosine counts the warm-up.
+    # Stepped after each epoch: the first rate is used twice; the cosine counts the warm-up.
     assert rates == pytest.approx([warmup[0], *warmup, *cosine(1e-3, 1e-5, 500)[20:499]])
 
 

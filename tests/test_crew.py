@@ -165,7 +165,7 @@ def test_all_may_fail_at_once(tmp_path):
 def test_a_rank_that_is_killed_ends_the_search(tmp_path):
     leader, other = crew_of(2, tmp_path, at_rank(1, die))
     assert leader.startswith('UserError: rank 1 has given no sign of life for 1 s')
-    assert 'go on by --resume' in leader
+    assert 'continue with --resume' in leader
     assert other == 'nothing'
 
 

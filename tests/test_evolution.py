@@ -209,9 +209,9 @@ def test_narrow_limits_are_filled_from_what_meets_them():
 @pytest.mark.parametrize(
     ('sizes', 'message'),
     [
-        (dict(parents=0), 'evolution.parents must be a positive integer, got 0'),
+        (dict(parents=0), '^parents must be a positive integer, got 0'),
         (dict(population=5), '25 mutations and 25 crossovers exceed the population of 5'),
-        (dict(generations=1.5), 'evolution.generations must be a positive integer'),
+        (dict(generations=1.5), '^generations must be a positive integer'),
     ],
 )
 def test_sizes_that_make_no_sense(sizes, message):
@@ -306,5 +306,5 @@ def test_a_surrogate_that_has_learned_brings_better_children(seed):
 
 @pytest.mark.parametrize('bad', [0, 1.5, None])
 def test_oversample_is_a_positive_integer(bad):
-    with pytest.raises(UserError, match='evolution.oversample must be a positive integer'):
+    with pytest.raises(UserError, match='^oversample must be a positive integer'):
         Evolution(SPACE, anything, oversample=bad)

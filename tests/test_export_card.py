@@ -1,7 +1,10 @@
 """The model card, for people and for model hubs."""
 
+import ast
+
 import pytest
 import yaml
+from conftest import ROOT
 
 from tas_lora import Subnet, UserError, export_subnet, load_supernet
 from tas_lora.export import FORMATS, Source, model_card
@@ -100,6 +103,39 @@ def test_the_card_of_a_hub_is_of_its_folder_alone(source):
     assert heads[0]['license'] == 'odd: "licence"'
     assert heads[1].pop('library_name') == 'transformers'
     assert heads[0] == heads[1]
+
+
+def test_what_is_written_into_the_card_is_not_run(source):
+    """Neither in the template, nor in the head: no field more than there is."""
+    hostile = '{{ 7 * 7 }}{% raw %}\nlibrary_name: evil\n---'
+    record = RECORD | dict(score=hostile, **{hostile: 0.5})
+    card = model_card(source.description, record, source.data, hostile)
+    head = yaml.safe_load(card.split('\n---\n')[0])
+    assert head['license'] == hostile
+    assert set(head) == {'license', 'pipeline_tag', 'tags'}
+    assert f'the lowest {hostile} was sought' in card
+    assert card.endswith(f'## Licence\n\n{hostile}\n')
+
+
+def test_the_template_is_in_the_wheel():
+    """And so is every file of the package that is no module."""
+    setup = (ROOT / 'setup.py').read_text()
+    data = dict(
+        item
+        for node in ast.walk(ast.parse(setup))
+        if isinstance(node, ast.keyword) and node.arg == 'package_data'
+        for item in ast.literal_eval(node.value).items()
+    )
+    package = ROOT / 'tas_lora'
+    others = {p for p in package.rglob('*') if p.is_file() and p.suffix not in ('.py', '.pyc')}
+    named = {
+        path
+        for name, patterns in data.items()
+        for pattern in patterns
+        for path in ROOT.joinpath(*name.split('.')).glob(pattern)
+    }
+    assert package / 'export' / 'card.md.jinja' in others
+    assert others <= named
 
 
 @pytest.mark.parametrize(

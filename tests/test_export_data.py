@@ -1,4 +1,4 @@
-"""What exports take from the data: names of classes, and images to test on."""
+"""Parts of the data that exports use: class names and test images."""
 
 import pytest
 from mmpretrain.registry import DATASETS

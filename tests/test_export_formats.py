@@ -1,4 +1,4 @@
-"""Exported networks as their users meet them: in a Python that knows nothing of the toolkit."""
+"""Exported networks as their users load them: in a Python without the toolkit."""
 
 import subprocess
 import sys
@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from test_export import trained_like
 from tiny import SPACE, images, randomize, tiny_model
 
-from tas_lora import Subnet, UserError, export_subnet
-from tas_lora.export import FORMATS, Outcome, Source, export_formats, find_formats, formats
+from tas_lora import Subnet, UserError, export, export_subnet
+from tas_lora.export import FORMATS, ParityCheck, Source, export_formats, find_formats, formats
 from tas_lora.export import onnx as onnx_format
 
 CHOSEN = Subnet(16, (2, 1, 2), (1.0, 2.0, 2.0))
@@ -31,7 +31,7 @@ def source(model, tmp_path_factory) -> Source:
 
 
 @pytest.fixture(scope='module')
-def exported(model, source, tmp_path_factory) -> tuple[Path, list[Outcome]]:
+def exported(model, source, tmp_path_factory) -> tuple[Path, list[ParityCheck]]:
     """All formats, and what came of each."""
     folder = tmp_path_factory.mktemp('exported')
     return folder, export_formats(model, source, FORMATS, folder)
@@ -267,3 +267,11 @@ def test_missing_packages_name_their_extra(monkeypatch):
     ]
     with pytest.raises(UserError, match='--formats must be all or some of safetensors, onnx'):
         find_formats(['tensorrt'])
+
+
+def test_the_name_of_0_1_still_works():
+    with pytest.warns(DeprecationWarning, match='Outcome is called ParityCheck now'):
+        from tas_lora.export import Outcome
+    assert Outcome is ParityCheck
+    with pytest.raises(AttributeError, match='no attribute'):
+        export.nonsense  # noqa: B018

@@ -1,4 +1,4 @@
-"""What is in an export's folder after one run, and after the next."""
+"""Contents of an export's folder after one run and after the next."""
 
 import subprocess
 import sys

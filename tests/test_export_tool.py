@@ -193,7 +193,7 @@ def test_a_subnet_outside_of_the_space(digits_config, tmp_path, capsys, change, 
     files = (ROOT / 'configs/digits_supernet.py', tmp_path / 'bare.pth')
     files += ('--subnet', tmp_path / 'subnet.json', '--out', tmp_path / 'out')
     assert call_tool('export.py', *files) == 2
-    assert f'the subnet is outside of train_cfg.space: {message};' in capsys.readouterr().err
+    assert f'the subnet is outside train_cfg.space: {message};' in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
     assert call_tool('export.py', *files, '--outside-space') == 0
     assert Source.read(tmp_path / 'out').description['subnet'] == outside

@@ -1,4 +1,4 @@
-"""Feature maps of blocks, frozen stages, and weights for a backbone by itself."""
+"""Feature maps of blocks, frozen stages, and weights for a standalone backbone."""
 
 import re
 
@@ -79,7 +79,7 @@ def test_a_block_beyond_the_depth_passes_on_what_it_is_given():
     whole = model(images(), Subnet(16, (1, 2, 2), (2.0, 1.0, 2.0)))
     for found, expected in zip(shallow, whole, strict=True):
         torch.testing.assert_close(found, expected)
-    assert (whole[1] - whole[2]).abs().max() > 0.1  # behind the last block comes the norm
+    assert (whole[1] - whole[2]).abs().max() > 0.1  # the norm follows the last block
 
 
 @pytest.mark.parametrize(('indices', 'expected'), [((-3, -1), (0, 2)), (-2, (1,)), ([1], (1,))])
@@ -118,7 +118,7 @@ def test_gradients_reach_the_blocks_before_a_map(subnet, indices, reached):
 
 
 class Pyramid(nn.Module):
-    """What detectors put behind a plain ViT: a map of each block at a resolution of its own."""
+    """What detectors add after a plain ViT: a map of each block at its own resolution."""
 
     def __init__(self, width: int, out: int = 8):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files are either complete or absent."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tas_lora import UserError, apis
@@ -36,13 +36,14 @@ def test_a_sealed_file_is_a_zip_file_that_torch_reads(tmp_path):
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@settings(deadline=None)
 def test_a_flipped_bit_is_named(tmp_path_factory, place, bit):
     path = sealed(tmp_path_factory.mktemp('flip') / 'a.pth')
     content = bytearray(path.read_bytes())
     position = int(place * len(content))
     content[position] ^= 1 << bit
     path.write_bytes(content)
-    if position < len(content) - 71:  # behind it stands the digest
+    if position < len(content) - 71:  # the digest follows
         with pytest.raises(UserError, match='is damaged: its content does not match its SHA-256'):
             read_state_dict(path)
         assert not is_whole(path)

@@ -1,4 +1,4 @@
-"""Whatever is read from a file or a config: it is good, or refused by our own error."""
+"""Anything read from a file or a config is valid, or refused by our own error."""
 
 import json
 import re
@@ -321,11 +321,11 @@ def test_a_torn_last_line_is_left_out(folder, cut):
     ('content', 'message'),
     [
         (b'', 'is empty: the search scored no subnet'),
-        (HISTORY + b'{\n' + HISTORY, 'history.jsonl, line 4 is no JSON'),
-        (HISTORY + b'\n' + HISTORY, 'line 4 is no JSON'),
-        (b'\xff\n' + HISTORY, 'line 1 is no JSON'),
-        (lines([RECORD, [3]]), r'line 2 must be a dict with a subnet and numbers, got \[3\]'),
-        (lines([RECORD | dict(subnet=3)]), 'line 1 must be a dict with a subnet and numbers'),
+        (HISTORY + b'{\n' + HISTORY, 'history.jsonl, line 4 is damaged: '),
+        (HISTORY + b'\n' + HISTORY, 'line 4 is damaged'),
+        (b'\xff\n' + HISTORY, 'line 1 is damaged'),
+        (lines([RECORD, [3]]), r'line 2: expected a dict with a subnet and numbers, got \[3\]'),
+        (lines([RECORD | dict(subnet=3)]), 'line 1: expected a dict with a subnet and numbers'),
         (lines([RECORD | dict(params='3')]), "line 1: 'params' must be a number, got '3'"),
         (lines([RECORD | dict(params=True)]), "'params' must be a number, got True"),
         (lines([RECORD | dict(precision=32)]), 'precision must be a string, got 32'),

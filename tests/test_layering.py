@@ -15,7 +15,14 @@ FILES = sorted((ROOT / 'tas_lora').rglob('*.py'))
 # A module may import from its own layer and those before it. A package counts where it stands
 # itself, so that `from ..models import X` is an import of all that `models` exports.
 LAYERS = (
-    ('tas_lora.errors', 'tas_lora.checks', 'tas_lora.atomic_files', 'tas_lora.registry'),
+    (
+        'tas_lora.errors',
+        'tas_lora.checks',
+        'tas_lora.provenance',
+        'tas_lora.atomic_files',
+        'tas_lora.registry',
+    ),
+    ('tas_lora.packaged', 'tas_lora.openmmlab'),
     ('tas_lora.structures',),
     ('tas_lora.search',),
     ('tas_lora.models.layers',),
@@ -35,7 +42,14 @@ LAYERS = (
     ('tas_lora.export',),
     ('tas_lora.costs',),
     ('tas_lora.engine',),
-    ('tas_lora.config', 'tas_lora.apis', 'tas_lora.cli', 'tas_lora'),
+    (
+        'tas_lora.config',
+        'tas_lora.apis',
+        'tas_lora.cli',
+        'tas_lora.analysis.subjects',  # what the command lines of tools/analysis have in common
+        'tas_lora',
+        'tas_lora.__main__',
+    ),
 )
 ORDER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 FRAMEWORKS = {'torch', 'torchvision', 'mmengine', 'mmcv', 'mmpretrain'}

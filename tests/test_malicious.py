@@ -36,7 +36,7 @@ class Calls:
 
 
 def object_array(payload) -> np.ndarray:
-    """NumPy pickles the objects of such an array beside it."""
+    """NumPy pickles the objects of such an array along with it."""
     array = np.empty(1, dtype=object)
     array[0] = payload
     return array

@@ -1,4 +1,4 @@
-"""What is measured of subnets: right, robust, and remembered on disk."""
+"""Measurements of subnets: right, robust, and kept on disk."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tas_lora.costs import deployed
 from tas_lora.costs.deployed import Deployed, trimmed
 from tas_lora.models.export import standalone_state_dict
 from tas_lora.models.plain_vit import PlainViT
-from tas_lora.search.measured import Measured, open_measured
+from tas_lora.search import Measured, read_measured
 
 SPEC = IMAGE | dict(num_classes=CLASSES)
 SUBNETS = every(SPACE)[:3]
@@ -159,15 +159,15 @@ def test_a_subnet_that_does_not_fit_costs_more_than_any_limit(monkeypatch):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(batch_size=0), 'val_cfg.measure.batch_size must be a positive integer, got 0'),
-        (dict(batch_size=1.5), 'val_cfg.measure.batch_size must be a positive integer, got 1.5'),
-        (dict(rounds=True), 'val_cfg.measure.rounds must be a positive integer, got True'),
-        (dict(warmup=-1), 'val_cfg.measure.warmup must be an integer from 0'),
-        (dict(device='tpu'), "val_cfg.measure.device must be 'cpu' or 'cuda', got 'tpu'"),
-        (dict(precision='int8'), "val_cfg.measure.precision must be one of 'float32' or"),
+        (dict(batch_size=0), '^batch_size must be a positive integer, got 0'),
+        (dict(batch_size=1.5), '^batch_size must be a positive integer, got 1.5'),
+        (dict(rounds=True), '^rounds must be a positive integer, got True'),
+        (dict(warmup=-1), '^warmup must be an integer from 0'),
+        (dict(device='tpu'), "^device must be 'cpu' or 'cuda', got 'tpu'"),
+        (dict(precision='int8'), "^precision must be one of 'float32' or"),
         (dict(precision='float16'), r"must be 'float32' or 'bfloat16' on a CPU, got 'float16'"),
-        (dict(batch=3), r"val_cfg.measure must be a dict of \('device', .*got {'batch': 3}"),
-        (['cpu'], r"val_cfg.measure must be a dict of .*got \['cpu'\]"),
+        (dict(batch=3), r"^must be a dict of \('device', .*got {'batch': 3}"),
+        (['cpu'], r"^must be a dict of .*got \['cpu'\]"),
     ],
 )
 def test_options_that_make_no_sense(options, message):
@@ -188,6 +188,12 @@ def by_counting(start: float = 0.1):
     """Another number at each measurement, as a clock gives."""
     numbers = iter(range(1, 1000))
     return lambda subnet: dict(latency=start * next(numbers), latency_spread=0.0, memory=1.0)
+
+
+def resumed(path, measure) -> Measured:
+    measured = Measured(path, measure)
+    measured.resume()
+    return measured
 
 
 def never(subnet):
@@ -212,21 +218,23 @@ def test_each_measurement_is_on_disk_at_once(path):
 def test_a_resumed_search_sees_the_same_numbers(path):
     first = Measured(path, by_counting())
     expected = [first.cost('latency', subnet) for subnet in SUBNETS[:2]]
-    second = Measured(path, by_counting(5.0), open_measured(path, resume=True))
+    second = resumed(path, by_counting(5.0))
     assert [second.cost('latency', subnet) for subnet in SUBNETS[:2]] == expected
     assert second.cost('latency', SUBNETS[2]) == 5
-    third = Measured(path, never)
-    third.recall(open_measured(path, resume=True))
+    third = resumed(path, never)
     assert [third.cost('latency', subnet) for subnet in SUBNETS] == [*expected, 5]
 
 
-def test_a_new_search_measures_anew(path):
-    assert open_measured(path, resume=False) == open_measured(path, resume=True) == []
-    Measured(path, by_counting()).cost('latency', SUBNETS[0])
-    written = path.read_text()
-    assert open_measured(path, resume=False) == []
-    assert path.with_name('measured.jsonl.old').read_text() == written
+def test_nothing_to_resume(path):
+    assert resumed(path, never).known == {}
     assert not path.exists()
+
+
+def test_what_another_search_measured_is_not_measured_again(path):
+    first = Measured(path, by_counting())
+    expected = [first.cost('latency', subnet) for subnet in SUBNETS]
+    other = Measured(path.with_name('other.jsonl'), never, read_measured(path))
+    assert [other.cost('latency', subnet) for subnet in SUBNETS] == expected
 
 
 def test_a_torn_last_line_is_measured_again(path):
@@ -237,8 +245,7 @@ def test_a_torn_last_line_is_measured_again(path):
     for cut in range(1, len(last)):
         path.write_bytes(whole[:-cut])
         with pytest.warns(UserWarning, match='measured.jsonl: the last line is torn, and left out'):
-            known = open_measured(path, resume=True)
-        again = Measured(path, by_counting(7.0), known)
+            again = resumed(path, by_counting(7.0))
         found = [again.cost('latency', subnet) for subnet in SUBNETS]
         assert found == [*expected[:2], 7]
         assert len(path.read_text().splitlines()) == 3
@@ -247,14 +254,14 @@ def test_a_torn_last_line_is_measured_again(path):
 def test_a_torn_first_line_is_measured_again(path):
     path.write_text('{"subnet": {"embed')
     with pytest.warns(UserWarning, match='the last line is torn'):
-        assert open_measured(path, resume=True) == []
+        assert resumed(path, never).known == {}
     assert path.read_bytes() == b''
 
 
 def test_infinite_costs_come_back(path):
     infinite = dict(latency=inf, latency_spread=inf, memory=inf)
     Measured(path, lambda subnet: infinite).cost('latency', SUBNETS[0])
-    again = Measured(path, never, open_measured(path, resume=True))
+    again = resumed(path, never)
     assert again.cost('memory', SUBNETS[0]) == inf
 
 
@@ -276,14 +283,19 @@ LINE = dict(subnet=SUBNETS[0].to_dict(), latency=1.0)
 @pytest.mark.parametrize(
     ('line', 'message'),
     [
-        ('{', 'line 1 is no JSON'),
-        (json.dumps(3), 'line 1 must be a dict with a subnet and numbers, got 3'),
-        (json.dumps(LINE | dict(latency='1')), "line 1: 'latency' must be a number, got '1'"),
+        ('{', 'line 1 is damaged'),
+        (json.dumps(3), 'line 1: expected a dict with a subnet and numbers, got 3'),
+        (
+            json.dumps(LINE | dict(latency='1')),
+            "latency must be a number from 0 to inf, got '1'",
+        ),
         (json.dumps(LINE | dict(latency=nan)), 'line 1: latency must be a number from 0 to inf'),
         (json.dumps(LINE | dict(subnet=dict(width=3))), 'line 1: a subnet has exactly the fields'),
     ],
 )
 def test_lines_that_are_no_measurements(path, line, message):
     path.write_text(f'{line}\n{json.dumps(LINE)}\n')
-    with pytest.raises(UserError, match=f'measured.jsonl, {message}'):
-        Measured(path, never, open_measured(path, resume=True))
+    with pytest.raises(UserError, match=f'measured.jsonl, .*{message}'):
+        resumed(path, never)
+    with pytest.raises(UserError, match=f'measured.jsonl, .*{message}'):
+        read_measured(path)

@@ -203,9 +203,9 @@ def test_a_search_without_any_finite_score_goes_on_at_random():
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (dict(population=0), 'evolution.population must be a positive integer, got 0'),
-        (dict(generations=1.5), 'evolution.generations must be a positive integer'),
-        (dict(gene_prob=2), 'evolution.gene_prob must be a number from 0 to 1'),
+        (dict(population=0), '^population must be a positive integer, got 0'),
+        (dict(generations=1.5), '^generations must be a positive integer'),
+        (dict(gene_prob=2), '^gene_prob must be a number from 0 to 1'),
         (dict(costs={}), r'nsga2.costs must be like dict\(params=count_params\)'),
         (dict(costs=dict(params=3)), 'nsga2.costs must be like'),
         (dict(costs=count_params), 'nsga2.costs must be like'),

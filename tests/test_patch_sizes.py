@@ -1,4 +1,4 @@
-"""Patch size as a dimension to search: slices are exact, everything else counts and knows it."""
+"""Patch size as a search dimension: slices are exact, and everything else accounts for it."""
 
 import re
 from dataclasses import replace
@@ -261,12 +261,12 @@ def test_patches_that_do_not_divide_the_image_are_refused(sizes):
 
 @pytest.mark.parametrize('sizes', [[], 'abc', [2, 0], [2, 4.0], True])
 def test_patches_that_are_no_sizes_are_refused(sizes):
-    with pytest.raises(UserError, match=r'^model\.backbone\.patch_size'):
+    with pytest.raises(UserError, match=r'^ElasticViT\.patch_size'):
         ElasticViT(SPACE.largest(), **IMAGE | dict(patch_size=sizes))
 
 
 def test_a_router_cannot_read_patches_that_no_subnet_has():
-    message = "model.router.attributes has 'patch_size', and the space no choices of it"
+    message = "model.router.attributes has 'patch_size', which the space leaves open; add choices"
     router = dict(type='tas_lora.LSTMRouterHead', space=SPACE_DICT, attributes=ATTRIBUTES)
     backbone = dict(type='tas_lora.ElasticViT', arch=SPACE.largest().to_dict(), **IMAGE)
     backbone['mole'] = dict(num_experts=24, rank=2)

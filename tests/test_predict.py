@@ -171,7 +171,7 @@ def refused(tmp_path, capsys):
 
 def test_images_that_cannot_be_read(refused, tmp_path):
     assert f'image {tmp_path}/none.png does not exist' in refused(tmp_path / 'none.png')
-    assert f'image {tmp_path} is no file' in refused(tmp_path)
+    assert f'image {tmp_path} is not a file' in refused(tmp_path)
     (tmp_path / 'text.png').write_text('no image')
     assert 'text.png cannot be read: UnidentifiedImageError' in refused(tmp_path / 'text.png')
     large = tmp_path / 'large.png'
@@ -181,7 +181,7 @@ def test_images_that_cannot_be_read(refused, tmp_path):
     Image.new('RGB', (1, 101)).save(tmp_path / 'line.png')
     assert 'more than 100 times as long as wide' in refused(tmp_path / 'line.png')
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / 'deep.png')
-    assert 'deep.png has more than 8 bits a channel' in refused(tmp_path / 'deep.png')
+    assert 'deep.png has more than 8 bits per channel' in refused(tmp_path / 'deep.png')
 
 
 def test_folders_that_are_no_export(refused, tmp_path):
@@ -195,7 +195,7 @@ def test_damaged_weights_are_no_prediction(refused, tmp_path):
     model, _ = exported(tmp_path / 'other')
     model.head.fc.bias.data[0] = torch.nan
     folder = export_subnet(model, SPACE.smallest(), tmp_path / 'other')
-    assert 'no finite numbers for' in refused(folder=folder)
+    assert 'or an image after it is not finite' in refused(folder=folder)
 
 
 def test_options_that_cannot_be(refused, tmp_path):

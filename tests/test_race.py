@@ -1,4 +1,4 @@
-"""The race: its estimates are those of the book, and it never loses one of the best."""
+"""The race: its estimates match the textbook, and it never loses one of the best."""
 
 import numpy as np
 import pytest
@@ -435,18 +435,18 @@ def test_asking_again_gives_the_same_slice():
 @pytest.mark.parametrize(
     ('rules', 'message'),
     [
-        (dict(first=0), 'val_cfg.race.first must be a positive integer, got 0'),
-        (dict(first=500.0), 'val_cfg.race.first must be a positive integer, got 500.0'),
-        (dict(first=359), 'val_cfg.race.first is 359: .* 20 strata and 20 controls.* at least 360'),
-        (dict(growth=1.0), 'val_cfg.race.growth must be at least 1.05, got 1.0'),
-        (dict(growth='2'), "val_cfg.race.growth must be a positive number, got '2'; at most 100"),
-        (dict(growth=float('nan')), 'val_cfg.race.growth must be a positive number, got nan'),
-        (dict(z=0), 'val_cfg.race.z must be a positive number, got 0; at most 100'),
-        (dict(z=True), 'val_cfg.race.z must be a positive number, got True'),
-        (dict(controls=0), 'val_cfg.race.controls must be a positive integer, got 0; at most 200'),
-        (dict(controls=201), 'val_cfg.race.controls must be a positive integer, got 201'),
-        (dict(strata=0), 'val_cfg.race.strata must be a positive integer, got 0; at most 100'),
-        (dict(strata=101, first=10000), 'val_cfg.race.strata must be .*, got 101; at most 100'),
+        (dict(first=0), '^first must be a positive integer, got 0'),
+        (dict(first=500.0), '^first must be a positive integer, got 500.0'),
+        (dict(first=359), '^first is 359: .* 20 strata and 20 controls.* at least 360'),
+        (dict(growth=1.0), '^growth must be at least 1.05, got 1.0'),
+        (dict(growth='2'), "^growth must be a positive number, got '2'; at most 100"),
+        (dict(growth=float('nan')), '^growth must be a positive number, got nan'),
+        (dict(z=0), '^z must be a positive number, got 0; at most 100'),
+        (dict(z=True), '^z must be a positive number, got True'),
+        (dict(controls=0), '^controls must be a positive integer, got 0; at most 200'),
+        (dict(controls=201), '^controls must be a positive integer, got 201'),
+        (dict(strata=0), '^strata must be a positive integer, got 0; at most 100'),
+        (dict(strata=101, first=10000), '^strata must be .*, got 101; at most 100'),
     ],
 )
 def test_rules_that_make_no_sense(rules, message):

@@ -174,7 +174,7 @@ def test_tool_scores_as_the_test_tool_does(supernet, digits_root, tmp_path):
             'to 100',
         ),
         (RECORD % '1', 'a ranking needs two'),
-        ('[', 'cannot be read'),
+        ('[', 'is not JSON'),
     ],
 )
 def test_records_that_will_not_do_are_refused(supernet, digits_root, capsys, content, message):

@@ -65,7 +65,7 @@ def test_another_seed_another_history(digits_config):
             r"constraints.latency is unknown; choose from \['flops', 'params'\]",
         ),
         (dict(params=5), r'constraints.params must be \(low, high\), got 5'),
-        (dict(params=(2, 1)), 'low 2 is above high 1'),
+        (dict(params=(2, 1)), 'constraints.params has low 2 above high 1'),
     ],
 )
 def test_limits_that_make_no_sense(digits_config, constraints, message):
@@ -187,7 +187,7 @@ def test_what_is_kept_of_some_images_serves_others():
 
 def test_a_batch_sampler_of_the_config_is_refused():
     loader = DataLoader([0, 1], batch_sampler=[[0], [1]])
-    with pytest.raises(UserError, match=r'val_dataloader.batch_sampler: .* set batch_size'):
+    with pytest.raises(UserError, match='^batch_sampler is of no use: .* set batch_size'):
         HeldOutImages(loader)
 
 
@@ -214,7 +214,7 @@ def test_finalists_of_a_bfloat16_search_are_confirmed_in_float32(digits_config):
     ('field', 'value', 'message'),
     [
         ('precision', 'int8', "precision must be 'float32' or 'bfloat16', got 'int8'"),
-        ('fp16', True, "val_cfg.fp16: a search has val_cfg.precision='bfloat16'"),
+        ('fp16', True, "fp16 must be False: a search has precision='bfloat16'"),
         ('memory_share', 7, 'memory_share must be a number from 0 to 1, got 7'),
         ('memory_share', 'a', "memory_share must be a number from 0 to 1, got 'a'"),
     ],

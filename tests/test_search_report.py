@@ -1,4 +1,4 @@
-"""The page of a search: its numbers are those of the files, and it shows in a browser."""
+"""The report page of a search: its numbers match the files, and a browser shows it."""
 
 import json
 import re
@@ -372,9 +372,9 @@ def spoiled(name: str, content: str):
     ('spoil', 'expected'),
     [
         (lambda folder: (folder / 'search_history.jsonl').unlink(), 'cannot be read'),
-        (spoiled('search_history.jsonl', 'no\n{}\n'), 'line 1 is no JSON'),
+        (spoiled('search_history.jsonl', 'no\n{}\n'), 'line 1 is damaged'),
         (spoiled('search_history.jsonl', '{"subnet": {}}\n'), 'search_history.jsonl, 1: a subnet'),
-        (spoiled('best_subnet.json', '{"subnet"'), 'best_subnet.json is no JSON'),
+        (spoiled('best_subnet.json', '{"subnet"'), 'best_subnet.json is not JSON'),
         (spoiled('best_subnet.json', '[1]'), 'best_subnet.json must hold a dict'),
         (spoiled('best_subnet.json', '{"subnet": 3}'), 'best_subnet.json: a subnet is a dict'),
         (spoiled('best_subnet.json', '{"parents": "all"}'), 'parents must be an integer'),

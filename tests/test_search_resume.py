@@ -1,4 +1,4 @@
-"""A search that was killed goes on, and never on another one's history or the test set."""
+"""A killed search resumes, but never from another search's history or on the test set."""
 
 import json
 import random
@@ -16,7 +16,7 @@ from tiny import SPACE
 from tas_lora import UserError, apis, count_params
 from tas_lora.engine.search import driver
 from tas_lora.engine.search.candidate_evaluator import CandidateEvaluator
-from tas_lora.engine.search.identity import identity_of
+from tas_lora.engine.search.identity import search_identity
 from tas_lora.search import Limits
 
 SMALL = {
@@ -134,10 +134,14 @@ def test_nothing_to_resume_starts_anew(config, first):
     assert search(config('new', resume=True)) == found_in(first)
 
 
-def test_a_new_search_moves_the_old_history_aside(config, first):
+def test_a_new_search_moves_the_old_one_aside(config, first):
     expected = found_in(first)
+    (first / 'measured.jsonl').write_text('measured')
+    journal = (first / 'search_journal.jsonl').read_text()
     assert search(config('first')) == expected
     assert (first / 'search_history.jsonl.old').read_text() == expected[0]
+    assert (first / 'search_journal.jsonl.old').read_text() == journal
+    assert (first / 'measured.jsonl.old').read_text() == 'measured'
 
 
 OTHERS = {
@@ -174,7 +178,7 @@ def test_other_images_at_the_same_place_are_noticed(config, first, digits_root):
 
 @pytest.mark.parametrize(
     'moment',
-    ['begin_search', *(pytest.param(m, marks=SLOW) for m in ('open_history', 'Journal'))],
+    ['begin_search', *(pytest.param(m, marks=SLOW) for m in ('History', 'Journal'))],
 )
 def test_killed_while_a_new_search_begins_in_the_folder_of_another(
     config, first, monkeypatch, moment
@@ -196,23 +200,35 @@ def test_killed_while_a_new_search_begins_in_the_folder_of_another(
 
 def test_what_has_no_name_is_not_resumed(config, first):
     (first / 'search.json').unlink()
-    with pytest.raises(UserError, match='has search_history.jsonl without search.json'):
+    with pytest.raises(UserError, match='has search_history.jsonl, but not search.json'):
         search(config('first', resume=True))
 
 
-@pytest.mark.parametrize('content', ['{', '[]', '{"config": 1, "settings": 2}', ''])
-def test_an_identity_that_is_damaged(config, first, content):
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('{', 'search.json is not JSON'),
+        ('[]', 'search.json must hold a dict, got '),
+        ('{"search": 3}', 'search.json is not a search result: it needs checkpoint_sha256'),
+        ('{"config": 1, "settings": 2}', 'search.json is not a search result'),
+        (None, 'search.json is not a search result'),
+    ],
+)
+def test_an_identity_that_is_damaged(config, first, content, message):
     path = first / 'search.json'
     whole = json.loads(path.read_text())
-    path.write_text(content if content != '' else json.dumps(whole | dict(settings=2)))
-    with pytest.raises(UserError, match=r'search.json is no result of a search'):
+    path.write_text(content or json.dumps(whole | dict(settings=2)))
+    with pytest.raises(UserError, match=message):
         search(config('first', resume=True))
 
 
 def test_without_the_journal_all_is_evaluated_again(config, first):
     expected = found_in(first)
-    (first / 'search_journal.bin').unlink()
+    journal = first / 'search_journal.jsonl'
+    journal.rename(first / 'search_journal.bin')  # what it was called in 0.1, in another format
     assert search(config('first', resume=True)) == expected
+    log = max(first.glob('*/*.log')).read_text()
+    assert f'{journal} is missing: all of them are evaluated again' in log
 
 
 def test_a_history_of_other_numbers_is_refused(config, first):
@@ -226,8 +242,8 @@ def test_a_history_of_other_numbers_is_refused(config, first):
 
 def test_weights_at_an_address_have_no_identity(config):
     cfg = config('first')
-    with pytest.raises(UserError, match='download the file first'):
-        identity_of(cfg, 'http://somewhere/weights.pth', '')
+    with pytest.raises(UserError, match='is not a file.*download it first'):
+        search_identity(cfg, 'http://somewhere/weights.pth', '')
 
 
 def test_other_weights_are_noticed(config, first, tmp_path):

@@ -1,4 +1,4 @@
-"""What a user types: searches with several goals, at random, tested, replayed, picked from."""
+"""The search tool's commands: several goals, random search, test, replay, picking a subnet."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from conftest import ROOT, call_tool
 from tas_lora import Subnet, apis, read_subnet
 from tas_lora.engine import SubnetTestLoop
 from tas_lora.engine.search.candidate_evaluator import CandidateEvaluator
-from tas_lora.engine.search.result import front_of
+from tas_lora.engine.search.result import front_records
 
 EVOLUTION = dict(population=6, generations=3, parents=3, mutations=2, crossovers=2)
 RACE = dict(first=60, strata=2, controls=4)
@@ -168,10 +168,10 @@ def test_what_cannot_be_replayed(finished, capsys, tmp_path):
     (tmp_path / 'weights.pth').unlink()
     line = error('--replay', finished)
     assert 'weights.pth does not exist; give the file as CHECKPOINT' in line
-    assert 'nowhere is no result of a search' in error('--replay', 'nowhere')
+    assert 'search result nowhere cannot be read: No such file' in error('--replay', 'nowhere')
     (tmp_path / 'subnet.json').write_text(json.dumps(result_of(finished)['subnet']))
-    assert 'it says not by which config' in error('--replay', 'subnet.json')
-    assert 'CONFIG and CHECKPOINT are needed, or --replay RESULT' in error('search.py')
+    assert 'needs checkpoint_sha256' in error('--replay', 'subnet.json')
+    assert 'give CONFIG and CHECKPOINT, or --replay RESULT' in error('search.py')
 
 
 def test_the_best_of_a_budget_is_read_off(searched, capsys, tmp_path):
@@ -188,7 +188,7 @@ def test_the_best_of_a_budget_is_read_off(searched, capsys, tmp_path):
     assert call_tool('pick_subnet.py', folder, '--max', 'params=1000') == 2
     assert '1,000' in capsys.readouterr().err
     assert call_tool('pick_subnet.py', tmp_path) == 2
-    assert 'is no result of a search' in capsys.readouterr().err
+    assert 'best_subnet.json cannot be read: No such file' in capsys.readouterr().err
     assert call_tool('pick_subnet.py', folder, '--max', 'params=few') == 2
 
 
@@ -233,7 +233,7 @@ def test_a_signal_ends_a_search_that_can_go_on(searched, finished, capsys, monke
         patch.setattr(CandidateEvaluator, '_predict', predict_and_signal)
         code, folder = searched(folder='stopped')
     assert code == 75
-    assert '6 candidates are scored and on disk, go on by --resume' in capsys.readouterr().out
+    assert '6 candidates are scored and on disk, continue with --resume' in capsys.readouterr().out
     assert signal.getsignal(number) == before
     assert searched('--resume', folder='stopped')[0] == 0
     for name in ('search_history.jsonl', 'front.json'):
@@ -303,7 +303,7 @@ def test_tensorboard_is_written_to_unless_the_config_says_where():
 
 
 def test_a_subnet_too_large_for_the_device_is_on_no_front():
-    """Its latency is infinite, of which pymoo's knees would make an error at a search's end."""
+    """Its latency is infinite; pymoo's knees would fail on that at the end of a search."""
     base = dict(phase='search', precision='float32', error=0.0, images=9)
     costs = [
         (0.1, float('inf')),
@@ -315,6 +315,6 @@ def test_a_subnet_too_large_for_the_device_is_on_no_front():
     ]
     lines = [dict(base, loss=loss, latency=latency) for loss, latency in costs]
     study = SimpleNamespace(lines=lines, score='loss', sign=1)
-    front = front_of(study, ('latency',), 'search', 'float32')
+    front = front_records(study, ('latency',), 'search', 'float32')
     assert [record['loss'] for record in front] == [0.2, 0.3, 0.5]
-    assert front_of(study, ('latency',), 'baseline', 'float32') == []
+    assert front_records(study, ('latency',), 'baseline', 'float32') == []

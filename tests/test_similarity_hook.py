@@ -1,4 +1,4 @@
-"""The hook: its numbers are those of the formulas, and training does not notice it."""
+"""The hook: its numbers match the formulas, and it does not affect training."""
 
 import json
 import random
@@ -19,7 +19,7 @@ NAMES = ('feature_similarity', 'expert_similarity', 'gate_entropy', 'dead_expert
 
 
 def with_hook(cfg, **options):
-    """A config with the hook behind its others."""
+    """A config with the hook after its others."""
     options = dict(subnets=3, images=12, gate_draws=10) | options
     cfg.custom_hooks = [
         *cfg.get('custom_hooks', []),

@@ -1,4 +1,4 @@
-"""What a space costs before training: against enumeration, other formulas and real data sets."""
+"""Costs of a space ahead of training, against enumeration, other formulas and real data sets."""
 
 import json
 import time

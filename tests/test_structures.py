@@ -157,7 +157,7 @@ def test_lists_become_tuples_and_equal_spaces_hash_alike():
 @pytest.mark.parametrize('field', SPACE_DICT)
 @pytest.mark.parametrize('value', [[], '12', 2, None, {1, 2}])
 def test_space_without_a_list_of_choices_is_refused(field, value):
-    message = f'space.{field} must be a list of numbers, got {value!r}'
+    message = f'{field} must be a list of numbers, got {value!r}'
     with pytest.raises(UserError, match=f'^{re.escape(message)}$'):
         SearchSpace(**SPACE_DICT | {field: value})
 
@@ -166,21 +166,21 @@ def test_space_without_a_list_of_choices_is_refused(field, value):
 @pytest.mark.parametrize('value', [0, -1, '1', True, None, NAN, INF, [1], 10**400])
 def test_bad_choice_is_refused(field, value):
     kind = 'number' if field == 'mlp_ratio' else 'integer'
-    message = f'space.{field}[1] must be a positive {kind}, got {value!r}'
+    message = f'{field}[1] must be a positive {kind}, got {value!r}'
     with pytest.raises(UserError, match=f'^{re.escape(message)}$'):
         SearchSpace(**SPACE_DICT | {field: [1, value]})
 
 
 @pytest.mark.parametrize('field', ['embed_dim', 'depth', 'num_heads'])
 def test_fraction_is_refused_where_integers_count(field):
-    message = rf'space\.{field}\[1\] must be a positive integer, got 2\.0'
+    message = rf'^{field}\[1\] must be a positive integer, got 2\.0'
     with pytest.raises(UserError, match=message):
         SearchSpace(**SPACE_DICT | {field: [1, 2.0]})
 
 
 @pytest.mark.parametrize('field', SPACE_DICT)
 def test_repeated_choice_is_refused(field):
-    message = rf'space\.{field} repeats a choice: \[2(\.0)?, 3(\.0)?, 2(\.0)?\]'
+    message = rf'^{field} repeats a choice: \[2(\.0)?, 3(\.0)?, 2(\.0)?\]'
     with pytest.raises(UserError, match=message):
         SearchSpace(**SPACE_DICT | {field: [2, 3, 2]})
 
@@ -376,5 +376,5 @@ def test_space_whose_smallest_mlp_is_empty_is_refused():
 
 @pytest.mark.parametrize('fields', [dict(width=[1]), {}, [1, 2], None])
 def test_space_of_other_fields_is_refused(fields):
-    with pytest.raises(UserError, match='a search space is a dict of exactly'):
+    with pytest.raises(UserError, match='^space must be a dict of exactly'):
         SearchSpace.coerce(fields)

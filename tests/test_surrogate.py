@@ -178,8 +178,8 @@ def test_selecting_before_learning_is_refused():
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (dict(trust=1.5), 'surrogate.trust must be a number from 0 to 1'),
-        (dict(seed=-1), 'surrogate.seed must be an integer from 0 up'),
+        (dict(trust=1.5), '^trust must be a number from 0 to 1'),
+        (dict(seed=-1), '^seed must be an integer from 0 up'),
     ],
 )
 def test_arguments_that_make_no_sense(change, message):

@@ -393,7 +393,7 @@ def test_inaturalist_says_what_is_wrong(tmp_path):
     with pytest.raises(UserError, match=r'train2019\.json cannot be read: No such file'):
         inaturalist(tmp_path)
     (tmp_path / 'train2019.json').write_text('{"images": [')
-    with pytest.raises(UserError, match=r'train2019\.json is no JSON'):
+    with pytest.raises(UserError, match=r'train2019\.json is not JSON'):
         inaturalist(tmp_path)
     for broken, lacking in (
         (dict(images=None), "KeyError: 'images'"),

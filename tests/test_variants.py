@@ -146,14 +146,23 @@ def test_clusters_that_do_not_fit(clusters, message):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (dict(attributes=['width']), r"attributes must be some of \('num_heads', 'mlp_ratio'"),
-        (dict(init='zeros'), "router.init must be 'group_wise' or 'random', got 'zeros'"),
-        (dict(num_experts=5), 'router.num_experts is 5, but there are 8 groups'),
-        (dict(init='random', num_experts=0), 'router.num_experts must be a positive integer'),
-        (dict(beta='high'), 'router.beta must be a positive number'),
-        (dict(grouping='RandomGroups'), "router.grouping: there is no 'RandomGroups'; choose from"),
+        (
+            dict(attributes=['width']),
+            r"^LSTMRouterHead.attributes must be some of \('num_heads', 'mlp_ratio'",
+        ),
+        (dict(init='zeros'), "^LSTMRouterHead.init must be 'group_wise' or 'random', got 'zeros'"),
+        (dict(num_experts=5), '^LSTMRouterHead.num_experts is 5, but there are 8 groups'),
+        (
+            dict(init='random', num_experts=0),
+            'LSTMRouterHead.num_experts must be a positive integer',
+        ),
+        (dict(beta='high'), '^LSTMRouterHead.beta must be a positive number'),
+        (dict(grouping='RandomGroups'), "Head.grouping cannot be 'RandomGroups'; choose from"),
         (dict(grouping=dict(type='tas_lora.UniformSampling')), 'choose from .*ParamCountGroups'),
-        (dict(grouping=dict(type='tas_lora.RandomGroups', seed=-1)), 'seed must be an integer'),
+        (
+            dict(grouping=dict(type='tas_lora.RandomGroups', seed=-1)),
+            '^RandomGroups.seed must be an integer',
+        ),
     ],
 )
 def test_routers_that_make_no_sense(arguments, message):
@@ -164,7 +173,7 @@ def test_routers_that_make_no_sense(arguments, message):
 def test_a_router_that_does_not_exist():
     config = tiny_config()
     config['model']['router']['type'] = 'GRU'
-    with pytest.raises(UserError, match='model.router: there is no .* choose from .*GRURouterHead'):
+    with pytest.raises(UserError, match='^model.router cannot be .* choose from .*GRURouterHead'):
         load_supernet(config)
 
 

@@ -1,7 +1,8 @@
 """Measure what experts, router and elastic slicing cost, against plain networks of the same widths.
 
 All contestants take turns in one process; figures are medians of ratios within rounds, with the
-middle half as spread. Targets and results: docs/speed.md.
+middle half as spread. Targets and results: docs/speed.md. How a cost grows is seen from runs
+with other values: --cfg-options model.backbone.mole.rank=64, space.depth=[2], ...
 """
 
 import argparse
@@ -19,9 +20,10 @@ from mmengine.device import get_device
 from rich.console import Console
 from rich.table import Table
 
-from tas_lora import SearchSpace, apis, cli
+from tas_lora import SearchSpace, cli
 from tas_lora.checks import natural, positive
-from tas_lora.costs import benchmark, growth, processes
+from tas_lora.config import load_config
+from tas_lora.costs import benchmark, processes
 from tas_lora.costs.reference_models import forward_products
 from tas_lora.costs.timing import matrix_rate, milliseconds, ratio
 
@@ -48,13 +50,13 @@ def parse_args():
     parser.add_argument('--device', default=get_device(), help='cpu or cuda')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast for all')
     parser.add_argument('--seed', type=int, default=0, help='seed of the subnet, and of weights')
-    parser.add_argument('--growth', action='store_true', help='cost against K, rank, depth, ...')
     parser.add_argument(
         '--processes', action='store_true', help='peak memory, and steps in two processes (CPU)'
     )
     parser.add_argument(
         '--quick', action='store_true', help='T at batch 4 in 3 rounds, whatever else is asked for'
     )
+    cli.add_cfg_options(parser)
     parser.add_argument('--json', help='write all figures to this file')
     parser.add_argument('--markdown', help='write the tables to this file')
     args = parser.parse_args()
@@ -72,7 +74,7 @@ def measure(size: str, args, rates: dict[str, float]) -> dict:
 
     ``rates`` are multiply-adds a second by precision.
     """
-    cfg = apis.load_config(CONFIGS / f'{SPACES[size]}_moLE.py')
+    cfg = load_config(CONFIGS / f'{SPACES[size]}_moLE.py', args.cfg_options)
     space = SearchSpace.coerce(cfg.space)
     subnet = space.sample(np.random.default_rng(natural(args.seed, '--seed')))
     torch.manual_seed(args.seed)
@@ -98,9 +100,6 @@ def measure(size: str, args, rates: dict[str, float]) -> dict:
         result['contestants'][name] |= speed
     result['hops_ms'] = {name: milliseconds(seconds) for name, seconds in hops.items()}
     result['subnet'] = subnet.to_dict()
-    if args.growth:
-        few = (min(args.batch, 4), min(args.rounds, 5))
-        result['growth'] = growth.measure_growth(cfg.model, subnet, args.device, *few)
     if args.processes:
         threads = max(torch.get_num_threads() // 2, 1)
         result['ddp_step_ms'] = processes.ddp_step(cfg.model, 4, args.rounds, threads)
@@ -161,7 +160,6 @@ def tables(results: dict[str, dict]) -> list[Table]:
         found.append(_times('part of a step', result['hops_ms']))
         if 'ddp_step_ms' in result:
             found.append(_times('step in several processes', result['ddp_step_ms']))
-        found += [growth.table(axis, points) for axis, points in result.get('growth', {}).items()]
     return found
 
 

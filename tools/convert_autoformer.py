@@ -1,4 +1,4 @@
-"""Convert an official AutoFormer checkpoint to ours."""
+"""Convert an official AutoFormer checkpoint to the toolkit's format."""
 
 import argparse
 
@@ -18,12 +18,12 @@ def parse_args():
 
 
 def main():
-    """Parse, convert, say what was found."""
+    """Parse, convert and report the sizes."""
     args = parse_args()
     cli.check_output(args.dst)
     official = read_state_dict(args.src)
     if not is_autoformer(official):
-        raise UserError(f'{args.src} is no official AutoFormer checkpoint')
+        raise UserError(f'{args.src} is not an official AutoFormer checkpoint')
     state_dict = from_autoformer(official)
     sizes = describe(state_dict)
     torch.save(dict(meta=dict(source='autoformer', **sizes), state_dict=state_dict), args.dst)

@@ -1,7 +1,6 @@
-"""Export a subnet as an ordinary network, in several formats; read each back and compare."""
+"""Export a subnet as a standalone network in several formats, read each back and compare."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -11,7 +10,6 @@ from tempfile import TemporaryDirectory
 from mmengine.config import Config
 
 from tas_lora import SearchSpace, Subnet, UserError, apis, cli, export_subnet
-from tas_lora.errors import blame
 from tas_lora.export import FORMATS, Format, Source, export_formats, find_formats, model_card
 from tas_lora.export.data import class_names, innermost, labelled_batches
 from tas_lora.export.formats import ROOT
@@ -20,6 +18,7 @@ from tas_lora.export.onnx import OPSETS, check_opset
 from tas_lora.export.parity import check_place, forms_in
 from tas_lora.models import SupernetClassifier
 from tas_lora.models.safe_load import read_checkpoint
+from tas_lora.provenance import read_json
 
 DATA = ('train_dataloader', 'test_dataloader', 'test_evaluator', 'custom_imports')
 
@@ -28,55 +27,52 @@ def parse_args() -> argparse.Namespace:
     """Command line."""
     parser = cli.config_parser(__doc__, work_dir=False)
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--subnet', required=True, help='JSON file as the search writes')
+    parser.add_argument('--subnet', required=True, help='JSON file of a subnet, from a search')
     parser.add_argument('--out', required=True, help='folder to write to')
     parser.add_argument(
         '--formats',
         nargs='+',
         default=['safetensors'],
         metavar='FORMAT',
-        help=f'all, or some of {", ".join(each.name for each in FORMATS)}; the first always comes '
-        'along (default: alone)',
+        help=f'all, or some of {", ".join(each.name for each in FORMATS)}; the first is always '
+        'written (default: only the first)',
     )
     parser.add_argument(
-        '--opset', type=int, default=OPSETS[0], help=f'of ONNX (default: {OPSETS[0]})'
+        '--opset', type=int, default=OPSETS[0], help=f'ONNX opset (default: {OPSETS[0]})'
     )
     parser.add_argument(
-        '--int8', action='store_true', help='quantise the ONNX file, too, and say what that costs'
+        '--int8', action='store_true', help='also quantise the ONNX file, and report the loss'
     )
     parser.add_argument(
-        '--outside-space', action='store_true', help="take a subnet that the config's space lacks"
+        '--outside-space', action='store_true', help="accept a subnet outside the config's space"
     )
-    parser.add_argument('--license', help="of the weights, for the model card: 'apache-2.0'")
+    parser.add_argument('--license', help="of the weights, for the model card, e.g. 'apache-2.0'")
     return parser.parse_args()
 
 
 def read_record(path: str) -> dict:
     """The JSON file of a subnet, with what the search wrote beside it."""
-    with blame(f'subnet file {path} cannot be read'):
-        text = Path(path).read_text('utf-8')
-    with blame(f'subnet file {path} is no JSON'):
-        record = json.loads(text)
+    record = read_json(path, 'subnet file')
     return record if isinstance(record, dict) else dict(subnet=record)
 
 
 def check_space(cfg: Config, subnet: Subnet) -> None:
-    """Refuse a subnet that the config's space lacks: its supernet was not trained for it."""
+    """Refuse a subnet outside the config's space: the supernet was not trained for it."""
     parts = {'train_cfg': cfg.get('train_cfg'), 'model.router': cfg.model.get('router')}
-    parts['val_cfg'] = cfg.get('val_cfg')  # the last: a search may see less than was trained
+    parts['val_cfg'] = cfg.get('val_cfg')  # last: a search may cover less than was trained
     spaces = ((name, part['space']) for name, part in parts.items() if part and part.get('space'))
     name, choices = next(spaces, (None, None))
     found = next(outside(SearchSpace.coerce(choices), subnet), None) if choices else None
     if found is not None:
         field, value, allowed = found
         raise UserError(
-            f'the subnet is outside of {name}.space: {field} is {value}, the space has {allowed}; '
-            'choose another, or add --outside-space'
+            f'the subnet is outside {name}.space: {field} is {value}, the space has {allowed}; '
+            'choose another subnet, or add --outside-space'
         )
 
 
 def outside(space: SearchSpace, subnet: Subnet) -> Iterator[tuple[str, object, tuple]]:
-    """Fields of a subnet that are no choices of a space: their values, and the choices."""
+    """Fields of a subnet that are not among a space's choices: name, value and choices."""
     for name in ('embed_dim', 'depth', 'patch_size'):
         value, allowed = getattr(subnet, name), getattr(space, name) or (None,)
         if value not in allowed:
@@ -91,7 +87,7 @@ def outside(space: SearchSpace, subnet: Subnet) -> Iterator[tuple[str, object, t
 def read_source(
     args: argparse.Namespace, cfg: Config, model: SupernetClassifier, subnet: Subnet, folder: str
 ) -> Source:
-    """Export into ``folder``, and add what the config says of the data."""
+    """Export into ``folder`` and add the config's settings of the data."""
     loader, count = cfg.get('test_dataloader'), model.head.num_classes
     classes = class_names(read_checkpoint(args.checkpoint), loader, count)
     export_subnet(model, subnet, folder, classes, innermost(loader))
@@ -100,13 +96,13 @@ def read_source(
 
 
 def add_int8(cfg: Config, model: SupernetClassifier, source: Source, folder: Path) -> None:
-    """Quantise what is in ``folder`` and report, on the test set where it is at hand."""
+    """Quantise the ONNX file in ``folder`` and report, with top-1 if the test set exists."""
     small = quantise(folder)
     print(compare(source, folder, small))
     try:
         found = compare_top1(folder, small, labelled_batches(model, cfg.get('test_dataloader')))
     except UserError as error:
-        print(f'Top-1 of int8 is not known: {error}')
+        print(f'Top-1 of int8 was not measured: {error}')
     else:
         print(
             f'Top-1 on {found["images"]} test images: {found["int8"]:.2f} % in int8, '
@@ -115,7 +111,7 @@ def add_int8(cfg: Config, model: SupernetClassifier, source: Source, folder: Pat
 
 
 def check_formats(args: argparse.Namespace) -> tuple[list[Format], list[str]]:
-    """What to write, the form in the folder itself first, and what is left out for want of what."""
+    """Formats to write, the one at the folder's root first, and a line per skipped format."""
     formats, skipped = find_formats(args.formats)
     check_opset(args.opset)
     if args.int8 and 'onnx' not in [each.name for each in formats]:
@@ -127,7 +123,7 @@ def check_formats(args: argparse.Namespace) -> tuple[list[Format], list[str]]:
 
 
 def main():
-    """Parse, export, compare."""
+    """Parse, export and compare."""
     args = parse_args()
     formats, skipped = check_formats(args)
     cfg = apis.load_config(args.config, args.cfg_options)
@@ -136,21 +132,21 @@ def main():
     model = apis.load_supernet(cfg, args.checkpoint)
     with TemporaryDirectory() as folder:
         source = read_source(args, cfg, model, subnet, folder)
-        if not args.outside_space:  # the supernet has it, and its experts would take it
+        if not args.outside_space:  # it would fit the supernet and its experts
             check_space(cfg, subnet)
         card = partial(model_card, source.description, record, source.data, args.license)
         card()  # refuses a damaged record before the formats are written
         before = forms_in(args.out)
-        outcomes = export_formats(model, source, formats, args.out, card)
+        checks = export_formats(model, source, formats, args.out, card)
         gone = [each.name for each in before if each not in forms_in(args.out)]
-        for line in (*outcomes, *(f'Skipped: {advice}' for advice in skipped)):
+        for line in (*checks, *(f'Skipped: {advice}' for advice in skipped)):
             print(line)
         if gone:
-            print(f'Removed from {args.out}, where they were of another network: {", ".join(gone)}')
-        for outcome in outcomes:
-            if args.int8 and outcome.held and outcome.name == 'onnx':
-                add_int8(cfg, model, source, outcome.folder)
-    sys.exit(0 if all(outcome.held for outcome in outcomes) else 1)
+            print(f'Removed from {args.out}, as they held another network: {", ".join(gone)}')
+        for check in checks:
+            if args.int8 and check.held and check.name == 'onnx':
+                add_int8(cfg, model, source, check.folder)
+    sys.exit(0 if all(check.held for check in checks) else 1)
 
 
 if __name__ == '__main__':

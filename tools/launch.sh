@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Start a tool on several GPUs, or in several CPU processes where there is no GPU.
+# Start a tool on several GPUs, or in several CPU processes if there is no GPU.
 #
 #   tools/launch.sh TOOL GPUS [arguments and options of the tool]
 #
@@ -14,10 +14,10 @@ esac
 TOOLS=$(dirname "$0")
 PYTHON=${PYTHON:-python}
 
-# A mistake in the config is said once, here, rather than by every process.
+# Report a mistake in the config once, here, rather than in every process.
 "$PYTHON" "$TOOLS/$TOOL" "${@:3}" --check-only || exit
 
-# One machine without a PORT takes a free one.
+# A single machine without a PORT uses a free one.
 if [ "${NNODES:-1}" = 1 ] && [ -z "${PORT:-}" ]; then
     RENDEZVOUS=(--standalone)
 else

@@ -1,7 +1,7 @@
-"""Trainable parameters of TAS-LoRA as a share of full fine-tuning, beside the published figures.
+"""Trainable parameters of TAS-LoRA as a share of full fine-tuning, next to the published figures.
 
-Counts built models, and exits with 1 if one figure is off by more than 0.6 points (the published
-ones are rounded to whole points).
+Counts the parameters of built models. Exits with 1 if a figure is off by more than 0.6 points (the
+published figures are rounded to whole points).
 """
 
 import sys
@@ -21,10 +21,10 @@ TOLERANCE = 0.6
 
 
 def trainable_share(space: str, rank: int) -> float:
-    """Percent of the supernet's parameters, classifier left out, that stage 2 trains."""
+    """Parameters that stage 2 trains, in percent of the supernet's without the classifier."""
     options = {'model.backbone.mole.rank': rank}
     cfg = apis.load_config(CONFIGS / f'autoformer_{space}_moLE.py', options)
-    with torch.device('meta'):  # shapes alone
+    with torch.device('meta'):  # shapes only
         model = MODELS.build(cfg.model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.backbone.parameters() if not p.requires_grad)
@@ -32,7 +32,7 @@ def trainable_share(space: str, rank: int) -> float:
 
 
 def main():
-    """Count, print, judge."""
+    """Count, print and compare."""
     table = Table(title='Trainable parameters, % of full fine-tuning')
     for column in ('space', 'rank', 'published', 'counted', 'difference'):
         table.add_column(column, justify='right')

@@ -1,4 +1,4 @@
-"""Read the best subnet for a budget off a finished search."""
+"""Pick the best subnet within limits from a finished search."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tas_lora import cli
-from tas_lora.engine.search import result_of
+from tas_lora.engine.search import read_result
 from tas_lora.search import best_within, read_history
 
 
@@ -30,7 +30,7 @@ def main():
     args = parser.parse_args()
     if args.out:
         cli.check_output(args.out)
-    result = result_of(args.folder)
+    result = read_result(args.folder)
     lines = [
         line
         for line in read_history(Path(args.folder) / 'search_history.jsonl')
@@ -41,7 +41,7 @@ def main():
     if best.get('error'):
         print(
             f'{result["score"]} of this subnet is an estimate, with a standard error of '
-            f'{best["error"]:.2g}: the race dropped it. For exact scores search with --exhaustive '
+            f'{best["error"]:.2g}: the race dropped it. For exact scores, search with --exhaustive '
             'or with --goals',
             file=sys.stderr,
         )

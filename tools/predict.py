@@ -28,29 +28,29 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('export', help='folder that tools/export.py wrote')
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files, of any size')
-    parser.add_argument('--top', type=int, default=5, help='classes shown of each image')
-    parser.add_argument('--classes', help='text file with the name of a class in each line')
+    parser.add_argument('--top', type=int, default=5, help='classes to show per image')
+    parser.add_argument('--classes', help='text file with one class name per line')
     parser.add_argument('--out', help='write the predictions to this JSON file')
     parser.add_argument('--batch-size', type=int, default=32)
     parser.add_argument(
         '--crop-ratio',
         type=float,
-        help='share of the short edge that the central square takes; '
-        "0.875 is ImageNet's 224 of 256 pixels (default: what the export says, or 1)",
+        help='share of the short edge that the central crop covers; '
+        "0.875 is ImageNet's 224 of 256 pixels (default: from the export, or 1)",
     )
     parser.add_argument(
         '--channel-order',
         choices=_ORDERS,
-        help='what the network was trained on, where the export does not say',
+        help='order that the network was trained on, if the export does not name it',
     )
     return parser.parse_args()
 
 
 def load_export(folder: str) -> tuple[PlainViT, dict]:
-    """The network and ``architecture.json``; raises :class:`UserError` if there are none."""
+    """Load the network and ``architecture.json``; raise :class:`UserError` if there are none."""
     if not (Path(folder) / 'architecture.json').is_file():
         raise UserError(
-            f'{folder} is no export: it has no architecture.json; give the folder that '
+            f'{folder} is not an export: it has no architecture.json; give the folder that '
             'tools/export.py wrote to'
         )
     with blame(f'{folder} cannot be loaded'):
@@ -58,7 +58,7 @@ def load_export(folder: str) -> tuple[PlainViT, dict]:
 
 
 def class_names(path: str | None, description: dict) -> list[str] | None:
-    """Names from a file, or else from the export, None if neither has any."""
+    """Class names from a file, else from the export; None if neither has any."""
     source, names = 'classes of architecture.json', description.get('classes')
     if path is not None:
         with blame(f'--classes {path} cannot be read'):
@@ -75,50 +75,50 @@ def class_names(path: str | None, description: dict) -> list[str] | None:
 def read_image(
     path: str, mode: str, side: int, crop_ratio: float | None, interpolation: str = 'bicubic'
 ) -> np.ndarray:
-    """The central square of an image, as evaluations crop it.
+    """Read the central square of an image, cropped as in evaluations.
 
-    The short edge is resized to ``side / crop_ratio`` and the centre cropped, exactly as
-    MMPretrain's ``ResizeEdge`` (of its Pillow backend) and ``CenterCrop`` do.
+    Resizes the short edge to ``side / crop_ratio`` and crops the centre, exactly as MMPretrain's
+    ``ResizeEdge`` (with its Pillow backend) and ``CenterCrop`` do.
 
     Args:
         path: The file.
         mode: 'L' or 'RGB'.
         side: Side of the square in pixels.
-        crop_ratio: Share of the short edge that the square takes; if None, the whole image is
-            squeezed into it, as MMPretrain's ``Resize`` does.
-        interpolation: Name of a method of Pillow.
+        crop_ratio: Share of the short edge that the square covers. None resizes the whole image to
+            the square, as MMPretrain's ``Resize`` does.
+        interpolation: Name of a Pillow resampling method.
 
     Returns:
         (side, side) or (side, side, 3), values 0..255.
     """
     if not Path(path).is_file():
-        what = 'is no file' if Path(path).exists() else 'does not exist'
+        what = 'is not a file' if Path(path).exists() else 'does not exist'
         raise UserError(f'image {path} {what}')
     with blame(f'image {path} cannot be read'), Image.open(path) as file:
-        if file.mode.startswith(('I', 'F')):  # Pillow would cut all values above 255
-            raise UserError(f'image {path} has more than 8 bits a channel; save it with 8')
+        if file.mode.startswith(('I', 'F')):  # Pillow would clip values above 255
+            raise UserError(f'image {path} has more than 8 bits per channel; save it with 8')
         image = ImageOps.exif_transpose(file).convert(mode)
     short, method = min(image.size), Image.Resampling[interpolation.upper()]
     if crop_ratio is None:
         return np.asarray(image.resize((side, side), method), np.float32)
     edge = round(side / crop_ratio)
     if max(image.size) > _LONGEST * short:  # enlarged, it might not fit in memory
-        raise UserError(f'image {path} is more than {_LONGEST} times as long as wide; cut it')
+        raise UserError(f'image {path} is more than {_LONGEST} times as long as wide; crop it')
     image = image.resize([edge * length // short for length in image.size], method)
     left, top = (round((length - side) / 2) for length in image.size)
     return np.asarray(image.crop((left, top, left + side, top + side)), np.float32)
 
 
 class Preprocessing:
-    """From files to the batches that an exported network takes.
+    """Turns image files into batches for an exported network.
 
     Args:
         description: Content of ``architecture.json``.
-        crop_ratio: As in :func:`read_image`; by default what the export says.
-        channel_order: 'RGB' or 'BGR', where the export does not say.
+        crop_ratio: As in :func:`read_image`; by default that of the export.
+        channel_order: 'RGB' or 'BGR', used if the export does not name it.
 
     Raises:
-        UserError: If the network takes no images of 1 or 3 channels, or the order is not known.
+        UserError: If the network's images have other than 1 or 3 channels, or the order is unknown.
     """
 
     def __init__(self, description: dict, crop_ratio: float | None, channel_order: str | None):
@@ -131,7 +131,7 @@ class Preprocessing:
             if channel_order is None:
                 raise UserError(
                     f'architecture.json gives the order of channels as {order!r}; set '
-                    '--channel-order to RGB, or to BGR if OpenCV read the images of the training'
+                    '--channel-order to RGB, or to BGR if OpenCV read the training images'
                 )
             order = channel_order
         self.flip = channels == 3 and order == 'BGR'
@@ -157,21 +157,21 @@ class Preprocessing:
 def predict(
     model: PlainViT, preprocessing: Preprocessing, paths: list[str], batch_size: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """Each image with the probabilities of all classes, (classes,).
+    """Yield each image's path with the probabilities of all classes, (classes,).
 
     Raises:
-        UserError: On an image that cannot be read, or if the network's output is not finite.
+        UserError: If an image cannot be read, or the network's output is not finite.
     """
     for start in range(0, len(paths), batch_size):
         batch = paths[start : start + batch_size]
         logits = model(preprocessing(batch))
         if not logits.isfinite().all():
-            raise UserError(f'the network gives no finite numbers for {batch[0]} and those behind')
+            raise UserError(f'the output for {batch[0]} or an image after it is not finite')
         yield from zip(batch, logits.softmax(dim=1), strict=True)
 
 
 def ranked(probabilities: Tensor, top: int, names: list[str] | None) -> list[dict]:
-    """The likeliest classes, best first."""
+    """The most likely classes, best first."""
     values, classes = probabilities.topk(min(top, len(probabilities)))
     return [
         dict(class_index=index, probability=value)
@@ -181,7 +181,7 @@ def ranked(probabilities: Tensor, top: int, names: list[str] | None) -> list[dic
 
 
 def table_of(results: list[dict]) -> Table:
-    """The predictions of all images."""
+    """Table of the predictions of all images."""
     table = Table('image', 'class', 'probability')
     for result in results:
         for rank, found in enumerate(result['predictions']):

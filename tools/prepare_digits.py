@@ -18,7 +18,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 
 
 def main():
-    """Split the digits, a fifth to test on, and write the four files."""
+    """Hold out a fifth of the digits for testing and write the four files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--out', default='data/digits', help='folder to write to')
     out = Path(parser.parse_args().out)
@@ -26,7 +26,7 @@ def main():
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError as error:
-        raise UserError("scikit-learn is missing: pip install -e '.[demo]'") from error
+        raise UserError('scikit-learn is missing: pip install scikit-learn') from error
     digits = load_digits()
     images = np.rint(digits.images * 255 / 16)  # stored as 0..16
     splits = train_test_split(
@@ -36,7 +36,7 @@ def main():
     names = ('train-images-idx3', 't10k-images-idx3', 'train-labels-idx1', 't10k-labels-idx1')
     for name, array in zip(names, splits, strict=True):
         write_idx(out / f'{name}-ubyte', array)
-    print(f'{out}: {len(splits[0])} digits to train on, {len(splits[1])} to test on')
+    print(f'{out}: {len(splits[0])} training digits, {len(splits[1])} test digits')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Draw subnets of a config's space at random, one JSON file each."""
+"""Draw random subnets from a config's space and write one JSON file each."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,14 @@ from tas_lora.checks import natural, positive
 def parse_args():
     """Command line."""
     parser = cli.config_parser(__doc__, work_dir=False)
-    parser.add_argument('--count', type=int, default=6, help='how many')
+    parser.add_argument('--count', type=int, default=6, help='number of subnets')
     parser.add_argument('--seed', type=int, default=0, help='seed of the draws')
     parser.add_argument('--out', required=True, help='folder to write to')
     return parser.parse_args()
 
 
 def main():
-    """Parse, draw, write."""
+    """Parse, draw and write."""
     args = parse_args()
     positive(args.count, '--count', int)
     cfg = apis.load_config(args.config, args.cfg_options)

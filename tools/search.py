@@ -1,4 +1,4 @@
-"""Search the best subnet within limits (stage 3)."""
+"""Search for the best subnet within limits (stage 3)."""
 
 from pathlib import Path
 
@@ -20,58 +20,63 @@ def parse_args():
     parser.add_argument(
         '--test',
         action='store_true',
-        help='at the end, read the test set once for the chosen subnets',
+        help='at the end, test the chosen subnets once on the test set',
     )
-    parser.add_argument('--no-report', action='store_true', help='write no page and no figures')
+    parser.add_argument('--no-report', action='store_true', help='write neither report nor figures')
     parser.add_argument(
-        '--resume', action='store_true', help='go on with the search in the work directory'
+        '--resume', action='store_true', help='resume the search in the work directory'
     )
     parser.add_argument(
         '--replay',
         metavar='RESULT',
-        help='in place of a config: repeat the search of this best_subnet.json (or its folder), '
-        'and compare; a CHECKPOINT is only needed if it has moved',
+        help='in place of a config: repeat the search of this best_subnet.json (or its folder) '
+        'and compare the results; give CHECKPOINT only if the file has moved',
     )
     parser.add_argument(
-        '--check-only', action='store_true', help='only say whether config and data are in place'
+        '--check-only', action='store_true', help='check config, checkpoint and data, then exit'
     )
     cli.add_launcher(parser)
     args = parser.parse_args()
     if args.replay is None and args.checkpoint is None:
-        parser.error('CONFIG and CHECKPOINT are needed, or --replay RESULT')
+        parser.error('give CONFIG and CHECKPOINT, or --replay RESULT')
     if args.replay is not None and (args.model or args.goals or args.exhaustive or args.baseline):
-        parser.error('--replay repeats a search as it was: leave out options that change it')
+        parser.error('--replay repeats a search unchanged; leave out options that change it')
     return args
 
 
 def add_kind(parser) -> None:
-    """Add the options that say what is searched."""
+    """Add the options that select the kind of search."""
     parser.add_argument(
         '--model',
         metavar='CONFIG',
-        help='search with the model of this config, such as a variant in configs/ablations',
+        help='search with the model of this config, e.g. a variant in configs/ablations',
     )
     parser.add_argument(
         '--goals',
         nargs='+',
         metavar='COST',
-        help='costs to keep low beside a good score, such as params or flops: NSGA-II finds the '
-        'front of trade-offs',
+        help='costs to minimise along with the score, such as params or flops; NSGA-II finds the '
+        'Pareto front',
     )
     parser.add_argument(
-        '--exhaustive', action='store_true', help='evaluate every subnet on all images, no race'
+        '--exhaustive',
+        action='store_true',
+        help='evaluate each subnet on all images, without a race',
     )
     parser.add_argument(
-        '--baseline', action='store_true', help='search at random, too, for comparison'
+        '--baseline', action='store_true', help='run a random search as well, for comparison'
     )
 
 
 def searched_config(args) -> Config:
-    """The config of a search, with what the options say."""
+    """Config of a search, changed by the options."""
     cfg = cli.config_from(args)
     loop = (cfg.get('val_cfg') or {}).get('type')
     if not str(getattr(loop, '__name__', loop)).endswith('SearchLoop'):  # a class, or its name
-        raise UserError(f'{args.config} is no search config: its val_cfg is no search loop')
+        raise UserError(
+            f'{args.config} is not a search config: its val_cfg is not a search loop; '
+            'give one such as configs/digits_search.py'
+        )
     if args.model is not None:
         options = {k: v for k, v in (args.cfg_options or {}).items() if k.startswith('model.')}
         cfg.model = apis.load_config(args.model, options).model
@@ -87,7 +92,7 @@ def searched_config(args) -> Config:
 
 
 def replayed_config(args) -> tuple[Config, str]:
-    """Config and checkpoint of a search that is on disk."""
+    """Config and checkpoint of a recorded search."""
     identity = read_identity(args.replay)
     checkpoint = args.config or identity['checkpoint']  # the only positional argument
     apis.check_checkpoint_file(checkpoint, 'give the file as CHECKPOINT')

@@ -3,10 +3,10 @@
 #
 #   tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [options of tools/train.py]
 #
-# GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (8) and SRUN_ARGS may be set.
+# Optional environment variables: GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (8), SRUN_ARGS.
 set -euo pipefail
 if [ $# -lt 4 ]; then
-    echo "usage: tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [options]" >&2
+    echo "usage: ${TAS_LORA_COMMAND:-tools/slurm_train.sh} PARTITION JOB_NAME CONFIG WORK_DIR [options]" >&2
     exit 2
 fi
 PARTITION=$1

@@ -1,7 +1,7 @@
-"""What a space costs before anything is trained: sizes, seconds and memory.
+"""Estimate what a search space costs ahead of training: sizes, seconds and memory.
 
-Needs no data: images are noise, weights are random. Times are of one process on the device at hand,
-and what else it does goes into them; validations and checkpoints come on top.
+Needs no data: images are noise, weights are random. Times are of one process on this device,
+including the load of other programs. Validations and checkpoints come on top.
 """
 
 import json
@@ -34,16 +34,16 @@ def parse_args():
     parser.add_argument(
         '--images',
         type=int,
-        help='images of the whole training set, held-out ones among them (default: as many as '
-        "the config's data set has, if its files are there)",
+        help='size of the whole training set, including held-out images (default: the size of '
+        "the config's data set, if its files exist)",
     )
-    parser.add_argument('--draws', type=int, default=2000, help='random subnets that are counted')
-    parser.add_argument('--subnets', type=int, default=3, help='random subnets that are timed')
-    parser.add_argument('--rounds', type=int, default=5, help='timed batches of each subnet')
-    parser.add_argument('--seed', type=int, default=0, help='of the draws, and of weights')
+    parser.add_argument('--draws', type=int, default=2000, help='random subnets to count')
+    parser.add_argument('--subnets', type=int, default=3, help='random subnets to time')
+    parser.add_argument('--rounds', type=int, default=5, help='timed batches per subnet')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the draws and the weights')
     parser.add_argument('--device', choices=('cpu', 'cuda'), default=get_device())
     parser.add_argument('--amp', action='store_true', help='training steps in bfloat16 autocast')
-    parser.add_argument('--no-timing', action='store_true', help='only count')
+    parser.add_argument('--no-timing', action='store_true', help='count only')
     parser.add_argument('--json', metavar='FILE', help='write all figures to this file')
     args = parser.parse_args()
     for field in ('draws', 'rounds', *(['images'] if args.images is not None else [])):
@@ -51,7 +51,7 @@ def parse_args():
     for field in ('subnets', 'seed'):
         natural(getattr(args, field), f'--{field}', most=10**6)
     if args.device == 'cuda' and not torch.cuda.is_available():
-        raise UserError("--device is 'cuda', and there is no GPU; leave it out")
+        raise UserError("--device is 'cuda', but there is no GPU; leave the option out")
     if args.json:
         cli.check_output(args.json)
     return args
@@ -66,7 +66,7 @@ def space_of(cfg: Config, path: str) -> SearchSpace:
 
 
 def build_model(cfg: Config, space: SearchSpace, args) -> SupernetClassifier:
-    """The supernet, in training mode."""
+    """Build the supernet, in training mode."""
     torch.manual_seed(args.seed)
     with blame('the model cannot be built'):
         model = supernet(cfg.model)
@@ -77,12 +77,12 @@ def build_model(cfg: Config, space: SearchSpace, args) -> SupernetClassifier:
 
 
 def read_data(cfg: Config, name: str, images: int | None) -> dict:
-    """Images of a dataloader, and how they are read where they are at hand.
+    """Number of images of a dataloader, and the time to read one if the files exist.
 
     Args:
         cfg: The config.
-        name: Of the dataloader.
-        images: Of the whole training set, in place of the files.
+        name: Name of the dataloader.
+        images: Size of the whole training set, in place of counting the files.
     """
     loader = cfg.get(name) or {}
     if 'dataset' not in loader:
@@ -91,7 +91,7 @@ def read_data(cfg: Config, name: str, images: int | None) -> dict:
         return dict(images=costs.images_read(loader['dataset'], images), reading=0.0)
     try:
         check_data(cfg, (name,))
-    except UserError:  # no files yet: not a mistake here
+    except UserError:  # no files yet, which is fine here
         return dict(images=None, reading=0.0)
     with blame(f'{name} cannot be built or read'):
         dataset = DATASETS.build(loader['dataset'])
@@ -99,7 +99,7 @@ def read_data(cfg: Config, name: str, images: int | None) -> dict:
 
 
 def training_of(cfg: Config, space: SearchSpace, images: int | None) -> dict:
-    """Epochs, images, seconds to read one, steps if the images are known, and subnets of each."""
+    """Epochs, images, seconds to read one, steps if the images are known, and subnets per step."""
     epochs, data = cfg.train_cfg.max_epochs, read_data(cfg, 'train_dataloader', images)
     steps = data['images'] and epochs * costs.steps_of(data['images'], cfg.train_dataloader)
     strategy = build_strategy(cfg.train_cfg.get('strategy'))
@@ -108,7 +108,7 @@ def training_of(cfg: Config, space: SearchSpace, images: int | None) -> dict:
 
 
 def measure(cfg: Config, space: SearchSpace, model: SupernetClassifier, args) -> dict:
-    """Seconds of steps, merges and forwards of a few subnets, by name, and a step's memory."""
+    """Seconds per step, merge and forward of a few subnets, by name, and a step's memory."""
     subnets = costs.chosen_subnets(space, args.subnets, args.seed)
     loaders = ('train_dataloader', 'heldout_dataloader', 'val_dataloader')
     loader = next(filter(None, map(cfg.get, loaders)), {})
@@ -131,7 +131,7 @@ def measure(cfg: Config, space: SearchSpace, model: SupernetClassifier, args) ->
 
 
 def estimate(cfg: Config, found: dict, timed: dict) -> dict:
-    """Seconds of the whole training and of a search, where the images are known."""
+    """Seconds of the whole training and of a search, if the number of images is known."""
 
     def expected(what: str) -> float:
         medians = {name: median(each) for name, each in timed[what].items()}
@@ -150,7 +150,7 @@ def estimate(cfg: Config, found: dict, timed: dict) -> dict:
 
 
 def examine(cfg: Config, args) -> dict:
-    """All figures, as they are written to JSON."""
+    """All figures, as written to JSON."""
     space = space_of(cfg, args.config)
     model = build_model(cfg, space, args)
     held_out = 'heldout_dataloader' if 'heldout_dataloader' in cfg else 'val_dataloader'
@@ -162,7 +162,7 @@ def examine(cfg: Config, args) -> dict:
     found['hints'] = costs.find_hints(found)
     if cfg.get('train_cfg'):
         found['training'] = train = training_of(cfg, space, args.images)
-        if 'mean' in train:  # images are at hand
+        if 'mean' in train:  # the images could be read
             preprocessor = cfg.get('data_preprocessor') or {}
             found['hints'] += costs.pixel_hint(train['mean'], train['std'], preprocessor)
     if args.no_timing:
@@ -171,14 +171,14 @@ def examine(cfg: Config, args) -> dict:
         timed = measure(cfg, space, model, args)
     except torch.OutOfMemoryError:
         raise UserError(
-            'a step of the largest subnet does not fit in the memory; lower '
+            'a step of the largest subnet does not fit in memory; lower '
             'train_dataloader.batch_size, or set model.backbone.with_cp=True'
         ) from None
     return found | dict(timed=timed) | estimate(cfg, found, timed)
 
 
 def main():
-    """Parse, count, measure, print, write."""
+    """Parse, count, measure, print and write."""
     args = parse_args()
     cfg = apis.load_config(args.config, args.cfg_options)
     found, console = examine(cfg, args), Console()

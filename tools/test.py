@@ -9,14 +9,14 @@ from tas_lora import UserError, apis, cli, read_subnet
 
 
 def parse_args():
-    """Command line, as MMPretrain's test tool, and the subnets."""
+    """Command line of MMPretrain's test tool, plus the subnets."""
     parser = cli.config_parser(__doc__)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
         '--subnet',
         nargs='+',
-        help="'smallest', 'largest', or JSON files as the search writes; "
-        'default: test_cfg.subnets of the config',
+        help="'smallest', 'largest', or JSON files as a search writes them "
+        '(default: test_cfg.subnets of the config)',
     )
     parser.add_argument('--out', help='write the metrics to this JSON file')
     cli.add_launcher(parser)
@@ -24,7 +24,7 @@ def parse_args():
 
 
 def main():
-    """Parse, test, write the metrics."""
+    """Parse, test and write the metrics."""
     args = parse_args()
     cfg = cli.config_from(args)
     names = args.subnet or []

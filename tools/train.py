@@ -1,27 +1,27 @@
-"""Train a supernet (stage 1), or its experts and router (stage 2)."""
+"""Train a supernet (stage 1) or its experts and router (stage 2)."""
 
 from tas_lora import UserError, apis, cli
 
 
 def parse_args():
-    """Command line, as MMPretrain's train tool."""
+    """Command line, as in MMPretrain's train tool."""
     parser = cli.config_parser(__doc__)
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
-        help='go on from a checkpoint, the latest in the work directory if none is named',
+        help='resume from a checkpoint, by default the latest in the work directory',
     )
     parser.add_argument(
         '--amp',
         nargs='?',
         const='bfloat16',
         choices=['bfloat16', 'float16'],
-        help='mixed precision, bfloat16 unless float16 is named',
+        help='mixed precision; bfloat16 by default',
     )
     parser.add_argument('--no-validate', action='store_true', help='train without validation')
     parser.add_argument(
-        '--auto-scale-lr', action='store_true', help='scale learning rates by the batch size'
+        '--auto-scale-lr', action='store_true', help='scale learning rates with the batch size'
     )
     parser.add_argument(
         '--check-only', action='store_true', help='check config, data and checkpoint, then exit'
@@ -31,13 +31,13 @@ def parse_args():
 
 
 def main():
-    """Parse, adjust the config, train."""
+    """Parse, adjust the config and train."""
     args = parse_args()
     cfg = cli.config_from(args)
     if cfg.get('train_cfg') is None:
         raise UserError(
-            f'{args.config} trains nothing: it has no train_cfg; search configs are '
-            'for tools/search.py'
+            f'{args.config} has no train_cfg, so it trains nothing; use tools/search.py for a '
+            'search config'
         )
     if args.amp:
         cfg.optim_wrapper.update(type='tas_lora.SupernetOptimWrapper', amp=args.amp)
@@ -49,7 +49,7 @@ def main():
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
         found = apis.find_resumable(cfg.work_dir) if args.resume == 'auto' else args.resume
-        if found is not None:  # else this is a first start, from the config's load_from
+        if found is not None:  # otherwise this is a first start, from the config's load_from
             cfg.resume, cfg.load_from = True, str(found)
     if args.check_only:
         apis.check_training(cfg)

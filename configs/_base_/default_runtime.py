@@ -21,5 +21,5 @@ visualizer = dict(type='UniversalVisualizer', vis_backends=vis_backends)
 log_level = 'INFO'
 load_from = None
 resume = False
-# Ranks differ in augmentation; subnets are drawn from the training loop's own seed.
+# Ranks augment differently; subnets are drawn from the training loop's own seed.
 randomness = dict(seed=0, diff_rank_seed=True)

@@ -1,4 +1,4 @@
-"""TAS-LoRA-T whose router reads and groups by heads alone.
+"""TAS-LoRA-T whose router reads and groups by heads only.
 
 tools/dist_train.sh configs/ablations/t_attributes_heads.py 4
 

@@ -1,4 +1,4 @@
-"""TAS-LoRA-T with subnets grouped by parameter count, K as by architecture.
+"""TAS-LoRA-T with subnets grouped by parameter count, with the same K as by architecture.
 
 tools/dist_train.sh configs/ablations/t_group_params.py 4
 

@@ -1,4 +1,4 @@
-"""TAS-LoRA-T with blocks grouped at random, seeded, K as by architecture.
+"""TAS-LoRA-T with blocks grouped at random (seeded), with the same K as by architecture.
 
 tools/dist_train.sh configs/ablations/t_group_random.py 4
 

@@ -1,9 +1,9 @@
-"""TAS-LoRA-T with the supernet trained beside its experts, at half of stage 1's rate.
+"""TAS-LoRA-T with the supernet trained along with its experts, at half of stage 1's rate.
 
 tools/dist_train.sh configs/ablations/t_joint.py 4
 
 GPUs: 4, batch 4 x 256. Searched subnet in the T space: top-1 not run; the paper freezes the
-supernet. The same, small and on Fashion-MNIST: projects/feature_collapse, method joint.
+supernet. A small version on Fashion-MNIST: projects/feature_collapse, method joint.
 """
 
 _base_ = '../autoformer_t_moLE.py'

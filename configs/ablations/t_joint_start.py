@@ -2,8 +2,8 @@
 
 tools/dist_train.sh configs/ablations/t_joint_start.py 4
 
-GPUs: 4, batch 4 x 256. Searched subnet in the T space: top-1 not run, rates of the experts not
-tuned. The same, small and on Fashion-MNIST: projects/feature_collapse, method joint_start.
+GPUs: 4, batch 4 x 256. Searched subnet in the T space: top-1 not run; the experts' rates are not
+tuned. A small version on Fashion-MNIST: projects/feature_collapse, method joint_start.
 """
 
 _base_ = './t_joint.py'

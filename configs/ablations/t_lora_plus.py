@@ -1,9 +1,9 @@
-"""TAS-LoRA-T with up projections at twenty times the rate of down projections (LoRA+), no decay.
+"""TAS-LoRA-T with up projections at twenty times the down projections' rate (LoRA+), no decay.
 
 tools/dist_train.sh configs/ablations/t_lora_plus.py 4
 
-GPUs: 4, batch 4 x 256. Searched subnet in the T space: top-1 not run, rates not tuned. The same,
-small and on Fashion-MNIST: projects/feature_collapse, methods plus and plus_dynas.
+GPUs: 4, batch 4 x 256. Searched subnet in the T space: top-1 not run; rates not tuned. A small
+version on Fashion-MNIST: projects/feature_collapse, methods plus and plus_dynas.
 """
 
 _base_ = '../autoformer_t_moLE.py'

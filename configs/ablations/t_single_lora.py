@@ -1,4 +1,4 @@
-"""One LoRA of rank 8 shared by all subnets, T space: no experts to choose from, no router.
+"""One LoRA of rank 8 shared by all subnets of the T space: no choice of experts, no router.
 
 tools/dist_train.sh configs/ablations/t_single_lora.py 4
 

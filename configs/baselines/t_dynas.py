@@ -3,8 +3,8 @@
 tools/dist_train.sh configs/baselines/t_dynas.py 8
 
 GPUs: 8, batch 8 x 128. Searched subnet, 5.9M parameters: top-1 74.8 (published); not run here.
-AutoFormer's warm-up, then a rate that falls the faster the smaller the drawn subnet is. DYNAS was
-published for another space; what its authors ran on AutoFormer is not, so this is our reading.
+After AutoFormer's warm-up, the rate falls faster for smaller subnets. DYNAS was published for
+another space, and its authors' settings on AutoFormer are not published: this is our reading.
 """
 
 _base_ = '../autoformer_t_supernet.py'

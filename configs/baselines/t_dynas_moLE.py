@@ -2,8 +2,8 @@
 
 tools/dist_train.sh configs/baselines/t_dynas_moLE.py 4
 
-GPUs: 4, batch 4 x 256. Searched subnet, 5.9M parameters: top-1 75.9 +-0.0 (published); not run
-here.
+GPUs: 4, batch 4 x 256. Searched subnet, 5.9M parameters: top-1 75.9 +-0.0 (published);
+not run here.
 """
 
 _base_ = '../autoformer_t_moLE.py'

@@ -1,10 +1,10 @@
-"""The whole AutoFormer-T supernet trained on for the experts' 50 epochs, without experts.
+"""The whole AutoFormer-T supernet trained without experts for the 50 epochs of stage 2.
 
 tools/dist_train.sh configs/baselines/t_full_finetune.py 4
 
 GPUs: 4, batch 4 x 256. Searched subnet, 5.9M parameters: top-1 "gains almost nothing" over the
-supernet's 74.7 (published, without a figure); not run here. Rates are not published; these are
-the ones of the experts.
+supernet's 74.7 (published, without a figure); not run here. The rates are not published;
+these are the experts'.
 """
 
 _base_ = '../autoformer_t_supernet.py'

@@ -1,10 +1,10 @@
-"""One subnet of AutoFormer-T trained alone from scratch: what weight sharing is measured against.
+"""One subnet of AutoFormer-T trained standalone from scratch: the reference for weight sharing.
 
 tools/dist_train.sh configs/baselines/t_independent.py 8 \\
     --cfg-options model.backbone.arch=SUBNET.json
 
-GPUs: 8, batch 8 x 128. Six random subnets: top-1 76.9 75.5 77.5 76.3 77.4 78.1 (published; which
-ones is not); not run here. Without the option: the subnet that AutoFormer's authors found.
+GPUs: 8, batch 8 x 128. Six random subnets: top-1 76.9 75.5 77.5 76.3 77.4 78.1 (published,
+but not which subnets); not run here. The default is the subnet that AutoFormer's authors found.
 """
 
 _base_ = '../autoformer_t_supernet.py'

@@ -2,8 +2,8 @@
 
 tools/dist_train.sh configs/baselines/t_sandwich.py 8
 
-GPUs: 8, batch 8 x 128. Top-1 not run; neither paper has a figure. Four subnets an iteration: an
-epoch costs about four of uniform sampling.
+GPUs: 8, batch 8 x 128. Top-1 not run; neither paper has a figure. It trains four subnets per
+iteration, so an epoch costs about as much as four with uniform sampling.
 """
 
 _base_ = '../autoformer_t_supernet.py'

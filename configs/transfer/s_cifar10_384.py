@@ -2,12 +2,12 @@
 
 tools/dist_train.sh configs/transfer/s_cifar10_384.py 8
 
-GPUs: 8, batch 8 x 32, two batches a step. Top-1: no published figure, not run here.
+GPUs: 8, batch 8 x 32, two batches per step. Top-1: no published figure; not run here.
 """
 
 _base_ = './s_cifar10.py'
 
-# No offset of the larger grid is clipped, as none of the smaller one was.
+# As with the smaller grid, no offset is clipped.
 model = dict(backbone=dict(img_size=384, max_relative_position=23))
 resize = dict(type='Resize', scale=(384, 384), **_base_.bicubic)
 crop = dict(_base_.train_transforms[0], scale=384)

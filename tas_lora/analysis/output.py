@@ -1,13 +1,7 @@
-"""Results that say what made them: JSON and PNG with command, seed and digests of the weights."""
+"""Results that say what made them: JSON and PNG files."""
 
-import argparse
 import json
-import platform
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from math import isfinite
 from pathlib import Path
@@ -15,59 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..atomic_files import write_together
-from ..errors import UserError
 from ..report.drawing import style
 from ..structures import Subnet
-
-_PACKAGES = ('tas-lora', 'torch', 'mmengine', 'mmpretrain', 'numpy')
-
-
-@dataclass(frozen=True)
-class Net:
-    """A checkpoint to look at, with the config it was trained by.
-
-    Attributes:
-        name: What figures call it.
-        config: Path of the config.
-        checkpoint: Path of the weights.
-    """
-
-    name: str
-    config: str
-    checkpoint: str
-
-    @classmethod
-    def parse(cls, text: str, option: str) -> 'Net':
-        """From ``NAME=CONFIG:CHECKPOINT``, as ``option`` was given it."""
-        name, equals, files = text.partition('=')
-        config, colon, checkpoint = files.partition(':')
-        if not (name and equals and config and colon and checkpoint):
-            raise UserError(f'{option} takes NAME=CONFIG:CHECKPOINT, got {text!r}')
-        return cls(name, config, checkpoint)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the weights."""
-        if '://' in self.checkpoint or not Path(self.checkpoint).is_file():
-            raise UserError(
-                f'checkpoint {self.checkpoint} is no file; results are kept with the SHA-256 of '
-                'their weights, so download them first'
-            )
-        return sha256(Path(self.checkpoint).read_bytes()).hexdigest()
-
-
-def origin(args: argparse.Namespace, nets: Sequence[Net]) -> dict:
-    """By what a result was made: command, seed, versions, and the digest of each checkpoint."""
-    return dict(
-        command=sys.argv,
-        seed=args.seed,
-        checkpoints={
-            net.name: dict(config=net.config, checkpoint=net.checkpoint, sha256=net.digest)
-            for net in nets
-        },
-        versions={package: _version(package) for package in _PACKAGES}
-        | dict(python=platform.python_version()),
-    )
 
 
 def write(
@@ -82,7 +25,8 @@ def write(
     Args:
         folder: Made if it is not there.
         name: Of the JSON file.
-        made_by: :func:`origin`. A PNG has it as text, under 'Description'.
+        made_by: :func:`~tas_lora.analysis.subjects.origin`. A PNG has it as text, under
+            'Description'.
         result: Content beside it; see :func:`plain`.
         figures: By the name of their files, what draws them: each returns a Figure.
     """
@@ -115,10 +59,3 @@ def _png(draw: Callable, metadata: Mapping) -> bytes:
     with style():
         draw().savefig(file, format='png', metadata=metadata)
     return file.getvalue()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # on the path without an installation
-        return 'not installed'

@@ -2,25 +2,63 @@
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
-from ..checks import natural, positive
+from .. import apis
+from ..checks import natural, of_part, positive
+from ..config import check_data, load_config
 from ..datasets.held_out_images import HeldOutImages
 from ..errors import UserError, blame
 from ..models import SupernetClassifier
+from ..packaged import command
+from ..provenance import versions, weights_sha256
 from ..structures import SearchSpace, Subnet
-from .output import Net
+from .experts import require_experts
 
 LOADERS = ('heldout', 'val', 'test')
 
 
+@dataclass(frozen=True)
+class Net:
+    """A checkpoint to look at, with the config it was trained by.
+
+    Attributes:
+        name: What figures call it.
+        config: Path of the config.
+        checkpoint: Path of the weights.
+        sha256: That of the weights.
+
+    Raises:
+        UserError: If the weights are not a file here.
+    """
+
+    name: str
+    config: str
+    checkpoint: str
+    sha256: str = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, 'sha256', weights_sha256(self.checkpoint))
+
+    @classmethod
+    def parse(cls, text: str, option: str) -> 'Net':
+        """From ``NAME=CONFIG:CHECKPOINT``, as ``option`` was given it."""
+        name, equals, files = text.partition('=')
+        config, colon, checkpoint = files.partition(':')
+        if not (name and equals and config and colon and checkpoint):
+            raise UserError(f'{option} takes NAME=CONFIG:CHECKPOINT, got {text!r}')
+        return cls(name, config, checkpoint)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what each analysis tool takes behind CONFIG."""
+    """Add what each analysis tool takes after CONFIG."""
     parser.add_argument('checkpoint', help='checkpoint that was trained by CONFIG')
     parser.add_argument('--out', required=True, help='folder for JSON and PNG')
     parser.add_argument('--seed', type=int, default=0, help='seed of subnets and images')
@@ -75,8 +113,20 @@ def nets_of(args: argparse.Namespace) -> list[Net]:
     for net in nets:
         if '/' in net.name:
             raise UserError(f'--beside: {net.name!r} is to name files; leave out the /')
-        _ = net.digest
     return nets
+
+
+def origin(args: argparse.Namespace, nets: Sequence[Net]) -> dict:
+    """By what a result was made: command, seed, checkpoints and versions."""
+    return dict(
+        command=command(),
+        seed=args.seed,
+        checkpoints={
+            net.name: dict(config=net.config, checkpoint=net.checkpoint, sha256=net.sha256)
+            for net in nets
+        },
+        versions=versions(),
+    )
 
 
 def check_names(names: Sequence[str], option: str) -> None:
@@ -86,9 +136,19 @@ def check_names(names: Sequence[str], option: str) -> None:
         raise UserError(f'{option}: two are called {twice[0]!r}; give each another name')
 
 
-def options_for(net: Net, args: argparse.Namespace) -> dict | None:
-    """``--cfg-options`` are for CONFIG, not for those beside it."""
-    return args.cfg_options if net.config == args.config else None
+def config_of(net: Net, args: argparse.Namespace) -> Config:
+    """Its config; ``--cfg-options`` are for CONFIG, not for those of ``--beside``."""
+    return load_config(net.config, args.cfg_options if net.config == args.config else None)
+
+
+def load(net: Net, args: argparse.Namespace, experts: bool = False) -> SupernetClassifier:
+    """The model of a checkpoint; raises :class:`UserError` if it must have experts and has none."""
+    cfg = config_of(net, args)
+    torch.manual_seed(args.seed)  # by which experts start that the checkpoint does not have
+    model = apis.load_supernet(cfg, net.checkpoint, args.device)
+    if experts:
+        require_experts(model, net.name)
+    return model
 
 
 def loader_name(cfg: Config, data: str, config: str) -> str:
@@ -114,7 +174,7 @@ class Images:
     """
 
     def __init__(self, config: Mapping, count: int | None, seed: int, field: str):
-        with blame(f'{field} cannot be built'):
+        with of_part(field), blame('cannot be built', ''):
             self.held_out = HeldOutImages(Runner.build_dataloader(dict(config)))
         there = len(self.held_out)
         count = there if count is None else positive(count, '--images', int)
@@ -127,13 +187,24 @@ class Images:
         return self.held_out.batches(self.indices)
 
 
-def space_of(cfg: Config, model: SupernetClassifier, config: str) -> SearchSpace:
+def images_of(args: argparse.Namespace) -> Images:
+    """The images of CONFIG that ``--data`` and ``--images`` choose."""
+    cfg = load_config(args.config, args.cfg_options)
+    field = loader_name(cfg, args.data, args.config)
+    check_data(cfg, (field,))
+    return Images(cfg[field], args.images, args.seed, field)
+
+
+def space_of(net: Net, args: argparse.Namespace, model: SupernetClassifier) -> SearchSpace:
     """The space that a checkpoint was trained in."""
     if model.router is not None:
         return model.router.space
-    if cfg.get('space') is None:
-        raise UserError(f'{config} has no space, it is that of one network; give a supernet config')
-    return SearchSpace.coerce(cfg.space)
+    space = config_of(net, args).get('space')
+    if space is None:
+        raise UserError(
+            f'{net.config} has no space, it is that of one network; give a supernet config'
+        )
+    return SearchSpace.coerce(space)
 
 
 def subnets_of(args: argparse.Namespace, space: SearchSpace) -> dict[str, Subnet]:

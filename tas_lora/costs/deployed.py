@@ -1,7 +1,8 @@
 """What a subnet costs where it is deployed: latency and peak memory, measured once exported."""
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import inf
 
 import numpy as np
@@ -52,19 +53,17 @@ class Deployed:
         rounds: int = 20,
     ):
         one_of(pooling, 'pooling', ('avg_featmap', 'cls_token'))
-        one_of(device, 'val_cfg.measure.device', ('cpu', 'cuda'))
-        one_of(precision, 'val_cfg.measure.precision', tuple(PRECISIONS))
+        one_of(device, 'device', ('cpu', 'cuda'))
+        one_of(precision, 'precision', tuple(PRECISIONS))
         if device == 'cuda' and not torch.cuda.is_available():
-            raise UserError("val_cfg.measure.device is 'cuda', and there is no GPU; set 'cpu'")
+            raise UserError("is 'cuda', and there is no GPU; set 'cpu'", 'device')
         if (device, precision) == ('cpu', 'float16'):
-            raise UserError(
-                "val_cfg.measure.precision must be 'float32' or 'bfloat16' on a CPU, got 'float16'"
-            )
+            raise UserError("must be 'float32' or 'bfloat16' on a CPU, got 'float16'", 'precision')
         self.image_spec, self.pooling = dict(image_spec), pooling
         self.device, self.dtype = device, PRECISIONS[precision]
-        self.batch_size = positive(batch_size, 'val_cfg.measure.batch_size', int, most=100_000)
-        self.warmup = natural(warmup, 'val_cfg.measure.warmup', most=100_000)
-        self.rounds = positive(rounds, 'val_cfg.measure.rounds', int, most=100_000)
+        self.batch_size = positive(batch_size, 'batch_size', int, most=100_000)
+        self.warmup = natural(warmup, 'warmup', most=100_000)
+        self.rounds = positive(rounds, 'rounds', int, most=100_000)
 
     @classmethod
     def of_model(cls, model: SupernetClassifier, options: Mapping) -> 'Deployed':
@@ -74,7 +73,7 @@ class Deployed:
             UserError: If there is any option but those above, from ``device`` on.
         """
         if not isinstance(options, Mapping) or not set(options) <= set(OPTIONS):
-            raise UserError(f'val_cfg.measure must be a dict of {OPTIONS}, got {options!r}')
+            raise UserError(f'must be a dict of {OPTIONS}, got {options!r}', '')
         return cls(model.image_spec, model.backbone.out_type, **options)
 
     def __call__(self, subnet: Subnet) -> dict[str, float]:
@@ -84,27 +83,16 @@ class Deployed:
         except torch.OutOfMemoryError:
             return dict(latency=inf, latency_spread=inf, memory=inf)
 
-    @torch.no_grad()
     def latency(self, subnet: Subnet) -> dict[str, float]:
-        """Median time of a forward of one batch, and its interquartile range.
-
-        Returns:
-            ``latency`` and ``latency_spread`` in ms, of the :func:`trimmed` rounds.
-        """
-        net, images = self._build(subnet)
-        for _ in range(self.warmup):
-            net(images)
-        seconds = [stopwatch(lambda: net(images), self.device) for _ in range(self.rounds)]
-        found = milliseconds(trimmed(seconds))
-        low, high = found['spread']
-        return dict(latency=found['median'], latency_spread=high - low)
+        """:func:`latency_of` a forward of one batch."""
+        return latency_of(partial(*self._build(subnet)), self.device, self.warmup, self.rounds)
 
     @torch.no_grad()
     def memory(self, subnet: Subnet) -> dict[str, float]:
         """Peak memory of one forward: weights, images and activations, as tensors hold them.
 
-        What a process needs besides is left out: libraries, the GPU's context, their workspaces,
-        and what an allocator keeps in reserve.
+        Not counted is what else a process needs: libraries, the GPU's context, workspaces, and what
+        an allocator keeps in reserve.
 
         Returns:
             ``memory`` in MiB.
@@ -141,6 +129,28 @@ class Deployed:
         torch.cuda.reset_peak_memory_stats()
         net(images)
         return torch.cuda.max_memory_allocated() - before
+
+
+@torch.no_grad()
+def latency_of(
+    forward: Callable[[], object], device: str = 'cpu', warmup: int = 3, rounds: int = 20
+) -> dict[str, float]:
+    """Median time of a forward, and its interquartile range.
+
+    Args:
+        forward: Runs a batch.
+        device: 'cpu' or 'cuda', where it runs.
+        warmup: Forwards before those that are timed.
+        rounds: Forwards that are timed.
+
+    Returns:
+        ``latency`` and ``latency_spread`` in ms, of the :func:`trimmed` rounds.
+    """
+    for _ in range(warmup):
+        forward()
+    found = milliseconds(trimmed([stopwatch(forward, device) for _ in range(rounds)]))
+    low, high = found['spread']
+    return dict(latency=found['median'], latency_spread=high - low)
 
 
 def trimmed(seconds: Sequence[float]) -> list[float]:

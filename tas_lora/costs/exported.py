@@ -1,15 +1,23 @@
-"""Parameters and FLOPs of an exported network, by torch's own counter and by ours."""
+"""What an exported network costs: parameters, multiply-adds by two counts, memory and latency."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..errors import UserError
+from ..errors import UserError, blame
+from ..export import onnx
 from ..export.source import Source
 from ..models.plain_vit import PlainViT
 from ..search.complexity import count_flops, count_params
 from ..structures import Subnet
+from .deployed import Deployed, latency_of
+
+RUNTIMES = ('torch', 'compiled', 'onnx')
 
 
 def convention(network: dict) -> dict[str, float]:
@@ -18,16 +26,12 @@ def convention(network: dict) -> dict[str, float]:
     Args:
         network: Arguments of ``PlainViT``.
     """
-    width, spec = network['embed_dim'], dict(network)
-    for name in ('embed_dim', 'num_heads', 'hidden_dims', 'pooling'):
-        spec.pop(name)
-    ratios = [(hidden + 0.5) / width for hidden in network['hidden_dims']]  # which are truncated
-    subnet = Subnet(width, network['num_heads'], ratios)
+    subnet, spec = _as_subnet(network)
     return dict(params=count_params(subnet, **spec), flops=count_flops(subnet, **spec))
 
 
 def check_costs(source: Source) -> None:
-    """Compare what ``architecture.json`` says of costs with what they are.
+    """Compare the costs that ``architecture.json`` states with those of the network.
 
     Raises:
         UserError: If they differ.
@@ -41,35 +45,16 @@ def check_costs(source: Source) -> None:
             )
 
 
-def sizes(source: Source) -> dict[str, float]:
-    """Parameters, and bytes of their file.
+def counted_flops(network: dict) -> float:
+    """Multiply-adds of one image as torch counts them: those of matrix products alone.
 
-    Returns:
-        'ours', of ``count_params``; 'module', of the tensors in use; 'file_bytes', and of these
-        'header_bytes', in which safetensors keeps names and shapes; 'file_vs_params', the whole
-        file over 4 bytes for each parameter, and 'data_vs_params', the same without the header,
-        which counts in small networks.
-    """
-    module = sum(parameter.numel() for parameter in source.net.parameters())
-    path = Path(source.folder, 'weights.safetensors')
-    file, ours = path.stat().st_size, convention(source.network)['params']
-    with path.open('rb') as content:  # the header, behind 8 bytes that tell its length
-        header = 8 + int.from_bytes(content.read(8), 'little')
-    return dict(
-        ours=ours,
-        module=module,
-        file_bytes=file,
-        header_bytes=header,
-        file_vs_params=file / (4 * ours),
-        data_vs_params=(file - header) / (4 * ours),
-    )
+    AutoFormer's convention, ``count_flops``, differs: it counts norms and sums too, the classifier
+    for every token, one token more in each block, and a formula for relative positions in place of
+    the products that compute them. On the meta device attention is made of plain products, whatever
+    kernel a CPU or GPU has for it. torch's counter takes a multiply-add for 2, hence the half.
 
-
-def counted_flops(net: PlainViT, network: dict) -> float:
-    """Multiply-accumulates of one image as torch counts them: those of matrix products alone.
-
-    On the meta device, where attention is made of such products, whatever kernel a CPU or GPU
-    takes for it.
+    Args:
+        network: Arguments of ``PlainViT``.
     """
     with torch.device('meta'):
         net = PlainViT(**network)
@@ -79,28 +64,49 @@ def counted_flops(net: PlainViT, network: dict) -> float:
     return counter.get_total_flops() / 2
 
 
-def flops_reasons(net: PlainViT, network: dict) -> dict[str, float]:
-    """Why AutoFormer's convention, ``count_flops``, differs from :func:`counted_flops`.
+def measure(
+    source: Source, runtimes: Sequence[str], device: str, batch_size: int, rounds: int
+) -> dict[str, dict]:
+    """What a forward of one batch of noise takes, in the figures of ``val_cfg.measure``.
+
+    Args:
+        source: The export.
+        runtimes: Of :data:`RUNTIMES`; ONNX Runtime is for CPUs.
+        device: 'cpu' or 'cuda'.
+        batch_size: Images in the batch.
+        rounds: Forwards that are timed.
 
     Returns:
-        Multiply-accumulates that the convention has more, by reason; their sum is the difference.
+        For each runtime :func:`~tas_lora.costs.deployed.latency_of`; for 'torch' also ``memory``.
+
+    Raises:
+        UserError: If a runtime fails.
     """
-    C, D = network['embed_dim'], network['head_dim']
-    R, classes = network['max_relative_position'], network['num_classes']
-    patches = (network['img_size'] // network['patch_size']) ** 2
-    N, T = patches + 1, patches + 2  # tokens there are, and that the convention counts
-    blocks = list(zip(network['num_heads'], network['hidden_dims'], strict=True))
-    inner = sum(heads for heads, _ in blocks) * D
-    hidden, depth = sum(hidden for _, hidden in blocks), len(blocks)
-    lines, offsets = net.grid.marks.shape[1], net.grid.to_line.shape[1]
-    positions = 2 * N * N * inner // D * lines + 2 * N * inner * offsets
-    formula = depth * (2 * R * T * T + T * T / 2) + T * inner / 2
-    return {
-        'the classifier is counted for every token, and used for one': patches * C * classes,
-        'linear layers are counted for one token more': 4 * inner * C + 2 * C * hidden,
-        'attention is counted for one token more': 2 * (T * T - N * N) * inner,
-        'relative positions follow a formula, and are computed otherwise': formula - positions,
-        'norms and sums are counted, where torch counts products alone': (
-            C + N * C / 2 + depth * 2 * T * C
-        ),
-    }
+    net, images = source.net.to(device), source.random_images(batch_size).to(device)
+    found = {}
+    with TemporaryDirectory() as folder:
+        for runtime in runtimes:
+            with blame(f'{runtime} cannot run a batch of {batch_size} on {device}'):
+                forward = _forward(runtime, net, images, Path(folder, onnx.FILE))
+                found[runtime] = latency_of(forward, device, rounds=rounds)
+    if 'torch' in found:
+        subnet, spec = _as_subnet(source.network)
+        deployed = Deployed(spec, source.network['pooling'], device, batch_size)
+        found['torch'] |= deployed.memory(subnet)
+    return found
+
+
+def _forward(runtime: str, net: PlainViT, images: Tensor, path: Path) -> Callable[[], object]:
+    if runtime != 'onnx':
+        return partial(torch.compile(net, dynamic=False) if runtime == 'compiled' else net, images)
+    onnx.save(net, images, path)
+    return partial(onnx.open_session(path).run, None, dict(images=images.numpy()))
+
+
+def _as_subnet(network: dict) -> tuple[Subnet, dict]:
+    """A subnet of the same widths, and the other arguments of the counters."""
+    width, spec = network['embed_dim'], dict(network)
+    for name in ('embed_dim', 'num_heads', 'hidden_dims', 'pooling'):
+        spec.pop(name)
+    ratios = [(hidden + 0.5) / width for hidden in network['hidden_dims']]  # which are truncated
+    return Subnet(width, network['num_heads'], ratios), spec

@@ -108,7 +108,7 @@ def made_naive(model: SupernetClassifier) -> SupernetClassifier:
 
 
 def left_unmerged(model: SupernetClassifier) -> SupernetClassifier:
-    """``model`` whose experts work on the tokens, beside the frozen weight."""
+    """``model`` whose experts work on the tokens, next to the frozen weight."""
     for layer in model.backbone.mole_layers():
         layer.merge = partial(_hold_gates, layer)
         layer.forward = partial(_unmerged_forward, layer)

@@ -98,7 +98,7 @@ def step_memory(
     """Bytes of tensors that a training step of ``subnet`` holds when its backward begins.
 
     All weights, gradients and AdamW's two moments of those that are trained, the images, and what
-    autograd keeps. What libraries take besides, and an allocator in reserve, is left out.
+    autograd keeps. Not counted is what libraries take, and an allocator keeps in reserve.
     """
     model.set_subnet(subnet)
 

@@ -5,15 +5,15 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from mmengine.dataset import BaseDataset
 from mmpretrain.registry import DATASETS as MMPRETRAIN_DATASETS
 
-from ..checks import natural, one_of, positive
+from ..checks import natural, of_part, one_of, positive
 from ..errors import UserError
 from ..registry import DATASETS
 
 
 @DATASETS.register_module(name='HeldOutSplit')
+@of_part('HeldOutSplit')
 def held_out_split(dataset: dict, part: str, size: int = 10_000, seed: int = 0, images=None):
     """One of the two parts of a training set: the rest to train on, or the held-out images.
 
@@ -33,19 +33,21 @@ def held_out_split(dataset: dict, part: str, size: int = 10_000, seed: int = 0, 
     Raises:
         UserError: If an argument is none, or the data set is too small.
     """
-    one_of(part, 'HeldOutSplit.part', ('train', 'heldout'))
-    one_of(images, 'HeldOutSplit.images', (None, 'autoformer'))
-    positive(size, 'HeldOutSplit.size', int)
-    natural(seed, 'HeldOutSplit.seed')
+    one_of(part, 'part', ('train', 'heldout'))
+    one_of(images, 'images', (None, 'autoformer'))
+    positive(size, 'size', int)
+    natural(seed, 'seed')
     if not isinstance(dataset, Mapping) or 'type' not in dataset:
-        raise UserError(f'HeldOutSplit.dataset must be a dict with a type, got {dataset!r}')
+        raise UserError(f'must be a dict with a type, got {dataset!r}', 'dataset')
     whole = MMPRETRAIN_DATASETS.build(dataset)
     if images == 'autoformer':
         held_out = official_subset(_paths(whole))
         train = np.setdiff1d(np.arange(len(whole)), held_out).tolist()
     else:
         held_out, train = random_split(len(whole), size, seed)
-    return _subset(whole, held_out if part == 'heldout' else train)
+    # In place: MMEngine's copies are noted by address, and may be mixed up with later objects.
+    whole.get_subset_(held_out if part == 'heldout' else train)
+    return whole
 
 
 def random_split(length: int, size: int, seed: int) -> tuple[list[int], list[int]]:
@@ -54,9 +56,7 @@ def random_split(length: int, size: int, seed: int) -> tuple[list[int], list[int
     The same as fold 0 of MMPretrain's ``KFoldDataset``, which cannot be told a size.
     """
     if size >= length:
-        raise UserError(
-            f'{size} images to hold out of a training set of {length}; lower HeldOutSplit.size'
-        )
+        raise UserError(f'is {size}, but the training set has {length} images; lower it', 'size')
     indices = list(range(length))
     np.random.default_rng(seed).shuffle(indices)
     return indices[:size], indices[size:]
@@ -85,17 +85,3 @@ def _paths(dataset) -> list[Path]:
     if None in paths:
         raise UserError("images='autoformer' needs a dataset of files in class folders")
     return list(map(Path, paths))
-
-
-def _subset(dataset: BaseDataset, indices: list[int]) -> BaseDataset:
-    """``get_subset`` without a trap in it.
-
-    MMEngine notes copied datasets by address in a default argument that all calls share. Once
-    the whole is freed, another object may get its address, and the next copy of that object
-    would be the old dataset. So the note is thrown away.
-    """
-    subset = dataset.get_subset(indices)
-    for default in BaseDataset._copy_without_annotation.__defaults__ or ():
-        if isinstance(default, dict):
-            default.clear()
-    return subset

@@ -44,11 +44,11 @@ class HeldOutImages:
     """
 
     def __init__(self, dataloader: DataLoader, memory_share: float = 0.5):
-        memory_share = bounded(memory_share, 'val_cfg.memory_share')
+        memory_share = bounded(memory_share, 'memory_share')
         if dataloader.batch_size is None:
             raise UserError(
-                'val_dataloader.batch_sampler: a search chooses its images itself; leave it out, '
-                'and set batch_size'
+                'is of no use: images are chosen by index; leave it out, and set batch_size',
+                'batch_sampler',
             )
         processes = int(os.environ.get('LOCAL_WORLD_SIZE', get_world_size()))
         self.limit = memory_share * free_memory() / processes

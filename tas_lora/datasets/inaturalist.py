@@ -1,6 +1,5 @@
 """iNaturalist 2019."""
 
-import json
 from pathlib import Path
 
 from mmengine.fileio import join_path
@@ -8,6 +7,7 @@ from mmpretrain.datasets import BaseDataset
 
 from ..checks import one_of
 from ..errors import UserError
+from ..provenance import read_json
 from ..registry import DATASETS
 
 
@@ -25,9 +25,9 @@ class INaturalist2019(BaseDataset):
     """
 
     def __init__(self, data_root: str, split: str = 'train', **kwargs):
-        one_of(split, 'INaturalist2019.split', ('train', 'val'))
+        one_of(split, 'split', ('train', 'val'))
         if not isinstance(data_root, (str, Path)):
-            raise UserError(f'INaturalist2019.data_root must be a folder, got {data_root!r}')
+            raise UserError(f'must be a folder, got {data_root!r}', 'data_root')
         default = dict(test_mode=split == 'val')
         super().__init__(f'{split}2019.json', data_root=str(data_root), **(default | kwargs))
 
@@ -37,7 +37,8 @@ class INaturalist2019(BaseDataset):
         The label is the place of the category among ``categories`` in order of their ids, or the
         id itself where the file lists none; the official ids are 0 to 1009.
         """
-        content = self._read_annotations()
+        advice = '; unpack the annotations of iNaturalist 2019 into data_root'
+        content = read_json(self.ann_file, advice=advice)
         try:
             files = {image['id']: image['file_name'] for image in content['images']}
             found = [(files[a['image_id']], a['category_id']) for a in content['annotations']]
@@ -55,14 +56,3 @@ class INaturalist2019(BaseDataset):
             dict(img_path=join_path(self.img_prefix, file), gt_label=label)
             for (file, _), label in zip(found, labels, strict=True)
         ]
-
-    def _read_annotations(self) -> dict:
-        try:
-            return json.loads(Path(self.ann_file).read_text())
-        except OSError as error:
-            raise UserError(
-                f'{self.ann_file} cannot be read: {error.strerror}; unpack the annotations of '
-                'iNaturalist 2019 into data_root'
-            ) from error
-        except ValueError as error:
-            raise UserError(f'{self.ann_file} is no JSON: {error}') from error

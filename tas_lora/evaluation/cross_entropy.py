@@ -27,9 +27,9 @@ class CrossEntropy(BaseMetric):
     default_prefix = ''
 
     def __init__(self, collect_device: str = 'cpu', prefix: str | None = None, **kwargs):
-        one_of(collect_device, 'CrossEntropy.collect_device', ('cpu', 'gpu'))
+        one_of(collect_device, 'collect_device', ('cpu', 'gpu'))
         if prefix is not None and not isinstance(prefix, str):
-            raise UserError(f'CrossEntropy.prefix must be a string or None, got {prefix!r}')
+            raise UserError(f'must be a string or None, got {prefix!r}', 'prefix')
         super().__init__(collect_device, prefix, **kwargs)
 
     def process(self, data_batch, data_samples) -> None:

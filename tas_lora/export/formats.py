@@ -1,6 +1,5 @@
 """The formats there are, and which of them can be written here."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,7 +22,7 @@ class Format:
         run: Reads them there, and gives the logits of batches of images.
         file: One of the files, by which a folder is known to be of this format.
         load: Python that loads the network from the folder DIR, for the model card.
-        packages: What has to be installed beside the toolkit.
+        packages: What has to be installed in addition to the toolkit.
         card: File of the model card, if it has one.
         root: Whether the files go into the output folder itself.
     """
@@ -54,15 +53,10 @@ class Format:
         return f'{self.name} needs {", ".join(missing)}: pip install "tas-lora[{self.name}]"'
 
 
-def _write_root(source: Source, folder: Path) -> None:
-    safetensors_format.write(source, folder)
-    shutil.copy(PLAIN_VIT, folder)  # so that nothing of the toolkit is needed
-
-
 FORMATS = (
     Format(
         'safetensors',
-        _write_root,
+        safetensors_format.write,
         safetensors_format.run,
         file='architecture.json',
         load="from plain_vit import load_plain_vit; net, _ = load_plain_vit('DIR')",

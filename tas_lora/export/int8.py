@@ -12,7 +12,7 @@ from .source import Source
 
 
 def quantise(folder: Path) -> Path:
-    """Write ``model_int8.onnx`` beside ``model.onnx``: weights of linear layers in 8 bits.
+    """Write ``model_int8.onnx`` next to ``model.onnx``: weights of linear layers in 8 bits.
 
     Their inputs are quantised on the fly; patches are embedded in float32.
 
@@ -45,7 +45,7 @@ def quantise(folder: Path) -> Path:
 
 
 def compare(source: Source, folder: Path, small: Path) -> str:
-    """A line on size and logits of the small file beside the whole one, on 64 random images."""
+    """A line that compares size and logits of the two files, on 64 random images."""
     images = source.random_images()
     before, after = (onnx.run(folder, [images], name)[0] for name in (onnx.FILE, small.name))
     difference = float((before - after).abs().max() / before.std())

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -19,15 +20,15 @@ from .formats import FORMATS, ROOT, ROOT_FILES, Format
 from .source import Source
 
 TOLERANCE = 1e-4  # absolute, and as a share of the deviation of logits that are small
-_FEW = 3  # images of the second batch: whoever takes the size of a batch for granted fails
+_FEW = 3  # images of the second batch: a file that is fixed to one size of batch fails
 _UNFINISHED = '.export-'  # begins the name of a folder where formats are written and checked
 
 Card = Callable[[Format, Mapping[Format, str]], str]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of a format.
+class ParityCheck:
+    """Whether a format was written, and gives the supernet's logits when it is read back.
 
     Args:
         form: The format.
@@ -77,11 +78,12 @@ def export_formats(
     formats: Sequence[Format],
     out_dir: str | Path,
     card: Card | None = None,
-) -> list[Outcome]:
-    """Write all formats beside, run each, and move those that agree to their places.
+) -> list[ParityCheck]:
+    """Write all formats, run each, and keep those that agree with the supernet.
 
-    They replace what an earlier run left there. If that was another network, all of its formats
-    go; if nothing agrees, all of them stay.
+    They are written to a temporary folder and moved from there, in place of the files of an earlier
+    run. If those were of another network, all of its formats are removed; if no format agrees, all
+    of them stay.
 
     Args:
         model: The supernet that ``source`` was cut from.
@@ -92,7 +94,7 @@ def export_formats(
             seen of each.
 
     Returns:
-        An outcome for each; what failed is not left behind.
+        A check for each; files of those that failed are deleted.
 
     Raises:
         UserError: If the folder cannot take them.
@@ -105,8 +107,8 @@ def export_formats(
     images = source.random_images()
     expected = _supernet_logits(model, Subnet.from_dict(source.description['subnet']), images)
     with TemporaryDirectory(prefix=_UNFINISHED, dir=out_dir) as place:
-        outcomes = [_try(form, source, Path(place), out_dir, images, expected) for form in formats]
-        return _keep(outcomes, source, Path(place), out_dir, card)
+        checked = [_try(form, source, Path(place), out_dir, images, expected) for form in formats]
+        return _keep(checked, source, Path(place), out_dir, card)
 
 
 def check_place(out_dir: str | Path, formats: Sequence[Format] = FORMATS) -> None:
@@ -140,6 +142,14 @@ def forms_in(out_dir: str | Path) -> list[Format]:
     return [form for form in FORMATS if form.is_in(out_dir)]
 
 
+def __getattr__(name: str):
+    """The name that :class:`ParityCheck` had in 0.1."""
+    if name == 'Outcome':
+        warnings.warn('Outcome is called ParityCheck now', DeprecationWarning, stacklevel=2)
+        return ParityCheck
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
 @torch.no_grad()
 def _supernet_logits(model: SupernetClassifier, subnet: Subnet, images: Tensor) -> Tensor:
     active = model.subnet
@@ -151,18 +161,18 @@ def _supernet_logits(model: SupernetClassifier, subnet: Subnet, images: Tensor) 
 
 def _try(
     form: Format, source: Source, place: Path, out_dir: Path, images: Tensor, expected: Tensor
-) -> Outcome:
+) -> ParityCheck:
     """Write a format below ``place``, and run it there."""
-    outcome = Outcome(form, out_dir / form.folder, deviation=float(expected.std(0).mean()))
+    check = ParityCheck(form, out_dir / form.folder, deviation=float(expected.std(0).mean()))
     folder = place / form.name  # transformers 4 imports from no folder with a dot
     folder.mkdir()
     try:
         form.write(source, folder)
         logits = form.run(folder, [images, images[:_FEW]])
     except Exception as error:  # of whatever library writes and reads the format
-        return replace(outcome, error=_reason(error))
+        return replace(check, error=_reason(error))
     pairs = zip(logits, (expected, expected[:_FEW]), strict=True)
-    return replace(outcome, difference=max(_difference(*pair) for pair in pairs))
+    return replace(check, difference=max(_difference(*pair) for pair in pairs))
 
 
 def _reason(error: Exception) -> str:
@@ -181,19 +191,19 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
 
 def _keep(
-    outcomes: list[Outcome], source: Source, place: Path, out_dir: Path, card: Card | None
-) -> list[Outcome]:
+    checked: list[ParityCheck], source: Source, place: Path, out_dir: Path, card: Card | None
+) -> list[ParityCheck]:
     """Move what held to its place, and say what else is there."""
     older = {} if _is_other(out_dir, source) else dict.fromkeys(forms_in(out_dir), _EARLIER)
-    checks = older | {each.form: f'{each.difference:.1e}' for each in outcomes if each.held}
-    for form in [each.form for each in outcomes if each.held]:
+    seen = older | {each.form: f'{each.difference:.1e}' for each in checked if each.held}
+    for form in [each.form for each in checked if each.held]:
         if card is not None and form.card:
-            (place / form.name / form.card).write_text(card(form, checks), 'utf-8')
+            (place / form.name / form.card).write_text(card(form, seen), 'utf-8')
     (place / 'old').mkdir()
-    if any(each.held for each in outcomes):
+    if any(each.held for each in checked):
         for form in set(forms_in(out_dir)) - set(older):
             _set_aside(form, out_dir, place)
-    moved = [_move(each, place, out_dir) for each in outcomes]
+    moved = [_move(each, place, out_dir) for each in checked]
     return [replace(each, older=not each.held and each.form.is_in(out_dir)) for each in moved]
 
 
@@ -208,10 +218,10 @@ def _is_other(out_dir: Path, source: Source) -> bool:
         return True
 
 
-def _move(outcome: Outcome, place: Path, out_dir: Path) -> Outcome:
-    form = outcome.form
-    if not outcome.held:
-        return outcome
+def _move(check: ParityCheck, place: Path, out_dir: Path) -> ParityCheck:
+    form = check.form
+    if not check.held:
+        return check
     try:
         if form.root:
             for path in sorted((place / form.name).iterdir()):
@@ -220,8 +230,8 @@ def _move(outcome: Outcome, place: Path, out_dir: Path) -> Outcome:
             _set_aside(form, out_dir, place)
             (place / form.name).rename(out_dir / form.folder)
     except OSError as error:
-        return replace(outcome, error=_reason(error))
-    return outcome
+        return replace(check, error=_reason(error))
+    return check
 
 
 def _set_aside(form: Format, out_dir: Path, place: Path) -> None:

@@ -34,7 +34,7 @@ def normalisation(source: Source) -> tuple[list[float], list[float]]:
 def resized_edge(source: Source) -> int | None:
     """Short edge that images are resized to before the crop; None if they are squeezed whole."""
     ratio = source.description['preprocess'].get('crop_ratio', 1.0)
-    return ratio and round(source.network['img_size'] / ratio)
+    return None if ratio is None else round(source.network['img_size'] / ratio)
 
 
 def crop_share(source: Source) -> float:

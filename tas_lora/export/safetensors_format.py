@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from ..models.plain_vit import load_plain_vit
-from .source import Source
+from .source import PLAIN_VIT, Source
 
 CARD = 'MODEL_CARD.md'
 
 
 def write(source: Source, folder: Path) -> None:
-    """Copy the export there is, and write the card beside it."""
+    """Copy the export, and ``plain_vit.py``, which reads it without the toolkit; write the card."""
     for name in ('weights.safetensors', 'architecture.json'):
         shutil.copy(source.folder / name, folder)
+    shutil.copy(PLAIN_VIT, folder)
     (folder / CARD).write_text(source.card, 'utf-8')
 
 

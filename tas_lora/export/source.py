@@ -52,7 +52,7 @@ class Source:
 
 
 def standing_alone(path: Path, package: str) -> str:
-    """Source of a module of this package that imports ``PlainViT``, to lie beside ``plain_vit.py``.
+    """Source of a module of this package that imports ``PlainViT``, to be put next to it.
 
     Args:
         path: The module.

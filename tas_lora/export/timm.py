@@ -1,4 +1,4 @@
-"""The network for timm: a module that registers it, beside its weights."""
+"""The network for timm: a module that registers it, and its weights."""
 
 import hashlib
 import json

@@ -1,14 +1,14 @@
 """What a search left in its work directory, read for a report; no torch."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import inf, isfinite, nan
 from pathlib import Path
 from reprlib import repr as short
 
-from ..checks import natural, one_of, within
+from ..checks import inside, natural, one_of
 from ..errors import UserError, blame
+from ..provenance import read_json
 from ..search import read_history
 from ..structures import SearchSpace, Subnet
 
@@ -181,22 +181,14 @@ def _metric(best: Mapping, identity, folder: Path, score: str, rule: str) -> tup
 
 def _read(path: Path, kind: type):
     """A JSON file of that kind; an empty one of it if there is no such file."""
-    if not path.exists():
-        return kind()
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f'{path} is no JSON that can be read: {error}') from error
-    if not isinstance(value, kind):
-        raise UserError(f'{path} must hold a {kind.__name__}, got {short(value)}')
-    return value
+    return read_json(path, kind=kind) if path.exists() else kind()
 
 
 def _numbered(lines: list, path: Path, convert: Callable[[dict], Candidate]) -> list[Candidate]:
     """Each line converted; a mistake is told with its number."""
     converted = []
     for number, line in enumerate(lines, 1):
-        with within(f'{path}, {number}'):
+        with inside(f'{path}, {number}'):
             converted.append(convert(line))
     return converted
 
@@ -240,7 +232,7 @@ def _check(results: SearchResults, lines: list[dict]) -> None:
     for name, value in results.cost.items():
         _numbers([value], name, folder / 'search_cost.json')
     path = folder / 'best_subnet.json' if best else folder / 'search.json'
-    with within(str(path)), blame('it is not as a search writes it'):
+    with inside(str(path)), blame('it is not as a search writes it'):
         for name in ('candidates', 'images_evaluated', 'images_exhaustive', 'parents'):
             natural(best.get(name, 0), name)
         for name, metrics in (best.get('test') or {}).items():

@@ -1,14 +1,13 @@
 from .complexity import count_flops, count_params
 from .evolution import Evolution
 from .front import best_within, knee_points, pareto_front
-from .history import History, open_history, read_history
-from .journal import Journal, Outcome, Task
 from .limits import Limits
-from .measured import Measured, open_measured, read_measured
 from .nsga2 import NSGA2
 from .race import Race, RaceRules
+from .records import History, Journal, Measured, read_history, read_measured
 from .scorer import CandidateScorer
 from .surrogate import Surrogate
+from .task import Outcome, Task
 
 __all__ = [
     'NSGA2',
@@ -27,8 +26,6 @@ __all__ = [
     'count_flops',
     'count_params',
     'knee_points',
-    'open_history',
-    'open_measured',
     'pareto_front',
     'read_history',
     'read_measured',

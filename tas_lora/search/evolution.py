@@ -39,7 +39,7 @@ class Evolution:
         oversample: How many children a trusted surrogate selects one from.
 
     Raises:
-        UserError: If a size is no positive integer, or the children exceed the population.
+        UserError: If a size is not a positive integer, or the children exceed the population.
     """
 
     # Draws that may fail in a row before the space is taken to hold no further subnet.
@@ -62,16 +62,16 @@ class Evolution:
     ):
         self.space = space
         self.is_feasible = is_feasible
-        self.population = positive(population, 'evolution.population', int)
-        self.generations = positive(generations, 'evolution.generations', int)
-        self.parents = positive(parents, 'evolution.parents', int)
-        self.mutations = natural(mutations, 'evolution.mutations')
-        self.crossovers = natural(crossovers, 'evolution.crossovers')
-        self.gene_prob = bounded(gene_prob, 'evolution.gene_prob')
-        self.shape_prob = bounded(shape_prob, 'evolution.shape_prob')
-        self.seed = natural(seed, 'evolution.seed')
+        self.population = positive(population, 'population', int)
+        self.generations = positive(generations, 'generations', int)
+        self.parents = positive(parents, 'parents', int)
+        self.mutations = natural(mutations, 'mutations')
+        self.crossovers = natural(crossovers, 'crossovers')
+        self.gene_prob = bounded(gene_prob, 'gene_prob')
+        self.shape_prob = bounded(shape_prob, 'shape_prob')
+        self.seed = natural(seed, 'seed')
         self.surrogate = surrogate
-        self.oversample = positive(oversample, 'evolution.oversample', int)
+        self.oversample = positive(oversample, 'oversample', int)
         if self.mutations + self.crossovers > self.population:
             raise UserError(
                 f'{mutations} mutations and {crossovers} crossovers exceed the population of '
@@ -91,7 +91,7 @@ class Evolution:
         return list(chosen)[: self.population]
 
     def tell(self, scores: dict[Subnet, float]) -> None:
-        """Record the scores of a generation; NaN ranks behind everything."""
+        """Record the scores of a generation; NaN ranks last."""
         self.scores.update(scores)
         self.generation += 1
         if self.surrogate is not None:

@@ -12,7 +12,7 @@ from ..errors import UserError
 
 
 def pareto_front(points: np.ndarray) -> np.ndarray:
-    """Which points no other one dominates: is at most as large in all goals, and less in one.
+    """Which points are not dominated: none is at most as large in all goals, and less in one.
 
     Args:
         points: Goals to minimise, (n, goals). A row with a NaN is never on the front, and
@@ -22,7 +22,7 @@ def pareto_front(points: np.ndarray) -> np.ndarray:
         A mask, (n,).
 
     Raises:
-        UserError: If ``points`` is no array of n rows with one goal or more.
+        UserError: If ``points`` is not an array of n rows with one goal or more.
     """
     points = _points(points)
     known = np.flatnonzero(~np.isnan(points).any(axis=1))
@@ -51,7 +51,7 @@ def knee_points(points: np.ndarray) -> np.ndarray:
         Indices of the knees, ascending; empty if none stands out, as of two points or fewer.
 
     Raises:
-        UserError: If ``points`` is no such front, or pymoo is not installed.
+        UserError: If ``points`` is not such a front, or pymoo is not installed.
     """
     points = _points(points)
     if not np.isfinite(points).all() or not pareto_front(points).all():

@@ -6,7 +6,7 @@ from math import inf
 
 import numpy as np
 
-from ..checks import bounded
+from ..checks import bounded, within
 from ..errors import UserError
 from ..structures import SearchSpace, Subnet
 
@@ -27,7 +27,7 @@ class Limits:
             a goal are measured of every subnet that is scored.
 
     Raises:
-        UserError: If a constraint names no cost, or is no range.
+        UserError: If a constraint does not name a cost, or is not a range.
     """
 
     SAMPLES = 2000  # by which the share of a space is estimated
@@ -47,9 +47,10 @@ class Limits:
         constraints = {} if constraints is None else constraints
         if not isinstance(constraints, Mapping):
             raise UserError(
-                f'val_cfg.constraints must be like dict(params=(low, high)), got {constraints!r}'
+                f'must be like dict(params=(low, high)), got {constraints!r}', 'constraints'
             )
-        ranges = {name: self._range(name, limit) for name, limit in constraints.items()}
+        with within('constraints'):
+            ranges = {name: self._range(name, limit) for name, limit in constraints.items()}
         self.ranges = dict(sorted(ranges.items(), key=lambda item: item[0] in self.measured))
 
     def allow(self, subnet: Subnet) -> bool:
@@ -117,17 +118,15 @@ class Limits:
     def _range(self, name: str, limit) -> tuple[float, float]:
         if name not in self._costs:
             hint = '; it is measured only if val_cfg.measure is set' if name in UNITS else ''
-            raise UserError(
-                f'constraints.{name} is unknown; choose from {sorted(self._costs)}{hint}'
-            )
+            raise UserError(f'is unknown; choose from {sorted(self._costs)}{hint}', name)
         if not isinstance(limit, (list, tuple)) or len(limit) != 2:
-            raise UserError(f'constraints.{name} must be (low, high), got {limit!r}')
+            raise UserError(f'must be (low, high), got {limit!r}', name)
         low, high = (
-            bounded(default if end is None else end, f'val_cfg.constraints.{name}', inf)
+            bounded(default if end is None else end, name, inf)
             for end, default in zip(limit, (0.0, inf), strict=True)
         )
         if low > high:
-            raise UserError(f'constraints.{name}: low {_text(low)} is above high {_text(high)}')
+            raise UserError(f'has low {_text(low)} above high {_text(high)}', name)
         return low, high
 
 

@@ -17,7 +17,7 @@ class NSGA2(Evolution):
     feasible; generation g draws from ``default_rng((seed, g))``; limits that are too narrow for
     random draws are filled from what meets them. The selection is pymoo's: parents win
     tournaments by dominance, then by crowding distance, and the population survives by rank.
-    A subnet whose score or cost is not finite is no parent.
+    A subnet whose score or cost is not finite has no children.
 
     Args:
         space: Where to search.
@@ -30,11 +30,11 @@ class NSGA2(Evolution):
         seed: Seed of all draws.
 
     Raises:
-        UserError: If a number is out of range, there is no cost, or pymoo is not installed.
+        UserError: If a number is out of range, a cost is missing, or pymoo is not installed.
     """
 
     TRIES = 10  # mutants of a child that are drawn until one is new and feasible
-    ROUNDS = 10  # matings for a generation, which go on while children are missing
+    ROUNDS = 10  # matings for a generation, as long as children are missing
 
     def __init__(
         self,

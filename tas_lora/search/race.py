@@ -1,4 +1,4 @@
-"""Racing: a candidate that surely is none of the best is not evaluated to the end.
+"""Racing: a candidate that is surely not among the best is dropped before the last image.
 
 All candidates of a generation see the same images, in slices that grow. After each slice their
 mean losses over all images are estimated (:class:`~tas_lora.search.stratified.Strata`); a candidate
@@ -25,7 +25,7 @@ class RaceRules:
         strata: Groups of images, by how much they cost the known subnets.
 
     Raises:
-        UserError: If one of them is no number that makes sense.
+        UserError: If one of them is out of range.
     """
 
     def __init__(
@@ -36,18 +36,18 @@ class RaceRules:
         controls: int = 20,
         strata: int = 20,
     ):
-        self.first = positive(first, 'val_cfg.race.first', int)
-        self.growth = positive(growth, 'val_cfg.race.growth', float, most=100)
-        self.z = positive(z, 'val_cfg.race.z', float, most=100)
-        self.controls = positive(controls, 'val_cfg.race.controls', int, most=200)
-        self.strata = positive(strata, 'val_cfg.race.strata', int, most=100)
+        self.first = positive(first, 'first', int)
+        self.growth = positive(growth, 'growth', float, most=100)
+        self.z = positive(z, 'z', float, most=100)
+        self.controls = positive(controls, 'controls', int, most=200)
+        self.strata = positive(strata, 'strata', int, most=100)
         if self.growth < 1.05:
-            raise UserError(f'val_cfg.race.growth must be at least 1.05, got {growth}')
+            raise UserError(f'must be at least 1.05, got {growth}', 'growth')
         if self.first < 2 * (self.strata * Strata.LEAST + self.controls):
             raise UserError(
-                f'val_cfg.race.first is {first}: too few images for {strata} strata and '
-                f'{controls} controls; it must be at least '
-                f'{2 * (self.strata * Strata.LEAST + self.controls)}, or lower these'
+                f'is {first}: too few images for {strata} strata and {controls} controls; it must '
+                f'be at least {2 * (self.strata * Strata.LEAST + self.controls)}, or lower these',
+                'first',
             )
 
     def sizes(self, images: int) -> list[int]:

@@ -7,10 +7,10 @@ from typing import Protocol
 import numpy as np
 
 from ..structures import Subnet
-from .history import History
-from .journal import Outcome, Task
 from .limits import Limits
 from .race import Race, RaceRules
+from .records import History
+from .task import Outcome, Task
 
 Perform = Callable[[list[Task]], Iterable[tuple[Task, Outcome]]]
 

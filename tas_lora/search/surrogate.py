@@ -64,8 +64,8 @@ class Surrogate:
 
     def __init__(self, space: SearchSpace, seed: int = 0, trust: float = 0.5):
         self.space = space
-        self.seed = natural(seed, 'surrogate.seed')
-        self.trust = bounded(trust, 'surrogate.trust')
+        self.seed = natural(seed, 'seed')
+        self.trust = bounded(trust, 'trust')
         self.correlation = nan
         self._seen: dict[Subnet, float] = {}
         self._model = None
@@ -147,7 +147,8 @@ def _check_installed() -> None:
 
 def _spearman(a: Sequence[float], b: Sequence[float]) -> float:
     """Rank correlation from -1 to 1; NaN if either is constant."""
-    from scipy.stats import rankdata
+    from scipy.stats import ConstantInputWarning, spearmanr
 
-    with np.errstate(invalid='ignore'):
-        return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ConstantInputWarning)
+        return float(spearmanr(a, b).statistic)

@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from ..checks import positives
+from ..checks import positives, within
 from ..errors import UserError
 from .subnet import Subnet
 
@@ -42,11 +42,11 @@ class SearchSpace:
     def __post_init__(self):
         for name in _FIELDS if self.patch_size is None else _ALL_FIELDS:
             kind = float if name == 'mlp_ratio' else int
-            choices = positives(getattr(self, name), f'space.{name}', kind)
+            choices = positives(getattr(self, name), name, kind)
             if len(set(choices)) < len(choices):
-                raise UserError(f'space.{name} repeats a choice: {list(choices)}')
+                raise UserError(f'repeats a choice: {list(choices)}', name)
             if name == 'depth' and max(choices) > _MOST_BLOCKS:
-                raise UserError(f'space.depth must be at most {_MOST_BLOCKS:,}, got {max(choices)}')
+                raise UserError(f'must be at most {_MOST_BLOCKS:,}, got {max(choices)}', name)
             object.__setattr__(self, name, choices)
         self.smallest()  # refused if its MLP has no channel
 
@@ -57,15 +57,16 @@ class SearchSpace:
 
     @classmethod
     def coerce(cls, value: 'SearchSpace | Mapping') -> 'SearchSpace':
-        """``value`` itself if it is a search space, else one from its dict."""
+        """``value`` itself if it is a search space, else one from its dict, called ``space``."""
         if isinstance(value, cls):
             return value
         if not isinstance(value, Mapping) or not {*_FIELDS} <= {*value} <= {*_ALL_FIELDS}:
             raise UserError(
-                f'a search space is a dict of exactly {_FIELDS}, and perhaps patch_size, got '
-                f'{value!r}'
+                f'must be a dict of exactly {_FIELDS}, and perhaps patch_size, got {value!r}',
+                'space',
             )
-        return cls(**value)
+        with within('space'):
+            return cls(**value)
 
     def sample(self, rng: np.random.Generator) -> Subnet:
         """Uniform choices: depth, then MLP ratios, then heads, then width, then patches."""

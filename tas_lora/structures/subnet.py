@@ -1,12 +1,17 @@
 """One architecture, as a value."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..checks import positive, positives
 from ..errors import UserError
+from ..provenance import read_json
+
+_ADVICE = (
+    '; tools/search.py writes such files (best_subnet.json), and tools/export.py '
+    '(architecture.json)'
+)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -95,7 +100,7 @@ class Subnet:
         if isinstance(value, cls):
             return value
         if isinstance(value, (str, Path)):
-            value = _read_json(value)
+            value = read_json(value, 'subnet file', _ADVICE)
         if isinstance(value, Mapping) and 'subnet' in value:
             value = value['subnet']
         return cls.from_dict(value)
@@ -126,18 +131,6 @@ def read_subnet(path: str | Path) -> Subnet:
 
 
 _FIELDS = tuple(Subnet.__dataclass_fields__)
-
-
-def _read_json(path: str | Path):
-    try:
-        return json.loads(Path(path).read_text())
-    except OSError as error:
-        raise UserError(
-            f'subnet file {path} cannot be read: {error.strerror}; tools/search.py writes such '
-            'files (best_subnet.json), and tools/export.py (architecture.json)'
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f'subnet file {path} is no JSON: {error}') from error
 
 
 def _refuse(what: str, field: str, value, limit) -> None:

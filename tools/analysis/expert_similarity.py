@@ -7,16 +7,15 @@ from functools import partial
 from math import isfinite
 from statistics import fmean
 
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tas_lora import apis, cli
+from tas_lora import cli
 from tas_lora.analysis import subjects
-from tas_lora.analysis.experts import MEASURES, expert_similarity, require_experts
+from tas_lora.analysis.experts import MEASURES, expert_similarity
 from tas_lora.analysis.features import spread
-from tas_lora.analysis.output import origin, write
+from tas_lora.analysis.output import write
 from tas_lora.analysis.similarity_drawing import draw_layers
 from tas_lora.checks import natural
 
@@ -29,25 +28,6 @@ def parse_args():
     args = parser.parse_args()
     natural(args.images, '--images')  # 0: weights alone
     return args
-
-
-def load(net, args):
-    """The model of a checkpoint, which must have experts."""
-    cfg = apis.load_config(net.config, subjects.options_for(net, args))
-    torch.manual_seed(args.seed)  # by which experts start that the checkpoint does not have
-    model = apis.load_supernet(cfg, net.checkpoint, args.device)
-    require_experts(model, net.name)
-    return model
-
-
-def images_of(args):
-    """The images of CONFIG; none for ``--images 0``."""
-    if args.images == 0:
-        return []
-    cfg = apis.load_config(args.config, args.cfg_options)
-    field = subjects.loader_name(cfg, args.data, args.config)
-    apis.check_data(cfg, (field,))
-    return subjects.Images(cfg[field], args.images, args.seed, field)
 
 
 def lines_of(found: dict) -> dict[str, dict]:
@@ -76,13 +56,14 @@ def main():
     """Parse, compare, write."""
     args = parse_args()
     nets = subjects.nets_of(args)
-    models, images, found = {net.name: load(net, args) for net in nets}, images_of(args), {}
+    models = {net.name: subjects.load(net, args, experts=True) for net in nets}
+    images, found = subjects.images_of(args) if args.images else [], {}
     for name, model in track(models.items(), 'Comparing experts'):
         found[name] = expert_similarity(model, model.router.space.largest(), images)
     lines = lines_of(found)
     result = dict(data=args.data, images=args.images, mean_by_layer=lines, matrices=found)
     figures = dict(expert_similarity=partial(draw_layers, lines, 'cosine'))
-    paths = write(args.out, 'expert_similarity', origin(args, nets), result, figures)
+    paths = write(args.out, 'expert_similarity', subjects.origin(args, nets), result, figures)
     table = Table('network', *lines, title='Mean similarity of two experts of a layer')
     for name in models:
         table.add_row(name, *(mean_of(lines[measure][name]) for measure in lines))

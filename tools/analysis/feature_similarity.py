@@ -6,13 +6,12 @@ Beside subnets of supernets, networks that were trained alone can be compared wi
 
 from functools import partial
 
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from tas_lora import UserError, apis, cli
+from tas_lora import UserError, cli
 from tas_lora.analysis import subjects
 from tas_lora.analysis.features import (
     feature_similarity,
@@ -20,8 +19,9 @@ from tas_lora.analysis.features import (
     penultimate_features,
     spread,
 )
-from tas_lora.analysis.output import Net, origin, write
+from tas_lora.analysis.output import write
 from tas_lora.analysis.similarity_drawing import draw_matrices
+from tas_lora.analysis.subjects import Net
 
 
 def parse_args():
@@ -55,31 +55,21 @@ def grouped(nets: list[Net]) -> dict[str, list[Net]]:
 
 def features_of_all(args, nets: list[Net], groups: dict) -> tuple[dict, dict]:
     """The subnets, and by panel the features of each row by name."""
-    cfg = apis.load_config(args.config, args.cfg_options)
-    field = subjects.loader_name(cfg, args.data, args.config)
-    apis.check_data(cfg, (field,))
-    images = subjects.Images(cfg[field], args.images, args.seed, field)
+    images = subjects.images_of(args)
     subnets, jobs = {}, []
     for net in nets:
-        model = load(net, args)
-        subnets = subnets or subjects.subnets_of(args, subjects.space_of(cfg, model, args.config))
+        model = subjects.load(net, args)
+        subnets = subnets or subjects.subnets_of(args, subjects.space_of(net, args, model))
         jobs += [(net.name, name, model, subnet) for name, subnet in subnets.items()]
     if len(subnets) < 2:
         raise UserError('one subnet has no other to be compared with; give two or more')
     for group, members in groups.items():
-        models = [(name, load(net, args)) for name, net in members]
+        models = [(name, subjects.load(net, args)) for name, net in members]
         jobs += [(group, name, model, model.backbone.arch) for name, model in models]
     found = {}
     for panel, name, model, subnet in track(jobs, 'Taking features'):
         found.setdefault(panel, {})[name] = penultimate_features(model, subnet, images)
     return subnets, found
-
-
-def load(net: Net, args):
-    """The model of a checkpoint."""
-    cfg = apis.load_config(net.config, subjects.options_for(net, args))
-    torch.manual_seed(args.seed)  # by which experts start that the checkpoint does not have
-    return apis.load_supernet(cfg, net.checkpoint, args.device)
 
 
 def compare(measure, features: dict[str, dict[str, Tensor]]) -> dict[str, dict]:
@@ -109,7 +99,8 @@ def main():
     found = {name: compare(measure, features) for name, measure in measures.items()}
     figures = {f'feature_{name}': partial(draw, panels, name) for name, panels in found.items()}
     result = dict(subnets=subnets, data=args.data, images=args.images, **found)
-    paths = write(args.out, 'feature_similarity', origin(args, nets + alone), result, figures)
+    made_by = subjects.origin(args, nets + alone)
+    paths = write(args.out, 'feature_similarity', made_by, result, figures)
     table = Table('network', 'measure', 'mean', 'least', 'most', title='Similarity of features')
     for measure, panels in found.items():
         for name, panel in panels.items():

@@ -3,16 +3,14 @@
 from functools import partial
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tas_lora import apis, cli
+from tas_lora import cli
 from tas_lora.analysis import subjects
-from tas_lora.analysis.experts import require_experts
 from tas_lora.analysis.gates import gate_usage, layer_gates, usage_summary
-from tas_lora.analysis.output import Net, origin, write
+from tas_lora.analysis.output import write
 from tas_lora.analysis.similarity_drawing import draw_gates, draw_usage
 from tas_lora.checks import positive
 
@@ -33,20 +31,11 @@ def parse_args():
     return args
 
 
-def load(net: Net, args):
-    """The model of a checkpoint, which must have experts."""
-    cfg = apis.load_config(net.config, subjects.options_for(net, args))
-    torch.manual_seed(args.seed)  # by which experts start that the checkpoint does not have
-    model = apis.load_supernet(cfg, net.checkpoint, args.device)
-    require_experts(model, net.name)
-    return model
-
-
 def main():
     """Parse, ask the router, write."""
     args = parse_args()
     nets = subjects.nets_of(args)
-    models = {net.name: load(net, args) for net in nets}
+    models = {net.name: subjects.load(net, args, experts=True) for net in nets}
     subnets = subjects.subnets_of(args, next(iter(models.values())).router.space)
     result, figures = dict(subnets=subnets, draws=args.draws, nets={}), {}
     table = Table('network', 'usage entropy', 'entropy', 'largest gate', 'dead', title='Gates')
@@ -61,7 +50,7 @@ def main():
         figures[f'usage_{name}'] = partial(draw_usage, usage)
         numbers = [f'{summary[k]:.3f}' for k in ('usage_entropy', 'entropy', 'largest')]
         table.add_row(name, *numbers, f'{summary["dead"]:.1%}')
-    paths = write(args.out, 'gates', origin(args, nets), result, figures)
+    paths = write(args.out, 'gates', subjects.origin(args, nets), result, figures)
     Console().print(table)
     print(*paths, sep='\n')
 

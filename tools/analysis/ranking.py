@@ -4,22 +4,21 @@ Scores of training alone come from checkpoints (--nets), scored on the same imag
 (--scores). Beside it, whether the largest subnet beats the smallest, as it should.
 """
 
-import json
 from functools import partial
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tas_lora import Subnet, UserError, apis, cli
+from tas_lora import Subnet, UserError, cli
 from tas_lora.analysis import subjects
-from tas_lora.analysis.output import Net, origin, write
+from tas_lora.analysis.output import write
 from tas_lora.analysis.ranking import check_sanity, score, taus
 from tas_lora.analysis.similarity_drawing import draw_ranking
-from tas_lora.checks import bounded, within
-from tas_lora.errors import blame
+from tas_lora.analysis.subjects import Net
+from tas_lora.checks import bounded, inside
+from tas_lora.provenance import read_json
 
 
 def parse_args():
@@ -42,16 +41,15 @@ def parse_args():
 
 
 def read_scores(path: str) -> list[tuple[str, dict]]:
-    """Records of a file, each behind its name, which is the file's where it has none."""
-    with blame(f'--scores {path} cannot be read'):
-        content = json.loads(Path(path).read_text())
+    """Names and records of a file; a record without a name is called as the file."""
+    content = read_json(path, '--scores')
     records = content if isinstance(content, list) else [content]
     found = []
     for i, record in enumerate(records):
         if not isinstance(record, dict) or not {'subnet', 'top1'} <= set(record):
             raise UserError(f'--scores {path}: a record needs subnet and top1, got {record!r:.80}')
         stem = Path(path).stem if record is content else f'{Path(path).stem}_{i}'
-        with within(f'--scores {path}'):
+        with inside(f'--scores {path}'):
             top1 = bounded(record['top1'], 'top1', most=100)
             subnet = Subnet.coerce(record['subnet'])
         found.append((str(record.get('name', stem)), dict(subnet=subnet, top1=top1)))
@@ -68,25 +66,18 @@ def trained_alone(args, nets: list[Net], images) -> dict[str, dict]:
         raise UserError('a ranking needs two networks trained alone; give them by --nets, --scores')
     found = {}
     for net in track(nets, 'Scoring networks trained alone', disable=not nets):
-        _, model = load(net, args)
+        model = subjects.load(net, args)
         subnet = model.backbone.arch
         found[net.name] = dict(subnet=subnet, **score(model, subnet, images))
     return found | dict(files)
-
-
-def load(net: Net, args):
-    """Config and model of a checkpoint."""
-    cfg = apis.load_config(net.config, subjects.options_for(net, args))
-    torch.manual_seed(args.seed)  # by which experts start that the checkpoint does not have
-    return cfg, apis.load_supernet(cfg, net.checkpoint, args.device)
 
 
 def predict(args, nets: list[Net], subnets: dict[str, Subnet], images) -> dict[str, dict]:
     """By checkpoint the scores of the subnets, and of the smallest and largest of its space."""
     found = {}
     for net in nets:
-        cfg, model = load(net, args)
-        space = subjects.space_of(cfg, model, net.config)
+        model = subjects.load(net, args)
+        space = subjects.space_of(net, args, model)
         jobs = track(subnets.items(), f'Scoring subnets of {net.name}')
         scores = {name: score(model, subnet, images) for name, subnet in jobs}
         extremes = dict(smallest=space.smallest(), largest=space.largest())
@@ -111,10 +102,7 @@ def main():
     args = parse_args()
     nets = subjects.nets_of(args)
     singles = [Net.parse(text, '--nets') for text in args.nets]
-    cfg = apis.load_config(args.config, args.cfg_options)
-    field = subjects.loader_name(cfg, args.data, args.config)
-    apis.check_data(cfg, (field,))
-    images = subjects.Images(cfg[field], args.images, args.seed, field)
+    images = subjects.images_of(args)
     alone = trained_alone(args, singles, images)
     subnets = {name: record['subnet'] for name, record in alone.items()}
     predicted = predict(args, nets, subnets, images)
@@ -128,7 +116,7 @@ def main():
     result = dict(
         data=args.data, images=len(images.indices), alone=alone, predicted=predicted, tau=tau
     )
-    paths = write(args.out, 'ranking', origin(args, nets + singles), result, figures)
+    paths = write(args.out, 'ranking', subjects.origin(args, nets + singles), result, figures)
     print_tables(predicted, tau)
     print(*paths, sep='\n')
 

@@ -1,5 +1,5 @@
-# CIFAR-10: data/cifar10/cifar-10-batches-py/, as unpacked from cifar-10-python.tar.gz. The 32
-# pixels are enlarged whole.
+# CIFAR-10: data/cifar10/cifar-10-batches-py/, as unpacked from cifar-10-python.tar.gz. Test
+# images of 32 pixels are enlarged without a crop.
 _base_ = './transfer.py'
 
 data_preprocessor = dict(num_classes=10, to_rgb=False)  # RGB as stored

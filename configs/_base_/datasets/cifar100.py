@@ -1,5 +1,5 @@
-# CIFAR-100: data/cifar100/cifar-100-python/, as unpacked from cifar-100-python.tar.gz. All else as
-# for CIFAR-10.
+# CIFAR-100: data/cifar100/cifar-100-python/, as unpacked from cifar-100-python.tar.gz. The rest
+# is as for CIFAR-10.
 _base_ = './cifar10.py'
 
 data_preprocessor = dict(num_classes=100)

@@ -1,6 +1,6 @@
 # scikit-learn's handwritten digits, written by tools/prepare_digits.py in the format of MNIST:
-# 1,437 images to train on, 360 to test on. 287 of the former, drawn with a fixed seed, are held out
-# and left to the search.
+# 1,437 images to train on, 360 to test on. 287 training images, drawn with a fixed seed, are held
+# out for the search.
 data_preprocessor = dict(num_classes=10, mean=[78.0], std=[96.0])
 
 train_pipeline = [
@@ -34,7 +34,7 @@ train_dataloader = dict(
         ),
     ),
 )
-# What the search scores subnets on.
+# The search scores subnets on these images.
 heldout_dataloader = dict(
     batch_size=512,
     num_workers=0,
@@ -58,7 +58,7 @@ test_dataloader = dict(
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        # MNIST reads the test files only with test_mode=True, whatever split says.
+        # MNIST reads the test files only with test_mode=True, whatever the split.
         type='MNIST',
         data_root='data/digits',
         split='test',

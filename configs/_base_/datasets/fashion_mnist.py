@@ -1,6 +1,6 @@
 # Fashion-MNIST (Xiao et al. 2017), 60,000 + 10,000 images of 28 pixels: the four files of the
-# MNIST format, unzipped, in data/fashion_mnist. 10,000 training images, drawn by a fixed seed, are
-# held out and left to the search.
+# MNIST format, unzipped, in data/fashion_mnist. 10,000 training images, drawn with a fixed seed,
+# are held out for the search.
 data_preprocessor = dict(num_classes=10, mean=[72.9], std=[90.0])
 
 train_pipeline = [
@@ -21,7 +21,7 @@ train_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(**split, part='train', dataset=dict(**training_set, pipeline=train_pipeline)),
 )
-# What the search scores subnets on.
+# The search scores subnets on these images.
 heldout_dataloader = dict(
     batch_size=500,
     num_workers=0,
@@ -35,7 +35,7 @@ test_dataloader = dict(
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        # The class reads the test files only with test_mode=True, whatever split says.
+        # The class reads the test files only with test_mode=True, whatever the split.
         type='FashionMNIST',
         data_root='data/fashion_mnist',
         split='test',

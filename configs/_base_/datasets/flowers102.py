@@ -1,5 +1,5 @@
-# Oxford Flowers-102: data/flowers102/ with jpg/, imagelabels.mat and setid.mat. Trained on the
-# official training and validation images together, 2,040, tested on 6,149.
+# Oxford Flowers-102: data/flowers102/ with jpg/, imagelabels.mat and setid.mat. Training uses the
+# official training and validation images together (2,040), testing the other 6,149.
 _base_ = './transfer.py'
 
 data_preprocessor = dict(num_classes=102)

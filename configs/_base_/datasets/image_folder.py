@@ -1,14 +1,14 @@
-# A folder of images of any size: data/image_folder/train/CLASS/*.png and test/CLASS/*.png (jpg, bmp
-# and tif, too), a folder for each class. Part of the images of train/, drawn by a fixed seed, are
-# held out and left to the search.
+# A folder of images of any size: data/image_folder/train/CLASS/*.png and test/CLASS/*.png (or jpg,
+# bmp, tif), one folder per class. Some images of train/, drawn with a fixed seed, are held out for
+# the search.
 
-# The names of the class folders, all of them: the number of classes follows from this list.
+# The names of all class folders; the number of classes follows from this list.
 classes = ['A', 'B', 'C', 'D', 'E', 'F', 'G', 'H', 'I', 'J']
-img_size = 32  # of the short edge after resizing, of which the central square is cut out
+img_size = 32  # of the short edge after resizing; the central square is then cropped
 held_out = 400
-flip = 0.5  # share of training images that are mirrored; 0 where left and right mean something
-crop = 0.6  # least share of the area that a random crop takes; less for many large photographs
-# Of the pixels, R, G, B. These are of photographs; tools/space_costs.py tells if yours are far off.
+flip = 0.5  # share of training images that are mirrored; 0 if left and right matter
+crop = 0.6  # least share of the area in a random crop; lower it for many large photographs
+# Pixel statistics of photographs (R, G, B); tools/space_costs.py says if yours are far off.
 mean = [123.675, 116.28, 103.53]
 std = [58.395, 57.12, 57.375]
 
@@ -26,7 +26,7 @@ test_pipeline = [
     dict(type='CenterCrop', crop_size=img_size),
     dict(type='PackInputs'),
 ]
-# Labels are places among the folders in sorted order, and names must follow.
+# Labels number the folders in sorted order, so the names are sorted as well.
 folder = dict(
     type='CustomDataset', data_root='data/image_folder', metainfo=dict(classes=sorted(classes))
 )
@@ -41,7 +41,7 @@ train_dataloader = dict(
         **split, part='train', dataset=dict(**folder, data_prefix='train', pipeline=train_pipeline)
     ),
 )
-# What the search scores subnets on.
+# The search scores subnets on these images.
 heldout_dataloader = dict(
     batch_size=200,
     num_workers=0,

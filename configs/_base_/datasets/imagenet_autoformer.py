@@ -1,8 +1,8 @@
 # ImageNet with AutoFormer's augmentation (RandAugment rand-m9-mstd0.5-inc1, random erasing 0.25,
 # three repeats of each image). Mixup and CutMix are in the model's train_cfg.
 #
-# 10,000 images of the training set, drawn with a fixed seed, are held out of all training and
-# left to the search. For the 100,000 of the official code: split = dict(..., images='autoformer').
+# 10,000 images of the training set, drawn with a fixed seed, are held out of all training for
+# the search. For the 100,000 of the official code: split = dict(..., images='autoformer').
 data_preprocessor = dict(
     num_classes=1000,
     mean=[123.675, 116.28, 103.53],
@@ -58,7 +58,7 @@ train_dataloader = dict(
         ),
     ),
 )
-# What the search scores subnets on.
+# The search scores subnets on these images.
 heldout_dataloader = dict(
     batch_size=256,
     num_workers=8,

@@ -1,5 +1,5 @@
 # iNaturalist 2019: data/inaturalist2019/ with train2019.json, val2019.json and train_val2019/.
-# Tested on the validation images; labels of the test images are not public.
+# Testing uses the validation images: the labels of the test images are not public.
 _base_ = './transfer.py'
 
 data_preprocessor = dict(num_classes=1010)

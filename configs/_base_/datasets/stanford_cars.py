@@ -1,6 +1,6 @@
-# Stanford Cars: data/stanford_cars/ with car_ims/ and cars_annos.mat, 8,144 images to train on,
-# 8,041 to test on. Or, as the devkit has them: cars_train/, cars_test/ and devkit/ with
-# cars_train_annos.mat and cars_test_annos_withlabels.mat.
+# Stanford Cars: data/stanford_cars/ with car_ims/ and cars_annos.mat, 8,144 training and
+# 8,041 test images. The layout of the devkit works as well: cars_train/, cars_test/ and devkit/
+# with cars_train_annos.mat and cars_test_annos_withlabels.mat.
 _base_ = './transfer.py'
 
 data_preprocessor = dict(num_classes=196)

@@ -1,6 +1,6 @@
-# What the small data sets share: images of 224 pixels, RandAugment, no random erasing (DeiT's way
-# of fine-tuning). Mixup and CutMix are in the model's train_cfg. A data set adds how its images are
-# loaded, and how many classes it has.
+# Shared by the small data sets: images of 224 pixels, RandAugment, no random erasing (as DeiT
+# fine-tunes). Mixup and CutMix are in the model's train_cfg. Each data set adds how its images are
+# loaded and its number of classes.
 data_preprocessor = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 bicubic = dict(backend='pillow', interpolation='bicubic')
 

@@ -1,4 +1,4 @@
-# AutoFormer-B: the choices, and the supernet they are slices of.
+# AutoFormer-B: the search space and its supernet.
 space = dict(
     embed_dim=[528, 576, 624],
     depth=[14, 15, 16],

@@ -1,4 +1,4 @@
-# AutoFormer-S: the choices, and the supernet they are slices of.
+# AutoFormer-S: the search space and its supernet.
 space = dict(
     embed_dim=[320, 384, 448],
     depth=[12, 13, 14],

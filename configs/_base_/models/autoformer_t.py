@@ -1,4 +1,4 @@
-# AutoFormer-T: the choices, and the supernet they are slices of.
+# AutoFormer-T: the search space and its supernet.
 space = dict(
     embed_dim=[192, 216, 240],
     depth=[12, 13, 14],

@@ -1,5 +1,5 @@
-# A found subnet trained on, on ImageNet. The recipe is chosen here, none is published: AdamW with
-# a fiftieth of AutoFormer's rate and its weight decay, batches of 1024, 30 epochs.
+# Fine-tuning of a found subnet on ImageNet. No recipe is published; this one is chosen here: AdamW
+# with a fiftieth of AutoFormer's rate and its weight decay, batches of 1024, 30 epochs.
 optim_wrapper = dict(
     type='tas_lora.SupernetOptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
@@ -11,7 +11,7 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(base_batch_size=1024, enable=False)
 
-# One network, no subnets to draw.
+# A single network: there are no subnets to draw.
 train_cfg = dict(type='tas_lora.ResumableTrainLoop', max_epochs=30, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()

@@ -1,5 +1,5 @@
-# TAS-LoRA's schedule: 5 epochs of experts alone, AdamW 1e-5 -> 5e-4, then experts and router
-# (SGD 1e-1) together on a cosine.
+# TAS-LoRA's schedule: 5 epochs of experts only (AdamW, warm-up from 1e-5 to 5e-4), then experts
+# and router (SGD, 1e-1) together on a cosine.
 # Not published, chosen here: weight decay 0.05 (AutoFormer's) on the experts, none on the
 # router; no SGD momentum; final rates 1e-5 (AutoFormer's) and 0.
 optim_wrapper = dict(

@@ -1,5 +1,5 @@
-# TAS-LoRA, Algorithm 2: AutoFormer's evolution with the loss on held-out images as the score.
-# The race leaves out images of candidates that are none of the best; race=None evaluates all.
+# TAS-LoRA, Algorithm 2: AutoFormer's evolution, scored by the loss on held-out images.
+# The race drops candidates that are clearly not among the best; race=None scores all in full.
 val_cfg = dict(
     type='tas_lora.EvolutionarySearchLoop',
     score='cross_entropy',

@@ -1,5 +1,5 @@
-# Fine-tuning on a small data set. The recipe is chosen here, none is published: after DeiT's, SGD
-# with momentum on batches of 512, five epochs of warm-up, then a cosine to 0; 300 epochs.
+# Fine-tuning on a small data set. No recipe is published; this one is chosen here, after DeiT's:
+# SGD with momentum, batches of 512, five epochs of warm-up, then a cosine to 0; 300 epochs.
 optim_wrapper = dict(
     type='tas_lora.SupernetOptimWrapper',
     optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4),
@@ -11,7 +11,7 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(base_batch_size=512, enable=False)
 
-# One network, no subnets to draw.
+# A single network: there are no subnets to draw.
 train_cfg = dict(type='tas_lora.ResumableTrainLoop', max_epochs=300, val_interval=10)
 val_cfg = dict()
 test_cfg = dict()

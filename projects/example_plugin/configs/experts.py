@@ -6,7 +6,7 @@ python $TOOLS/train.py configs/experts.py
 _base_ = './supernet.py'
 
 model = dict(
-    # K: combinations of width, heads and MLP ratio in the space.
+    # K: the number of combinations of width, heads and MLP ratio in the space.
     backbone=dict(mole=dict(num_experts=8, rank=4)),
     router=dict(type='tas_lora.LSTMRouterHead', space={{_base_.space}}),
 )

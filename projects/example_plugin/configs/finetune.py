@@ -1,4 +1,4 @@
-"""The found subnet as an ordinary backbone of MMPretrain's own classifier and head.
+"""The found subnet as an ordinary backbone of MMPretrain's own classifier, with its head.
 
 python $TOOLS/train.py configs/finetune.py
 python $TOOLS/test.py configs/finetune.py work_dirs/finetune/epoch_10.pth
@@ -12,7 +12,7 @@ model = dict(
     backbone=dict(
         type='tas_lora.ElasticViT',
         arch={{_base_.subnet}},
-        img_size={{_base_.img_size}},  # positions are resized if it is another than before
+        img_size={{_base_.img_size}},  # positions are resized if it changes
         patch_size=network.patch_size,
         in_channels=network.in_channels,
         head_dim=network.head_dim,

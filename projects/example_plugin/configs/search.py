@@ -1,8 +1,8 @@
-"""The best subnet below 60,000 parameters, by evolution.
+"""Evolutionary search for the best subnet up to 60,000 parameters.
 
 python $TOOLS/test.py configs/search.py work_dirs/experts/epoch_10.pth
 
-MMPretrain has no tool that validates alone; so the search, a validation loop, is run as a test. It
+MMPretrain has no tool that only validates, so the search, a validation loop, runs as a test. It
 writes work_dirs/search/best_subnet.json.
 """
 

@@ -1,4 +1,4 @@
-"""A supernet of a space of one's own, on one's own images.
+"""A supernet for your own search space, on your own images.
 
 python $TOOLS/train.py configs/supernet.py
 """
@@ -10,14 +10,14 @@ model = dict(
     type='tas_lora.SupernetClassifier',
     backbone=dict(
         type='tas_lora.ElasticViT',
-        arch=dict(embed_dim=48, num_heads=[3] * 3, mlp_ratio=[4.0] * 3),  # the largest of the space
+        arch=dict(embed_dim=48, num_heads=[3] * 3, mlp_ratio=[4.0] * 3),  # the space's largest
         img_size={{_base_.img_size}},
         patch_size=8,
         head_dim=16,
         max_relative_position=3,
         init_std=0.1,  # AutoFormer's 0.02 is too small at these widths
     ),
-    # Its weight is sliced to the width of a subnet; MMPretrain's LinearClsHead has but one width.
+    # Its weight is sliced to a subnet's width; MMPretrain's LinearClsHead has a single width.
     head=dict(type='tas_lora.ElasticClsHead', num_classes={{_base_.num_classes}}, init_std=0.1),
 )
 

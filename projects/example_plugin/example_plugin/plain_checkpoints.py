@@ -1,4 +1,4 @@
-"""Checkpoints that torch 2.6 and newer will read."""
+"""Checkpoints that torch 2.6 and newer can load."""
 
 import numpy as np
 from mmengine.hooks import Hook
@@ -7,14 +7,14 @@ from mmpretrain.registry import HOOKS
 
 @HOOKS.register_module()
 class PlainCheckpoints(Hook):
-    """Leaves out of checkpoints what ``torch.load`` refuses by default (``weights_only``).
+    """Removes from checkpoints what ``torch.load`` refuses by default (``weights_only``).
 
-    MMEngine 0.10 cannot load what it has written itself: the history of the log is made of objects
-    of its own, and some numbers are NumPy's. Without the former a run can be resumed all the same.
+    MMEngine 0.10 cannot load its own checkpoints: the log's history consists of MMEngine objects,
+    and some numbers are NumPy's. A run can be resumed without that history.
     """
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Leave tensors, numbers and text."""
+        """Keep only tensors, numbers and text."""
         hub = checkpoint['message_hub']
         hub['log_scalars'] = {}
         hub['runtime_info'] = {

@@ -1,4 +1,4 @@
-"""CAMO, all of SAM base trained: the baseline that adapters are held against.
+"""CAMO, all of SAM base trained: the baseline for the adapters.
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/camo_full.py
 

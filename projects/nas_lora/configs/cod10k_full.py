@@ -1,4 +1,4 @@
-"""COD10K, all of SAM base trained: the baseline that adapters are held against.
+"""COD10K, all of SAM base trained: the baseline for the adapters.
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/cod10k_full.py
 

@@ -1,4 +1,4 @@
-"""ISIC 2017, all of SAM base trained: the baseline that adapters are held against.
+"""ISIC 2017, all of SAM base trained: the baseline for the adapters.
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/isic2017_full.py
 

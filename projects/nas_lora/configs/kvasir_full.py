@@ -1,4 +1,4 @@
-"""Kvasir-SEG, all of SAM base trained: the baseline that adapters are held against.
+"""Kvasir-SEG, all of SAM base trained: the baseline for the adapters.
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/kvasir_full.py
 

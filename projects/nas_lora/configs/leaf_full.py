@@ -1,4 +1,4 @@
-"""Leaf, all of SAM base trained: the baseline that adapters are held against.
+"""Leaf, all of SAM base trained: the baseline for the adapters.
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/leaf_full.py
 

@@ -1,4 +1,4 @@
-"""Nuclei, bottleneck adapters behind attention and MLP of every block.
+"""Nuclei, bottleneck adapters after attention and MLP of every block.
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/nuclei_adapter.py
 

@@ -1,4 +1,4 @@
-"""Nuclei, the decoder alone trained.
+"""Nuclei, only the decoder trained.
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/nuclei_decoder.py
 

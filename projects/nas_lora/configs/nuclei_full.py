@@ -1,8 +1,8 @@
-"""Nuclei, all of the tiny SAM trained: the baseline that adapters are held against.
+"""Nuclei, all of the tiny SAM trained: the baseline for the adapters.
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/nuclei_full.py
 
-GPUs: 0. Scores of three seeds: results/report.md. The rate was chosen as that of the adapters was.
+GPUs: 0. Scores of three seeds: results/report.md. The rate was chosen as for the adapters.
 """
 
 _base_ = ['_base_/nuclei_adapted.py']

@@ -4,9 +4,9 @@ python projects/nas_lora/tools/train.py projects/nas_lora/configs/nuclei_nas_lor
 
 GPUs: 0. Scores of three seeds: results/report.md.
 
-T_B = 5 of 20 epochs, the paper's 10 of 40. The rate of the architecture parameters is ten times
-that of the weights, as in the paper; at its 1e-3 some 40 steps would move them by .04, and a
-softmax by next to nothing.
+T_B = 5 of 20 epochs, for the paper's 10 of 40. The rate of the architecture parameters is ten times
+that of the weights, as in the paper. At the paper's 1e-3, some 40 steps would move them by .04 and
+hardly change their softmax.
 """
 
 _base_ = ['_base_/nuclei_adapted.py']

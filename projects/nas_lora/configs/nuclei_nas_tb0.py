@@ -1,4 +1,4 @@
-"""Nuclei, NAS-LoRA with T_B = 0: weights and architecture in turn from the start.
+"""Nuclei, NAS-LoRA with T_B = 0: weights and architecture parameters alternate from the start.
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/nuclei_nas_tb0.py
 

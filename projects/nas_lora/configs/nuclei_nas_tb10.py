@@ -1,4 +1,4 @@
-"""Nuclei, NAS-LoRA with T_B = 10 of 20 epochs, the paper's 20 of 40.
+"""Nuclei, NAS-LoRA with T_B = 10 of 20 epochs, for the paper's 20 of 40.
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/nuclei_nas_tb10.py
 

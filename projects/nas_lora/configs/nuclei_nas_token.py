@@ -1,4 +1,4 @@
-"""Nuclei, NAS-LoRA with what sees one token alone: it merges exactly into the encoder.
+"""Nuclei, NAS-LoRA with operations on single tokens only: it merges exactly into the encoder.
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/nuclei_nas_token.py
 

@@ -1,9 +1,9 @@
-"""The tiny SAM on stamps from nothing: what stands in for SAM's own training.
+"""The tiny SAM trained on stamps from scratch, as a substitute for SAM's own training.
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/pretrain_stamps.py
 
 GPUs: 0, two minutes on one CPU core. IoU .452 on the test set of tools/prepare_stamps.py (measured,
-one seed; .514 on its validation set, which has other photographs behind the objects).
+one seed; .514 on its validation set, whose photographs in the background are different).
 """
 
 _base_ = [

@@ -1,4 +1,4 @@
-"""SBU, all of SAM base trained: the baseline that adapters are held against.
+"""SBU, all of SAM base trained: the baseline for the adapters.
 
 python projects/nas_lora/tools/train.py projects/nas_lora/configs/sbu_full.py
 

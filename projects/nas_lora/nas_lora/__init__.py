@@ -1,6 +1,6 @@
 """NAS-LoRA: a searchable cell inside each LoRA of an image encoder (arXiv 2512.03499).
 
-What a config names as ``nas_lora.X`` is registered by importing this package.
+Importing this package registers all that a config can name as ``nas_lora.X``.
 """
 
 from . import adapt as adapt

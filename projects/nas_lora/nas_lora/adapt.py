@@ -1,4 +1,4 @@
-"""Freeze a part of a model and put adapters into it; checkpoints hold the rest only."""
+"""Freeze a part of a model and insert adapters; checkpoints leave out the frozen weights."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,20 @@ QKV = (r'layers\.\d+\.attn\.qkv',)  # of every block of ViTSAM
 
 
 def adapt(part: nn.Module, adapter: Mapping | None, targets: Sequence[str] = QKV) -> list[str]:
-    """Freeze ``part`` and replace the modules whose names match by adapters around them.
+    """Freeze ``part`` and wrap the modules whose names match in adapters.
 
     Args:
-        part: What is frozen, such as an image encoder.
-        adapter: Config of an adapter that takes the module as ``base``; None to only freeze.
-        targets: Regular expressions of whole names in ``part``. ``layers\\.([6-9]|1[01])\\..*qkv``
-            is the last half of twelve blocks.
+        part: The module to freeze, such as an image encoder.
+        adapter: Config of an adapter that accepts the module as ``base``; None to only freeze.
+        targets: Regular expressions for full names in ``part``. ``layers\\.([6-9]|1[01])\\..*qkv``
+            matches the last half of twelve blocks.
 
     Returns:
         The names of the replaced modules.
 
     Raises:
         UserError: If an expression matches nothing, a match is inside another, or the adapter
-            does not exist or does not go with what it is to adapt.
+            does not exist or cannot adapt the module.
     """
     part.requires_grad_(False)
     if adapter is None:
@@ -58,7 +58,7 @@ def _matches(part: nn.Module, targets: Sequence[str]) -> list[str]:
         if not any(_fits(target, name) for name in known):
             linear = [n for n, module in part.named_modules() if isinstance(module, nn.Linear)]
             raise UserError(
-                f'targets: {target!r} matches no whole name; linear layers are '
+                f'targets: {target!r} matches no full name; linear layers are '
                 f'{", ".join(linear[:4])} ...'
             )
     names = [name for name in known if any(_fits(target, name) for target in targets)]
@@ -74,32 +74,32 @@ def _is_list(patterns) -> bool:
 
 
 def _fits(pattern: str, name: str) -> bool:
-    with blame(f'targets: {pattern!r} is no regular expression'):
+    with blame(f'targets: {pattern!r} is not a regular expression'):
         return re.fullmatch(pattern, name) is not None
 
 
 @MODELS.register_module()
 class AdaptedModel(BaseModel):
-    """A model of which one part is frozen, with adapters inside it.
+    """A model with one frozen part and adapters inside that part.
 
-    All methods that are compared differ in this config only: an adapter and its ``targets``;
-    decoder only by ``adapter=None``; full fine-tuning by ``trainable=['.*']`` besides.
+    The compared methods differ in this config only, by the adapter and its ``targets``. Decoder
+    only is ``adapter=None``; full fine-tuning adds ``trainable=['.*']`` to it.
 
-    Its checkpoints hold what is not frozen: adapters, and the model's other parts such as a
-    decoder. They load on top of the same model. A whole checkpoint of the plain model loads too,
-    under the names that it has there.
+    Checkpoints hold the weights that are not frozen: adapters, and the model's other parts such as
+    a decoder. They load on top of the same model. A full checkpoint of the plain model loads as
+    well, under its own names.
 
     Args:
-        model: Config of the model, or the model; its pretrained weights are loaded before
+        model: Config of the model, or the model. Its pretrained weights are loaded before
             anything is replaced.
-        part: Name of the part that is frozen and adapted.
+        part: Name of the part to freeze and adapt.
         adapter: As in :func:`adapt`.
-        targets: As there, names inside the part.
-        trainable: Regular expressions of the part's parameters that are trained nevertheless, by
-            their whole names in the part before, such as ``.*ln.*`` or ``.*``.
+        targets: As in :func:`adapt`, names inside the part.
+        trainable: Regular expressions for parameters of the part that are trained nevertheless.
+            They match full names before the adaptation, such as ``.*ln.*`` or ``.*``.
 
     Raises:
-        UserError: As :func:`adapt`; also if there is no such part.
+        UserError: As :func:`adapt`; also if the part does not exist.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class AdaptedModel(BaseModel):
         parameters = {plain[id(p)].removeprefix(f'{part}.'): p for p in inside.parameters()}
         self.adapter_names = adapt(inside, adapter, targets)
         _release(parameters, trainable, part)
-        # By the names of now, those of the plain model.
+        # From names after the adaptation to those of the plain model.
         self._plain_names = {
             name: plain[id(value)] for name, value in _values(model).items() if id(value) in plain
         }
@@ -129,19 +129,19 @@ class AdaptedModel(BaseModel):
         self.register_load_state_dict_pre_hook(_take_plain_and_frozen)
 
     def init_weights(self) -> None:
-        """Nothing: weights are final as soon as the model is built."""
+        """Do nothing: the weights are final once the model is built."""
 
     def forward(self, *args, mode: str = 'tensor', **kwargs):
-        """As the model's; in 'loss' with what adapters add to the losses."""
+        """The model's forward; in mode 'loss' with the adapters' auxiliary losses."""
         result = self.model(*args, mode=mode, **kwargs)
         return result | auxiliary_losses(self.model) if mode == 'loss' else result
 
 
 def auxiliary_losses(model: nn.Module) -> dict[str, Tensor]:
-    """What adapters add to the losses of the last forward, taken from them.
+    """Collect and clear the adapters' auxiliary losses of the last forward.
 
     Returns:
-        ``loss_balance`` (), if there are adapters with a gate that trained.
+        ``loss_balance`` (), if there are adapters with a gate in training mode.
     """
     gated = [m for m in model.modules() if isinstance(m, ConvLoRALinear)]
     losses = [module.take_balance_loss() for module in gated]
@@ -155,12 +155,12 @@ def _part_of(model: nn.Module, part: str) -> nn.Module:
 
 
 def _values(model: nn.Module) -> dict[str, Tensor]:
-    """What a state dict holds, as the very parameters and buffers."""
+    """The state dict with the parameters and buffers themselves, not copies."""
     return model.state_dict(keep_vars=True)
 
 
 def _release(parameters: Mapping[str, nn.Parameter], trainable: Sequence[str], part: str) -> None:
-    """Unfreeze the parameters that any expression fits."""
+    """Unfreeze the parameters that any expression matches."""
     if not _is_list(trainable):
         raise UserError(f'trainable must be a list of regular expressions, got {trainable!r}')
     for pattern in trainable:
@@ -176,11 +176,11 @@ def _release(parameters: Mapping[str, nn.Parameter], trainable: Sequence[str], p
 
 def _leave_out_frozen(module: AdaptedModel, state_dict: dict, prefix: str, _) -> None:
     for name in module._frozen:
-        state_dict.pop(f'{prefix}model.{name}', None)  # gone if it was merged
+        state_dict.pop(f'{prefix}model.{name}', None)  # absent if it was merged
 
 
 def _take_plain_and_frozen(module: AdaptedModel, state_dict: dict, prefix: str, *_) -> None:
-    """Give plain names the new ones; what an incomplete file has not stays as it is."""
+    """Rename plain names to the new ones; keep the weights that a partial file leaves out."""
     is_plain = any(prefix + plain in state_dict for plain in module._plain_names.values())
     for name, value in _values(module.model).items():
         key, plain = f'{prefix}model.{name}', module._plain_names.get(name)

@@ -1,6 +1,6 @@
-"""Other ways to adapt an encoder, for the same seam: LoRA, adapters, prompts.
+"""Other adapters with the same interface: LoRA, bottleneck adapters, visual prompts.
 
-Conv-LoRA is in its own file; full fine-tuning and decoder only are options of ``AdaptedModel``.
+Conv-LoRA has its own module. Full fine-tuning and decoder only are options of ``AdaptedModel``.
 """
 
 import math
@@ -24,13 +24,13 @@ def lora_linear(
     """MMPretrain's LoRA around ``base``: h = W0 x + alpha / r Wd We x.
 
     Args:
-        base: The layer to adapt; a fused qkv has one down and one up projection.
+        base: The layer to adapt; a fused qkv gets one down and one up projection.
         rank: Rank r.
         alpha: By default the rank, so that the update has factor 1 as in NAS-LoRA.
         drop_rate: Dropout before the down projection.
 
     Raises:
-        UserError: If an argument is out of range, or ``base`` is no linear layer.
+        UserError: If an argument is out of range, or ``base`` is not a linear layer.
     """
     check_linear(base, 'LoRALinear').requires_grad_(False)
     positive(rank, 'rank', int, most=min(base.in_features, base.out_features))
@@ -40,13 +40,14 @@ def lora_linear(
 
 @MODELS.register_module()
 class BottleneckAdapter(nn.Module):
-    """y + W2 GELU(W1 y + b1) + b2 behind a module that gives y (Houlsby et al. 2019).
+    """y + W2 GELU(W1 y + b1) + b2 after a module with output y (Houlsby et al. 2019).
 
     W2 and b2 start at zero. In ViTSAM the modules are ``layers\\.\\d+\\.(attn|ffn\\.layers)``:
-    attention and MLP, each before it is added to its input.
+    attention and MLP, before the residual addition.
 
     Args:
-        base: A module with (..., C) as output; C is that of its last linear layer. It is frozen.
+        base: A module with output (..., C), where C is the width of its last linear layer. It is
+            frozen.
         width: Width of the bottleneck.
 
     Raises:
@@ -76,19 +77,19 @@ class BottleneckAdapter(nn.Module):
 
 @MODELS.register_module()
 class PromptedAttention(nn.Module):
-    """Attention of ViTSAM with prompts beside its tokens (visual prompt tuning, deep).
+    """Attention of ViTSAM with prompts in addition to its tokens (deep visual prompt tuning).
 
-    VPT (Jia et al. 2022) puts P trained tokens before each block and drops what becomes of them
-    behind it: tokens attend to them, and no more. That is what is computed, as P more keys and
-    values in each window. Two things differ, as ViTSAM's blocks work on maps: prompts come behind
-    the block's first norm, and have no relative position.
+    VPT (Jia et al. 2022) inserts P trained tokens before each block and drops their outputs after
+    it, so tokens only attend to them. This is computed as P more keys and values in each window.
+    As ViTSAM's blocks work on maps, two things differ: prompts enter after the block's first norm,
+    and have no relative position.
 
     Args:
         base: The ``attn`` of a block. It is frozen.
-        num_prompts: Prompts P of the block.
+        num_prompts: Number P of prompts in the block.
 
     Raises:
-        UserError: If ``num_prompts`` is out of range or ``base`` is another attention.
+        UserError: If ``num_prompts`` is out of range or ``base`` is not ViTSAM's attention.
     """
 
     def __init__(self, base: Attention, num_prompts: int = 5):
@@ -100,7 +101,7 @@ class PromptedAttention(nn.Module):
             )
         self.base = base.requires_grad_(False)
         width = base.qkv.in_features
-        bound = math.sqrt(6 / (3 * 16**2 + width))  # VPT's, of a patch of 16 x 16
+        bound = math.sqrt(6 / (3 * 16**2 + width))  # VPT's, for patches of 16 x 16
         prompts = torch.empty(positive(num_prompts, 'num_prompts', int, most=10_000), width)
         self.prompts = nn.Parameter(prompts.uniform_(-bound, bound))
 

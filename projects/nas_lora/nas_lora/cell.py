@@ -19,12 +19,12 @@ def initial_alpha(count: int, choice: str = 'searched', std: float = 1e-3) -> Te
 
     Args:
         count: Number of operations n.
-        choice: 'searched': trainable, drawn from N(0, std^2). The other two stay as they are, to
-            compare with: 'uniform', where all are alike, and 'random', where one is drawn.
-        std: Standard deviation; the paper has 0.001.
+        choice: 'searched': trainable, drawn from N(0, std^2). The other two are fixed baselines:
+            'uniform', with all equal, and 'random', with a single drawn operation.
+        std: Standard deviation; 0.001 in the paper.
 
     Returns:
-        (n,), an ``nn.Parameter`` if searched. What is not drawn is minus infinity.
+        (n,), an ``nn.Parameter`` if searched. Operations that are not drawn get minus infinity.
     """
     one_of(choice, 'choice', CHOICES)
     bounded(std, 'alpha_std')
@@ -36,10 +36,10 @@ def initial_alpha(count: int, choice: str = 'searched', std: float = 1e-3) -> Te
 
 
 def cell_channels(rank: int, ratio: float) -> int:
-    """Channels that enter the cell, the nearest integer to ``rank * ratio``.
+    """Number of channels that enter the cell, the nearest integer to ``rank * ratio``.
 
     Raises:
-        UserError: If ``ratio`` is not above 0 and up to 1, or leaves no channel.
+        UserError: If ``ratio`` is not in (0, 1], or leaves no channel.
     """
     channels = round(positive(rank, 'rank', int) * bounded(ratio, 'ratio'))
     if channels < 1:
@@ -51,19 +51,19 @@ def cell_channels(rank: int, ratio: float) -> int:
 
 
 class SearchCell(nn.Module):
-    """sum_i softmax(alpha)_i O_i(x) on the first channels; the others pass by.
+    """sum_i softmax(alpha)_i O_i(x) on the first channels; the others bypass the cell.
 
-    Partial channels are those of PC-DARTS (Xu et al. 2020): with rank 3 and ratio 2/3 two channels
-    enter and one passes by. Ratio 1 is the plain cell. Which channels enter is not published; as
-    the projections around the cell mix all of them, it is the first.
+    Partial channels are as in PC-DARTS (Xu et al. 2020): with rank 3 and ratio 2/3, two channels
+    enter and one bypasses. Ratio 1 is the plain cell. The paper does not say which channels enter.
+    Here it is the first, as the projections around the cell mix all of them.
 
     Args:
         rank: Channels r of the map.
-        ratio: Share of the channels that enter, above 0 and up to 1.
-        preset: What is inside the operations, 'linear' or 'darts'.
-        operations: Names of the candidates, some of :data:`OPERATIONS`.
-        alpha: Architecture parameters, (n,); by default :func:`initial_alpha`. What is not an
-            ``nn.Parameter`` is kept as a buffer.
+        ratio: Share of the channels that enter, in (0, 1].
+        preset: Kind of the operations, 'linear' or 'darts'.
+        operations: Names of the candidates, a subset of :data:`OPERATIONS`.
+        alpha: Architecture parameters, (n,); by default :func:`initial_alpha`. A tensor that is
+            not an ``nn.Parameter`` becomes a buffer.
 
     Raises:
         UserError: If an argument is out of range.
@@ -101,9 +101,9 @@ class SearchCell(nn.Module):
         return isinstance(self.alpha, nn.Parameter)
 
     def present(self) -> Iterator[tuple[str, Operation, Tensor]]:
-        """Name, operation and probability () of the operations whose probability is not 0."""
+        """Yield name, operation and probability () of the operations with probability above 0."""
         weights = self.probabilities
-        # Reading them would stall a GPU; a trained softmax has no zeros.
+        # Reading the weights would stall a GPU; a trained softmax has no zeros.
         kept = [True] * len(self.names) if self.is_searched else (weights > 0).tolist()
         for name, operation, weight, is_kept in zip(
             self.names, self.operations, weights, kept, strict=True
@@ -112,7 +112,7 @@ class SearchCell(nn.Module):
                 yield name, operation, weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix.
+        """Mix the operations' outputs.
 
         Args:
             x: (B, r, H, W).
@@ -121,7 +121,7 @@ class SearchCell(nn.Module):
             (B, r, H, W).
         """
         inside, beside = x.split([self.channels, self.rank - self.channels], dim=1)
-        # What is linear is one convolution: the same sum, at a fraction of the calls.
+        # All linear operations are one convolution: the same sum with a fraction of the calls.
         kernel = self.kernel()
         mixed = F.conv2d(inside, kernel, padding=kernel.shape[-1] // 2)
         for _, operation, weight in self.present():
@@ -130,10 +130,10 @@ class SearchCell(nn.Module):
         return torch.cat([mixed, beside], dim=1)
 
     def kernel(self) -> Tensor:
-        """The mixture of the operations that are convolutions, as one; differentiable.
+        """Mix the operations that are convolutions into one; differentiable.
 
         Returns:
-            (C, C, K, K) for the C channels that enter, K the largest of the operations' sizes.
+            (C, C, K, K) for the C channels that enter; K is the largest kernel size.
         """
         kernels = [
             weight * operation.kernel(self.alpha)

@@ -1,4 +1,4 @@
-"""Which operations the layers chose: a table and a picture of their probabilities."""
+"""Operations that the layers chose: a table and a figure of their probabilities."""
 
 from pathlib import Path
 
@@ -18,10 +18,10 @@ def choices(model: nn.Module) -> dict[str, dict[str, float]]:
     """softmax(alpha) of every cell.
 
     Args:
-        model: What has :class:`NASLoRALinear` layers.
+        model: A model with :class:`NASLoRALinear` layers.
 
     Returns:
-        By ``layer.part``, in the model's order: the probability of each operation by its name.
+        For each ``layer.part``, in the model's order: the operations' probabilities by name.
 
     Raises:
         UserError: If there are no such layers, or a cell is folded.
@@ -40,7 +40,7 @@ def _probabilities(cell: nn.Module, where: str) -> dict[str, float]:
 
 
 def choices_table(model: nn.Module) -> str:
-    """The same as a Markdown table: a row for each cell, and the most likely operation at its end.
+    """:func:`choices` as a Markdown table: a row per cell, with the most likely operation last.
 
     Raises:
         UserError: As :func:`choices`.
@@ -49,7 +49,7 @@ def choices_table(model: nn.Module) -> str:
 
 
 def probabilities_table(found: dict[str, dict[str, float]]) -> str:
-    """:func:`choices_table` of what :func:`choices` gave, or of a mean of several."""
+    """:func:`choices_table` of a result of :func:`choices`, or of a mean of several."""
     names = _operations_of(found)
     rows = [['layer', *names, 'chosen'], ['---', *['---:'] * len(names), '---']]
     for layer, chances in found.items():
@@ -59,7 +59,7 @@ def probabilities_table(found: dict[str, dict[str, float]]) -> str:
 
 
 def draw_choices(model: nn.Module, path: str | Path) -> None:
-    """Draw the table as a picture, in the format of the file's ending.
+    """Draw the table as a figure, in the format of the file's extension.
 
     Args:
         model: As in :func:`choices`.
@@ -72,14 +72,14 @@ def draw_choices(model: nn.Module, path: str | Path) -> None:
 
 
 def draw_probabilities(found: dict[str, dict[str, float]], path: str | Path) -> None:
-    """:func:`draw_choices` of what :func:`choices` gave, or of a mean of several."""
+    """:func:`draw_choices` of a result of :func:`choices`, or of a mean of several."""
     from matplotlib.figure import Figure
 
     names = _operations_of(found)
     chances = np.array([[row.get(name, np.nan) for name in names] for row in found.values()])
     figure = Figure(figsize=(2.5 + 0.7 * len(names), 1.5 + 0.18 * len(found)), layout='constrained')
     axes = figure.subplots()
-    # From 0, or the first draw of the architecture parameters would look like a choice.
+    # The scale starts at 0, or the initial architecture parameters would look like a choice.
     look = dict(aspect='auto', cmap='cividis', interpolation='nearest', vmin=0)
     image = axes.imshow(chances, **look)
     axes.set_xticks(range(len(names)), names, rotation=45, ha='right', fontsize=8)
@@ -92,5 +92,5 @@ def draw_probabilities(found: dict[str, dict[str, float]], path: str | Path) -> 
 
 
 def _operations_of(found: dict[str, dict[str, float]]) -> list[str]:
-    """Names that any cell has, in the usual order."""
+    """Names of operations that any cell has, in the usual order."""
     return [name for name in OPERATIONS if any(name in row for row in found.values())]

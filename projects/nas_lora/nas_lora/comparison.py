@@ -18,12 +18,12 @@ from .take_away import levels_of
 
 
 def train_and_measure(run: Run, cfg: Config, folder: Path) -> dict:
-    """Train, score on val and test, and note what was seen.
+    """Train, score on val and test, and record the results.
 
     Args:
-        run: What it is a run of.
-        cfg: Its config.
-        folder: Where checkpoint, logs and the predicted masks go.
+        run: Method, seed and rate.
+        cfg: Config of the run.
+        folder: Folder for checkpoint, logs and predicted masks.
 
     Returns:
         The record: scores, losses of the first and last epoch, parameters, time, choices.
@@ -48,11 +48,11 @@ def train_and_measure(run: Run, cfg: Config, folder: Path) -> dict:
 
 
 def train(cfg: Config, folder: Path, name: str) -> tuple[nn.Module, list[float], float]:
-    """Train without validation; a checkpoint is left at the end.
+    """Train without validation and write a checkpoint at the end.
 
     Returns:
-        The model, the mean loss of each epoch, and the seconds that a core was busy with it, which
-        other programs on the machine change less than those on the clock.
+        The model, the mean loss of each epoch, and the CPU time in seconds. Other programs disturb
+        CPU time less than wall-clock time.
     """
     cfg = cfg.copy()
     cfg.merge_from_dict(dict(work_dir=str(folder), experiment_name=f'{name}_{time.time_ns()}'))
@@ -70,24 +70,24 @@ def train(cfg: Config, folder: Path, name: str) -> tuple[nn.Module, list[float],
 
 
 def trainable(model: nn.Module) -> int:
-    """Parameters that some stage trains, architecture parameters with them."""
+    """Number of parameters that any stage trains, including architecture parameters."""
     alphas = {id(p) for n, p in model.named_parameters() if n.endswith('alpha')}
     return sum(p.numel() for p in model.parameters() if p.requires_grad or id(p) in alphas)
 
 
 def rate_of(cfg: Config) -> float:
-    """Rate of the weights."""
+    """Learning rate of the weights."""
     return cfg.optim_wrapper.get('weights', cfg.optim_wrapper).optimizer.lr
 
 
 def write_masks(probabilities: np.ndarray, path: Path) -> None:
-    """Probabilities (n, H, W) as one grey picture, side by side."""
+    """Write probabilities (n, H, W) side by side as one grey image."""
     grey = np.rint(255 * np.concatenate(list(probabilities), axis=1)).astype(np.uint8)
     Image.fromarray(grey).save(path, optimize=True)
 
 
 def read_masks(path: Path) -> np.ndarray:
-    """What :func:`write_masks` wrote, (n, H, H) from 0 to 1."""
+    """Read a file of :func:`write_masks`: (n, H, H) from 0 to 1."""
     grey = np.asarray(Image.open(path)) / 255
     return np.stack(np.split(grey, math.ceil(grey.shape[1] / grey.shape[0]), axis=1))
 

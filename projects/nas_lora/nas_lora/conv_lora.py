@@ -13,10 +13,10 @@ from .registry import MODELS
 
 
 class NoisyGate(nn.Module):
-    """Picks one expert for each map, by noisy scores of its mean token (Shazeer et al. 2017).
+    """Picks one expert per map by noisy scores of its mean token (Shazeer et al. 2017).
 
-    The chosen expert has weight 1, a softmax over a single score: the gate is trained by the
-    balance loss alone, as in the published code.
+    The chosen expert has weight 1, a softmax over a single score. So only the balance loss trains
+    the gate, as in the published code.
 
     Args:
         channels: Width r of the tokens.
@@ -29,14 +29,14 @@ class NoisyGate(nn.Module):
         self.noise = nn.Parameter(torch.zeros(channels, num_experts))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Choose.
+        """Choose an expert per map.
 
         Args:
             x: Maps (B, r, H, W).
 
         Returns:
-            The expert of each map (B,); and in training the balance loss (), the squared
-            coefficient of variation of how likely each expert is chosen, summed over the maps.
+            The expert of each map (B,) and, in training, the balance loss (): the squared
+            coefficient of variation, over experts, of their probabilities summed over the maps.
         """
         pooled = x.mean(dim=(2, 3))
         clean = pooled @ self.score
@@ -49,11 +49,11 @@ class NoisyGate(nn.Module):
 
 
 def chance_of_first(clean: Tensor, noisy: Tensor, std: Tensor) -> Tensor:
-    """How likely each score would be the highest, were its own noise drawn anew.
+    """Probability that each score is the highest if its own noise is drawn again.
 
     Args:
-        clean: Scores before noise, (B, K), K at least 2.
-        noisy: Scores with it.
+        clean: Scores without noise, (B, K), K at least 2.
+        noisy: Scores with noise.
         std: Standard deviation of the noise.
 
     Returns:
@@ -66,20 +66,20 @@ def chance_of_first(clean: Tensor, noisy: Tensor, std: Tensor) -> Tensor:
 
 @MODELS.register_module()
 class ConvLoRALinear(nn.Module):
-    """h = W0 x + Wd (z + E_k(z)), z = We x, with one of the experts E_k for each map.
+    """h = W0 x + Wd (z + E_k(z)), z = We x, with one expert E_k per map.
 
-    Expert k enlarges the map k times, convolves it 3 x 3, and shrinks it again. What it does
-    depends on the input: it can be neither folded nor merged. Windows are maps of their own.
+    Expert k enlarges the map k times, applies a 3 x 3 convolution, and shrinks it again. The choice
+    depends on the input, so it can be neither folded nor merged. Each window is a map.
 
     Args:
         base: The layer to adapt, fused or not. It is frozen.
-        rank: Rank r; the paper has 3.
-        num_experts: Experts, with scales 1, 2, ...; the paper has 8.
-        balance: Factor of the balance loss, which the model must add to its losses, see
-            :func:`nas_lora.adapt.auxiliary_losses`; 0.01 as in the published code.
+        rank: Rank r; 3 in the paper.
+        num_experts: Number of experts, with scales 1, 2, ...; 8 in the paper.
+        balance: Factor of the balance loss; 0.01 as in the published code. The model must add this
+            loss, see :func:`nas_lora.adapt.auxiliary_losses`.
 
     Raises:
-        UserError: If an argument is out of range, or ``base`` is no linear layer.
+        UserError: If an argument is out of range, or ``base`` is not a linear layer.
     """
 
     def __init__(self, base: nn.Linear, rank: int = 3, num_experts: int = 8, balance: float = 0.01):
@@ -109,7 +109,7 @@ class ConvLoRALinear(nn.Module):
         return self.base(x) + self.up(z.permute(0, 2, 3, 1))
 
     def take_balance_loss(self) -> Tensor | None:
-        """The balance loss of the last forward in training, once; the layer forgets it."""
+        """Return and clear the balance loss of the last forward in training."""
         loss, self._balance_loss = self._balance_loss, None
         return loss
 
@@ -123,7 +123,7 @@ class ConvLoRALinear(nn.Module):
 
 
 def _at_scale(expert: nn.Module, z: Tensor, scale: int) -> Tensor:
-    """GELU of the convolution of a map enlarged ``scale`` times, in its own size."""
+    """GELU of a convolution on the map enlarged ``scale`` times, resized back."""
     if scale == 1:
         return F.gelu(expert(z))
     size = z.shape[-2:]

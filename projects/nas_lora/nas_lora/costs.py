@@ -1,4 +1,4 @@
-"""What a training step of each method costs: time, memory, parameters."""
+"""Cost of a training step of each method: time, memory, parameters."""
 
 from collections.abc import Callable
 
@@ -16,10 +16,10 @@ from .methods import Run
 from .registry import MODELS
 from .stagewise import architecture_parameters
 
-ALPHA_SHARE = 3 / 8  # of all batches: every second one of the last 30 of 40 epochs
+ALPHA_SHARE = 3 / 8  # of all batches: every second batch in the last 30 of 40 epochs
 SIZES = {
     'tiny': dict(batch=8, changes={}),
-    # SAM base, cut down to three of its twelve blocks, and to images of 512 pixels.
+    # SAM base, reduced to three of its twelve blocks and to images of 512 pixels.
     'base': dict(
         batch=1,
         changes=dict(
@@ -41,11 +41,11 @@ SIZES = {
 
 
 def build(method: str, size: str) -> nn.Module:
-    """A method's model with random weights.
+    """Build a method's model with random weights.
 
     Args:
-        method: Name out of ``METHODS``.
-        size: Name out of :data:`SIZES`.
+        method: A name in ``METHODS``.
+        size: A name in :data:`SIZES`.
     """
     config = Run(method, 0).config('data/nuclei', 'none').model
     sam = dict(config.model, pretrained=None) | SIZES[size]['changes']
@@ -55,12 +55,12 @@ def build(method: str, size: str) -> nn.Module:
 
 
 def step_of(model: nn.Module, size: str, alpha: bool = False) -> tuple[Callable, Callable]:
-    """A training step by Adam on random images, and its loss alone.
+    """A training step with Adam on random images, and a function for its loss only.
 
     Args:
-        model: As :func:`build` makes it.
-        size: Of its images and its batch.
-        alpha: Whether the step is the architecture parameters'.
+        model: A model from :func:`build`.
+        size: A name in :data:`SIZES`, for images and batch.
+        alpha: Whether to train the architecture parameters instead of the weights.
     """
     images, samples = _batch(model, size)
     searched = architecture_parameters(model)
@@ -82,12 +82,12 @@ def step_of(model: nn.Module, size: str, alpha: bool = False) -> tuple[Callable,
 
 
 def measure(methods: list[str], size: str, rounds: int) -> dict[str, dict]:
-    """Steps of all methods, in turn.
+    """Measure steps of all methods, in turn.
 
     Returns:
-        By method: ``trainable``; ``time``, that of a batch over full fine-tuning's, median and
+        For each method: ``trainable``; ``time`` of a batch relative to full fine-tuning, median and
         middle half over rounds; ``seconds``, the median; ``saved_mib`` that autograd keeps;
-        ``peak_mib`` of a process above what it held before its first step.
+        ``peak_mib`` of a process above its memory before the first step.
     """
     jobs, result = {}, {}
     for name in methods:
@@ -106,7 +106,7 @@ def measure(methods: list[str], size: str, rounds: int) -> dict[str, dict]:
 
 
 def _per_batch(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Means over a stage-wise training, of batches of weights and of architecture parameters."""
+    """Mean seconds per batch of weights or architecture parameters over stage-wise training."""
     result = {}
     for name, values in seconds.items():
         if not name.endswith(' alpha'):

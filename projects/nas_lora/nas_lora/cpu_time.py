@@ -1,14 +1,14 @@
-"""Seconds that a core was busy, for machines on which other programs run."""
+"""CPU time of jobs, for machines on which other programs run."""
 
 import time
 from collections.abc import Callable, Mapping
 
 
 def cpu_seconds(jobs: Mapping[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Busy seconds of each job, in ``rounds`` rounds after one to warm up; all take turns.
+    """CPU seconds of each job in ``rounds`` rounds after a warm-up round; jobs take turns.
 
-    Not those on the clock: beside other programs a thread waits for its turn. For CPUs alone, and
-    with one thread of torch's they are those of the job.
+    Wall-clock time would include waiting for other programs. It is for CPU work only, and assumes
+    that torch uses one thread.
     """
     seconds = {name: [] for name in jobs}
     names = list(jobs)

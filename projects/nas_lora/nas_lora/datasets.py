@@ -14,22 +14,23 @@ _IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff')
 
 @DATASETS.register_module()
 class MaskFolder(BaseDataset):
-    """Pairs of an image and the mask of the same name, as most segmentation sets are laid out.
+    """Pairs of an image and a mask of the same name, the layout of most segmentation sets.
 
-    ``ISIC_0000000.jpg`` and ``ISIC_0000000_segmentation.png`` are a pair with ``mask_ending=
-    '_segmentation.png'``. Masks without an image are not used; images without a mask are refused.
+    With ``mask_ending='_segmentation.png'``, ``ISIC_0000000.jpg`` and
+    ``ISIC_0000000_segmentation.png`` are a pair. Masks without an image are ignored; images without
+    a mask are refused.
 
     Args:
         data_root: Folder of the data set.
         data_prefix: Folders below it: ``img_path`` and ``seg_map_path``.
-        ann_file: A text file below ``data_root`` with the names of the images to take, one a
-            line, with or without their ending; all if empty.
-        image_endings: Endings of the files that are images, in lower case.
-        mask_ending: What follows an image's name, without its ending, in the name of its mask.
+        ann_file: A text file below ``data_root`` with the names of the images to use, one per
+            line, with or without extension; all if empty.
+        image_endings: Extensions of image files, in lower case.
+        mask_ending: End of a mask's name, after the image's name without extension.
         **kwargs: ``pipeline``, ``indices``, ``test_mode``, ... as in ``BaseDataset``.
 
     Raises:
-        UserError: If there is no such folder or file, no image, or an image without a mask.
+        UserError: If a folder or file does not exist, or there is no image, or one without a mask.
     """
 
     METAINFO = dict(classes=('object',))
@@ -64,7 +65,7 @@ class MaskFolder(BaseDataset):
         )
 
     def load_data_list(self) -> list[dict]:
-        """Paths of all pairs, by the names of the images."""
+        """Paths of all pairs, sorted by the images' names or in the order of ``ann_file``."""
         images = [Path(name) for name in _files(self.data_prefix['img_path'], 'images')]
         images = [path for path in images if path.suffix.lower() in self.image_endings]
         masks = {path.name: path for path in _files(self.data_prefix['seg_map_path'], 'masks')}
@@ -88,7 +89,7 @@ class MaskFolder(BaseDataset):
 
 
 def _files(folder: str, what: str) -> list[Path]:
-    """Files of a folder, in the order of their names on every machine."""
+    """Files of a folder, sorted by name, so in the same order on every machine."""
     if not Path(folder).is_dir():
         raise UserError(
             f'there is no folder {folder} of {what}; check MaskFolder.data_root and data_prefix'
@@ -97,7 +98,7 @@ def _files(folder: str, what: str) -> list[Path]:
 
 
 def _named(images: list[Path], list_file: str) -> list[Path]:
-    """The images that a list names, in its order."""
+    """The images that a list names, in the list's order."""
     if not Path(list_file).is_file():
         raise UserError(f'there is no list {list_file}; check MaskFolder.ann_file')
     known = {path.stem: path for path in images} | {path.name: path for path in images}

@@ -1,4 +1,4 @@
-"""A trained segmentor back from its files, and its scores."""
+"""Load a trained segmentor from its files and score it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from .registry import MODELS
 
 
 def load_model(cfg: Config, checkpoint: str | Path) -> nn.Module:
-    """The model of a config with a checkpoint's weights, in evaluation mode.
+    """Build a config's model with a checkpoint's weights, in evaluation mode.
 
     Raises:
         UserError: If it cannot be built, or the checkpoint does not fit it.
@@ -59,16 +59,16 @@ class Scorer:
 
     @torch.no_grad()
     def masks(self, model: nn.Module) -> Tensor:
-        """Probabilities (images, H, W) that a model predicts."""
+        """Predicted probabilities (images, H, W)."""
         model.eval()
         samples = [sample for batch in self.loader for sample in model.test_step(batch)]
         return torch.stack([sample.pred_mask for sample in samples])
 
 
 def calibration_images(cfg: Config, model: nn.Module, least: int) -> Iterator[Tensor]:
-    """Batches (B, 3, H, W) of the training images, as the encoder gets them, at least ``least``.
+    """Yield batches (B, 3, H, W) of preprocessed training images, at least ``least`` in all.
 
-    The training set is read again as often as it takes; flips differ each time.
+    The training set is repeated as often as needed; flips differ each time.
     """
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     count = 0

@@ -1,8 +1,8 @@
 """Fold a trained cell into one small convolution: the same function, exactly.
 
-The cell is linear where its operations are, so that their mixture is one kernel (r, r, K, K) on
-zero padding, with the channels that pass by as ones. It stays beside the frozen layer: folding
-makes the cell cheap, not free.
+If its operations are linear, the cell is one kernel (r, r, K, K) with zero padding; channels that
+bypass it are the identity. The convolution stays next to the frozen layer: folding makes the cell
+cheap, not free.
 """
 
 import torch
@@ -15,11 +15,11 @@ from .linear import NASLoRALinear
 
 
 class FoldedCell(nn.Conv2d):
-    """A cell as a convolution (r, r, K, K) without bias, on zero padding.
+    """A cell as a convolution (r, r, K, K) without bias, with zero padding.
 
     Args:
         kernel: (r, r, K, K), K odd.
-        spatial: Names of the operations in it for which a token sees its neighbours.
+        spatial: Names of the folded operations in which a token sees its neighbours.
     """
 
     def __init__(self, kernel: Tensor, spatial: tuple[str, ...] = ()):
@@ -31,16 +31,16 @@ class FoldedCell(nn.Conv2d):
 
 @torch.no_grad()
 def cell_kernel(cell: SearchCell) -> Tensor:
-    """The convolution that a cell is.
+    """The convolution kernel that equals a cell.
 
     Args:
-        cell: A cell whose operations are all linear; those of probability 0 do not matter.
+        cell: A cell with linear operations only; those of probability 0 do not matter.
 
     Returns:
-        (r, r, K, K), K the largest of its operations' sizes (linear preset: 9).
+        (r, r, K, K); K is the largest kernel size of its operations (linear preset: 9).
 
     Raises:
-        UserError: If an operation is no convolution, by its name and the reason.
+        UserError: If an operation is not a convolution; it names the operation and the reason.
     """
     for name, operation, _ in cell.present():
         if operation.obstacle is not None:
@@ -58,7 +58,7 @@ def cell_kernel(cell: SearchCell) -> Tensor:
 
 
 def fold_cell(cell: SearchCell | FoldedCell) -> FoldedCell:
-    """The cell as one convolution; a folded one as it is.
+    """The cell as one convolution; a folded cell is returned unchanged.
 
     Raises:
         UserError: As :func:`cell_kernel`.
@@ -69,7 +69,7 @@ def fold_cell(cell: SearchCell | FoldedCell) -> FoldedCell:
 
 
 def spatial_operations(cell: SearchCell | FoldedCell) -> tuple[str, ...]:
-    """Names of the operations of a cell that mix tokens, and have a probability above 0."""
+    """Names of a cell's operations that mix tokens and have a probability above 0."""
     if isinstance(cell, FoldedCell):
         return cell.spatial
     return tuple(name for name, operation, _ in cell.present() if operation.is_spatial)
@@ -90,18 +90,18 @@ def nas_lora_layers(model: nn.Module) -> dict[str, NASLoRALinear]:
 
 
 def fold(model: nn.Module) -> list[str]:
-    """Fold the cells of all layers of ``model``, in place: the same outputs at less cost.
+    """Fold the cells of all layers of ``model`` in place: same outputs, lower cost.
 
-    Architecture parameters are gone after that; a folded cell is trained as a convolution.
+    This removes the architecture parameters; a folded cell is trained as a convolution.
 
     Args:
-        model: An encoder with :class:`NASLoRALinear`, or what holds one.
+        model: An encoder with :class:`NASLoRALinear`, or a model that holds one.
 
     Returns:
         The folded cells as ``layer.part``.
 
     Raises:
-        UserError: As :func:`cell_kernel`, by the layer's name; then nothing was folded.
+        UserError: As :func:`cell_kernel`, with the layer's name; nothing is folded then.
     """
     branches = {
         f'{name}.{part}': branch

@@ -6,7 +6,7 @@ from tas_lora import UserError
 
 
 def check_new(folder: Path) -> None:
-    """Refuse an ``--out`` that is a file, or has something in it."""
+    """Refuse an ``--out`` that is a file or a folder that is not empty."""
     if folder.is_file():
         raise UserError(f'--out {folder} is a file; give a folder')
     if folder.exists() and any(folder.iterdir()):

@@ -1,4 +1,4 @@
-"""A frozen linear layer with NAS-LoRA: down, cell, up beside it."""
+"""A frozen linear layer with a parallel NAS-LoRA branch: down, cell, up."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .registry import MODELS
 class Branch(nn.Module):
     """Wd cell(We x) for one part of a layer's output.
 
-    It starts as LoRA does: We uniform in +-1/sqrt(I), Wd zero. So the first update is zero, and so
+    It is initialised as LoRA: We uniform in +-1/sqrt(I), Wd zero. So the first update is zero, as
     are the first gradients of We, of the cell and of its architecture parameters.
 
     Args:
@@ -48,29 +48,28 @@ class Branch(nn.Module):
 class NASLoRALinear(nn.Module):
     """h = W0 x + Wd sum_i softmax(alpha)_i O_i(We x) (NAS-LoRA, arXiv 2512.03499).
 
-    Tokens are (B, H, W, I), as SAM's blocks and windows have them, or (B, N, I). Of the latter the
-    first ``extra_tokens`` are class tokens and such: each is a map of 1 x 1 of its own, mixed with
-    no other token.
+    Tokens are (B, H, W, I), as in SAM's blocks and windows, or (B, N, I). In (B, N, I) the first
+    ``extra_tokens`` are class tokens and the like: each is a 1 x 1 map and mixes with no other.
 
     Args:
         base: The layer to adapt. It is frozen.
-        rank: Rank r; the paper has 3.
+        rank: Rank r; 3 in the paper.
         ratio: Share of the r channels that enter the cell: 1 is NAS-LoRA; 2/3 is NAS-PC-LoRA, the
             paper's best.
-        preset: What is inside the operations, 'linear' or 'darts'; not published.
-        operations: The candidates; the paper's eight are taken for those of DARTS.
+        preset: Kind of the operations, 'linear' or 'darts'; not published.
+        operations: The candidates. The paper's eight are assumed to be those of DARTS.
         parts: Names of the equal parts of the output, each with its own down, cell and up:
             ``('q', 'k', 'v')`` for a fused qkv, one name for a separate projection.
-        adapted: The parts that are; by default all, as in the paper.
+        adapted: The parts to adapt; by default all, as in the paper.
         share_alpha: One vector of architecture parameters for all parts instead of one each.
-        choice: 'searched'; or, to compare with, a 'uniform' mixture or one 'random' operation.
-        alpha_std: Standard deviation of the first architecture parameters; the paper has 0.001.
-        scale: Factor of the update. The paper writes none.
+        choice: 'searched', or as a baseline a 'uniform' mixture or one 'random' operation.
+        alpha_std: Standard deviation of the initial architecture parameters; 0.001 in the paper.
+        scale: Factor of the update; the paper has none.
         grid: Height and width of (B, N, I) inputs, or one number for both; by default a square.
-        extra_tokens: Tokens of (B, N, I) inputs that come before those of the grid.
+        extra_tokens: Number of tokens before the grid in (B, N, I) inputs.
 
     Raises:
-        UserError: If an argument is out of range, or ``base`` is no linear layer.
+        UserError: If an argument is out of range, or ``base`` is not a linear layer.
     """
 
     def __init__(
@@ -110,16 +109,16 @@ class NASLoRALinear(nn.Module):
         self.branches.to(base.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """W0 x and the update.
+        """W0 x plus the update.
 
         Args:
             x: (B, H, W, I) or (B, N, I).
 
         Returns:
-            The same shape, O wide.
+            The same shape with O channels.
 
         Raises:
-            UserError: If N tokens do not make the grid.
+            UserError: If N tokens do not form the grid.
         """
         updates = [
             self._on_map(m).reshape(len(x), -1, self.base.out_features) for m in self.maps(x)
@@ -128,7 +127,7 @@ class NASLoRALinear(nn.Module):
         return y + self.scale * torch.cat(updates, dim=1).reshape(y.shape)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """The maps (B', H, W, I) that an input consists of: extra tokens, if any, and the grid."""
+        """Split an input into maps (B', H, W, I): extra tokens, if any, and the grid."""
         if x.ndim == 4:
             return [x]
         B, N, I = x.shape  # noqa: E741  the width of the input
@@ -138,7 +137,7 @@ class NASLoRALinear(nn.Module):
         return [extra, grid] if self.extra_tokens else [grid]
 
     def _on_map(self, x: Tensor) -> Tensor:
-        """The updates of all parts side by side, (B', H, W, O)."""
+        """The updates of all parts, concatenated to (B', H, W, O)."""
         nothing = x.new_zeros(*x.shape[:-1], self.base.out_features // len(self.parts))
         return torch.cat(
             [self.branches[p](x) if p in self.branches else nothing for p in self.parts], dim=-1
@@ -149,14 +148,14 @@ class NASLoRALinear(nn.Module):
         height, width = self.grid or (side, side)
         if height * width != tokens or not tokens:
             raise UserError(
-                f'grid: {tokens} tokens beside {self.extra_tokens} extra ones are no map of '
+                f'grid: {tokens} tokens after {self.extra_tokens} extra ones do not form a map of '
                 f'{height} x {width}; set grid=(height, width) or extra_tokens'
             )
         return height, width
 
 
 def check_linear(layer: nn.Module, adapter: str) -> nn.Linear:
-    """``layer`` if it is an ``nn.Linear``; raises :class:`UserError`."""
+    """Return ``layer`` if it is an ``nn.Linear``, else raise :class:`UserError`."""
     if not isinstance(layer, nn.Linear):
         raise UserError(
             f'targets: {adapter} adapts an nn.Linear, got a {type(layer).__name__}; '

@@ -12,7 +12,7 @@ from .registry import MODELS
 def border_weight(masks: Tensor, kernel_size: int = 31) -> Tensor:
     """1 + 5 |mean of the window around a pixel - the pixel|, from 1 inside to 6 at thin borders.
 
-    The image is taken to be empty outside, so that objects cut off by its edge have a border there.
+    The outside of the image counts as empty, so an object cut off by the edge has a border there.
 
     Args:
         masks: (B, 1, H, W), from 0 to 1.
@@ -23,7 +23,7 @@ def border_weight(masks: Tensor, kernel_size: int = 31) -> Tensor:
 
 
 def structure_loss(logits: Tensor, masks: Tensor, kernel_size: int = 31) -> Tensor:
-    """Weighted binary cross-entropy plus weighted IoU loss, each an image's, averaged over images.
+    """Weighted binary cross-entropy plus weighted IoU loss per image, averaged over images.
 
     With w of :func:`border_weight`, p the sigmoid of the logits and m the mask (F3Net, AAAI 2020,
     equations 5 to 8; Conv-LoRA, arXiv 2401.17868, trains SAM with it):
@@ -50,14 +50,14 @@ def structure_loss(logits: Tensor, masks: Tensor, kernel_size: int = 31) -> Tens
 
 @MODELS.register_module()
 class StructureLoss(nn.Module):
-    """:func:`structure_loss` as a part of a config.
+    """:func:`structure_loss` as a module for configs.
 
     Args:
-        kernel_size: Width of the window in pixels, odd. 31 is for images of some 350 pixels and
-            more; it covers half of one of 64.
+        kernel_size: Width of the window in pixels, odd. 31 suits images of about 350 pixels and
+            more; it covers half of a 64-pixel image.
 
     Raises:
-        UserError: If it is no odd positive integer.
+        UserError: If it is not an odd positive integer.
     """
 
     def __init__(self, kernel_size: int = 31):

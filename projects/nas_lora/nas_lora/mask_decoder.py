@@ -12,11 +12,11 @@ from tas_lora.checks import positive
 from .registry import MODELS
 from .two_way_transformer import TwoWayTransformer
 
-_TOKENS = 4  # of masks: one for an unambiguous prompt, three for the answers to an ambiguous one
+_TOKENS = 4  # mask tokens: one for an unambiguous prompt, three for an ambiguous one
 
 
 class HyperMLP(nn.Module):
-    """Three linear maps with ReLUs between: from a mask's token to the weights of its pixels.
+    """Three linear layers with ReLUs between: from a mask's token to the weights of its pixels.
 
     Args:
         embed_dim: Channels D of the token.
@@ -40,12 +40,12 @@ class HyperMLP(nn.Module):
 class MaskDecoder(nn.Module):
     """The mask decoder of Segment Anything (arXiv 2304.02643, appendix A), for one mask.
 
-    Points and boxes there are none, and in place of a mask prompt stands its learned 'no mask'
-    embedding, added to all pixels. The output is SAM's own first mask for such a prompt. SAM's
-    tokens are all here, as they attend to each other; left out is what only its other outputs
-    use: the head that predicts a mask's quality, and the MLPs of the three other masks. So of
-    4,058,340 parameters (at D = 256) 3,506,304 remain, and 256 of the 'no mask' embedding come
-    to them. Names are those of Meta's files.
+    There are no points or boxes. The learned 'no mask' embedding replaces a mask prompt and is
+    added to all pixels. The output is SAM's own first mask for this prompt. All of SAM's tokens
+    are kept, as they attend to each other. The modules that only its other outputs use are left
+    out: the head that predicts a mask's quality, and the MLPs of the three other masks. So
+    3,506,304 of 4,058,340 parameters remain (at D = 256), plus 256 of the 'no mask' embedding.
+    Names are those of Meta's files.
 
     Args:
         embed_dim: Channels D of the features, divisible by 8.
@@ -54,7 +54,7 @@ class MaskDecoder(nn.Module):
         mlp_dim: Width of its MLPs.
 
     Raises:
-        UserError: If a number is none or does not divide as it must.
+        UserError: If a number is not a positive integer or not divisible as required.
     """
 
     def __init__(
@@ -83,12 +83,12 @@ class MaskDecoder(nn.Module):
             nn.GELU(),
         )
         self.output_hypernetworks_mlps = nn.ModuleList([HyperMLP(embed_dim, embed_dim // 8)])
-        # Seeded by itself: it is no parameter, and must not differ between runs that share weights.
+        # Own seed: it is not a parameter, and must not differ between runs that share weights.
         random = torch.randn(2, embed_dim // 2, generator=_seeded(), device='cpu')
         self.register_buffer('positional_encoding_gaussian_matrix', random)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits (B, 1, 4 H, 4 W) of the mask, from features (B, D, H, W)."""
+        """Mask logits (B, 1, 4 H, 4 W) from features (B, D, H, W)."""
         B, _, H, W = features.shape
         tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(B, -1, -1)
         pixels = (features + self.no_mask_embed.weight[..., None, None]).flatten(2).transpose(1, 2)

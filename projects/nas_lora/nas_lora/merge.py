@@ -1,7 +1,7 @@
-"""Merge adapters into the frozen weights, so that a plain layer is left: exactly, or nearly.
+"""Merge adapters into the frozen weights, exactly or nearly, so that plain layers remain.
 
-A linear layer sees one token at a time. What a cell takes from the neighbours of a token cannot
-go into it; :func:`merge_exact` then refuses, and :func:`merge_least_squares` approximates.
+A linear layer sees one token at a time, so it cannot hold what a cell reads from a token's
+neighbours. :func:`merge_exact` refuses such a cell; :func:`merge_least_squares` approximates it.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,18 +19,18 @@ from .linear import NASLoRALinear
 
 @torch.no_grad()
 def merge_exact(model: nn.Module) -> list[str]:
-    """Replace every adapted layer of ``model`` by a plain linear one that computes the same.
+    """Replace every adapted layer of ``model`` with an equivalent plain linear layer.
 
-    W0 + scale Wd M We, where M (r, r) is the cell: skip, no connection, and channels that pass by.
+    W0 + scale Wd M We, where M (r, r) is the cell: skip, no connection and bypassing channels.
 
     Args:
-        model: An encoder with :class:`NASLoRALinear`, or what holds one; changed in place.
+        model: An encoder with :class:`NASLoRALinear`, or a model that holds one; changed in place.
 
     Returns:
         The names of the merged layers.
 
     Raises:
-        UserError: If an operation mixes tokens or is not linear, by its name; nothing is changed.
+        UserError: If an operation mixes tokens or is not linear; it is named, nothing is changed.
     """
     layers = nas_lora_layers(model)
     for name, layer in layers.items():
@@ -47,8 +47,8 @@ def _refuse_spatial(where: str, cell: nn.Module) -> None:
     if names:
         folded = ' (folded)' if isinstance(cell, FoldedCell) else ''
         raise UserError(
-            f'{where}: merge(exact): {names[0]}{folded} is in the way, as it takes from the '
-            'neighbours of a token; use fold, which is exact, or merge_least_squares'
+            f"{where}: merge(exact): {names[0]}{folded} is in the way, as it reads a token's "
+            'neighbours; use fold, which is exact, or merge_least_squares'
         )
 
 
@@ -73,12 +73,12 @@ def _merged(
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What :func:`merge_least_squares` kept.
+    """Quality of :func:`merge_least_squares`.
 
     Attributes:
-        r2: By layer, the share of its update's variance over the given tokens that a linear layer
-            explains, up to 1; NaN where the update is constant, such as zero.
-        before: The metric before, if one was measured.
+        r2: For each layer, the share of its update's variance over the given tokens that a linear
+            layer explains, up to 1; NaN if the update is constant, such as zero.
+        before: The metric before merging, if measured.
         after: The metric of the merged model.
     """
 
@@ -101,25 +101,24 @@ def merge_least_squares(
     evaluate: Callable[[], float] | None = None,
     run: Callable[[Tensor], object] | None = None,
 ) -> MergeReport:
-    """Replace every adapted layer by the linear one nearest to it on the tokens of some inputs.
+    """Replace every adapted layer with the linear layer closest to it on the tokens of some inputs.
 
-    Lossy: what an update takes from neighbours is left out as far as the token itself, and a
-    constant where the layer has a bias, do not predict it. All layers are fitted to what the
-    unmerged model shows them.
+    Lossy: it keeps only the part of an update that the token itself (and a constant, if the layer
+    has a bias) predicts. All layers are fitted to their inputs in the unmerged model.
 
     Args:
-        model: An encoder with :class:`NASLoRALinear`, or what holds one; changed in place, and
-            run in evaluation mode.
-        batches: Inputs to calibrate on; more tokens than a layer is wide, by a multiple.
-        evaluate: The metric of the model as it is, called before and after.
+        model: An encoder with :class:`NASLoRALinear`, or a model that holds one; changed in place
+            and run in evaluation mode.
+        batches: Calibration inputs, with several times more tokens than a layer is wide.
+        evaluate: Returns the model's metric; called before and after.
         run: Runs the model on a batch; by default ``model(batch)``.
 
     Returns:
         R^2 of each layer, and the metrics.
 
     Raises:
-        UserError: If there are no batches, or a layer saw fewer tokens than it is wide, by its
-            name; nothing is changed.
+        UserError: If there are no batches, or a layer saw no more tokens than it is wide; the layer
+            is named, nothing is changed.
     """
     layers = nas_lora_layers(model)
     before = evaluate() if evaluate else None
@@ -134,7 +133,7 @@ def merge_least_squares(
 
 
 def _calibrate(model: nn.Module, layers: dict, batches: Iterable[Tensor], run: Callable) -> dict:
-    """Run the batches; returns the sums of each layer."""
+    """Run the batches and return the sums of each layer."""
     sums = {name: _Sums(layer) for name, layer in layers.items()}
     was_training = model.training
     model.eval()
@@ -156,7 +155,7 @@ def _check_enough(name: str, count: int, width: int) -> None:
 
 
 class _Sums:
-    """Sums over tokens x, with a last 1 if the layer has a bias, and z, the output of a cell.
+    """Sums over tokens x, extended by a 1 if the layer has a bias, and over cell outputs z.
 
     The fit of an update Wd z is Wd times the fit of z, which is only r wide.
     """
@@ -184,9 +183,9 @@ class _Sums:
                 self.z[part] = self.z[part] + z.sum(0)
 
     def solve(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, float]:
-        """M (r, I) and c (r,) of z = M x + c for each part, and R^2 of the whole update."""
+        """Solve z = M x + c for M (r, I) and c (r,) of each part; also R^2 of the whole update."""
         width = self.layer.base.in_features
-        # Behind a layer norm tokens lie in a plane, up to rounding, which is not to be fitted.
+        # After a layer norm tokens lie in a hyperplane, up to rounding, which must not be fitted.
         inverse = torch.linalg.pinv(self.xx, rtol=1e-9, hermitian=True)
         mixed, shift, left, total = {}, {}, 0.0, 0.0
         for part, branch in self.layer.branches.items():

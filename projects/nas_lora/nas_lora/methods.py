@@ -1,4 +1,4 @@
-"""The methods that are compared, and what a run of one is called."""
+"""The compared methods, and the names of their runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from mmengine.config import Config
 from tas_lora.config import load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
-METHODS = {  # by the config's name behind nuclei_
+METHODS = {  # by the config's name after nuclei_
     'full': 'full fine-tuning',
     'decoder': 'decoder only',
     'lora': 'LoRA',
@@ -33,9 +33,9 @@ class Run:
     """One training.
 
     Args:
-        method: Name out of :data:`METHODS`.
-        seed: Of the adapters' first weights and of the order of images.
-        rate: Rate of the weights in place of the config's.
+        method: A name in :data:`METHODS`.
+        seed: Seed of the adapters' initial weights and of the order of images.
+        rate: Learning rate of the weights, overriding the config's.
     """
 
     method: str
@@ -44,17 +44,17 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of its record and its folder."""
+        """Name of the run's record and folder."""
         rate = '' if self.rate is None else f'_lr{self.rate:g}'
         return f'{self.method}{rate}_seed{self.seed}'
 
     def config(self, data_root: str, pretrained: str, options: dict | None = None) -> Config:
-        """Its config.
+        """Config of the run.
 
         Args:
             data_root: Folder of nuclei, with train, val and test.
             pretrained: Checkpoint of the tiny SAM.
-            options: More options, by their dotted names.
+            options: More options, by dotted name.
 
         Raises:
             UserError: If an option is not known.

@@ -1,4 +1,4 @@
-"""How well predicted masks cover the true ones: Jaccard, Dice, balanced error rate, MAE."""
+"""Metrics of predicted masks: Jaccard, Dice, balanced error rate, MAE."""
 
 from collections.abc import Sequence
 
@@ -18,29 +18,29 @@ _METRICS = ('iou', 'dice', 'ber', 'mae')
 class MaskMetrics(BaseMetric):
     """Jaccard (IoU), Dice, balanced error rate and mean absolute error, all from 0 to 1.
 
-    A pixel is an object's if its probability is above ``threshold``. With the numbers TP, FP, FN
-    and TN of right and wrong pixels:
+    A pixel is positive if its probability is above ``threshold``. TP, FP, FN and TN are the numbers
+    of pixels:
 
-    - ``iou``: TP / (TP + FP + FN), of an image without object in mask and prediction 1;
-    - ``dice``: 2 TP / (2 TP + FP + FN), likewise;
-    - ``ber``: 1 - (TP / (TP + FN) + TN / (TN + FP)) / 2, over the pixels of all images, as shadow
-      detection counts it;
-    - ``mae``: mean of |probability - mask|, needing no threshold.
+    - ``iou``: TP / (TP + FP + FN); 1 for an image without object in mask and prediction;
+    - ``dice``: 2 TP / (2 TP + FP + FN), with the same convention;
+    - ``ber``: 1 - (TP / (TP + FN) + TN / (TN + FP)) / 2 over the pixels of all images, as in shadow
+      detection;
+    - ``mae``: mean of |probability - mask|, without a threshold.
 
-    Processes of a distributed run send four counts and an error of each image, so the result is
-    that of one process; images that a sampler repeats to fill up its last batch count once.
+    Processes of a distributed run exchange four counts and an error per image, so the result equals
+    that of one process. Images that a sampler repeats to fill its last batch count once.
 
     Args:
         metrics: Some of 'iou', 'dice', 'ber', 'mae'.
-        average: Of 'iou' and 'dice': 'image' for the mean over images, as ISIC 2017 scores; or
-            'dataset' for one ratio over the pixels of all images.
+        average: For 'iou' and 'dice': 'image' is the mean over images, as in ISIC 2017; 'dataset'
+            is one ratio over the pixels of all images.
         threshold: From 0 to 1.
         collect_device: As in ``BaseMetric``.
         prefix: As in ``BaseMetric``.
 
     Raises:
-        UserError: If an argument is none of these; if 'ber' is asked of images that are all
-            object or all background.
+        UserError: If an argument is not allowed, or for 'ber' if the images are all object or all
+            background.
     """
 
     default_prefix = ''
@@ -79,7 +79,7 @@ class MaskMetrics(BaseMetric):
 
 
 def _counts(probability: Tensor, mask: Tensor, threshold: float) -> tuple[float, ...]:
-    """TP, FP, FN, TN, and the mean absolute error of an image."""
+    """TP, FP, FN, TN and the mean absolute error of an image."""
     if probability.shape != mask.shape:
         raise UserError(
             f'a predicted mask is {tuple(probability.shape)}, the true one {tuple(mask.shape)}; '
@@ -92,7 +92,7 @@ def _counts(probability: Tensor, mask: Tensor, threshold: float) -> tuple[float,
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """1 where there is nothing to find and nothing was found."""
+    """``part / whole``; 1 if there is no object and none was found."""
     return np.divide(part, whole, out=np.ones_like(part), where=whole > 0)
 
 

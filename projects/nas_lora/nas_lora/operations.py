@@ -1,12 +1,12 @@
 """The eight candidate operations of a cell, in two presets.
 
 The paper names their kinds only: separable and dilated convolutions, pooling, skip, no connection.
-They are taken for the primitives of DARTS (Liu et al. 2019), and what is inside is an option:
+They are assumed to be the primitives of DARTS (Liu et al. 2019), in one of two presets:
 
 - ``linear``, the default: depthwise and pointwise convolution once, no ReLU, no normalisation,
-  padding counted as zeros. All but max pooling are convolutions, hence fold exactly.
-- ``darts``: as in its search. ReLU, convolution and batch normalisation without scale and shift,
-  separable ones twice; pooling is normalised, and padding not counted in a mean.
+  padding counted as zeros. All but max pooling are convolutions, so they fold exactly.
+- ``darts``: as in the search of DARTS. ReLU, convolution and batch normalisation without scale and
+  shift, twice in separable convolutions. Pooling is normalised; means do not count padding.
 """
 
 import torch
@@ -29,10 +29,10 @@ PRESETS = ('linear', 'darts')
 
 
 class Operation(nn.Module):
-    """A map (B, C, H, W) to one of the same size.
+    """Maps (B, C, H, W) to the same shape.
 
     Attributes:
-        obstacle: Why it is no convolution with zero padding; None if it is one.
+        obstacle: Why it is not a convolution with zero padding; None if it is one.
         is_spatial: Whether a token sees its neighbours.
     """
 
@@ -44,12 +44,12 @@ class Operation(nn.Module):
         self.channels = channels
 
     def kernel(self, like: Tensor) -> Tensor:
-        """The convolution it is, (C, C, K, K), where ``obstacle`` is None.
+        """The equivalent convolution kernel (C, C, K, K), if ``obstacle`` is None.
 
         Args:
             like: A tensor with the type and device of the result.
         """
-        raise NotImplementedError(f'{type(self).__name__} is no convolution: {self.obstacle}')
+        raise NotImplementedError(f'{type(self).__name__} is not a convolution: {self.obstacle}')
 
     def _identity(self, like: Tensor) -> Tensor:
         return torch.eye(self.channels, dtype=like.dtype, device=like.device)[:, :, None, None]
@@ -79,24 +79,24 @@ class Skip(Operation):
         return x
 
     def kernel(self, like: Tensor) -> Tensor:
-        """The unit matrix (C, C, 1, 1)."""
+        """The identity (C, C, 1, 1)."""
         return self._identity(like)
 
 
 class AvgPool(Operation):
-    """Mean of 3 x 3 tokens; those outside are zeros, and counted."""
+    """Mean of 3 x 3 tokens; tokens outside count as zeros."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Means, (B, C, H, W)."""
         return F.avg_pool2d(x, 3, stride=1, padding=1)
 
     def kernel(self, like: Tensor) -> Tensor:
-        """A ninth everywhere, (C, C, 3, 3)."""
+        """A ninth at each position of a channel's own kernel, (C, C, 3, 3)."""
         return self._identity(like).expand(-1, -1, 3, 3) / 9
 
 
 class MaxPool(Operation):
-    """Maximum of 3 x 3 tokens; those outside do not count."""
+    """Maximum of 3 x 3 tokens; tokens outside do not count."""
 
     obstacle = 'a maximum is not linear'
 
@@ -111,7 +111,7 @@ class SeparableConv(Operation):
     Args:
         channels: C.
         size: Side of the depthwise kernel, odd.
-        dilation: Its dilation.
+        dilation: Dilation of the depthwise kernel.
     """
 
     def __init__(self, channels: int, size: int, dilation: int = 1):
@@ -139,8 +139,8 @@ class DartsConv(Operation):
     Args:
         channels: C.
         size: Side of the depthwise kernels, odd.
-        dilation: Their dilation.
-        stages: How often; DARTS has 2 in separable and 1 in dilated convolutions.
+        dilation: Dilation of the depthwise kernels.
+        stages: Number of stages; DARTS has 2 in separable and 1 in dilated convolutions.
     """
 
     obstacle = 'it has ReLU and batch normalisation inside'
@@ -157,7 +157,7 @@ class DartsConv(Operation):
 
 
 class DartsPool(Operation):
-    """Mean or maximum of the 3 x 3 tokens that exist, normalised."""
+    """Mean or maximum of 3 x 3 tokens without padding, normalised."""
 
     def __init__(self, channels: int, kind: str):
         super().__init__(channels)
@@ -190,10 +190,10 @@ def _darts_stage(channels: int, size: int, dilation: int) -> list[nn.Module]:
 
 
 def build_operation(name: str, channels: int, preset: str = 'linear') -> Operation:
-    """One of :data:`OPERATIONS` for maps of ``channels`` channels.
+    """Build one of :data:`OPERATIONS` for maps with ``channels`` channels.
 
     Raises:
-        UserError: If there is no such operation or preset.
+        UserError: If the operation or preset does not exist.
     """
     one_of(name, 'operations', OPERATIONS)
     one_of(preset, 'preset', PRESETS)

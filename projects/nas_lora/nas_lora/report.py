@@ -1,4 +1,4 @@
-"""Tables and figures of the comparison, from its records alone."""
+"""Tables and figures of the comparison, made from its records."""
 
 import json
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ SHOWN = ('full', 'lora', 'nas_lora')
 
 
 def read_records(folder: Path) -> dict[str, list[dict]]:
-    """Records of each method, in the order of ``METHODS``.
+    """Read the records of each method, in the order of ``METHODS``.
 
     Raises:
-        UserError: If there is none, or a file is no record.
+        UserError: If there are none, or a file is not a record.
     """
     found = []
     for path in sorted(folder.glob('*_seed*.json')):
-        with blame(f'{path} is no record; remove it, and compare.py makes it anew'):
+        with blame(f'{path} is not a record; remove it and run compare.py again'):
             record = json.loads(path.read_text())
             found.append(record | dict(label=METHODS[record['method']]))
     if not found:
@@ -47,7 +47,7 @@ def scores_table(records: dict[str, list[dict]]) -> str:
 
 
 def levels_table(records: dict[str, list[dict]]) -> str:
-    """What fold and merges did to the test IoU: means over seeds, or what refused."""
+    """Test IoU after folding and merging, mean over seeds; or the operations that refused."""
     rows = [['method', 'before', 'fold', 'merge(exact)', 'merge(least_squares)', 'R^2 of layers']]
     for runs in records.values():
         if all(run['levels'] for run in runs):
@@ -58,7 +58,7 @@ def levels_table(records: dict[str, list[dict]]) -> str:
 
 
 def costs_table(costs: dict[str, dict]) -> str:
-    """What ``tools/costs.py`` measured."""
+    """Table of the measurements of ``tools/costs.py``."""
     rows = [['method', 'trainable', 'CPU ms a batch', 'over full', 'kept for backward', 'peak']]
     for method, record in costs.items():
         low, high = record['time']['spread']
@@ -76,19 +76,19 @@ def costs_table(costs: dict[str, dict]) -> str:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows, the first of which is the head, as a Markdown table; numbers to the right."""
+    """Rows as a Markdown table. The first row is the header; numbers are right-aligned."""
     rule = ['---', *['---:'] * (len(rows[0]) - 1)]
     return '\n'.join(f'| {" | ".join(row)} |' for row in [rows[0], rule, *rows[1:]])
 
 
 def with_spread(values: Sequence[float]) -> str:
-    """Mean and, of several, their standard deviation."""
+    """Mean and, for several values, standard deviation."""
     spread = f' +- {stdev(values):.3f}' if len(values) > 1 else ''
     return f'{mean(values):.3f}{spread}'
 
 
 def mean_choices(runs: list[dict]) -> dict[str, dict[str, float]]:
-    """Mean probabilities over seeds, by short names of layer and part, such as '0.q'."""
+    """Mean probabilities over seeds, by short name of layer and part, such as '0.q'."""
     layers = runs[0]['choices']
     return {
         _short(layer): {
@@ -101,17 +101,17 @@ def mean_choices(runs: list[dict]) -> dict[str, dict[str, float]]:
 def draw_masks(
     folder: Path, data: Path, path: Path, seed: int = 0, tiles: Sequence[int] = (1, 6, 9, 12)
 ) -> None:
-    """Image, truth and the masks of three methods for some test tiles.
+    """Draw image, true mask and the masks of three methods for some test tiles.
 
     Args:
-        folder: Of the records.
+        folder: Folder of the records.
         data: The test part of the nuclei.
         path: File to write.
-        seed: Whose masks.
+        seed: Seed of the masks.
         tiles: Numbers of the tiles, in the order of their names.
 
     Raises:
-        UserError: If a picture is missing.
+        UserError: If an image is missing.
     """
     from matplotlib.figure import Figure
 

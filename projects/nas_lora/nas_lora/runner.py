@@ -11,22 +11,22 @@ from .registry import RUNNERS
 
 @RUNNERS.register_module()
 class SafeRunner(SupernetRunner):
-    """Reads checkpoints without running what is in them, for a model that is no supernet.
+    """Reads checkpoints without running code in them, for a model that is not a supernet.
 
-    ``runner_type='nas_lora.SafeRunner'`` in a config makes MMPretrain's tools use it. MMEngine's
-    own would refuse what it has written itself, under torch 2.6 and newer.
+    ``runner_type='nas_lora.SafeRunner'`` in a config makes MMPretrain's tools use it. Under torch
+    2.6 and newer, MMEngine's own runner refuses its own checkpoints.
     """
 
     def load_checkpoint(self, filename: str, map_location='cpu', **kwargs) -> dict:
-        """Load a checkpoint's weights into the model, all of which must fit.
+        """Load a checkpoint's weights into the model; all of them must fit.
 
         Raises:
-            UserError: If it cannot be read, or has not the names and shapes of the model.
+            UserError: If it cannot be read, or its names and shapes differ from the model's.
         """
         checkpoint = read_checkpoint(filename)
         if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
-            raise UserError(f'{filename} is no checkpoint of a training: it has no state_dict')
-        # `Runner.resume` takes the config that stands in a checkpoint for Python and runs it.
+            raise UserError(f'{filename} is not a training checkpoint: it has no state_dict')
+        # `Runner.resume` would run the config inside a checkpoint as Python.
         checkpoint.get('meta', {}).pop('config', None)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model = self.model.module if is_model_wrapper(self.model) else self.model

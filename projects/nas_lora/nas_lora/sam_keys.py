@@ -1,7 +1,7 @@
-"""Files of SAM, whoever wrote them, for MMPretrain's ``ViTSAM`` and our mask decoder.
+"""Load SAM files of several origins into MMPretrain's ``ViTSAM`` and our mask decoder.
 
-Meta, Hugging Face and OpenMMLab keep the same tensors under different names. Nothing in a file is
-run, and one that does not fit is refused by the name of its first tensor that is amiss.
+Meta, Hugging Face and OpenMMLab store the same tensors under different names. No code in a file is
+run. A file that does not fit is refused; the error names its first wrong tensor.
 """
 
 import re
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tas_lora import UserError
 from tas_lora.models.safe_load import read_state_dict
 
-# By the prefix of an encoder's names: what to replace, rule after rule, to get ours.
+# By the prefix of an encoder's names: replacements, applied in order, that give our names.
 _NAMINGS = {
     'image_encoder.': (  # Meta
         (r'^image_encoder\.neck', 'encoder.channel_reduction'),
@@ -54,26 +54,26 @@ _NAMINGS = {
     'backbone.': ((r'^backbone', 'encoder'),),  # OpenMMLab
     'encoder.': (),  # our own
 }
-# What a decoder of one mask and no prompt has no use for, by the names that the rules give.
+# Tensors that a decoder for one mask without prompts does not need, by their names after renaming.
 _UNUSED = re.compile(
     r'prompt_encoder\.(point_embed|not_a_point_embed|mask_embed|mask_downscaling)'
     r'|decoder\.iou_prediction_head|decoder\.output_hypernetworks_mlps\.[123]\.'
 )
 _ADVICE = "take a file of the model's own size (arch: base, large, huge) and kind"
-_RESIZED = re.compile(r'\.pos_embed$|\.rel_pos_[hw]$')  # ViTSAM does it as it loads
+_RESIZED = re.compile(r'\.pos_embed$|\.rel_pos_[hw]$')  # ViTSAM resizes them while loading
 
 
 def sam_names(names: list[str]) -> dict[str, str]:
-    """Our name for each tensor of a file; those that are not used are left out.
+    """Our name for each tensor of a file, without unused tensors.
 
     Args:
-        names: As Meta, Hugging Face, OpenMMLab or ``SAMSegmentor`` write them.
+        names: As written by Meta, Hugging Face, OpenMMLab or ``SAMSegmentor``.
 
     Returns:
-        Names as in ``SAMSegmentor`` (``encoder.*``, ``decoder.*``) for names in the file.
+        From names in the file to names in ``SAMSegmentor`` (``encoder.*``, ``decoder.*``).
 
     Raises:
-        UserError: If there is no encoder of SAM among them.
+        UserError: If they include no encoder of SAM.
     """
     prefix = next((p for p in _NAMINGS if any(n.startswith(p) for n in names)), None)
     if prefix is None:
@@ -86,10 +86,10 @@ def sam_names(names: list[str]) -> dict[str, str]:
 
 
 def load_sam(parts: Mapping[str, nn.Module], path: str | Path) -> list[str]:
-    """Load the weights of a file of SAM.
+    """Load the weights of a SAM file.
 
-    A file with an encoder alone, as OpenMMLab's, leaves the decoder as it is. Positions of the
-    encoder are resized to its image and window size.
+    A file with an encoder only, such as OpenMMLab's, leaves the decoder unchanged. The encoder's
+    positions are resized to its image and window size.
 
     Args:
         parts: The modules of a ``SAMSegmentor``: ``encoder``, and ``decoder`` if it has one.
@@ -99,8 +99,8 @@ def load_sam(parts: Mapping[str, nn.Module], path: str | Path) -> list[str]:
         The parts that the file has.
 
     Raises:
-        UserError: If the file cannot be read, holds other things than weights, or has not exactly
-            the tensors of the parts.
+        UserError: If the file cannot be read, holds anything but weights, or its tensors differ
+            from those of the parts.
     """
     state = read_state_dict(path)
     try:
@@ -121,7 +121,7 @@ def _renamed(name: str, prefix: str) -> str:
 def _for_parts(
     parts: Mapping[str, nn.Module], state: Mapping[str, Tensor]
 ) -> dict[str, dict[str, Tensor]]:
-    """Tensors by part and by their names in it, compared with what the part has."""
+    """Tensors by part and name in the part, checked against the part's own."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, ours in sam_names(list(state)).items():
         part, _, inside = ours.partition('.')
@@ -149,7 +149,7 @@ def _check_shape(name: str, theirs: Tensor, own: Tensor) -> None:
 
 
 def _missing(parts: Mapping[str, nn.Module], found: Mapping) -> Iterator[str]:
-    """Names of what the parts that a file has still lack."""
+    """Names of tensors missing from the parts that a file has."""
     for part, tensors in found.items():
         for name in parts[part].state_dict():
             if name not in tensors:

@@ -1,4 +1,4 @@
-"""Segmentation with SAM's encoder and mask decoder: one mask an image, without prompts."""
+"""Segmentation with SAM's encoder and mask decoder: one mask per image, without prompts."""
 
 import torch
 import torch.nn.functional as F
@@ -22,19 +22,19 @@ _LOSS = dict(type='nas_lora.StructureLoss')
 class SAMSegmentor(BaseModel):
     """Encoder, mask decoder and loss.
 
-    Weights are final as soon as it is built, ``init_weights`` changes none: an encoder can be
-    wrapped, or have its layers replaced by adapters, right away.
+    The weights are final once it is built; ``init_weights`` changes none. So the encoder can be
+    wrapped, or its layers replaced by adapters, right away.
 
     Args:
-        encoder: Config of MMPretrain's ``ViTSAM``; its last block's output is used.
-        decoder: Config of a decoder of ``encoder``'s ``out_channels``.
+        encoder: Config of MMPretrain's ``ViTSAM``; its last output is used.
+        decoder: Config of a decoder for the encoder's ``out_channels``.
         loss: Config of a loss of (logits, masks), both (B, 1, H, W).
-        pretrained: A file of SAM in Meta's, Hugging Face's, OpenMMLab's or our own names, to
-            start from; see :func:`load_sam`.
+        pretrained: A SAM file to start from, with Meta's, Hugging Face's, OpenMMLab's or our own
+            names; see :func:`load_sam`.
         data_preprocessor: Config of MMEngine's ``ImgDataPreprocessor``.
 
     Raises:
-        UserError: If the parts do not go together, or ``pretrained`` does not fit them.
+        UserError: If the parts are incompatible, or ``pretrained`` does not fit them.
     """
 
     def __init__(
@@ -58,28 +58,28 @@ class SAMSegmentor(BaseModel):
             )
         if self.encoder.init_cfg is not None:
             raise UserError('SAMSegmentor.encoder takes no init_cfg; give the file as pretrained')
-        # All that ViTSAM.init_weights does, without a line in the log for each parameter.
+        # All that ViTSAM.init_weights does, without a log line per parameter.
         nn.init.trunc_normal_(self.encoder.pos_embed, std=0.02)
         if pretrained is not None:
             parts = load_sam(dict(encoder=self.encoder, decoder=self.decoder), pretrained)
             print_log(f'{" and ".join(parts)} of {pretrained} loaded', 'current')
 
     def init_weights(self) -> None:
-        """Nothing: the runner calls this when adapters and pretrained weights are in place."""
+        """Do nothing: when the runner calls this, adapters and weights are already in place."""
 
     def forward(
         self, inputs: Tensor, data_samples: list[DataSample] | None = None, mode: str = 'tensor'
     ) -> Tensor | dict[str, Tensor] | list[DataSample]:
-        """What ``mode`` says of images (B, 3, H, W).
+        """Logits, loss or predictions for images (B, 3, H, W).
 
         Args:
-            inputs: Images as the preprocessor gives them.
-            data_samples: With ``mask`` (H, W) of 0 and 1, for 'loss'.
+            inputs: Preprocessed images.
+            data_samples: Samples with ``mask`` (H, W) of 0 and 1, for 'loss'.
             mode: 'tensor' for logits (B, 1, H, W); 'loss' for the loss; 'predict' for the samples
                 with ``pred_mask`` (H, W), the probability of an object at each pixel.
 
         Raises:
-            UserError: On another mode; in 'loss' if there are no masks, or of another size.
+            UserError: If the mode is unknown, or in 'loss' if masks are missing or of another size.
         """
         one_of(mode, 'mode', ('tensor', 'loss', 'predict'))
         logits = self.decoder(self.encoder(inputs)[-1])  # at a quarter of the patch size

@@ -1,4 +1,4 @@
-"""Drawn ellipses and polygons: pictures to train on where no others are at hand."""
+"""Drawn ellipses and polygons: training images if no others are available."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ from PIL import Image, ImageDraw
 
 
 def draw_shape(size: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
-    """One shape in one colour on a blurred background of another, both with noise.
+    """Draw a shape of one colour on a blurred random background, with noise on both.
 
     Args:
         size: Width and height in pixels.
-        rng: Decides all.
+        rng: Source of all randomness.
 
     Returns:
-        The picture, RGB, and its mask, 255 in the shape.
+        The RGB image and its mask, 255 inside the shape.
     """
     mask = Image.new('L', (size, size))
     pen = ImageDraw.Draw(mask)
@@ -33,13 +33,13 @@ def draw_shape(size: int, rng: np.random.Generator) -> tuple[Image.Image, Image.
 
 
 def write_shapes(out: Path, counts: dict[str, int], size: int = 64, seed: int = 0) -> None:
-    """Write parts of pictures as ``prepare_stamps.py`` does: ``out``/part/images and masks.
+    """Write images in the layout of ``prepare_stamps.py``: ``out``/part/images and masks.
 
     Args:
-        out: Folder.
-        counts: Pictures by part.
-        size: Pixels.
-        seed: With part and number it decides a picture.
+        out: Folder to write to.
+        counts: Number of images by part.
+        size: Width and height in pixels.
+        seed: An image is a function of seed, part and number.
     """
     for i, (part, count) in enumerate(counts.items()):
         for folder in ('images', 'masks'):

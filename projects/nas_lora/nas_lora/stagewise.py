@@ -1,7 +1,7 @@
-"""Stage-wise training: weights alone, then weights and architecture parameters in turn.
+"""Stage-wise training: weights only, then weights and architecture parameters in turn.
 
-NAS-LoRA trains weights for 10 epochs by Adam at 1e-4, then alternates until epoch 40 with
-architecture parameters by Adam at 1e-3. As Wd is zero at the start, so are their first gradients.
+NAS-LoRA trains weights for 10 epochs with Adam at 1e-4. Until epoch 40 it then alternates with
+architecture parameters, with Adam at 1e-3. Their first gradients are zero, as Wd starts at zero.
 How it alternates, and on which data, is not published: both are options of the hook.
 """
 
@@ -28,21 +28,21 @@ _RATES = {WEIGHTS: 1e-4, ALPHA: 1e-3}
 def alpha_turn(
     epoch: int, index: int, epoch_length: int, weight_epochs: int, alternate: str
 ) -> int | None:
-    """Whose turn a batch is.
+    """Whether a batch trains weights or architecture parameters.
 
-    Weights have the first epochs, and then the first of every two batches or epochs. It follows
-    from the place in the training alone, so that a resumed run goes on in step.
+    Weights get the first epochs, then the first of every two batches or epochs. The turn depends
+    only on the position in the training, so a resumed run continues in step.
 
     Args:
-        epoch: From 0.
-        index: Of the batch in its epoch, from 0.
-        epoch_length: Batches in an epoch.
+        epoch: Epoch, from 0.
+        index: Index of the batch in its epoch, from 0.
+        epoch_length: Batches per epoch.
         weight_epochs: T_B.
         alternate: 'batch' or 'epoch'.
 
     Returns:
-        The number, from 0, of the batch among those of the architecture parameters; None if it is
-        one of the weights.
+        The batch's number among those of the architecture parameters, from 0; None if the batch
+        trains the weights.
     """
     passed = epoch - weight_epochs
     if passed < 0:
@@ -54,21 +54,21 @@ def alpha_turn(
 
 
 def architecture_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The architecture parameters of ``model`` that are trained, each once."""
+    """The trained architecture parameters of ``model``, each once."""
     cells = (m for m in model.modules() if isinstance(m, SearchCell) and m.is_searched)
     return list({id(cell.alpha): cell.alpha for cell in cells}.values())
 
 
 @OPTIM_WRAPPERS.register_module()
 class StageWiseOptimWrapper(JointOptimWrapper):
-    """Two optimizers, of which one steps, the one whose ``turn`` it is.
+    """Two optimizers; only the one in ``turn`` steps.
 
     Args:
         weights: Wrapper of the weights' optimizer.
-        alpha: That of the architecture parameters.
+        alpha: Wrapper of the architecture parameters' optimizer.
 
     Attributes:
-        turn: 'weights' or 'alpha', as :class:`StageWiseHook` sets it before a batch.
+        turn: 'weights' or 'alpha'; :class:`StageWiseHook` sets it before each batch.
     """
 
     def __init__(self, weights: SupernetOptimWrapper, alpha: SupernetOptimWrapper):
@@ -76,7 +76,7 @@ class StageWiseOptimWrapper(JointOptimWrapper):
         self.turn = WEIGHTS
 
     def update_params(self, loss: Tensor, step_kwargs=None, zero_kwargs=None) -> None:
-        """Backward; step the one, clear both."""
+        """Run backward, step one optimizer, clear both."""
         self.backward(self.scale_loss(loss))
         for name, wrapper in self.items():
             if name != self.turn:
@@ -90,9 +90,9 @@ class StageWiseOptimWrapperConstructor:
 
     Args:
         optim_wrapper_cfg: ``weights`` and ``alpha``, each a config of a
-            ``tas_lora.SupernetOptimWrapper``; by default Adam at 1e-4 and at 1e-3, the paper's.
-            What stands beside the two, such as ``amp``, is a default of both.
-        paramwise_cfg: Not used; here to be built as MMEngine builds constructors.
+            ``tas_lora.SupernetOptimWrapper``; by default Adam at 1e-4 and 1e-3, as in the paper.
+            Other fields, such as ``amp``, are defaults for both.
+        paramwise_cfg: Not used; MMEngine passes it to all constructors.
     """
 
     def __init__(self, optim_wrapper_cfg: Mapping, paramwise_cfg: dict | None = None):
@@ -110,7 +110,7 @@ class StageWiseOptimWrapperConstructor:
                 )
 
     def __call__(self, model: nn.Module) -> StageWiseOptimWrapper:
-        """Wrap the architecture parameters of ``model``, and what else of it is trained."""
+        """Wrap the architecture parameters of ``model`` and its other trained parameters."""
         alpha = architecture_parameters(model)
         if not alpha:
             raise UserError(
@@ -135,22 +135,22 @@ class StageWiseOptimWrapperConstructor:
 
 @HOOKS.register_module()
 class StageWiseHook(Hook):
-    """Says whose turn each batch is: weights for ``weight_epochs``, then both in turn.
+    """Sets the turn of each batch: weights for ``weight_epochs``, then both in turn.
 
-    Outside their turn architecture parameters need no gradient; under DDP that takes
-    ``find_unused_parameters=True``. Nothing of it is kept in checkpoints: a turn follows from the
-    epoch and the batch.
+    Outside their turn, architecture parameters need no gradient; DDP then requires
+    ``find_unused_parameters=True``. Checkpoints hold no state of it: a turn follows from the epoch
+    and the batch.
 
     Args:
-        weight_epochs: T_B, epochs of weights only; the paper has 10, of 40.
-        alternate: Take turns by 'batch' or by 'epoch'.
-        held_out_dataloader: Config of the images on which architecture parameters are trained,
-            in place of the training batch of their turn; by default that batch. Its batches come
-            in the order of ``sampler.set_epoch(pass)``.
+        weight_epochs: T_B, epochs of weights only; 10 of 40 in the paper.
+        alternate: Alternate by 'batch' or by 'epoch'.
+        held_out_dataloader: Config of the images that train the architecture parameters, in place
+            of the training batch of their turn; by default that batch. Its batches follow the order
+            of ``sampler.set_epoch(pass)``.
 
     Raises:
         UserError: If an argument is out of range; at the start of training, if the loop has no
-            epochs or the optimizer wrapper is no :class:`StageWiseOptimWrapper`.
+            epochs or the optimizer wrapper is not a :class:`StageWiseOptimWrapper`.
     """
 
     def __init__(
@@ -191,10 +191,10 @@ class StageWiseHook(Hook):
 
 
 class HeldOutBatches:
-    """The batches of a dataloader, pass after pass, by their number.
+    """Batches of a dataloader by number, over repeated passes.
 
     Args:
-        dataloader: One whose order is a function of ``sampler.set_epoch``, as MMEngine's.
+        dataloader: A dataloader whose order depends on ``sampler.set_epoch``, such as MMEngine's.
 
     Raises:
         UserError: If its sampler has no such method.
@@ -211,7 +211,7 @@ class HeldOutBatches:
         self._batches: Iterator = iter(())
 
     def __getitem__(self, number: int) -> dict:
-        """Batch ``number``, from 0; cheap in sequence, else the pass is read up to it."""
+        """Batch ``number``, from 0. Cheap in sequence; otherwise its pass is read up to it."""
         length = len(self.dataloader)
         if number != self._next or number % length == 0:
             self.dataloader.sampler.set_epoch(number // length)
@@ -221,7 +221,7 @@ class HeldOutBatches:
 
 
 def _replace(batch: dict, other: dict) -> None:
-    """Turn ``batch`` into ``other``, in place: a hook has no other way to give a loop its data."""
+    """Turn ``batch`` into ``other`` in place: a hook cannot pass data to the loop otherwise."""
     if not isinstance(batch, dict) or not isinstance(other, dict):
         raise UserError(
             'StageWiseHook.held_out_dataloader: batches must be dicts, as pseudo_collate makes '

@@ -1,6 +1,6 @@
-"""Objects with an alpha channel on photographs: the pictures, their masks, and what is held out.
+"""Objects with an alpha channel on photographs: images, masks and the split into parts.
 
-Everything random is a function of a seed and the number of the picture.
+Everything random is a function of a seed and the image's number.
 """
 
 import re
@@ -15,14 +15,14 @@ from tas_lora import UserError
 
 PARTS = ('train', 'val', 'test')
 SHARES = (0.6, 0.2, 0.2)  # of objects and of photographs
-_OPAQUE = 127  # alpha above it is the object
-_LEAST = 0.1  # opaque share of a stamp's box; glass and fireworks have less
-_SIZES = (0.35, 0.9)  # of an object's longer side, over the picture's
+_OPAQUE = 127  # pixels with higher alpha belong to the object
+_LEAST = 0.1  # least opaque share of a stamp's box; glass and fireworks have less
+_SIZES = (0.35, 0.9)  # range of an object's longer side, relative to the image's
 
 
 @dataclass(frozen=True)
 class Part:
-    """What the pictures of one part are made of."""
+    """Sources of the images of one part."""
 
     name: str
     stamps: list[Path]
@@ -30,15 +30,15 @@ class Part:
 
 
 def split(items: Sequence, groups: Sequence[str], rng: np.random.Generator) -> list[list]:
-    """Items in three parts by ``SHARES``; those of one group stay together.
+    """Split items into three parts by ``SHARES``; items of one group stay together.
 
     Args:
         items: Anything.
-        groups: The group of each.
-        rng: Decides which groups go where.
+        groups: The group of each item.
+        rng: Assigns the groups to parts.
 
     Returns:
-        A list for each of ``PARTS``.
+        One list per part in ``PARTS``.
     """
     names = sorted(set(groups))
     order = [names[i] for i in rng.permutation(len(names))]
@@ -55,7 +55,7 @@ def kind_of(stamp: Path) -> str:
 
 
 def cut_out(stamp: Path) -> Image.Image | None:
-    """A stamp within its opaque box, RGBA; None if its alpha shows no object."""
+    """Crop a stamp to its opaque box, RGBA; None if its alpha shows no object."""
     with Image.open(stamp) as picture:
         if 'A' not in picture.getbands() and 'transparency' not in picture.info:
             return None
@@ -70,16 +70,16 @@ def cut_out(stamp: Path) -> Image.Image | None:
 def composite(
     stamp: Image.Image, photograph: Image.Image, size: int, rng: np.random.Generator
 ) -> tuple[Image.Image, Image.Image]:
-    """One stamp on one photograph.
+    """Paste a stamp on a photograph.
 
     Args:
-        stamp: RGBA, within its box.
+        stamp: RGBA, cropped to its box.
         photograph: RGB.
-        size: Width and height of the picture in pixels.
-        rng: Decides crop, sizes, flip and place.
+        size: Width and height of the image in pixels.
+        rng: Draws crop, sizes, flip and position.
 
     Returns:
-        The picture, RGB, and its mask: 255 where the stamp is opaque, else 0.
+        The RGB image and its mask: 255 where the stamp is opaque, else 0.
     """
     picture = _crop(photograph, size, rng)
     longest = rng.uniform(*_SIZES) * size
@@ -96,7 +96,7 @@ def composite(
 
 
 def _crop(photograph: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """A square of a photograph, from ``size`` pixels (or all it has) to its shorter side."""
+    """Crop a random square with a side from ``size`` pixels up to the shorter side."""
     shorter = min(photograph.size)
     side = int(rng.integers(min(size, shorter), shorter + 1))
     left, top = (int(rng.integers(length - side + 1)) for length in photograph.size)
@@ -105,10 +105,10 @@ def _crop(photograph: Image.Image, size: int, rng: np.random.Generator) -> Image
 
 
 def write_part(part: Part, out: Path, count: int, size: int, key: tuple[int, ...]) -> None:
-    """Write ``count`` pictures to ``out``/images and their masks to ``out``/masks.
+    """Write ``count`` images to ``out``/images and their masks to ``out``/masks.
 
-    Picture i is a function of (key, i) and of what the part is made of. Stamps take turns, in
-    another order each round.
+    Image i is a function of (key, i) and of the part's sources. Stamps take turns, in a new order
+    each round.
     """
     for folder in ('images', 'masks'):
         (out / folder).mkdir(parents=True)
@@ -126,7 +126,7 @@ def write_part(part: Part, out: Path, count: int, size: int, key: tuple[int, ...
 
 
 def stamps_in(folder: Path, leave_out: Sequence[str]) -> list[Path]:
-    """Stamps below a folder whose alpha shows an object; classes are the folders right below it."""
+    """Stamps in a folder whose alpha shows an object; its direct subfolders are the classes."""
     folder = next(folder.rglob('tuxpaint/stamps'), folder)  # of an unpacked package
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
     unknown = [name for name in leave_out if name not in classes]
@@ -141,13 +141,13 @@ def stamps_in(folder: Path, leave_out: Sequence[str]) -> list[Path]:
 
 
 def parts_of(stamps: Sequence[Path], pictures: Sequence[Sequence[Path]], seed: int) -> list[Part]:
-    """Stamps and photographs of train, val and test, disjoint.
+    """Split stamps and photographs into disjoint train, val and test.
 
     Args:
-        stamps: All of them; those of one kind stay together.
-        pictures: Photographs by their kinds, of each of which every part gets its share. Which go
-            where does not depend on the stamps.
-        seed: Decides what goes where.
+        stamps: All stamps; those of one kind stay together.
+        pictures: Photographs by kind; every part gets its share of each kind. Their split does not
+            depend on the stamps.
+        seed: Seed of the split.
 
     Raises:
         UserError: If a part would be empty.

@@ -1,8 +1,8 @@
-"""Take an adapted model away at one of three levels, and say what that did to it.
+"""Fold or merge the adapters of a model at one of three levels, and measure the effect.
 
-- ``fold``: each cell one small convolution beside its frozen layer; exact, cheap, not free.
-- ``exact``: all in the frozen weights; possible only where no operation looks at neighbours.
-- ``least_squares``: the same for any operation, by the nearest linear layer; lossy.
+- ``fold``: each cell becomes a small convolution next to its frozen layer; exact, cheap, not free.
+- ``exact``: merge into the frozen weights; only possible if no operation reads neighbours.
+- ``least_squares``: merge any operation, as the closest linear layer; lossy.
 """
 
 from collections.abc import Callable
@@ -25,28 +25,28 @@ from .merge import merge_exact, merge_least_squares
 from .registry import MODELS
 
 LEVELS = ('fold', 'exact', 'least_squares')
-CALIBRATION = 160  # images; at 64 tokens each some 150 times the tiny SAM's width
+CALIBRATION = 160  # images; at 64 tokens each, about 150 times the tiny SAM's width
 
 
 def take_away(
     model: nn.Module, level: str, batches: Callable[[], object] = tuple
 ) -> tuple[nn.Module, dict[str, float]]:
-    """A copy of ``model`` at a level; the model itself stays as it is.
+    """Copy ``model`` and fold or merge the copy; the model itself is unchanged.
 
     Args:
         model: An ``AdaptedModel`` around a ``SAMSegmentor``, with :class:`NASLoRALinear` layers.
         level: One of :data:`LEVELS`.
-        batches: Gives the images that least squares are fitted on, batches (B, 3, H, W).
+        batches: Returns the batches (B, 3, H, W) of images for the least-squares fit.
 
     Returns:
-        The copy, in evaluation mode; and R^2 of each layer for least squares, else nothing.
+        The copy, in evaluation mode, and R^2 of each layer for least squares (else empty).
 
     Raises:
-        UserError: If an operation is in the way of the level, by its name and the layer's; or
-            there is no such layer.
+        UserError: If an operation prevents the level, with the names of operation and layer; or if
+            the model has no such layer.
     """
     one_of(level, '--level', LEVELS)
-    nas_lora_layers(model)  # before a part is looked for that only an adapted model has
+    nas_lora_layers(model)  # raises first if the model is not adapted
     taken = deepcopy(model)
     taken.eval()
     if level == 'least_squares':
@@ -56,10 +56,10 @@ def take_away(
 
 
 def levels_of(model: nn.Module, cfg: Config, part: str = 'test') -> dict[str, dict]:
-    """What each level does to the metrics of a model; or who refuses, and why.
+    """Metrics of a model at each level, or the reason for a refusal.
 
     Returns:
-        By level: ``scores`` and, for least squares, ``r2`` by layer; or ``refused``.
+        For each level: ``scores`` and, for least squares, ``r2`` by layer; or ``refused``.
     """
     scorer, found = Scorer(cfg, part), {}
     for level in LEVELS:
@@ -73,10 +73,10 @@ def levels_of(model: nn.Module, cfg: Config, part: str = 'test') -> dict[str, di
 
 
 def plain_model(model: nn.Module, cfg: Config) -> nn.Module:
-    """A ``SAMSegmentor`` without adapters, with the weights of a merged model.
+    """Build a ``SAMSegmentor`` without adapters from the weights of a merged model.
 
     Raises:
-        UserError: If something in the model is not a plain one's, as a folded cell.
+        UserError: If the model has modules that a plain one lacks, such as a folded cell.
     """
     plain = MODELS.build(cfg.model.model | dict(pretrained=None))
     try:
@@ -88,27 +88,27 @@ def plain_model(model: nn.Module, cfg: Config) -> nn.Module:
 
 
 def plain_encoder(cfg: Config) -> nn.Module:
-    """The encoder of an adapted model's config without adapters, with random weights."""
+    """Build the encoder of an adapted model's config without adapters, with random weights."""
     encoder = MODELS.build(cfg.model.model.encoder)
     encoder.eval()  # returns None
     return encoder
 
 
 def plain_weights(model: nn.Module) -> dict[str, Tensor]:
-    """All weights of the model inside an ``AdaptedModel``, frozen ones too, by its own names."""
+    """All weights of the model inside an ``AdaptedModel``, including frozen ones, by its names."""
     return {name: value.detach().clone() for name, value in model.model.state_dict().items()}
 
 
 def save_taken(model: nn.Module, path: Path) -> None:
-    """Write :func:`plain_weights`, as safetensors."""
+    """Write :func:`plain_weights` as safetensors."""
     save_file({n: v.contiguous() for n, v in plain_weights(model).items()}, path)
 
 
 def load_folded(cfg: Config, path: str | Path) -> nn.Module:
-    """A model whose cells are folded, as ``save_taken`` wrote it.
+    """Load a model with folded cells from a file of ``save_taken``.
 
     Args:
-        cfg: The config it was trained by.
+        cfg: The config of its training.
         path: The file.
 
     Raises:
@@ -132,15 +132,15 @@ def load_folded(cfg: Config, path: str | Path) -> nn.Module:
 
 
 def costs(models: dict[str, nn.Module], base: str, rounds: int = 30) -> dict[str, dict]:
-    """Parameters of encoders, and the time of a core over that of one of them.
+    """Parameters of encoders, and their CPU time relative to one of them.
 
     Args:
         models: Encoders of one image size, by name.
-        base: Name of the one that the others are held against.
-        rounds: How often each runs; all take turns.
+        base: Name of the encoder to compare with.
+        rounds: Number of runs of each; encoders take turns.
 
     Returns:
-        By name: ``parameters``, and ``time``: median of the ratios within rounds, middle half.
+        For each name: ``parameters``, and ``time``: median and middle half of the ratios per round.
     """
     encoder = models[base]
     images = torch.randn(4, 3, *encoder.img_size)

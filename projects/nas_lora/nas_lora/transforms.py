@@ -1,4 +1,4 @@
-"""Masks in a pipeline of MMCV's transforms, which resize, crop and flip them as ``gt_seg_map``."""
+"""Masks in a pipeline of MMCV's transforms, which resize, crop and flip ``gt_seg_map``."""
 
 import mmcv
 import numpy as np
@@ -14,29 +14,30 @@ from .registry import TRANSFORMS
 
 @TRANSFORMS.register_module()
 class LoadMask(BaseTransform):
-    """Read ``seg_map_path`` into ``gt_seg_map`` (H, W), uint8: 1 where there is an object.
+    """Read ``seg_map_path`` into ``gt_seg_map`` (H, W), uint8: 1 inside objects.
 
     Args:
-        threshold: A pixel above it is an object's; 127 for masks of 0 and 255, 0 for those of 0
-            and 1.
+        threshold: Pixels above it belong to an object: 127 for masks of 0 and 255, 0 for masks of
+            0 and 1.
 
     Raises:
-        UserError: If it is no integer from 0 to 254; naming the file, if it is no picture, has
-            not the size of its image, or nothing in it is above ``threshold`` but not all is 0.
+        UserError: If ``threshold`` is not an integer from 0 to 254. Also, with the file's name, if
+            a mask is not an image, differs in size from its image, or has values above 0 but none
+            above ``threshold``.
     """
 
     def __init__(self, threshold: int = 127):
         self.threshold = natural(threshold, 'LoadMask.threshold', 254)
 
     def transform(self, results: dict) -> dict:
-        """Behind ``LoadImageFromFile``, before any resizing."""
+        """Read the mask; place it after ``LoadImageFromFile`` and before any resizing."""
         path = results['seg_map_path']
         try:
             grey = mmcv.imfrombytes(get(path), flag='grayscale')
-        except Exception as error:  # decoders raise whatever they like
+        except Exception as error:  # decoders raise any exception
             raise UserError(f'mask {path} cannot be read: {error}') from error
         if grey is None:
-            raise UserError(f'mask {path} is no picture; repair or remove it and its image')
+            raise UserError(f'mask {path} is not an image; repair it, or remove it and its image')
         if grey.shape != tuple(results['img_shape']):
             raise UserError(
                 f'mask {path} is {grey.shape}, its image {tuple(results["img_shape"])}; '
@@ -56,6 +57,6 @@ class PackMask(PackInputs):
     """MMPretrain's ``PackInputs``, with ``gt_seg_map`` as the sample's ``mask`` (H, W)."""
 
     def transform(self, results: dict) -> dict:
-        """At the end of a pipeline."""
-        mask = np.ascontiguousarray(results['gt_seg_map'])  # a flip leaves a view
+        """Pack image and mask, at the end of a pipeline."""
+        mask = np.ascontiguousarray(results['gt_seg_map'])  # a flip returns a view
         return super().transform(results | dict(mask=mask))

@@ -1,6 +1,6 @@
-"""The transformer of SAM's mask decoder: tokens look at the image, and the image at the tokens.
+"""The transformer of SAM's mask decoder: tokens attend to the image, and the image to the tokens.
 
-Modules are named as in Meta's files, so that their weights fit without renaming.
+Modules are named as in Meta's files, so their weights load without renaming.
 """
 
 import torch.nn.functional as F
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 class ReducedAttention(nn.Module):
-    """Attention between two sets of vectors, in fewer channels than they have.
+    """Attention between two sets of vectors, in a reduced number of channels.
 
     Args:
         embed_dim: Channels D of both sets.
         num_heads: Heads; they divide ``embed_dim / reduction``.
-        reduction: D over the channels in which is compared.
+        reduction: D divided by the number of attention channels.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, reduction: int = 1):
@@ -26,7 +26,7 @@ class ReducedAttention(nn.Module):
         self.out_proj = nn.Linear(inner, embed_dim)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """What each of ``query`` (B, M, D) finds in ``key`` and ``value`` (B, N, D): (B, M, D)."""
+        """Attend from ``query`` (B, M, D) to ``key`` and ``value`` (B, N, D); returns (B, M, D)."""
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
         # B, heads, N, D / heads
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
@@ -35,11 +35,11 @@ class ReducedAttention(nn.Module):
 
 
 class TokenMLP(nn.Module):
-    """Two linear maps and a ReLU.
+    """Two linear layers with a ReLU between.
 
     Args:
-        embed_dim: Channels D in and out.
-        hidden_dim: Channels between.
+        embed_dim: Input and output channels D.
+        hidden_dim: Hidden channels.
     """
 
     def __init__(self, embed_dim: int, hidden_dim: int):
@@ -53,13 +53,13 @@ class TokenMLP(nn.Module):
 
 
 class TwoWayBlock(nn.Module):
-    """Self-attention of the tokens, tokens to image, MLP, image to tokens; each with its norm.
+    """Token self-attention, tokens to image, MLP, image to tokens; each followed by a norm.
 
     Args:
         embed_dim: Channels D.
         num_heads: Attention heads.
         mlp_dim: Width of the MLP.
-        is_first: The tokens are still their own positions; their self-attention takes their place.
+        is_first: In the first block the tokens equal their positions; self-attention replaces them.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, mlp_dim: int, is_first: bool):
@@ -77,9 +77,10 @@ class TwoWayBlock(nn.Module):
     def forward(
         self, tokens: Tensor, pixels: Tensor, token_place: Tensor, pixel_place: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Tokens (B, T, D) and pixels (B, N, D), each after the other was looked at.
+        """Update tokens (B, T, D) and pixels (B, N, D).
 
-        ``token_place`` and ``pixel_place`` are added to both wherever they are compared.
+        ``token_place`` and ``pixel_place`` are added to queries and keys of each attention, except
+        in the first block's self-attention.
         """
         if self.is_first:
             tokens = self.self_attn(tokens, tokens, tokens)
@@ -96,11 +97,11 @@ class TwoWayBlock(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    """Blocks, and a last look of the tokens at the image.
+    """Blocks, then a final attention of the tokens to the image.
 
     Args:
         embed_dim: Channels D.
-        depth: Blocks.
+        depth: Number of blocks.
         num_heads: Attention heads; they divide D / 2.
         mlp_dim: Width of the MLPs.
     """
@@ -114,7 +115,7 @@ class TwoWayTransformer(nn.Module):
         self.norm_final_attn = nn.LayerNorm(embed_dim)
 
     def forward(self, tokens: Tensor, pixels: Tensor, pixel_place: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, T, D) and pixels (B, N, D), changed; shapes as they came."""
+        """Update tokens (B, T, D) and pixels (B, N, D); shapes stay the same."""
         token_place = tokens
         for layer in self.layers:
             tokens, pixels = layer(tokens, pixels, token_place, pixel_place)

@@ -186,9 +186,9 @@ def test_a_config_builds_it_and_the_losses_have_what_adapters_add():
         (dict(adapter=NAS | dict(rank=0)), 'rank must be a positive integer, got 0'),
         (
             dict(targets=['qkv']),
-            "targets: 'qkv' matches no whole name; linear layers are layers.0.attn.qkv, layers",
+            "targets: 'qkv' matches no full name; linear layers are layers.0.attn.qkv, layers",
         ),
-        (dict(targets=['(']), "targets: '(' is no regular expression"),
+        (dict(targets=['(']), "targets: '(' is not a regular expression"),
         (dict(targets=[]), 'targets must be a list of regular expressions, got []'),
         (dict(targets=3), 'targets must be a list of regular expressions, got 3'),
         (dict(targets='.*qkv'), "targets must be a list of regular expressions, got '.*qkv'"),

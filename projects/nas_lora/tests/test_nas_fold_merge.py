@@ -132,7 +132,7 @@ def test_an_exact_merge_holds_for_class_tokens_and_parts_left_out():
 def test_an_exact_merge_names_what_is_in_the_way_and_changes_nothing(name):
     encoder = adapted(operations=[*PER_TOKEN, name])
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
-    message = f'layers.0.attn.qkv.q: merge(exact): {name} is in the way, as it takes from the neigh'
+    message = f"layers.0.attn.qkv.q: merge(exact): {name} is in the way, as it reads a token's"
     with pytest.raises(UserError, match=re.escape(message)):
         merge_exact(encoder)
     if name != 'max_pool_3x3':

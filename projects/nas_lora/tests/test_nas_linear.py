@@ -155,6 +155,6 @@ def test_what_the_layer_refuses(options, message):
 def test_it_refuses_other_modules_and_other_numbers_of_tokens():
     with pytest.raises(UserError, match='targets: NASLoRALinear adapts an nn.Linear, got a Conv2d'):
         NASLoRALinear(nn.Conv2d(3, 3, 1))
-    message = 'grid: 10 tokens beside 1 extra ones are no map of 3 x 3; set grid='
+    message = 'grid: 10 tokens after 1 extra ones do not form a map of 3 x 3; set grid='
     with pytest.raises(UserError, match=re.escape(message)):
         layer(extra_tokens=1)(inputs(2, 11, 12))

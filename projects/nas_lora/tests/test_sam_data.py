@@ -130,7 +130,7 @@ def test_masks_that_will_not_do_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match='b.png has no value above .* 127, the largest is 1;'):
         load(save(tmp_path / 'b.png', np.ones((2, 2), np.uint8)))
     (tmp_path / 'c.png').write_bytes(b'no picture')
-    with pytest.raises(UserError, match='mask .*c.png is no picture'):
+    with pytest.raises(UserError, match='mask .*c.png is not an image'):
         load(tmp_path / 'c.png')
     with pytest.raises(UserError, match='mask .*none.png cannot be read'):
         load(tmp_path / 'none.png')

@@ -161,7 +161,7 @@ def test_checkpoints_that_do_not_fit_are_refused(trained, tmp_path):
     with pytest.raises(UserError, match=r'less.pth does not fit .*decoder.iou_token.weight'):
         runner.load_checkpoint(str(tmp_path / 'less.pth'))
     torch.save(state, tmp_path / 'bare.pth')
-    with pytest.raises(UserError, match='bare.pth is no checkpoint of a training'):
+    with pytest.raises(UserError, match='bare.pth is not a training checkpoint'):
         runner.load_checkpoint(str(tmp_path / 'bare.pth'))
     torch.save(dict(state_dict=state, meta=Path), tmp_path / 'code.pth')
     with pytest.raises(UserError, match='such files can run code'):

@@ -1,9 +1,9 @@
-"""All methods on nuclei, seed by seed: one record for each training.
+"""Train all methods on nuclei, seed by seed, and write one record per training.
 
 python projects/nas_lora/tools/compare.py
 
-What has a record is not trained again, so that the same command goes on where it was stopped. It
-takes data/nuclei and the tiny SAM of pretrain_stamps.py. tools/report.py makes tables and figures.
+A run that has a record is not trained again, so the same command resumes a stopped comparison. It
+needs data/nuclei and the tiny SAM of pretrain_stamps.py. tools/report.py makes tables and figures.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse what a training would only meet later."""
+    """Refuse mistakes that would only show during a training."""
     for seed in args.seeds:
         natural(seed, '--seeds')
     for rate in args.rates or ():
@@ -46,14 +46,14 @@ def check(args: argparse.Namespace) -> None:
     if not Path(args.data_root, 'train').is_dir():
         raise UserError(f'--data-root {args.data_root} has no train; run tools/prepare_nuclei.py')
     if not Path(args.pretrained).is_file():
-        raise UserError(f'--pretrained {args.pretrained} is no file; train pretrain_stamps.py')
+        raise UserError(f'--pretrained {args.pretrained} is not a file; train pretrain_stamps.py')
 
 
 def main() -> None:
-    """Train what has no record yet."""
+    """Train all runs that have no record yet."""
     args = parse_args()
     check(args)
-    torch.set_num_threads(1)  # on tensors this small a second one gains nothing
+    torch.set_num_threads(1)  # on such small tensors a second thread gains nothing
     runs = [Run(m, s, r) for s in args.seeds for m in args.methods for r in args.rates or [None]]
     args.out.mkdir(parents=True, exist_ok=True)
     for run in runs:
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def train(run: Run, args: argparse.Namespace) -> dict:
-    """Train, and write the record and the masks."""
+    """Train and write the record and the masks."""
     cfg = run.config(args.data_root, args.pretrained, args.cfg_options)
     folder = args.work_dir / run.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def train(run: Run, args: argparse.Namespace) -> dict:
 
 
 def describe(record: dict) -> str:
-    """A line about a run."""
+    """One line about a run."""
     val, test = (record['scores'][part]['iou'] for part in ('val', 'test'))
     seconds = record['cpu_seconds_per_epoch']
     return f'{record["run"]}: IoU val {val:.3f}, test {test:.3f}, {seconds:.2f} CPU s an epoch'

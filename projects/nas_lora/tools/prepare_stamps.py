@@ -1,8 +1,8 @@
-"""Tux Paint's stamps on photographs, with their masks: pictures to segment, at no one's expense.
+"""Write images of Tux Paint's stamps on photographs, with masks: free data for segmentation.
 
-The stamps (Debian's package tuxpaint-stamps-default, GPL-2) are pictures with an alpha channel,
-which is the object's mask; the photographs come with scikit-image (BSD-3). Neither an object nor
-a photograph is in more than one of the parts train, val and test.
+The stamps (Debian's package tuxpaint-stamps-default, GPL-2) are images with an alpha channel, which
+is the object's mask. The photographs come with scikit-image (BSD-3). No object and no photograph is
+in more than one of the parts train, val and test.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from tas_lora import UserError, cli
 from tas_lora.checks import natural, positive
 
 PACKAGE = 'tuxpaint-stamps-default'
-# Those of scikit-image's pictures that are photographs, by kind: one thing in front of others, or
-# much the same everywhere. Of the motorcycle's two views, one.
+# scikit-image's photographs by kind: scenes with one main object, and textures. The motorcycle has
+# two views; one is used.
 SCENES = (
     'astronaut.png',
     'camera.png',
@@ -43,7 +43,7 @@ TEXTURES = (
 
 
 def unpack(deb: Path | None, folder: Path) -> None:
-    """Unpack the package, ``deb`` or a fresh one from Debian, into a folder."""
+    """Unpack the package into a folder, from ``deb`` or downloaded from Debian."""
     if deb is None:
         print(f'fetching {PACKAGE}, 161 MB')
         _run(['apt-get', 'download', PACKAGE], folder)
@@ -57,7 +57,7 @@ def _run(command: list[str], folder: Path) -> None:
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, 'stderr', None) or str(error)  # OSError: no such command
+        reason = getattr(error, 'stderr', None) or str(error)  # OSError: the command does not exist
         raise UserError(
             f'{" ".join(command)} failed: {reason.strip()}; get {PACKAGE} from Debian by other '
             'means and give it by --deb FILE, or its pictures by --folder DIR'
@@ -75,7 +75,7 @@ def photographs() -> list[list[Path]]:
 
 
 def main():
-    """Fetch, split, composite, and note what was used."""
+    """Download, split, composite and record the sources."""
     args = _parse_args()
     for name in ('size', *PARTS):
         positive(vars(args)[name], f'--{name}', int)

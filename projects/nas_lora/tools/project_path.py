@@ -1,4 +1,4 @@
-"""Imported for what it does: the project's package is found, wherever a tool is called from."""
+"""Importing this module puts the project's package on the path, from any working directory."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tables and figures of the comparison, from its records.
+"""Write tables and figures of the comparison from its records.
 
 python projects/nas_lora/tools/report.py
 """
@@ -27,12 +27,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--records', type=Path, default=project_path.PROJECT / 'results')
     parser.add_argument('--data-root', type=Path, default=Path('data/nuclei'))
-    parser.add_argument('--out', type=Path, help='folder to write to; that of the records')
+    parser.add_argument('--out', type=Path, help='folder to write to (default: the records)')
     return parser.parse_args()
 
 
 def main() -> None:
-    """Write ``report.md``, ``choices.png`` and, where the images are, ``masks.png``."""
+    """Write ``report.md``, ``choices.png`` and, if the images exist, ``masks.png``."""
     args = parse_args()
     out = args.out or args.records
     records = read_records(args.records)
@@ -51,7 +51,7 @@ def main() -> None:
     if (args.data_root / 'test').is_dir():
         draw_masks(args.records, args.data_root / 'test', out / 'masks.png')
     else:
-        print(f'--data-root {args.data_root} has no images: masks.png is left as it is')
+        print(f'--data-root {args.data_root} has no images: masks.png is not written')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Train by a config of this project, in the folder where its data are."""
+"""Train a config of this project; data paths are relative to the working directory."""
 
 import argparse
 
@@ -15,20 +15,20 @@ def parse_args() -> argparse.Namespace:
     """Command line."""
     parser = cli.config_parser(__doc__)
     parser.add_argument(
-        '--resume', action='store_true', help='go on from the latest checkpoint, if any'
+        '--resume', action='store_true', help='resume from the latest checkpoint, if any'
     )
     cli.add_launcher(parser)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Build the runner and all it needs, train."""
+    """Build the runner and train."""
     args = parse_args()
     cfg = cli.config_from(args)
     check_data(cfg, ('train_dataloader', 'val_dataloader'))
     if args.resume:
         found = apis.find_resumable(cfg.work_dir)
-        if found is not None:  # else this is a first start
+        if found is not None:  # otherwise this is a first start
             cfg.resume, cfg.load_from = True, str(found)
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         apis.use_gloo(cfg)

@@ -54,17 +54,17 @@ class ComplexityAwareLRHook(Hook):
     priority = 'HIGHEST'  # so that the rate logged is the one used
 
     def __init__(self, gamma_max: float = 4.0, min_fraction: float = 0.0, begin: int = 0):
-        name = 'ComplexityAwareLRHook'
-        self.gamma_max = positive(gamma_max, f'{name}.gamma_max', float)
-        self.begin = natural(begin, f'{name}.begin')
-        self.min_fraction = bounded(min_fraction, f'{name}.min_fraction', reached=False)
+        self.gamma_max = positive(gamma_max, 'gamma_max', float)
+        self.begin = natural(begin, 'begin')
+        self.min_fraction = bounded(min_fraction, 'min_fraction', reached=False)
 
     def before_run(self, runner):
         space = space_of_single_subnets(runner)
         if self.begin >= runner.max_epochs:
             raise UserError(
-                f'ComplexityAwareLRHook.begin is {self.begin}, but train_cfg.max_epochs is '
-                f'{runner.max_epochs}: the rates of DYNAS would never be used'
+                f'is {self.begin}, but train_cfg.max_epochs is {runner.max_epochs}: the rates of '
+                'DYNAS would never be used',
+                'ComplexityAwareLRHook.begin',
             )
         count = supernet_of(runner).image_spec
         self.extremes = [count_params(s, **count) for s in (space.smallest(), space.largest())]
@@ -100,8 +100,8 @@ class MomentumSeparationHook(Hook):
     """
 
     def __init__(self, group_by: str = 'depth', seed: int = 0):
-        one_of(group_by, 'MomentumSeparationHook.group_by', SearchSpace.field_names())
-        self.group_by, self.seed = group_by, natural(seed, 'MomentumSeparationHook.seed')
+        one_of(group_by, 'group_by', SearchSpace.field_names())
+        self.group_by, self.seed = group_by, natural(seed, 'seed')
         self.stored = None
 
     def after_load_checkpoint(self, runner, checkpoint: dict):

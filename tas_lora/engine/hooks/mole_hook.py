@@ -23,7 +23,7 @@ class MoLEHook(Hook):
     priority = 'LOW'  # after hooks that sample subnets or swap weights
 
     def __init__(self, router_warmup_epochs: int = 0):
-        self.router_warmup_epochs = natural(router_warmup_epochs, 'MoLEHook.router_warmup_epochs')
+        self.router_warmup_epochs = natural(router_warmup_epochs, 'router_warmup_epochs')
 
     def before_train_epoch(self, runner):
         # Without a gradient its optimizer does not move it.

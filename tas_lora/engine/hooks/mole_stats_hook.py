@@ -45,8 +45,8 @@ class MoLEStatsHook(Hook):
     """
 
     def __init__(self, probes: int = 8, seed: int = 0):
-        self.probes = natural(probes, 'MoLEStatsHook.probes', most=10_000)
-        self.seed = natural(seed, 'MoLEStatsHook.seed')
+        self.probes = natural(probes, 'probes', most=10_000)
+        self.seed = natural(seed, 'seed')
 
     def before_train(self, runner):
         # Kept in the message hub, hence in checkpoints: a resumed run compares with the start.

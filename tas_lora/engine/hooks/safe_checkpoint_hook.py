@@ -71,7 +71,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def __init__(self, *args, stop_on_signal: bool = True, **kwargs):
         super().__init__(*args, **kwargs)
-        self.stop_on_signal = boolean(stop_on_signal, 'default_hooks.checkpoint.stop_on_signal')
+        self.stop_on_signal = boolean(stop_on_signal, 'stop_on_signal')
         is_elsewhere = '://' in str(self.out_dir) or self.file_client_args is not None
         if self.backend_args is None and not is_elsewhere:
             self.backend_args = dict(backend=_BACKEND)

@@ -86,15 +86,14 @@ class SimilarityHook(Hook):
         seed: int = 0,
         dataloader: dict | None = None,
     ):
-        name = 'SimilarityHook'
-        self.interval = positive(interval, f'{name}.interval', int)
-        self.count = positive(subnets, f'{name}.subnets', int, most=1000)
-        self.images = positive(images, f'{name}.images', int)
-        self.gate_draws = positive(gate_draws, f'{name}.gate_draws', int, most=100_000)
-        self.seed = natural(seed, f'{name}.seed')
+        self.interval = positive(interval, 'interval', int)
+        self.count = positive(subnets, 'subnets', int, most=1000)
+        self.images = positive(images, 'images', int)
+        self.gate_draws = positive(gate_draws, 'gate_draws', int, most=100_000)
+        self.seed = natural(seed, 'seed')
         self.dataloader = dataloader
         if self.count < 2:
-            raise UserError(f'{name}.subnets must be 2 or more to compare, got {subnets}')
+            raise UserError(f'must be 2 or more to compare, got {subnets}', 'subnets')
 
     def before_run(self, runner):
         self.space = _space_of(runner)

@@ -50,19 +50,18 @@ class AutoFormerLR(LRSchedulerMixin, _ParamScheduler):
         min_lr: float = 1e-5,
         **kwargs,
     ):
-        name = 'param_scheduler (AutoFormerLR)'
         self.shape = dict(
-            epochs=positive(epochs, f'{name}.epochs', int),
-            warmup_epochs=natural(warmup_epochs, f'{name}.warmup_epochs', most=epochs),
-            warmup_lr=bounded(warmup_lr, f'{name}.warmup_lr', most=1e9),
-            min_lr=bounded(min_lr, f'{name}.min_lr', most=1e9),
+            epochs=positive(epochs, 'epochs', int),
+            warmup_epochs=natural(warmup_epochs, 'warmup_epochs', most=epochs),
+            warmup_lr=bounded(warmup_lr, 'warmup_lr', most=1e9),
+            min_lr=bounded(min_lr, 'min_lr', most=1e9),
         )
-        begin = natural(kwargs.get('begin', 0), f'{name}.begin')
-        positive(kwargs.get('end', begin + 1), f'{name}.end', int)
+        begin = natural(kwargs.get('begin', 0), 'begin')
+        positive(kwargs.get('end', begin + 1), 'end', int)
         if kwargs.get('by_epoch', True) is not True:
-            raise UserError(f'{name}.by_epoch must be True, got {kwargs["by_epoch"]!r}')
-        boolean(kwargs.get('verbose', False), f'{name}.verbose')
-        with blame(f'{name} cannot be built'):
+            raise UserError(f'must be True, got {kwargs["by_epoch"]!r}', 'by_epoch')
+        boolean(kwargs.get('verbose', False), 'verbose')
+        with blame('cannot be built', ''):
             super().__init__(optimizer, **kwargs)
 
     def _get_value(self) -> list[float]:

@@ -10,6 +10,7 @@ from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import OPTIMIZERS
 from torch import Tensor, nn
 
+from ...checks import of_part
 from ...errors import UserError
 from ...models.layers import expert_parameters
 from ...registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
@@ -35,8 +36,9 @@ class JointOptimWrapper(OptimWrapperDict):
         for name, wrapper in wrappers.items():
             if not isinstance(wrapper, SupernetOptimWrapper):
                 raise UserError(
-                    f'optim_wrapper.{name}.type must be tas_lora.SupernetOptimWrapper, got '
-                    f'{type(wrapper).__name__}; it has mixed precision by amp'
+                    f'must be tas_lora.SupernetOptimWrapper, got {type(wrapper).__name__}; it has '
+                    'mixed precision by amp',
+                    f'{name}.type',
                 )
             wrapper.scaler = self._first.scaler  # there is one loss, hence one scale
 
@@ -92,22 +94,20 @@ class MoLEOptimWrapperConstructor:
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
         if paramwise_cfg:
             raise UserError(
-                'optim_wrapper.paramwise_cfg would be of no part: give it to '
-                'optim_wrapper.experts, router or supernet'
+                'would be of no part: give it to experts, router or supernet', 'paramwise_cfg'
             )
         missing = {'experts', 'router'} - set(optim_wrapper_cfg)
         if missing:
-            raise UserError(f'optim_wrapper.{missing.pop()} is missing; this constructor needs it')
+            raise UserError('is missing; this constructor needs it', missing.pop())
         parts = {k: v for k, v in optim_wrapper_cfg.items() if k in _PARTS}
         for name, part in parts.items():
             if not isinstance(part, Mapping) or not isinstance(part.get('optimizer'), Mapping):
-                raise UserError(
-                    f'optim_wrapper.{name} must be a dict with an optimizer, got {part!r}'
-                )
+                raise UserError(f'must be a dict with an optimizer, got {part!r}', name)
         shared = {k: v for k, v in optim_wrapper_cfg.items() if k not in _PARTS}
         shared.setdefault('type', 'tas_lora.SupernetOptimWrapper')
         self.configs = {name: shared | part for name, part in parts.items()}
 
+    @of_part('MoLEOptimWrapperConstructor')
     def __call__(self, model: nn.Module) -> JointOptimWrapper:
         """Wrap the experts and the router of ``model``, and its other weights if they train."""
         model = model.module if is_model_wrapper(model) else model
@@ -118,9 +118,10 @@ class MoLEOptimWrapperConstructor:
         others = [p for p in model.parameters() if p.requires_grad and id(p) not in added_ids]
         if bool(others) != ('supernet' in self.configs):
             raise UserError(
-                'optim_wrapper.supernet goes with model.freeze_supernet=False: '
+                'goes with model.freeze_supernet=False: '
                 + ('the supernet would stay as it is' if others else 'there is nothing to train')
-                + '; set both or neither'
+                + '; set both or neither',
+                'supernet',
             )
         parameters = added | dict(supernet=others)
         return JointOptimWrapper(
@@ -134,7 +135,7 @@ class MoLEOptimWrapperConstructor:
             parameters = parameter_groups(model, parameters, optimizer, paramwise)
         config['optimizer'] = OPTIMIZERS.build(optimizer | dict(params=parameters))
         if not isinstance(config['optimizer'], torch.optim.Optimizer):
-            raise UserError(f'optim_wrapper.{name}.optimizer is no optimizer: {optimizer["type"]}')
+            raise UserError(f'is no optimizer: {optimizer["type"]}', f'{name}.optimizer')
         return ROOT_OPTIM_WRAPPERS.build(config)
 
 

@@ -40,9 +40,9 @@ class SupernetOptimWrapper(OptimWrapper):
     def __init__(self, optimizer, amp: bool | str = False, set_to_none: bool = True, **kwargs):
         super().__init__(optimizer, **kwargs)
         if not isinstance(amp, (bool, str)) or amp not in _DTYPES:
-            raise UserError(f'optim_wrapper.amp must be one of {list(_DTYPES)}, got {amp!r}')
+            raise UserError(f'must be one of {list(_DTYPES)}, got {amp!r}', 'amp')
         self.dtype = _DTYPES[amp]
-        self.set_to_none = boolean(set_to_none, 'optim_wrapper.set_to_none')
+        self.set_to_none = boolean(set_to_none, 'set_to_none')
         self._losses_are_finite = True
         # Does nothing unless enabled.
         self.scaler = torch.amp.GradScaler(get_device(), enabled=self.dtype is torch.float16)

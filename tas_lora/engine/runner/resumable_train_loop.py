@@ -49,10 +49,10 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         allow_changes: bool = False,
         **kwargs,
     ):
-        self.max_bad_images = natural(max_bad_images, 'train_cfg.max_bad_images')
-        self.max_bad_steps = natural(max_bad_steps, 'train_cfg.max_bad_steps')
-        self.allow_changes = boolean(allow_changes, 'train_cfg.allow_changes')
-        positive(max_epochs, 'train_cfg.max_epochs', int)
+        self.max_bad_images = natural(max_bad_images, 'max_bad_images')
+        self.max_bad_steps = natural(max_bad_steps, 'max_bad_steps')
+        self.allow_changes = boolean(allow_changes, 'allow_changes')
+        positive(max_epochs, 'max_epochs', int)
         super().__init__(runner, replayable(dataloader), max_epochs, **kwargs)
 
     def run(self):

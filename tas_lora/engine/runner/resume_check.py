@@ -1,4 +1,4 @@
-"""Whether a training or a search that goes on is the one that was begun."""
+"""Whether a resumed training or search is the one that was begun."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _SECTIONS = (
 )
 _HARMLESS = {
     'allow_changes',
-    'baseline',  # comes behind the search
+    'baseline',  # comes after the search
     'compile_blocks',
     'data_root',
     'disable_subprocess_warning',
@@ -47,7 +47,7 @@ def check_same_run(runner, allow_changes: bool) -> None:
 
     Args:
         runner: The runner, about to train.
-        allow_changes: Log what has changed and go on.
+        allow_changes: Log what has changed and continue.
 
     Raises:
         UserError: If model, data, optimizer, schedule or number of processes have changed.

@@ -50,8 +50,8 @@ class SandwichRule(SubnetStrategy):
     """
 
     def __init__(self, num_random: int = 2, distill: bool = True):
-        self.num_random = natural(num_random, 'train_cfg.strategy.num_random', most=1000)
-        self.distill = boolean(distill, 'train_cfg.strategy.distill')
+        self.num_random = natural(num_random, 'num_random', most=1000)
+        self.distill = boolean(distill, 'distill')
 
     def check(self, runner) -> None:
         """Refuse gradient accumulation, whose count would be one of subnets."""
@@ -103,4 +103,4 @@ def build_strategy(config: dict | None) -> SubnetStrategy:
         UserError: If it does not exist, or does not take its arguments.
     """
     config = dict(type='tas_lora.UniformSampling') if config is None else config
-    return build_part(TASK_UTILS, config, SubnetStrategy, 'train_cfg.strategy')
+    return build_part(TASK_UTILS, config, SubnetStrategy, 'strategy')

@@ -43,7 +43,7 @@ class SubnetSamplingTrainLoop(ResumableTrainLoop):
     ):
         super().__init__(runner, dataloader, max_epochs, **kwargs)
         self.space = SearchSpace.coerce(space)
-        self.seed = natural(seed, 'train_cfg.seed')
+        self.seed = natural(seed, 'seed')
         self.model = supernet_of(runner)
         self.model.backbone.check_space(self.space, 'the space')
         self.strategy = build_strategy(strategy)

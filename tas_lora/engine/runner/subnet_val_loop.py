@@ -12,31 +12,30 @@ from ...structures import SearchSpace, Subnet
 from ..model_access import supernet_of
 
 
-def resolve_subnets(
-    subnets: dict, space: dict | SearchSpace | None, field: str = 'val_cfg'
-) -> dict[str, Subnet]:
+def resolve_subnets(subnets: dict, space: dict | SearchSpace | None) -> dict[str, Subnet]:
     """Subnets by name; a value is a subnet, its dict, or 'smallest' or 'largest' of ``space``.
 
     Raises:
-        UserError: If there is none, or one is of another form; ``field`` is its place.
+        UserError: If there is none, or one is of another form.
     """
     space = None if space is None else SearchSpace.coerce(space)
 
     def resolve(name: str, value) -> Subnet:
         if not isinstance(value, str):
-            with within(f'{field}.subnets.{name}'):
+            with within(f'subnets.{name}'):
                 return Subnet.coerce(value)
         if value not in ('smallest', 'largest') or space is None:
             raise UserError(
-                f'{field}.subnets.{name} is {value!r}; give the dict of a subnet, or with a space '
-                "'smallest' or 'largest'"
+                f"is {value!r}; give the dict of a subnet, or with a space 'smallest' or 'largest'",
+                f'subnets.{name}',
             )
         return getattr(space, value)()
 
     if not isinstance(subnets, Mapping) or not subnets:
         raise UserError(
-            f'{field}.subnets must be a dict that names at least one, such as '
-            f"dict(largest='largest'), got {subnets!r}"
+            "must be a dict that names at least one, such as dict(largest='largest'), got "
+            f'{subnets!r}',
+            'subnets',
         )
     return {name: resolve(name, value) for name, value in subnets.items()}
 
@@ -59,8 +58,8 @@ class SubnetValLoop(ValLoop):
 
     def __init__(self, runner, dataloader, evaluator, subnets: dict, space=None, **kwargs):
         super().__init__(runner, readable(dataloader), evaluator, **kwargs)
-        self.subnets = resolve_subnets(subnets, space, 'val_cfg')
-        boolean(self.fp16, 'val_cfg.fp16')
+        self.subnets = resolve_subnets(subnets, space)
+        boolean(self.fp16, 'fp16')
         self.model = supernet_of(runner)
 
     def run(self) -> dict:
@@ -79,8 +78,8 @@ class SubnetTestLoop(TestLoop):
 
     def __init__(self, runner, dataloader, evaluator, subnets: dict, space=None, **kwargs):
         super().__init__(runner, readable(dataloader), evaluator, **kwargs)
-        self.subnets = resolve_subnets(subnets, space, 'test_cfg')
-        boolean(self.fp16, 'test_cfg.fp16')
+        self.subnets = resolve_subnets(subnets, space)
+        boolean(self.fp16, 'fp16')
         self.model = supernet_of(runner)
 
     def run(self) -> dict:

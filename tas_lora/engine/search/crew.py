@@ -134,8 +134,8 @@ class Crew:
                 message, images = self._next_message()
         except DistNetworkError as error:
             raise UserError(
-                'rank 0 of the search has gone, see its log; what was scored is on disk, go on '
-                'by --resume'
+                'rank 0 of the search has gone, see its log; what was scored is on disk, '
+                'continue with --resume'
             ) from error
         self._leave(message)
         if message['error'] is not None:
@@ -178,7 +178,7 @@ class Crew:
                 raise UserError(
                     f'rank {rank} has given no sign of life for {self.silence:g} s: it was '
                     'killed, or its machine or network has failed; what was scored is on disk, '
-                    'go on by --resume'
+                    'continue with --resume'
                 )
 
     def _take_in(self, tasks: list[Task], keep: Callable, answers: SimpleQueue) -> None:

@@ -20,17 +20,22 @@ from ...search import (
     Outcome,
     RaceRules,
     Task,
-    open_history,
-    open_measured,
 )
 from ...structures import SearchSpace, Subnet
 from ..model_access import supernet_of
 from .crew import Crew
-from .identity import begin_search, identity_of
+from .identity import begin_search, search_identity
 from .progress import SearchProgress
-from .result import front_of, gates_of, record_of, set_aside, write_result
+from .result import (
+    HISTORY,
+    JOURNAL,
+    as_record,
+    front_records,
+    set_aside,
+    winner_gates,
+    write_result,
+)
 
-HISTORY, JOURNAL = 'search_history.jsonl', 'search_journal.bin'
 PHASES = ('search', 'baseline')
 
 
@@ -97,25 +102,24 @@ class SearchDriver:
         """Search with a crew; returns score and costs of the best subnet."""
         settings = self.settings
         weights, images = self.runner._load_from, self.images.fingerprint()
-        identity = identity_of(self.runner.cfg, weights, images)
+        identity = search_identity(self.runner.cfg, weights, images)
         if not settings.resume:
             set_aside(self.folder)
         self.identity = begin_search(self.folder, identity, settings.resume)
-        lines = open_history(self.folder / HISTORY, settings.resume)
-        journal = Journal(self.folder / JOURNAL, settings.resume)
+        history, journal = History(self.folder / HISTORY), Journal(self.folder / JOURNAL)
         if settings.measured is not None:
-            settings.measured.recall(open_measured(settings.measured.path, settings.resume))
+            settings.measured.resume()
         share = self._check_limits()
-        if lines:
-            self.logger.info(f'Continuing after {len(lines)} subnets that are scored.')
-        if lines and not journal.known:
+        if history.known:
+            self.logger.info(f'Continuing after {len(history.known)} subnets that are scored.')
+        if history.known and not journal.known:
             self.logger.warning(f'{journal.path} is missing: all of them are evaluated again.')
         self.progress = self._new_progress(share)
         self.scorer = CandidateScorer(
             lambda tasks: self._perform(tasks, journal, crew),
             images=len(self.images),
             limits=settings.limits,
-            history=History(self.folder / HISTORY, lines),
+            history=history,
             score=settings.score,
             sign=1 if settings.rule == 'less' else -1,
             race=settings.race,
@@ -214,18 +218,18 @@ class SearchDriver:
         write_result(
             self.folder,
             self._record(best, baseline),
-            front_of(scorer, settings.limits.goals, 'search', settings.precision),
-            gates_of(supernet_of(self.runner), winner),
+            front_records(scorer, settings.limits.goals, 'search', settings.precision),
+            winner_gates(supernet_of(self.runner), winner),
             cost,
         )
         self._log_result(best, baseline, winner)
-        numbers = record_of(best)
+        numbers = as_record(best)
         return {name: value for name, value in numbers.items() if isinstance(value, (int, float))}
 
     def _record(self, best: dict, baseline: dict | None) -> dict:
         settings, scorer = self.settings, self.scorer
         return dict(
-            **record_of(best),
+            **as_record(best),
             score=settings.score,
             rule=settings.rule,
             parents=0 if settings.limits.goals else settings.evolution.parents,
@@ -233,7 +237,7 @@ class SearchDriver:
             candidates=len({str(line['subnet']) for line in scorer.lines}),
             images_evaluated=scorer.evaluated,
             images_exhaustive=scorer.exhaustive,
-            baseline=None if baseline is None else record_of(baseline),
+            baseline=None if baseline is None else as_record(baseline),
             search=self.identity,
         )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmengine.runner import ValLoop
 
-from ...checks import boolean, one_of, positive, some_of
+from ...checks import boolean, bounded, of_part, one_of, positive, some_of, within
 from ...costs.deployed import Deployed
 from ...datasets.held_out_images import HeldOutImages
 from ...datasets.replay import readable
@@ -33,6 +33,7 @@ from .crew import Crew
 from .driver import SearchDriver, SearchSettings
 from .identity import refuse_test_set
 from .progress import stopped_by_signals
+from .result import MEASURED
 
 COUNTERS = dict(params=count_params, flops=count_flops)
 _OF_NSGA2 = ('population', 'generations', 'gene_prob', 'shape_prob', 'seed')
@@ -45,7 +46,7 @@ class EvolutionarySearchLoop(ValLoop):
     It is the ``val_cfg`` of a search config and started by ``runner.val()``. The validation data
     must be images that no training stage has seen, and not the test set. To the work directory
     go ``best_subnet.json``, ``front.json``, ``search_history.jsonl`` with a line per subnet,
-    ``search_journal.bin`` from which a killed search goes on, and ``search.json``, which says
+    ``search_journal.jsonl`` from which a killed search is resumed, and ``search.json``, which says
     what search it is. Several ranks evaluate different subnets and find the same as one. A subnet
     whose evaluation runs out of memory gets no score, cannot win, and does not end the search.
 
@@ -61,8 +62,8 @@ class EvolutionarySearchLoop(ValLoop):
             is NSGA-II and its result the front of trade-offs. The race is then off.
         score: Name of the metric subnets are ranked by.
         rule: 'less' if a lower score is better, 'greater' for metrics like accuracy.
-        race: Arguments of :class:`~tas_lora.search.RaceRules`: subnets that surely are none of the
-            best are not evaluated to the end, by their ``cross_entropy``. None evaluates all.
+        race: Arguments of :class:`~tas_lora.search.RaceRules`: by their ``cross_entropy``, subnets
+            that are surely not among the best are dropped early. None evaluates all.
         surrogate: Let a regressor preselect children while it ranks them well.
         measure: How latency and peak memory of an exported subnet are measured: arguments of
             :class:`~tas_lora.costs.deployed.Deployed`; None leaves both out.
@@ -77,7 +78,7 @@ class EvolutionarySearchLoop(ValLoop):
         memory_share: Share of the free memory that decoded images may take; if they need more,
             they are decoded anew for every subnet.
         log_interval: Subnets between two log lines.
-        resume: Go on with the search in the work directory, of which nothing is evaluated twice.
+        resume: Continue the search in the work directory, of which nothing is evaluated twice.
             It must be the same search.
         search_on_test_set: Do not refuse a dataset that is marked as test set, or is that of the
             config's test.
@@ -112,32 +113,35 @@ class EvolutionarySearchLoop(ValLoop):
         **kwargs,
     ):
         if kwargs.get('fp16'):
-            raise UserError("val_cfg.fp16: a search has val_cfg.precision='bfloat16' in its place")
-        if not boolean(search_on_test_set, 'val_cfg.search_on_test_set'):
-            refuse_test_set(runner.cfg)
+            raise UserError("must be False: a search has precision='bfloat16' in its place", 'fp16')
+        if not boolean(search_on_test_set, 'search_on_test_set'):
+            with of_part('val_dataloader'):
+                refuse_test_set(runner.cfg)
         super().__init__(runner, readable(dataloader), evaluator, **kwargs)
-        self.images = HeldOutImages(self.dataloader, memory_share)
+        memory_share = bounded(memory_share, 'memory_share')
+        with of_part('val_dataloader'):
+            self.images = HeldOutImages(self.dataloader, memory_share)
         self.model = supernet_of(runner)
         space = SearchSpace.coerce(space)
         self.model.backbone.check_space(space, 'the space')
-        one_of(rule, 'val_cfg.rule', ('less', 'greater'))
-        one_of(precision, 'val_cfg.precision', ('float32', 'bfloat16'))
+        one_of(rule, 'rule', ('less', 'greater'))
+        one_of(precision, 'precision', ('float32', 'bfloat16'))
         deployed = self._measured(measure, measured)
         limits = self._limits(constraints, goals, deployed)
-        search = _algorithm(evolution, space, limits, boolean(surrogate, 'val_cfg.surrogate'))
+        search = _algorithm(evolution, space, limits, boolean(surrogate, 'surrogate'))
         self.settings = SearchSettings(
             space=space,
             limits=limits,
             evolution=search,
-            random=_random_search(search) if boolean(baseline, 'val_cfg.baseline') else None,
+            random=_random_search(search) if boolean(baseline, 'baseline') else None,
             score=score,
             rule=rule,
             race=None if limits.goals else self._race_rules(race, score, rule),
             precision=precision,
-            finalists=positive(finalists, 'val_cfg.finalists', int),
+            finalists=positive(finalists, 'finalists', int),
             measured=deployed,
-            log_interval=positive(log_interval, 'val_cfg.log_interval', int),
-            resume=boolean(resume, 'val_cfg.resume'),
+            log_interval=positive(log_interval, 'log_interval', int),
+            resume=boolean(resume, 'resume'),
         )
         self.evaluate = CandidateEvaluator(runner, self.images, self.evaluator)
 
@@ -164,9 +168,10 @@ class EvolutionarySearchLoop(ValLoop):
     def _measured(self, measure: dict | None, others: str | None) -> Measured | None:
         if measure is None:
             return None
-        path = Path(self.runner.work_dir) / 'measured.jsonl'
-        known = [] if others is None else read_measured(others)
-        return Measured(path, Deployed.of_model(self.model, measure), known)
+        path = Path(self.runner.work_dir) / MEASURED
+        known = None if others is None else read_measured(others)
+        with within('measure'):
+            return Measured(path, Deployed.of_model(self.model, measure), known)
 
     def _limits(
         self, constraints: dict | None, goals: Sequence[str], deployed: Measured | None
@@ -174,7 +179,7 @@ class EvolutionarySearchLoop(ValLoop):
         spec, names = self.model.image_spec, () if deployed is None else tuple(UNITS)
         measured = {name: partial(deployed.cost, name) for name in names}
         if goals not in ((), []):
-            goals = some_of(goals, 'val_cfg.goals', (*COUNTERS, *names))
+            goals = some_of(goals, 'goals', (*COUNTERS, *names))
         counters = {name: partial(count, **spec) for name, count in COUNTERS.items()}
         return Limits(constraints, counters, measured, tuple(goals))
 
@@ -182,15 +187,16 @@ class EvolutionarySearchLoop(ValLoop):
         if race is None:
             return None
         if not isinstance(race, Mapping):
-            raise UserError(f'val_cfg.race must be a dict or None, got {race!r}')
+            raise UserError(f'must be a dict or None, got {race!r}', 'race')
         measures = any(isinstance(metric, CrossEntropy) for metric in self.evaluator.metrics)
         if (score, rule) != ('cross_entropy', 'less') or not measures:
             raise UserError(
-                "val_cfg.race compares losses image by image: it needs score='cross_entropy', "
-                "rule='less' and dict(type='tas_lora.CrossEntropy') in val_evaluator; or set "
-                'val_cfg.race=None'
+                "compares losses image by image: it needs score='cross_entropy', rule='less' and "
+                "dict(type='tas_lora.CrossEntropy') in val_evaluator; or set race=None",
+                'race',
             )
-        return RaceRules(**race)
+        with within('race'):
+            return RaceRules(**race)
 
 
 def _algorithm(
@@ -198,14 +204,15 @@ def _algorithm(
 ) -> Evolution | NSGA2:
     """Evolution of the score alone, or NSGA-II where there are goals beside it."""
     if not isinstance(arguments, (Mapping, type(None))):
-        raise UserError(f'val_cfg.evolution must be a dict, got {arguments!r}')
+        raise UserError(f'must be a dict, got {arguments!r}', 'evolution')
     arguments = dict(arguments or {})
+    with within('evolution'):  # what it refuses is a mistake for NSGA-II, too
+        search = Evolution(space, limits.allow, **arguments)
     if not limits.goals:
-        preselect = Surrogate(space, arguments.get('seed', 0)) if surrogate else None
-        return Evolution(space, limits.allow, **arguments, surrogate=preselect)
+        search.surrogate = Surrogate(space, search.seed) if surrogate else None
+        return search
     if surrogate:
-        raise UserError('val_cfg.surrogate preselects for one goal alone; leave out goals or it')
-    Evolution(space, limits.allow, **arguments)  # what it refuses is a mistake here
+        raise UserError('preselects for one goal alone; leave out goals or it', 'surrogate')
     costs = {name: partial(limits.cost, name) for name in limits.goals}
     own = {name: value for name, value in arguments.items() if name in _OF_NSGA2}
     return NSGA2(space, limits.allow, costs, **own)

@@ -1,20 +1,20 @@
-"""What a search is: by which it is resumed, repeated, and told from another."""
+"""The identity of a search: by it a search is resumed, repeated, and told from another."""
 
 import json
 import os
 import platform
-import sys
 import warnings
 from collections.abc import Iterator
-from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from ...atomic_files import write_atomic
 from ...errors import UserError
+from ...packaged import command
+from ...provenance import read_json, versions, weights_sha256
 from ..runner.resume_check import differences, run_record
+from .result import HISTORY, JOURNAL
 
 FILE = 'search.json'
 _SECTIONS = (
@@ -25,37 +25,27 @@ _SECTIONS = (
     'val_dataloader',
     'val_evaluator',
 )
-_PACKAGES = ('tas-lora', 'torch', 'mmengine', 'mmpretrain', 'numpy', 'pymoo', 'scikit-learn')
-_OF_THE_RUN = ('work_dir', 'load_from', 'launcher', 'resume', 'experiment_name')  # no more
+_OF_THE_RUN = ('work_dir', 'load_from', 'launcher', 'resume', 'experiment_name')
 
 
-def identity_of(config: dict, checkpoint: str | None, images: str) -> dict:
-    """All that a search follows from, and by what it was run.
+def search_identity(config: dict, checkpoint: str | None, images: str) -> dict:
+    """All that decides what a search finds, and by what it was run.
 
     Args:
         config: The whole config.
         checkpoint: Path of the weights, if any were loaded.
         images: What tells the held-out images from others.
     """
-    if '://' in str(checkpoint):
-        raise UserError(
-            f'{checkpoint}: a search is known by the SHA-256 of its weights; download the file '
-            'first'
-        )
-    digest = None
-    if checkpoint:
-        digest = sha256(Path(checkpoint).read_bytes()).hexdigest()
     settings = run_record(config, _SECTIONS) | {'held-out images': images}
     if (config.get('val_cfg') or {}).get('measure') is not None:
         settings['measured on'] = _device()
-    versions = {package: _version(package) for package in _PACKAGES}
     kept = {key: value for key, value in dict(config).items() if key not in _OF_THE_RUN}
     kept['val_cfg'] = {k: v for k, v in (kept.get('val_cfg') or {}).items() if k != 'resume'}
     return dict(
         checkpoint=checkpoint,
-        checkpoint_sha256=digest,
-        command=sys.argv,
-        versions=versions | dict(python=platform.python_version()),
+        checkpoint_sha256=weights_sha256(checkpoint) if checkpoint else None,
+        command=command(),
+        versions=versions(),
         settings=settings,
         config=json.loads(json.dumps(kept, default=_name)),
     )
@@ -68,7 +58,7 @@ def begin_search(folder: Path, identity: dict, resume: bool) -> dict:
         That of the search's beginning.
 
     Raises:
-        UserError: If the search to go on with is another one, naming what differs.
+        UserError: If that is of another search; the message says what differs.
     """
     path = folder / FILE
     if resume and not path.exists():
@@ -84,10 +74,10 @@ def begin_search(folder: Path, identity: dict, resume: bool) -> dict:
     if changes := differences(*records):
         raise UserError(f'{path} is of another search: {changes}; search anew, without --resume')
     if changes := differences(before['versions'], identity['versions']):
-        warnings.warn(f'The search goes on with other versions: {changes}', stacklevel=2)
+        warnings.warn(f'The search is resumed with other versions: {changes}', stacklevel=2)
     # A random search may be added to one that is over.
     stored, now = (found['config']['val_cfg'] for found in (before, identity))
-    stored.update({key: now[key] for key in ('baseline',) if key in now})
+    stored |= {key: now[key] for key in ('baseline',) if key in now}
     write_atomic(path, json.dumps(before, indent=2) + '\n')
     return before
 
@@ -104,7 +94,7 @@ def read_identity(result: str | Path) -> dict:
 
 def check_checkpoint(path: str, identity: dict) -> None:
     """Raise :class:`UserError` unless the file holds the weights of a search."""
-    digest, expected = sha256(Path(path).read_bytes()).hexdigest(), identity['checkpoint_sha256']
+    digest, expected = weights_sha256(path), identity['checkpoint_sha256']
     if digest != expected:
         raise UserError(
             f'{path} does not hold the weights of that search: its SHA-256 is {digest[:12]}..., '
@@ -127,27 +117,28 @@ def refuse_test_set(config: dict) -> None:
     same = any(_source(data) in sources for data in searched)
     if marked or (same and not _is_held_out(config['val_dataloader'])):
         raise UserError(
-            'val_dataloader.dataset is the test set; what is found on it cannot be tested on it. '
-            'Search on tas_lora.HeldOutSplit(part="heldout") of the training set, or set '
-            'val_cfg.search_on_test_set=True if you know what you do'
+            'is the test set; what is found on it cannot be tested on it. Search on '
+            'tas_lora.HeldOutSplit(part="heldout") of the training set, or set '
+            'val_cfg.search_on_test_set=True if you know what you do',
+            'dataset',
         )
 
 
 def _read(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text())
-        found = content.get('search', content)
-        if not {'config', 'checkpoint_sha256', 'settings', 'versions'} <= set(found):
-            raise ValueError('it says not by which config, weights and versions')
-        if not all(isinstance(found[key], dict) for key in ('config', 'settings', 'versions')):
-            raise ValueError('config, settings and versions must be dicts')
-        if not isinstance(found['config'].get('val_cfg'), dict):
-            raise ValueError('its config has no val_cfg')
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+    advice = '; tools/search.py writes best_subnet.json and search.json'
+    content = read_json(path, 'search result', advice, dict)
+    found = content.get('search', content)
+    is_whole = (
+        isinstance(found, dict)
+        and 'checkpoint_sha256' in found
+        and all(isinstance(found.get(key), dict) for key in ('config', 'settings', 'versions'))
+        and isinstance(found['config'].get('val_cfg'), dict)
+    )
+    if not is_whole:
         raise UserError(
-            f'{path} is no result of a search: {error}; tools/search.py writes best_subnet.json '
-            'and search.json'
-        ) from error
+            f'{path} is not a search result: it needs checkpoint_sha256, settings, versions, and '
+            f'config with val_cfg{advice}'
+        )
     return found
 
 
@@ -155,13 +146,6 @@ def _device() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f'{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads'
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # on the path without an installation
-        return 'not installed'
 
 
 def _name(value) -> str:
@@ -191,14 +175,12 @@ def _source(dataset: dict) -> dict:
 
 
 def _refuse_nameless(folder: Path) -> None:
-    """What a search has left without its identity could be of any search."""
-    left = [
-        name for name in ('search_history.jsonl', 'search_journal.bin') if (folder / name).exists()
-    ]
+    """Refuse history and journal without an identity: they could be of any search."""
+    left = [name for name in (HISTORY, JOURNAL) if (folder / name).exists()]
     if left:
         raise UserError(
-            f'{folder} has {left[0]} without {FILE}, which says of what search it is; search anew, '
-            'without --resume'
+            f'{folder} has {left[0]}, but not {FILE}, which says what search that is of; search '
+            'anew, without --resume'
         )
 
 

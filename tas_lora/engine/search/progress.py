@@ -105,7 +105,7 @@ def _duration(seconds: float) -> str:
 
 @contextmanager
 def stopped_by_signals(runner, scored: Callable[[], int]) -> Iterator[None]:
-    """SIGTERM and SIGINT end the search with a line on how to go on, and exit code 75.
+    """SIGTERM and SIGINT end the search with a line on how to continue, and exit code 75.
 
     Args:
         runner: Has the logger.
@@ -117,7 +117,7 @@ def stopped_by_signals(runner, scored: Callable[[], int]) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         runner.logger.info(
-            f'Stopped by a signal; {scored()} candidates are scored and on disk, go on by '
+            f'Stopped by a signal; {scored()} candidates are scored and on disk, continue with '
             f'--resume. Exit code {STOPPED}.'
         )
         raise SystemExit(STOPPED) from stop

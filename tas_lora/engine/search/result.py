@@ -1,17 +1,19 @@
-"""What a search leaves behind: the best subnet, the front, and how its experts are mixed."""
+"""The files of a search's result: the best subnet, the front, and how its experts are mixed."""
 
 import json
-from hashlib import sha256
 from math import isfinite, nan
 from pathlib import Path
 from reprlib import repr as short
 
 import numpy as np
 import torch
+from mmengine.dist import broadcast_object_list, is_main_process
 
-from ...atomic_files import write_together
+from ...atomic_files import write_atomic, write_together
 from ...errors import UserError
 from ...models import SupernetClassifier
+from ...models.layers.allocation import LAYER_KINDS
+from ...provenance import read_json, sha256
 from ...search import CandidateScorer
 from ...search.front import knee_points, pareto_front
 from ...structures import Subnet
@@ -19,11 +21,12 @@ from ..runner.resume_check import differences
 
 RESULT, FRONT, GATES = 'best_subnet.json', 'front.json', 'gates.json'
 COST, TEST = 'search_cost.json', 'test.json'
+HISTORY, JOURNAL = 'search_history.jsonl', 'search_journal.jsonl'
+MEASURED = 'measured.jsonl'
 _OF_A_LINE = ('phase', 'generation', 'error')  # not of a result
-_LAYERS = ('qkv', 'proj', 'fc1', 'fc2')
 
 
-def chosen_of(result: dict, front: list[dict]) -> dict[str, dict]:
+def _chosen_subnets(result: dict, front: list[dict]) -> dict[str, dict]:
     """Subnets that a search has chosen, by name: the best, that of random search, the knees."""
     chosen = dict(found=result['subnet'])
     if result['baseline']:
@@ -32,26 +35,23 @@ def chosen_of(result: dict, front: list[dict]) -> dict[str, dict]:
     return chosen | {f'knee{number}': subnet for number, subnet in enumerate(knees, 1)}
 
 
-def known_test(folder: Path, chosen: dict[str, dict]) -> dict[str, float] | None:
+def _known_test(folder: Path, chosen: dict[str, dict]) -> dict[str, float] | None:
     """Metrics of an earlier test of just these subnets; None if there was none."""
     path = folder / TEST
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = read_json(path) if path.exists() else {}
     return known['metrics'] if known.get('subnets') == chosen else None
 
 
-def by_name(chosen: dict[str, dict], metrics: dict[str, float]) -> dict[str, dict]:
+def _by_name(chosen: dict[str, dict], metrics: dict[str, float]) -> dict[str, dict]:
     """Metrics 'name/metric' as a dict for each name."""
-    return {
-        name: {
-            metric.removeprefix(f'{name}/'): value
-            for metric, value in metrics.items()
-            if metric.startswith(f'{name}/')
-        }
-        for name in chosen
-    }
+    found = {name: {} for name in chosen}
+    for key, value in metrics.items():
+        name, _, metric = key.partition('/')
+        found[name][metric] = value
+    return found
 
 
-def record_of(line: dict) -> dict:
+def as_record(line: dict) -> dict:
     """A line of the history as a result."""
     return {key: value for key, value in line.items() if key not in _OF_A_LINE}
 
@@ -60,9 +60,9 @@ def write_result(
     folder: Path, record: dict, front: list[dict], gates: dict | None, cost: dict
 ) -> None:
     """Write all files of a result, whole; a test of what was chosen stays in it."""
-    chosen = chosen_of(record, front)
-    if (tested := known_test(folder, chosen)) is not None:
-        record = record | dict(test=by_name(chosen, tested))
+    chosen = _chosen_subnets(record, front)
+    if (tested := _known_test(folder, chosen)) is not None:
+        record = record | dict(test=_by_name(chosen, tested))
     contents = {RESULT: record, FRONT: front, GATES: gates or {}, COST: cost}
     write_together(
         {folder / name: json.dumps(value, indent=2) + '\n' for name, value in contents.items()}
@@ -70,30 +70,27 @@ def write_result(
 
 
 def set_aside(folder: Path) -> None:
-    """Before a new search: nothing of an earlier one must be taken for its own.
+    """Before a new search: move the files of an earlier one aside, to names that end in ``.old``.
 
-    Its identity goes first, so that what is left by a kill in between belongs to no search.
+    Its identity goes first: without it, what a kill in between leaves cannot be resumed.
     """
     for name in ('search.json', FRONT, GATES, COST, TEST, 'report.html'):
         (folder / name).unlink(missing_ok=True)
-    for name in (RESULT, 'search_history.jsonl', 'search_journal.bin', 'measured.jsonl'):
+    for name in (RESULT, HISTORY, JOURNAL, MEASURED):
         if (folder / name).exists():
             (folder / name).replace(folder / f'{name}.old')
 
 
-def result_of(folder: str | Path) -> dict:
+def read_result(folder: str | Path) -> dict:
     """The result of the search in a work directory.
 
     Raises:
         UserError: If there is none.
     """
     path = Path(folder) / RESULT if Path(folder).is_dir() else Path(folder)
-    try:
-        result = json.loads(path.read_text())
-        if not {'subnet', 'score', 'rule', 'search'} <= set(result):
-            raise ValueError('it has no score, rule or search')
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f'{path} is no result of a search: {error}') from error
+    result = read_json(path, 'search result', kind=dict)
+    if not {'subnet', 'score', 'rule', 'search'} <= set(result):
+        raise UserError(f'{path} is not a search result: it needs subnet, score, rule and search')
     return result
 
 
@@ -114,11 +111,11 @@ def compare_results(one: str | Path, other: str | Path) -> tuple[bool, str]:
 
 def _comparable(path: str | Path) -> dict:
     """A result with the digest of its history, and its front."""
-    result, folder = result_of(path), Path(path)
+    result, folder = read_result(path), Path(path)
     folder = folder if folder.is_dir() else folder.parent
-    for name, file in (('front', FRONT), ('history', 'search_history.jsonl')):
+    for name, file in (('front', FRONT), ('history', HISTORY)):
         path = folder / file
-        result[name] = sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else None
+        result[name] = sha256(path)[:12] if path.is_file() else None
     return result
 
 
@@ -127,22 +124,21 @@ def _versions(before: dict, now: dict) -> str:
     return f'; versions differ: {text}' if text else ''
 
 
-def front_of(
+def front_records(
     scorer: CandidateScorer, goals: tuple[str, ...], phase: str, precision: str
 ) -> list[dict]:
-    """Records that no other one beats in score and all goals, best score first.
+    """The Pareto front as records: none is beaten in score and all goals; best score first.
 
     After a race, the scores of those it dropped are estimates: ``images`` and ``error`` say so.
 
     Args:
         scorer: The search.
-        goals: Costs that are to be low; without any, the front is that of the parameters, and
-            has no knees.
+        goals: Costs to keep low; if empty, the front is of score and parameters, without knees.
         phase: Whose lines count.
         precision: Likewise.
 
     Returns:
-        Records with ``knee``: whether giving up a little of one gains much of another there.
+        Records with ``knee``: whether a little less of one gains much of another.
     """
     names = (scorer.score, *(goals or ('params',)))
     lines = [
@@ -159,12 +155,12 @@ def front_of(
     chosen = np.flatnonzero(pareto_front(points))
     knees = set(knee_points(points[chosen])) if goals else set()
     return [
-        {**record_of(lines[index]), 'error': lines[index]['error'], 'knee': place in knees}
+        {**as_record(lines[index]), 'error': lines[index]['error'], 'knee': place in knees}
         for place, index in enumerate(chosen)
     ]
 
 
-def gates_of(model: SupernetClassifier, subnet: Subnet) -> dict[str, list[float]] | None:
+def winner_gates(model: SupernetClassifier, subnet: Subnet) -> dict[str, list[float]] | None:
     """How the router mixes the experts in each linear layer of a subnet."""
     if model.router is None:
         return None
@@ -173,5 +169,44 @@ def gates_of(model: SupernetClassifier, subnet: Subnet) -> dict[str, list[float]
     return {
         f'block {block} {layer}': [round(float(gate), 6) for gate in gates[block, place]]
         for block in range(len(gates))
-        for place, layer in enumerate(_LAYERS)
+        for place, layer in enumerate(LAYER_KINDS)
     }
+
+
+def test_chosen(runner) -> dict[str, float]:
+    """Test the best subnet, the knees of the front, and the best of the random search.
+
+    The metrics go into ``best_subnet.json``, under ``test``. If a finished search is resumed,
+    they are there already, and the test set is not read again.
+
+    Args:
+        runner: The runner of a search that is over; its ``test_cfg`` must be a
+            :class:`~tas_lora.engine.SubnetTestLoop`.
+
+    Returns:
+        Metrics as ``test/name/metric``.
+    """
+    folder = Path(runner.work_dir)
+    plan = [_plan(folder) if is_main_process() else None]
+    broadcast_object_list(plan)
+    chosen, metrics = plan[0]
+    if metrics is None:
+        metrics = _test(runner, chosen)
+        if is_main_process():
+            write_atomic(folder / TEST, json.dumps(dict(subnets=chosen, metrics=metrics)))
+    if is_main_process():
+        result = read_result(folder) | dict(test=_by_name(chosen, metrics))
+        write_atomic(folder / RESULT, json.dumps(result, indent=2) + '\n')
+    return {f'test/{name}': value for name, value in metrics.items()}
+
+
+def _plan(folder: Path) -> tuple[dict, dict | None]:
+    """Chosen subnets by name, and their metrics if they are known."""
+    chosen = _chosen_subnets(read_result(folder), read_json(folder / FRONT, kind=list))
+    return chosen, _known_test(folder, chosen)
+
+
+def _test(runner, chosen: dict) -> dict[str, float]:
+    runner._test_loop = dict(runner._test_loop, subnets=chosen)
+    runner.prepare('test')
+    return {name: float(value) for name, value in runner.test().items()}

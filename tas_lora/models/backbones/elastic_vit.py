@@ -153,12 +153,12 @@ class ElasticViT(BaseModule):
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg)
-        self.with_cp = boolean(with_cp, 'model.backbone.with_cp')
-        with within('model.backbone.arch'):
+        self.with_cp = boolean(with_cp, 'with_cp')
+        with within('arch'):
             self.arch = Subnet.coerce(arch)
-        one_of(out_type, 'model.backbone.out_type', OUT_TYPES)
-        rate = bounded(drop_path_rate, 'model.backbone.drop_path_rate', reached=False)
-        init_std = positive(init_std, 'model.backbone.init_std', float)
+        one_of(out_type, 'out_type', OUT_TYPES)
+        rate = bounded(drop_path_rate, 'drop_path_rate', reached=False)
+        init_std = positive(init_std, 'init_std', float)
         sizes = checked_sizes(
             img_size=img_size,
             in_channels=in_channels,
@@ -176,7 +176,7 @@ class ElasticViT(BaseModule):
         self._build_tokens(init_std)
         self.blocks = self._build_blocks(rate, experts, init_std)
         self.num_experts = 0 if mole is None else mole['num_experts']  # K, what the router has
-        self.compile_blocks = boolean(compile_blocks, 'model.backbone.compile_blocks')
+        self.compile_blocks = boolean(compile_blocks, 'compile_blocks')
         if self.compile_blocks:
             compile_branches(self.blocks)
         self.norm = ElasticLayerNorm(self.arch.embed_dim)
@@ -346,14 +346,15 @@ def output_blocks(indices: int | Sequence[int], depth: int) -> tuple[int, ...]:
     given = tuple(indices) if several else (indices,)
     if not given or not all(_is_between(index, -depth, depth - 1) for index in given):
         raise UserError(
-            f'model.backbone.out_indices must be integers from {-depth} to {depth - 1}, as arch '
-            f'has {depth} blocks, got {indices!r}'
+            f'must be integers from {-depth} to {depth - 1}, as arch has {depth} blocks, got '
+            f'{indices!r}',
+            'out_indices',
         )
     blocks = tuple(int(index) % depth for index in given)
     if list(blocks) != sorted(set(blocks)):
         raise UserError(
-            f'model.backbone.out_indices must rise, each block once, got {indices!r}, which are '
-            f'blocks {list(blocks)}'
+            f'must rise, each block once, got {indices!r}, which are blocks {list(blocks)}',
+            'out_indices',
         )
     return blocks
 
@@ -362,13 +363,13 @@ def frozen_stages_of(value: int, depth: int, num_experts: int) -> int:
     """``value`` as a number of frozen blocks, or -1; raises :class:`UserError`."""
     if not _is_between(value, -1, depth):
         raise UserError(
-            f'model.backbone.frozen_stages must be an integer from -1 to {depth}, the blocks of '
-            f'arch, got {value!r}'
+            f'must be an integer from -1 to {depth}, the blocks of arch, got {value!r}',
+            'frozen_stages',
         )
     if value >= 0 and num_experts:
         raise UserError(
-            f'model.backbone.frozen_stages is {value}: with mole the whole supernet is frozen '
-            'beside its experts; leave frozen_stages out'
+            f'is {value}: with mole the whole supernet is frozen beside its experts; leave it out',
+            'frozen_stages',
         )
     return int(value)
 
@@ -399,7 +400,7 @@ def check_patch_size(size: int | None, allowed: Sequence[int], what: str) -> Non
     if size not in (None, *allowed):
         raise UserError(
             f'{what} does not fit: patch_size is {size}, the supernet has {list(allowed)}; choose '
-            'one of them, or list it in model.backbone.patch_size'
+            'one of them, or list it in patch_size of the backbone'
         )
 
 

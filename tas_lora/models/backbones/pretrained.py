@@ -7,13 +7,13 @@ reads no safetensors.
 from mmengine.model import PretrainedInit
 from torch import nn
 
-from ...checks import one_of, within
+from ...checks import inside, one_of
 from ...errors import UserError
 from ..checkpoint import adapt_state_dict, adapt_to_start
 from ..safe_load import read_state_dict
 
 _PREFIX = 'backbone.'
-_FIELD = 'model.backbone.init_cfg'
+_FIELD = 'ElasticViT.init_cfg'  # asked for after the backbone is built
 
 
 def pretrained_file(init_cfg: dict | list | None) -> str | None:
@@ -29,7 +29,7 @@ def pretrained_file(init_cfg: dict | list | None) -> str | None:
             unknown = sorted(set(config) - {'type', 'checkpoint', 'prefix', 'map_location'})
             if not isinstance(config.get('checkpoint'), str) or unknown:
                 raise UserError(
-                    f"{_FIELD} must be dict(type='Pretrained', checkpoint=FILE), got {config!r}"
+                    f"must be dict(type='Pretrained', checkpoint=FILE), got {config!r}", _FIELD
                 )
             one_of(config.get('prefix'), f'{_FIELD}.prefix', (None, 'backbone', _PREFIX))
             return config['checkpoint']
@@ -45,7 +45,7 @@ def load_pretrained(backbone: nn.Module, file: str) -> None:
         UserError: If the file is none of these, or its backbone is of another architecture.
     """
     own = {_PREFIX + name: value for name, value in backbone.state_dict(keep_vars=True).items()}
-    with within(f'{_FIELD}.checkpoint {file}'):
+    with inside(f'{_FIELD}.checkpoint {file}'):
         state = read_state_dict(file)
         adapt_to_start(state, own)
         state = {name: value for name, value in state.items() if name.startswith(_PREFIX)}

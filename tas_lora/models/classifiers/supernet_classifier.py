@@ -57,20 +57,20 @@ class SupernetClassifier(ImageClassifier):
         freeze_supernet: bool = True,
         **kwargs,
     ):
-        _refuse_pretrained(dict(kwargs, backbone=backbone, head=head, router=router), 'model')
+        _refuse_pretrained(dict(kwargs, backbone=backbone, head=head, router=router))
         for name, value in dict(kwargs, backbone=backbone).items():
-            _check_kind(value, f'model.{name}', _KINDS.get(name, (object,)))
-        with blame('model.backbone, neck, data_preprocessor or train_cfg cannot be built'):
+            _check_kind(value, name, _KINDS.get(name, (object,)))
+        with blame('backbone, neck, data_preprocessor or train_cfg cannot be built'):
             super().__init__(backbone, **kwargs)
         if not isinstance(self.backbone, ElasticViT):
-            raise UserError(f'model.backbone must be a tas_lora.ElasticViT, got {backbone!r}')
+            raise UserError(f'must be a tas_lora.ElasticViT, got {backbone!r}', 'backbone')
         self.head = self._build_head(head)
-        self.router = None if router is None else build_part(MODELS, router, Router, 'model.router')
+        self.router = None if router is None else build_part(MODELS, router, Router, 'router')
         self._check_router()
         self._check_data_preprocessor()
         for name, part in (('backbone', self.backbone), ('router', self.router)):
-            _check_kind(part and part.init_cfg, f'model.{name}.init_cfg', _KINDS['init_cfg'])
-        if boolean(freeze_supernet, 'model.freeze_supernet') and self.router is not None:
+            _check_kind(part and part.init_cfg, f'{name}.init_cfg', _KINDS['init_cfg'])
+        if boolean(freeze_supernet, 'freeze_supernet') and self.router is not None:
             self._freeze_supernet()
         self._subnet = self.backbone.arch
         if self.router is not None:
@@ -151,14 +151,14 @@ class SupernetClassifier(ImageClassifier):
         width = self.backbone.arch.embed_dim
         if isinstance(head, dict):
             ours = head.get('type') == 'tas_lora.ElasticClsHead'
-            with blame('model.head cannot be built'):
+            with blame('cannot be built', 'head'):
                 head = MODELS.build((dict(in_channels=width) if ours else {}) | head)
         if head is not None and not isinstance(head, nn.Module):
-            raise UserError(f'model.head must be a dict with a type, got {head!r}')
+            raise UserError(f'must be a dict with a type, got {head!r}', 'head')
         channels = getattr(head, 'in_channels', width)  # a head need not have the attribute
         if channels != width:
             raise UserError(
-                f'model.head.in_channels is {channels}, the backbone is {width} wide; leave it out'
+                f'is {channels}, the backbone is {width} wide; leave it out', 'head.in_channels'
             )
         return head
 
@@ -170,9 +170,9 @@ class SupernetClassifier(ImageClassifier):
             )
         if self.router is not None and num_experts != self.router.num_experts:
             raise UserError(
-                f'backbone.mole.num_experts is {num_experts}, but router.space has '
-                f'{self.router.num_experts} groups ({" x ".join(self.router.attributes)}); '
-                f'set num_experts={self.router.num_experts}'
+                f'is {num_experts}, but router.space has {self.router.num_experts} groups '
+                f'({" x ".join(self.router.attributes)}); set it to {self.router.num_experts}',
+                'backbone.mole.num_experts',
             )
 
     def _check_data_preprocessor(self) -> None:
@@ -204,16 +204,16 @@ class SupernetClassifier(ImageClassifier):
 
 
 def _check_kind(value, field: str, kinds: tuple[type, ...]) -> None:
-    if not isinstance(value, kinds) and (value is not None or field == 'model.backbone'):
+    if not isinstance(value, kinds) and (value is not None or field == 'backbone'):
         names = ' or a '.join(kind.__name__ for kind in kinds)
-        raise UserError(f'{field} must be a {names}, got {value!r}')
+        raise UserError(f'must be a {names}, got {value!r}', field)
 
 
-def _refuse_pretrained(config, path: str) -> None:
+def _refuse_pretrained(config, path: str = '') -> None:
     """MMEngine loads such weights by unpickling whatever an address gives."""
     items = config.items() if isinstance(config, dict) else enumerate(config)
     for key, value in items:
         if value is not None and (key == 'pretrained' or (key, value) == ('type', 'Pretrained')):
-            raise UserError(f'{path}.{key} is {value!r}; weights are loaded safely by load_from')
+            raise UserError(f'is {value!r}; weights are loaded safely by load_from', f'{path}{key}')
         if isinstance(value, (dict, list, tuple)):
-            _refuse_pretrained(value, f'{path}.{key}')
+            _refuse_pretrained(value, f'{path}{key}.')

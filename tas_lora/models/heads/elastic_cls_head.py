@@ -55,16 +55,16 @@ class ElasticClsHead(LinearClsHead):
         cal_acc: bool = False,
         **kwargs,
     ):
-        positive(num_classes, 'model.head.num_classes', int, most=10**6)
-        positive(in_channels, 'model.head.in_channels', int, most=10**5)
-        check_weights(num_classes * in_channels, 'model.head', 'num_classes or in_channels')
-        most = num_classes if boolean(cal_acc, 'model.head.cal_acc') else None
-        positives([topk] if isinstance(topk, int) else topk, 'model.head.topk', int, most)
-        with blame('model.head cannot be built'):
+        positive(num_classes, 'num_classes', int, most=10**6)
+        positive(in_channels, 'in_channels', int, most=10**5)
+        check_weights(num_classes * in_channels, 'num_classes or in_channels')
+        most = num_classes if boolean(cal_acc, 'cal_acc') else None
+        positives([topk] if isinstance(topk, int) else topk, 'topk', int, most)
+        with blame('cannot be built', ''):
             super().__init__(
                 num_classes, in_channels, init_cfg=None, topk=topk, cal_acc=cal_acc, **kwargs
             )
-        init_std = positive(init_std, 'model.head.init_std', float)
+        init_std = positive(init_std, 'init_std', float)
         self.fc = ElasticLinear(in_channels, num_classes, init_std=init_std)
 
     def loss_of_logits(self, logits: Tensor, data_samples: list[DataSample]) -> dict:

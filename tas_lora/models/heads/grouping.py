@@ -29,11 +29,11 @@ def block_attributes(subnet: Subnet, block: int, attributes: Sequence[str]) -> t
     return tuple(values[attribute] for attribute in attributes)
 
 
-def checked_attributes(values, field: str, space: SearchSpace) -> tuple[str, ...]:
+def checked_attributes(values, space: SearchSpace) -> tuple[str, ...]:
     """``values``, some of :data:`ATTRIBUTES` that ``space`` has; raises :class:`UserError`."""
-    attributes = some_of(values, field, ATTRIBUTES)
+    attributes = some_of(values, 'attributes', ATTRIBUTES)
     if 'patch_size' in attributes and space.patch_size is None:
-        raise UserError(f"{field} has 'patch_size', and the space no choices of it; give it some")
+        raise UserError("has 'patch_size', which the space leaves open; add choices", 'attributes')
     return attributes
 
 
@@ -68,9 +68,7 @@ class ArchitectureGroups(BlockGroups):
         clusters: Mapping[str, Sequence[Sequence]] | None = None,
     ):
         self.space = SearchSpace.coerce(space)
-        self.attributes = checked_attributes(
-            attributes, 'model.router.grouping.attributes', self.space
-        )
+        self.attributes = checked_attributes(attributes, self.space)
         clusters = {} if clusters is None else clusters
         self._check_clusters(clusters)
         # For each attribute the cluster of each choice; on its own unless clustered.
@@ -111,17 +109,17 @@ class ArchitectureGroups(BlockGroups):
         return self._group[tuple(c[v] for c, v in zip(self._cluster, values, strict=True))]
 
     def _check_clusters(self, clusters: Mapping) -> None:
-        field = 'model.router.grouping.clusters'
         if not isinstance(clusters, Mapping):
-            raise UserError(f'{field} must be a dict of lists of lists, got {clusters!r}')
+            raise UserError(f'must be a dict of lists of lists, got {clusters!r}', 'clusters')
         for name, members in clusters.items():
             if name not in self.attributes:
-                raise UserError(f'{field}.{name}: not grouped by; attributes are {self.attributes}')
+                raise UserError(f'is not among attributes, {self.attributes}', f'clusters.{name}')
             choices = list(getattr(self.space, name))
             if not _is_partition(members, choices):
                 raise UserError(
-                    f'{field}.{name} must hold every choice once: {choices}, in lists of those to '
-                    f'be taken as one, got {members!r}'
+                    f'must hold every choice once: {choices}, in lists of those to be taken as '
+                    f'one, got {members!r}',
+                    f'clusters.{name}',
                 )
 
 
@@ -151,8 +149,8 @@ class RandomGroups(BlockGroups):
     """
 
     def __init__(self, space: SearchSpace | dict, num_groups: int, seed: int = 0):
-        self.num_groups = positive(num_groups, 'model.router.grouping.num_groups', int)
-        self.seed = natural(seed, 'model.router.grouping.seed')
+        self.num_groups = positive(num_groups, 'num_groups', int)
+        self.seed = natural(seed, 'seed')
 
     def __len__(self) -> int:
         return self.num_groups
@@ -182,9 +180,9 @@ class ParamCountGroups(BlockGroups):
         self, space: SearchSpace | dict, num_groups: int, samples: int = 4096, seed: int = 0
     ):
         # As many subnets are drawn, hence the limit; more groups than subnets would be empty.
-        samples = positive(samples, 'model.router.grouping.samples', int, most=10**6)
-        self.num_groups = positive(num_groups, 'model.router.grouping.num_groups', int, samples)
-        rng = np.random.default_rng(natural(seed, 'model.router.grouping.seed'))
+        samples = positive(samples, 'samples', int, most=10**6)
+        self.num_groups = positive(num_groups, 'num_groups', int, samples)
+        rng = np.random.default_rng(natural(seed, 'seed'))
         space = SearchSpace.coerce(space)
         counts = [count_params(space.sample(rng)) for _ in range(samples)]
         inner = np.linspace(0, 1, self.num_groups + 1)[1:-1]

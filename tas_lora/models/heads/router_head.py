@@ -80,17 +80,17 @@ class RouterHead(Router):
     ):
         super().__init__(init_cfg)
         self.space = SearchSpace.coerce(space)
-        self.attributes = checked_attributes(attributes, 'model.router.attributes', self.space)
+        self.attributes = checked_attributes(attributes, self.space)
         self.num_blocks = max(self.space.depth)
         self.groups = self._build_groups(grouping)
         self.num_experts = self._count_experts(init, num_experts)
-        shape = self._head_shape(init, positive(hidden_size, 'model.router.hidden_size', int))
+        shape = self._head_shape(init, positive(hidden_size, 'hidden_size', int))
         choices = {name: getattr(self.space, name) for name in self.attributes}
         self.embeddings = nn.ModuleDict(
             {name: nn.Embedding(len(values), hidden_size) for name, values in choices.items()}
         )
         self.encoder = self.build_encoder(len(self._levels()) * hidden_size, hidden_size)
-        self._build_heads(init, shape, positive(beta, 'model.router.beta', float))
+        self._build_heads(init, shape, positive(beta, 'beta', float))
 
     def build_encoder(self, in_features: int, hidden_size: int) -> nn.Module:
         """The module that :meth:`encode` runs; variants differ in these two."""
@@ -138,18 +138,19 @@ class RouterHead(Router):
         if isinstance(grouping, Mapping) and 'ArchitectureGroups' in str(grouping.get('type')):
             default = dict(attributes=self.attributes)
         return build_part(
-            TASK_UTILS, grouping, BlockGroups, 'model.router.grouping', space=self.space, **default
+            TASK_UTILS, grouping, BlockGroups, 'grouping', space=self.space, **default
         )
 
     def _count_experts(self, init: str, num_experts: int | None) -> int:
-        one_of(init, 'model.router.init', ('group_wise', 'random'))
+        one_of(init, 'init', ('group_wise', 'random'))
         if num_experts is None:
             return len(self.groups)
-        positive(num_experts, 'model.router.num_experts', int)
+        positive(num_experts, 'num_experts', int)
         if init == 'group_wise' and num_experts != len(self.groups):
             raise UserError(
-                f'model.router.num_experts is {num_experts}, but there are {len(self.groups)} '
-                "groups; with init='group_wise' they are as many"
+                f'is {num_experts}, but there are {len(self.groups)} groups; with '
+                "init='group_wise' they are as many",
+                'num_experts',
             )
         return num_experts
 
@@ -157,7 +158,7 @@ class RouterHead(Router):
         """(heads, blocks, layers, d, K), refused if it or the encoder needs too much memory."""
         heads = self.num_experts if init == 'group_wise' else 1
         shape = (heads, self.num_blocks, LAYERS_PER_BLOCK, hidden_size, self.num_experts)
-        check_weights(prod(shape) + 16 * hidden_size**2, 'model.router', 'hidden_size or groups')
+        check_weights(prod(shape) + 16 * hidden_size**2, 'hidden_size or groups')
         return shape
 
     def _build_heads(self, init: str, shape: tuple[int, ...], beta: float) -> None:

@@ -1,16 +1,15 @@
 """How many experts, of which rank, each linear layer gets."""
 
-import json
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ...checks import positive, positives, some_of
+from ...checks import positive, positives, some_of, within
 from ...errors import UserError
+from ...provenance import read_json
 
 LAYER_KINDS = ('qkv', 'proj', 'fc1', 'fc2')  # of a block, in the order of the router's rows
 _OPTIONS = ('num_experts', 'rank', 'layers', 'layer_experts', 'importance')
-_FIELD = 'model.backbone.mole'
 _MOST = 4096  # experts, and ranks: they are dealt out one by one
 
 
@@ -47,16 +46,19 @@ def expert_sizes(mole: Mapping | None, depth: int) -> list[dict[str, tuple[int, 
     if mole is None:
         return [{}] * depth
     if not isinstance(mole, Mapping) or not set(_OPTIONS[:2]) <= set(mole) <= set(_OPTIONS):
-        raise UserError(
-            f'model.backbone.mole is a dict of {_OPTIONS}, the first two always; got {mole!r}'
-        )
+        raise UserError(f'must be a dict of {_OPTIONS}, the first two always, got {mole!r}', 'mole')
+    with within('mole'):
+        return _expert_sizes(mole, depth)
+
+
+def _expert_sizes(mole: Mapping, depth: int) -> list[dict[str, tuple[int, int]]]:
     K, rank, mean_experts = (
-        positive(mole.get(option, mole['num_experts']), f'{_FIELD}.{option}', int, _MOST)
+        positive(mole.get(option, mole['num_experts']), option, int, _MOST)
         for option in ('num_experts', 'rank', 'layer_experts')
     )
     if mean_experts > K:
-        raise UserError(f'{_FIELD}.layer_experts is {mean_experts}, more than num_experts, {K}')
-    named = some_of(mole.get('layers', LAYER_KINDS), f'{_FIELD}.layers', LAYER_KINDS)
+        raise UserError(f'is {mean_experts}, more than num_experts, {K}', 'layer_experts')
+    named = some_of(mole.get('layers', LAYER_KINDS), 'layers', LAYER_KINDS)
     kinds = [kind for kind in LAYER_KINDS if kind in named]
     scores = _scores(mole.get('importance'), depth)
     used = [(b, kind) for b in range(depth) for kind in kinds]
@@ -70,20 +72,18 @@ def _scores(importance, depth: int) -> list[list[float]]:
     """Importance of every layer, (depth, 4); the same for all if none is given."""
     if importance is None:
         return [[1.0] * len(LAYER_KINDS)] * depth
-    where = f'{_FIELD}.importance'
+    where = 'importance'
     if isinstance(importance, (str, Path)):
-        where = f'{_FIELD}.importance ({importance})'
-        try:
-            importance = json.loads(Path(importance).read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f'{where} cannot be read: {error}') from error
+        where = f'importance ({importance})'
+        importance = read_json(importance, 'importance')
     try:
         scores = [list(positives(block, where, float)) for block in importance]
     except (TypeError, UserError):
         scores = []
     if len(scores) != depth or any(len(block) != len(LAYER_KINDS) for block in scores):
         raise UserError(
-            f'{where} must hold {depth} lists, one a block, of {len(LAYER_KINDS)} positive '
-            f'numbers, for {", ".join(LAYER_KINDS)}, got {reprlib.repr(importance)}'
+            f'must hold {depth} lists, one a block, of {len(LAYER_KINDS)} positive numbers, for '
+            f'{", ".join(LAYER_KINDS)}, got {reprlib.repr(importance)}',
+            where,
         )
     return scores

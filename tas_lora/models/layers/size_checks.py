@@ -16,33 +16,33 @@ _MOST_WEIGHTS = 4 * 10**9  # 16 GB
 def checked_sizes(**sizes: int) -> dict[str, int]:
     """The sizes of an ``ElasticViT``, each a positive integer."""
     for field, size in sizes.items():
-        positive(size, f'model.backbone.{field}', int)
+        positive(size, field, int)
     return sizes
 
 
 def checked_patch_sizes(patch_size: int | Sequence[int], img_size: int) -> tuple[int, ...]:
     """One or several patch sizes, from small to large, of each of which the image is a whole."""
-    field = 'model.backbone.patch_size'
-    is_list = isinstance(patch_size, (list, tuple)) and patch_size
-    several = positives(patch_size if is_list else [patch_size], field, int)
+    if isinstance(patch_size, (list, tuple)) and patch_size:
+        several = positives(patch_size, 'patch_size', int)
+    else:
+        several = (positive(patch_size, 'patch_size', int),)
     for size in several:
         if img_size % size:
             raise UserError(
-                f'model.backbone.img_size {img_size} is no multiple of patch_size {size}; choose '
-                'one that is'
+                f'{img_size} is no multiple of patch_size {size}; choose one that is', 'img_size'
             )
     return tuple(sorted(set(several)))
 
 
-def check_weights(count: int, what: str, fields: str) -> None:
-    """Refuse ``what``, a place in a config, if it would have more than 4 billion weights.
+def check_weights(count: int, fields: str) -> None:
+    """Refuse a part that would have more than 4 billion weights.
 
     Raises:
         UserError: Naming the ``fields`` that make it large.
     """
     if count > _MOST_WEIGHTS:
         raise UserError(
-            f'{what} would have {count:.1e} weights, of at most {_MOST_WEIGHTS:.0e}; lower {fields}'
+            f'would have {count:.1e} weights, of at most {_MOST_WEIGHTS:.0e}; lower {fields}', ''
         )
 
 
@@ -63,4 +63,4 @@ def check_supernet(arch: Subnet, spec: dict, experts: list[dict[str, tuple[int, 
         ends['fc2'] = ends['fc1']
         count += sum(number * rank * ends[kind] for kind, (number, rank) in block.items())
     fields = 'arch, mole, head_dim, in_channels, max_relative_position, or img_size / patch_size'
-    check_weights(count, 'model.backbone', fields)
+    check_weights(count, fields)

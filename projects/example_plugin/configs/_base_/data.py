@@ -2,7 +2,7 @@
 
 num_classes = 3  # folders in data/train; change it to yours
 img_size = 32
-held_out = 12  # images of data/train that no training sees; the search is scored on them
+held_out = 12  # images of data/train that are never trained on; they score the search
 
 data_preprocessor = dict(
     num_classes=num_classes,

@@ -1,4 +1,4 @@
-"""What MMEngine needs besides model, data and schedule."""
+"""MMEngine settings other than model, data and schedule."""
 
 default_scope = 'mmpretrain'
 custom_imports = dict(imports=['example_plugin'])

@@ -1,6 +1,6 @@
 """CAMO (camouflaged objects): data/camo/ with Images/Train, Images/Test and GT.
 
-1,000 images to train on, 250 to test; no validation set is published, so it is the test set here.
+1,000 training and 250 test images. No validation set is published: the test set is used for both.
 """
 
 _base_ = ['images_1024.py']

@@ -1,6 +1,6 @@
-"""COD10K (camouflaged objects): data/cod10k/ with Train/ and Test/, in each Image and GT_Object.
+"""COD10K (camouflaged objects): data/cod10k/ with {Train,Test}/{Image,GT_Object}/.
 
-No validation set is published, so it is the test set here.
+No validation set is published: the test set is used for both.
 """
 
 _base_ = ['images_1024.py']

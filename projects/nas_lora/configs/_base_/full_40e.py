@@ -1,6 +1,6 @@
 """All of SAM base trained for 40 epochs by Adam at 1e-4: the baseline of the published sets.
 
-Epochs and rate are those of the paper's adapters; what its baseline had is not published.
+Epochs and rate are those of the paper's adapters. Its baseline's settings are not published.
 """
 
 _base_ = ['sam_base.py', 'runtime.py']

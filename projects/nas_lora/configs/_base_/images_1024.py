@@ -1,6 +1,6 @@
-"""Images and masks of a published set, as squares of 1024 pixels: scores are those at that size.
+"""Images and masks of a published set, resized to squares of 1024 pixels, the size of scoring.
 
-What a set overrides is where its files are, and by which metrics it is scored.
+Each set overrides the paths of its files and its metrics.
 """
 
 resize = dict(type='Resize', scale=(1024, 1024), keep_ratio=False)

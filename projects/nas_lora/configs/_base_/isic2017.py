@@ -1,7 +1,7 @@
 """ISIC 2017, part 1 (skin lesions): data/isic2017/ with the six folders of the challenge.
 
-2,000 images to train on, 150 to validate, 600 to test. The images' folders hold superpixels, too,
-which end in .png and are left out.
+2,000 training, 150 validation and 600 test images. The image folders also hold superpixels, which
+end in .png and are ignored.
 """
 
 _base_ = ['images_1024.py']

@@ -1,7 +1,7 @@
 """Kvasir-SEG (polyps): data/kvasir/{train,val,test}/ with images/ and masks/, both .jpg.
 
-The published set (1,000 images) has no split of its own, and which one NAS-LoRA used is not
-published: make one.
+The published set (1,000 images) has no official split, and NAS-LoRA's is not published:
+make your own.
 """
 
 _base_ = ['images_1024.py']

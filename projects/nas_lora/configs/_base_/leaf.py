@@ -1,7 +1,7 @@
 """Leaf disease segmentation: data/leaf/{train,val,test}/ with images/ (.jpg) and masks/ (.png).
 
-The published set (588 images) has no split of its own, and which one NAS-LoRA used is not
-published: make one.
+The published set (588 images) has no official split, and NAS-LoRA's is not published:
+make your own.
 """
 
 _base_ = ['images_1024.py']

@@ -1,6 +1,6 @@
 """NAS-LoRA on SAM base by the published schedule: rank 3 on q, k and v of every block.
 
-T_B = 10 epochs of weights only, then weights and architecture parameters in turn until epoch 40.
+T_B = 10 epochs of weights only, then weights and architecture parameters alternate to epoch 40.
 """
 
 _base_ = ['sam_base.py', 'runtime.py']

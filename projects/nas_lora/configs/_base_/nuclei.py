@@ -1,6 +1,6 @@
 """Tiles of stained nuclei: tools/prepare_nuclei.py writes data/nuclei.
 
-Tiles without a nucleus, or with little of one, make the ratio over all pixels the steadier score.
+Some tiles hold little or no nucleus, so one ratio over all pixels is the more stable score.
 """
 
 _base_ = ['tiles_64.py']

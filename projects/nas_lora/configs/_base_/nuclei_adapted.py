@@ -1,9 +1,9 @@
-"""The harness of all methods on nuclei: a frozen tiny SAM, whose decoder is trained.
+"""Shared settings of all methods on nuclei: a frozen tiny SAM with a trained decoder.
 
 20 epochs of 5 batches, half of the published 40, at a constant rate, as no schedule is published.
-The rate is 1e-2 where the paper has 1e-4, as there are 100 steps for its thousands: of 1e-3, 3e-3
-and 1e-2 the best, or within .002 of it, for each adapter and for the decoder alone; measured on
-the validation tiles, by a seed that is none of the comparison's.
+The rate is 1e-2 instead of the paper's 1e-4, as there are 100 steps instead of thousands. Among
+1e-3, 3e-3 and 1e-2 it is the best, or within .002 of the best, for each adapter and for the decoder
+only. It was chosen on the validation tiles, with a seed outside the comparison.
 """
 
 _base_ = ['sam_tiny_on_stamps.py', 'nuclei.py', 'runtime.py']

@@ -1,4 +1,4 @@
-"""What MMEngine needs besides model, data and schedule."""
+"""MMEngine settings other than model, data and schedule."""
 
 default_scope = 'mmpretrain'
 custom_imports = dict(imports=['nas_lora'])
@@ -9,6 +9,6 @@ default_hooks = dict(
 )
 val_cfg = dict()
 test_cfg = dict()
-# Architecture parameters outside their turn and experts without a map get no gradient.
+# Architecture parameters outside their turn and experts without input get no gradient.
 find_unused_parameters = True
 randomness = dict(seed=0)

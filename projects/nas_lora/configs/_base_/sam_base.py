@@ -2,8 +2,8 @@
 
 Point ``pretrained`` to a file of SAM base: Meta's sam_vit_b_01ec64.pth, Hugging Face's
 model.safetensors (facebook/sam-vit-base), or OpenMMLab's
-vit-base-p16_sam-pre_3rdparty_sa1b-1024px_20230411-2320f9cc.pth (its encoder alone; the decoder
-then starts untrained). None of the three has been tried here, but files with their names have.
+vit-base-p16_sam-pre_3rdparty_sa1b-1024px_20230411-2320f9cc.pth (the encoder only; the decoder then
+starts untrained). None of the three files was tried here, only files with the same tensor names.
 """
 
 model = dict(

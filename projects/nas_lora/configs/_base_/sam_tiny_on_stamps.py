@@ -1,4 +1,4 @@
-"""The tiny SAM as pretrain_stamps.py leaves it."""
+"""The tiny SAM after pretrain_stamps.py."""
 
 _base_ = ['sam_tiny.py']
 

@@ -1,6 +1,6 @@
 """SBU (shadows): data/sbu/ with SBUTrain4KRecoveredSmall/ and SBU-Test/, as published.
 
-Scored by the balanced error rate. No validation set is published, so it is the test set here.
+Scored by the balanced error rate. No validation set is published: the test set is used for both.
 """
 
 _base_ = ['images_1024.py']

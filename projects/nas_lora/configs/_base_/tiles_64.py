@@ -1,4 +1,4 @@
-"""Small pictures and masks in data/SET/{train,val,test}/, as they are."""
+"""Small images and masks in data/SET/{train,val,test}/, at their own size."""
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -11,7 +11,7 @@ test_pipeline = [
     dict(type='nas_lora.LoadMask'),
     dict(type='nas_lora.PackMask'),
 ]
-loader = dict(num_workers=0, persistent_workers=False)  # MMPretrain's tools would have them
+loader = dict(num_workers=0, persistent_workers=False)  # otherwise MMPretrain's tools set them
 train_dataloader = dict(
     **loader,
     batch_size=16,

@@ -1,4 +1,4 @@
-# AutoFormer-S with experts: one per combination of heads, MLP ratio and width.
+# AutoFormer-S with one expert per combination of heads, MLP ratio and width.
 _base_ = './autoformer_s.py'
 
 model = dict(

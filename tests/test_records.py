@@ -1,8 +1,10 @@
-"""The journal: what it recalls is what was appended, or nothing at all."""
+"""Records of a search: what is read back is what was written, or it is refused by its line."""
 
+import json
 import math
 import tempfile
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from tiny import SPACE, repeatable, spaces
 
 from tas_lora import UserError
-from tas_lora.search import Journal, Outcome, Task
+from tas_lora.search import History, Journal, Outcome, Task, read_history
 
 SMALL, LARGE = SPACE.smallest(), SPACE.largest()
 TASKS = [
@@ -25,12 +27,12 @@ TASKS = [
 
 @pytest.fixture
 def path(tmp_path) -> Path:
-    return tmp_path / 'search_journal.bin'
+    return tmp_path / 'search_journal.jsonl'
 
 
 def write(path: Path, tasks=TASKS) -> list[int]:
     """Append outcomes; returns the size of the file before each, and at the end."""
-    journal, ends = Journal(path, resume=True), [path.stat().st_size if path.exists() else 0]
+    journal, ends = Journal(path), [path.stat().st_size if path.exists() else 0]
     for task, outcome in tasks:
         journal.append(task, outcome)
         ends.append(path.stat().st_size)
@@ -56,7 +58,7 @@ def is_outcome(found: Outcome | None, expected: Outcome) -> bool:
 
 def recalled(path: Path, tasks=TASKS) -> list[bool | None]:
     """For each task whether the right outcome is recalled; None where none is."""
-    journal = Journal(path, resume=True)
+    journal = Journal(path)
     found = [journal.recall(task) for task, _ in tasks]
     return [
         None if found is None else is_outcome(found, outcome)
@@ -86,26 +88,24 @@ def test_what_is_appended_is_recalled_to_the_bit(space, outcomes, precision):
 
 
 def test_what_is_not_there_is_not_recalled(path):
-    assert Journal(path, resume=True).recall(Task(0, SMALL)) is None
+    assert Journal(path).recall(Task(0, SMALL)) is None
     write(path)
-    assert Journal(path, resume=True).recall(Task(4, SMALL)) is None
+    assert Journal(path).recall(Task(4, SMALL)) is None
 
 
-def test_an_entry_torn_at_any_byte_is_cut_off_and_appending_goes_on(path):
+def test_a_last_line_torn_at_any_byte_is_cut_off_and_written_again(path):
     ends = write(path)
     whole, (*_, start, end) = path.read_bytes(), ends
     for size in range(start + 1, end):
         path.write_bytes(whole[:size])
-        with pytest.warns(
-            UserWarning, match=f'journal.bin: the last {size - start} bytes are torn'
-        ):
+        with pytest.warns(UserWarning, match='journal.jsonl: the last line is torn, and left out'):
             assert recalled(path) == [True, True, True, None]
         assert path.stat().st_size == start
         write(path, TASKS[3:])
         assert path.read_bytes() == whole
 
 
-def test_a_first_entry_torn_at_any_byte_is_no_other_file(path):
+def test_a_first_line_torn_at_any_byte_is_cut_off(path):
     end = write(path)[1]
     whole = path.read_bytes()
     for size in range(1, end):
@@ -115,20 +115,29 @@ def test_a_first_entry_torn_at_any_byte_is_no_other_file(path):
 
 
 @pytest.mark.parametrize('flip', [0x01, 0x20, 0xFF])
-def test_a_damaged_byte_hides_its_entry_and_the_later_ones(path, flip):
+def test_a_changed_byte_is_refused_by_its_line(path, flip):
+    """Unless that is the last one: it looks torn, and its task is evaluated again."""
     ends = write(path)
     whole = path.read_bytes()
-    for place in range(len(whole)):
+    for place in range(len(whole) - 1):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
-        entry = sum(end <= place for end in ends[1:])
-        if place < 4:
-            with pytest.raises(UserError, match='is no journal of a search'):
-                Journal(path, resume=True)
+        line = 1 + sum(end <= place for end in ends[1:])
+        if line == 4 or place == ends[3] - 1:  # without its end, a line is one with the next
+            with pytest.warns(UserWarning, match='the last line is torn'):
+                assert recalled(path) == [True] * (line - 1) + [None] * (5 - line)
+            write(path, TASKS[line - 1 :])
+            assert path.read_bytes() == whole
             continue
-        with pytest.warns(UserWarning, match=f'the last {len(whole) - ends[entry]} bytes are torn'):
-            assert recalled(path) == [True] * entry + [None] * (4 - entry)
-        write(path, TASKS[entry:])
-        assert path.read_bytes() == whole
+        with pytest.raises(UserError, match=f'journal.jsonl, line {line} is damaged: .* CRC-32'):
+            Journal(path)
+
+
+def test_the_checksum_is_that_of_the_line_without_it(path):
+    write(path)
+    for line in path.read_text().splitlines():
+        text, checksum = line[:-1].split(', "crc32": ')
+        assert int(checksum) == zlib.crc32(f'{text}}}'.encode())
+        assert json.loads(line)['crc32'] == int(checksum)
 
 
 def test_a_whole_journal_gives_no_warning(path):
@@ -154,38 +163,27 @@ def test_a_task_of_another_search_is_refused(path, other):
     write(path)
     message = 'entry 1 is not of the subnet and images that this search evaluates next.* anew'
     with pytest.raises(UserError, match=message):
-        Journal(path, resume=True).recall(other)
+        Journal(path).recall(other)
 
 
-@pytest.mark.parametrize('content', [b'{"subnet": {}}\n', b'PK\3\4', b'T\0', b'\0' * 99])
+@pytest.mark.parametrize('content', [b'PK\3\4', b'T\0', b'\0' * 99, b'text\n', b'a\nb\nc'])
 def test_a_file_of_something_else_is_refused_and_left_as_it_is(path, content):
     path.write_bytes(content)
-    with pytest.raises(UserError, match='journal.bin is no journal of a search; search anew'):
-        Journal(path, resume=True)
+    with pytest.raises(UserError, match=r'search_journal.jsonl(, line 1 is damaged| is not a)'):
+        Journal(path)
     assert path.read_bytes() == content
 
 
 def test_a_folder_is_refused(path):
     path.mkdir()
-    with pytest.raises(UserError, match='search_journal.bin cannot be read'):
-        Journal(path, resume=True)
+    with pytest.raises(UserError, match='search journal .*search_journal.jsonl cannot be read'):
+        Journal(path)
 
 
 def test_an_empty_file_is_a_journal(path):
     path.touch()
     write(path)
     assert recalled(path) == [True] * 4
-
-
-def test_a_new_search_moves_the_journal_aside(path):
-    write(path)
-    before = path.read_bytes()
-    journal = Journal(path, resume=False)
-    assert not path.exists()
-    assert journal.recall(TASKS[0][0]) is None
-    assert path.with_name('search_journal.bin.old').read_bytes() == before
-    write(path, TASKS[:1])
-    assert recalled(path) == [True, None, None, None]
 
 
 def test_of_an_entry_that_is_there_twice_the_later_holds(path):
@@ -197,3 +195,56 @@ def test_of_an_entry_that_is_there_twice_the_later_holds(path):
 def test_entries_may_come_in_any_order(path):
     write(path, TASKS[::-1])
     assert recalled(path) == [True] * 4
+
+
+# The history, which has no checksum: as version 0.1 wrote it, byte for byte
+
+LINES = [
+    {
+        **dict(phase='search', generation=0, precision='float32', images=287, error=0.0),
+        **dict(cross_entropy=1.5, top1=float('nan'), subnet=subnet.to_dict(), params=12345),
+    }
+    for subnet in (SMALL, LARGE)
+]
+OF_0_1 = (
+    '{"phase": "search", "generation": 0, "precision": "float32", "images": 287, "error": 0.0, '
+    '"cross_entropy": 1.5, "top1": NaN, "subnet": {"embed_dim": 16, "num_heads": [1, 1], '
+    '"mlp_ratio": [1.0, 1.0]}, "params": 12345}\n'
+)
+
+
+def test_a_history_is_as_before(tmp_path):
+    path = tmp_path / 'search_history.jsonl'
+    History(path).add(LINES[0])
+    assert path.read_text() == OF_0_1
+    History(path).add(LINES[0])  # compared, not written again
+    assert path.read_text() == OF_0_1
+    assert str(read_history(path)) == str(LINES[:1])  # NaN is not equal to itself
+
+
+def test_a_history_of_another_search_is_refused(tmp_path):
+    path = tmp_path / 'search_history.jsonl'
+    path.write_text(OF_0_1)
+    for change in (dict(cross_entropy=1.6), dict(generation=1), dict(flops=3)):
+        with pytest.raises(UserError, match='line 1 is not of the subnet'):
+            History(path).add(LINES[0] | change)
+    History(path).add(LINES[0] | dict(cross_entropy=1.5001, error=0.1))
+
+
+def test_a_torn_history_is_cut_and_written_again(tmp_path):
+    path = tmp_path / 'search_history.jsonl'
+
+    def write_all() -> bytes:
+        history = History(path)
+        for line in LINES:
+            history.add(line)
+        return path.read_bytes()
+
+    whole = write_all()
+    for size in range(1, len(whole)):
+        path.write_bytes(whole[:size])
+        if size == len(OF_0_1):
+            assert write_all() == whole
+            continue
+        with pytest.warns(UserWarning, match='history.jsonl: the last line is torn, and left out'):
+            assert write_all() == whole

@@ -1,4 +1,4 @@
-# AutoFormer-T with experts: one per combination of heads, MLP ratio and width.
+# AutoFormer-T with one expert per combination of heads, MLP ratio and width.
 _base_ = './autoformer_t.py'
 
 model = dict(

@@ -1,4 +1,4 @@
-# AutoFormer-B with experts: one per combination of heads, MLP ratio and width.
+# AutoFormer-B with one expert per combination of heads, MLP ratio and width.
 _base_ = './autoformer_b.py'
 
 model = dict(
