@@ -2,6 +2,7 @@
 
 import gc
 import runpy
+import signal
 import sys
 from itertools import count
 from pathlib import Path
@@ -71,6 +72,16 @@ def fresh_loggers():
     """MMEngine keeps loggers by name and second; a reused one would write to a closed capture."""
     yield
     MMLogger._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def same_signals():
+    """A training that a test leaves halfway has handlers, which make forked processes deaf."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope='session')

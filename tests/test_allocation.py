@@ -198,7 +198,7 @@ def test_scores_from_the_tool_fit_the_config(digits_root, tmp_path, capsys):
     assert sum(ranks) == 4 * 16
     assert len(set(ranks)) > 1
     assert call_tool(tool, ROOT / 'configs' / 'digits_search.py', 'x.pth', '--out', out) == 2
-    assert 'trains no supernet: it has no train_cfg.space' in capsys.readouterr().err
+    assert 'has no train_cfg.space; use the config of a supernet' in capsys.readouterr().err
     few = (arguments[0], 1, *arguments[2:], 'train_cfg.space.depth=[2]')
     assert call_tool(tool, config, tmp_path / 'start.pth', *few) == 2
-    assert 'blocks 2, 3 took part in no batch; raise --batches' in capsys.readouterr().err
+    assert 'blocks 2, 3 were active in no batch; raise --batches' in capsys.readouterr().err

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from test_export import trained_like
 from tiny import SPACE, images, randomize, tiny_model
 
-from tas_lora import Subnet, UserError, export, export_subnet
+from tas_lora import Subnet, UserError, export_subnet
 from tas_lora.export import FORMATS, ParityCheck, Source, export_formats, find_formats, formats
 from tas_lora.export import onnx as onnx_format
 
@@ -267,11 +267,3 @@ def test_missing_packages_name_their_extra(monkeypatch):
     ]
     with pytest.raises(UserError, match='--formats must be all or some of safetensors, onnx'):
         find_formats(['tensorrt'])
-
-
-def test_the_name_of_0_1_still_works():
-    with pytest.warns(DeprecationWarning, match='Outcome is called ParityCheck now'):
-        from tas_lora.export import Outcome
-    assert Outcome is ParityCheck
-    with pytest.raises(AttributeError, match='no attribute'):
-        export.nonsense  # noqa: B018

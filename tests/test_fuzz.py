@@ -313,7 +313,7 @@ def test_a_torn_last_line_is_left_out(folder, cut):
     if cut == len(HISTORY) // 3:
         assert len(read_history(path)) == 2
         return
-    with pytest.warns(UserWarning, match='the last line is torn, and left out'):
+    with pytest.warns(UserWarning, match='the last line is truncated, ignored'):
         assert read_history(path) == [RECORD] * 2
 
 

@@ -18,6 +18,7 @@ LAYERS = (
     (
         'tas_lora.errors',
         'tas_lora.checks',
+        'tas_lora.renamed',
         'tas_lora.provenance',
         'tas_lora.atomic_files',
         'tas_lora.registry',

@@ -244,7 +244,7 @@ def test_a_torn_last_line_is_measured_again(path):
     last = whole.splitlines(keepends=True)[-1]
     for cut in range(1, len(last)):
         path.write_bytes(whole[:-cut])
-        with pytest.warns(UserWarning, match='measured.jsonl: the last line is torn, and left out'):
+        with pytest.warns(UserWarning, match='measured.jsonl: the last line is truncated, ignored'):
             again = resumed(path, by_counting(7.0))
         found = [again.cost('latency', subnet) for subnet in SUBNETS]
         assert found == [*expected[:2], 7]
@@ -253,7 +253,7 @@ def test_a_torn_last_line_is_measured_again(path):
 
 def test_a_torn_first_line_is_measured_again(path):
     path.write_text('{"subnet": {"embed')
-    with pytest.warns(UserWarning, match='the last line is torn'):
+    with pytest.warns(UserWarning, match='the last line is truncated'):
         assert resumed(path, never).known == {}
     assert path.read_bytes() == b''
 

@@ -98,7 +98,7 @@ def test_a_last_line_torn_at_any_byte_is_cut_off_and_written_again(path):
     whole, (*_, start, end) = path.read_bytes(), ends
     for size in range(start + 1, end):
         path.write_bytes(whole[:size])
-        with pytest.warns(UserWarning, match='journal.jsonl: the last line is torn, and left out'):
+        with pytest.warns(UserWarning, match='journal.jsonl: the last line is truncated, ignored'):
             assert recalled(path) == [True, True, True, None]
         assert path.stat().st_size == start
         write(path, TASKS[3:])
@@ -110,20 +110,20 @@ def test_a_first_line_torn_at_any_byte_is_cut_off(path):
     whole = path.read_bytes()
     for size in range(1, end):
         path.write_bytes(whole[:size])
-        with pytest.warns(UserWarning, match='torn, and left out'):
+        with pytest.warns(UserWarning, match='truncated, ignored'):
             assert recalled(path) == [None] * 4
 
 
 @pytest.mark.parametrize('flip', [0x01, 0x20, 0xFF])
 def test_a_changed_byte_is_refused_by_its_line(path, flip):
-    """Unless that is the last one: it looks torn, and its task is evaluated again."""
+    """Unless that is the last one: it looks truncated, and its task is evaluated again."""
     ends = write(path)
     whole = path.read_bytes()
     for place in range(len(whole) - 1):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
         line = 1 + sum(end <= place for end in ends[1:])
         if line == 4 or place == ends[3] - 1:  # without its end, a line is one with the next
-            with pytest.warns(UserWarning, match='the last line is torn'):
+            with pytest.warns(UserWarning, match='the last line is truncated'):
                 assert recalled(path) == [True] * (line - 1) + [None] * (5 - line)
             write(path, TASKS[line - 1 :])
             assert path.read_bytes() == whole
@@ -161,7 +161,7 @@ def test_a_whole_journal_gives_no_warning(path):
 )
 def test_a_task_of_another_search_is_refused(path, other):
     write(path)
-    message = 'entry 1 is not of the subnet and images that this search evaluates next.* anew'
+    message = 'entry 1 is not of the subnet and images that this search evaluates next.* new one'
     with pytest.raises(UserError, match=message):
         Journal(path).recall(other)
 
@@ -246,5 +246,5 @@ def test_a_torn_history_is_cut_and_written_again(tmp_path):
         if size == len(OF_0_1):
             assert write_all() == whole
             continue
-        with pytest.warns(UserWarning, match='history.jsonl: the last line is torn, and left out'):
+        with pytest.warns(UserWarning, match='history.jsonl: the last line is truncated, ignored'):
             assert write_all() == whole

@@ -282,7 +282,7 @@ def test_winners_scored_again_come_first(tmp_path):
     assert scores[0] == 1.75
     assert round(second, 4) not in scores
     assert scores[1:] == sorted(scores[1:])
-    assert 'The first 1 were scored again' in page.text()
+    assert 'The first was scored again in float32' in page.text()
 
 
 @pytest.mark.parametrize(

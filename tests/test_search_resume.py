@@ -126,7 +126,7 @@ def test_what_was_evaluated_is_not_evaluated_again(config, monkeypatch):
 def test_a_torn_last_line_is_scored_again(config, first):
     expected, path = found_in(first), first / 'search_history.jsonl'
     path.write_text(''.join(expected[0].splitlines(keepends=True)[:7])[:-20])
-    with pytest.warns(UserWarning, match='the last line is torn, and left out'):
+    with pytest.warns(UserWarning, match='the last line is truncated, ignored'):
         assert search(config('first', resume=True)) == expected
 
 
@@ -236,7 +236,7 @@ def test_a_history_of_other_numbers_is_refused(config, first):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[3]['cross_entropy'] *= 1.5
     path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-    with pytest.raises(UserError, match='line 4 is not of the subnet .* or has other numbers'):
+    with pytest.raises(UserError, match='line 4 is not of the subnet .* or has different numbers'):
         search(config('first', resume=True))
 
 

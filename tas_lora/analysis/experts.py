@@ -1,4 +1,4 @@
-"""How alike the experts of a layer are: their factors, what they add to weights, what they say."""
+"""Similarity of the experts of a layer: of their factors, weight updates and outputs."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ MEASURES = ('a', 'b', 'product', 'output')
 
 @dataclass(frozen=True)
 class ExpertLayer:
-    """A layer with experts, as a subnet slices it.
+    """A layer with experts, sliced for a subnet.
 
     Attributes:
-        name: Such as 'block 0 qkv', blocks from 0.
-        place: Block and layer kind, the row of the router's gates.
+        name: For example 'block 0 qkv'; blocks count from 0.
+        place: Indices of block and layer kind in the router's gates.
         layer: The module.
-        out_features: Rows in use, of each part.
+        out_features: Rows in use in each part.
         in_features: Columns in use.
     """
 
@@ -36,32 +36,32 @@ class ExpertLayer:
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Down (K, R, i) and up projections (K, P o, R) in use, without gradients."""
+        """Active down (K, R, i) and up projections (K, P o, R), detached."""
         down = self.layer.lora_a.detach()[..., : self.in_features]
         up = self.layer.lora_b.detach()[..., : self.out_features, :].flatten(1, -2)
         return down, up
 
 
-def require_experts(model: SupernetClassifier, name: str, several: bool = True) -> None:
-    """Refuse a model without experts, or with ``several`` one that has a single expert a layer.
+def require_experts(model: SupernetClassifier, name: str) -> None:
+    """Refuse a model without experts, or with a single expert per layer.
 
     Raises:
-        UserError: Saying that of the checkpoint ``name``.
+        UserError: About the checkpoint ``name``.
     """
     if model.router is None:
         raise UserError(
-            f'{name} has no experts, its config is that of a bare supernet; give one of stage 2 '
-            '(a moLE config) with its checkpoint'
+            f'{name} has no experts: its config is for a plain supernet; use a moLE config, of '
+            'stage 2, and its checkpoint'
         )
-    if several and all(len(layer.lora_a) == 1 for layer in model.backbone.mole_layers()):
+    if all(len(layer.lora_a) == 1 for layer in model.backbone.mole_layers()):
         raise UserError(
-            f'{name} has one expert in each layer, which is always used and has no other to be '
-            'compared with; give a checkpoint with mole.num_experts of 2 or more'
+            f'{name} has one expert in each layer, so there is nothing to compare; use a '
+            'checkpoint with mole.num_experts of 2 or more'
         )
 
 
 def expert_layers(model: SupernetClassifier, subnet: Subnet) -> Iterator[ExpertLayer]:
-    """The layers with experts that ``subnet`` runs, in order."""
+    """Yield the layers with experts that ``subnet`` uses, in order."""
     for b, (block, widths) in enumerate(model.backbone.active_blocks(subnet)):
         for j, (layer, out_features, in_features) in enumerate(block.sliced_linears(*widths)):
             if isinstance(layer, MoLELinear):
@@ -70,10 +70,10 @@ def expert_layers(model: SupernetClassifier, subnet: Subnet) -> Iterator[ExpertL
 
 
 def factor_similarity(lora_a: Tensor, lora_b: Tensor) -> dict[str, np.ndarray]:
-    """Cosine of experts i and j as vectors of all their numbers.
+    """Cosine of experts i and j, as vectors of all their entries.
 
-    ``a`` and ``b`` depend on the basis in which an expert writes its R directions: the same
-    expert, rotated, has other factors. ``product`` does not, as <U_i D_i, U_j D_j> is the sum of
+    ``a`` and ``b`` depend on the basis of an expert's R directions: a rotation changes its factors
+    but not the expert. ``product`` does not: <U_i D_i, U_j D_j> is the sum of
     (U_i^T U_j) * (D_i D_j^T).
 
     Args:
@@ -81,8 +81,8 @@ def factor_similarity(lora_a: Tensor, lora_b: Tensor) -> dict[str, np.ndarray]:
         lora_b: Up projections U, (K, O, R).
 
     Returns:
-        (K, K) for 'a', 'b' and 'product'; NaN at an expert that is all zeros, as all are in 'b'
-        and 'product' before training.
+        (K, K) for 'a', 'b' and 'product'; NaN for an expert that is all zeros, as every one is in
+        'b' and 'product' before training.
     """
     down, up = _grams(lora_a, lora_b)
     return dict(
@@ -93,10 +93,10 @@ def factor_similarity(lora_a: Tensor, lora_b: Tensor) -> dict[str, np.ndarray]:
 
 
 def output_similarity(x: Tensor, lora_a: Tensor, lora_b: Tensor) -> np.ndarray:
-    """Cosine of what experts i and j add to the output, averaged over tokens.
+    """Cosine of the outputs of experts i and j, averaged over tokens.
 
-    The paper compares the experts' features (arXiv 2605.07256, supplementary): group-wise
-    initialisation leaves them less alike than a random one, in every layer.
+    The paper compares the experts' features (arXiv 2605.07256, supplementary): in every layer they
+    are less similar with group-wise than with random initialisation.
 
     Args:
         x: Inputs of the layer, (T, I).
@@ -104,28 +104,26 @@ def output_similarity(x: Tensor, lora_a: Tensor, lora_b: Tensor) -> np.ndarray:
         lora_b: Up projections U, (K, O, R).
 
     Returns:
-        (K, K); NaN at an expert that adds nothing to some token.
+        (K, K); NaN for an expert with an output of zero for some token.
     """
     low = torch.einsum('ti,kri->ktr', x.double(), lora_a.double())
     up = _grams(lora_a, lora_b)[1]
     inner = [torch.einsum('tr,lrs,lts->lt', low[k], up[k], low) for k in range(len(low))]
-    products = torch.stack(inner)  # (K, K, T)
-    sizes = products.diagonal().T.clamp(min=0).sqrt()  # (K, T)
-    return (products / (sizes[:, None] * sizes)).mean(-1).cpu().numpy()
+    return _cosine(torch.stack(inner)).mean(-1)
 
 
 def expert_similarity(
     model: SupernetClassifier, subnet: Subnet, batches: Iterable[dict] = ()
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Similarity of the experts of each layer, at the widths of ``subnet``.
+    """Compare the experts of each layer, at the widths of ``subnet``.
 
     Args:
         model: A supernet with experts; see :func:`require_experts`.
         subnet: Usually the largest of the space.
-        batches: Images for 'output', which is left out without them.
+        batches: Images for 'output', which is omitted without them.
 
     Returns:
-        By layer, then by measure (out of ``MEASURES``), (K, K).
+        (K, K) by layer and by measure (from ``MEASURES``).
     """
     layers = list(expert_layers(model, subnet))
     found = {layer.name: factor_similarity(*layer.factors) for layer in layers}
@@ -137,7 +135,7 @@ def expert_similarity(
 def _inputs(
     model: SupernetClassifier, subnet: Subnet, layers: list[ExpertLayer], batches: Iterable[dict]
 ) -> list[tuple[ExpertLayer, Tensor]]:
-    """What each layer is given, (T, i): all tokens of all images; empty without images."""
+    """Record the inputs of each layer, (T, i): all tokens of all images; empty without images."""
     seen = {layer.name: [] for layer in layers}
 
     def note(name: str):
@@ -156,12 +154,12 @@ def _inputs(
 
 
 def _grams(lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
-    """D_i D_j^T and U_i^T U_j of all pairs, each (K, K, R, R)."""
+    """Compute D_i D_j^T and U_i^T U_j for all pairs, each (K, K, R, R)."""
     a, b = lora_a.double(), lora_b.double()
     return torch.einsum('kri,lsi->klrs', a, a), torch.einsum('kor,los->klrs', b, b)
 
 
 def _cosine(products: Tensor) -> np.ndarray:
-    """From inner products (K, K) to cosines."""
-    sizes = products.diagonal().clamp(min=0).sqrt()
+    """Normalise inner products, (K, K) or (K, K, T), to cosines."""
+    sizes = products.diagonal().movedim(-1, 0).clamp(min=0).sqrt()  # (K) or (K, T)
     return (products / (sizes[:, None] * sizes)).cpu().numpy()

@@ -1,7 +1,7 @@
-"""What subnets see in the same images, and how alike it is: feature collapse as a number.
+"""Similarity of the features of subnets on the same images, which measures feature collapse.
 
 TAS-LoRA (arXiv 2605.07256, Fig. 1) compares penultimate features by cosine, averaged over images.
-Subnets differ in width; the channels that two of them share are the first ones of both.
+Subnets of different width share their first channels.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,9 +19,9 @@ from ..structures import Subnet
 
 @contextmanager
 def evaluating(model: SupernetClassifier) -> Iterator[None]:
-    """Evaluation mode, no gradients; behind it, subnet and mode of each module are as before.
+    """Evaluate without gradients, then restore the subnet and the mode of each module.
 
-    Experts that were merged before are not merged any more.
+    Experts that were merged before are not merged afterwards.
     """
     subnet, modes = model.subnet, [(module, module.training) for module in model.modules()]
     model.eval()
@@ -30,22 +30,22 @@ def evaluating(model: SupernetClassifier) -> Iterator[None]:
             yield
     finally:
         model.set_subnet(subnet)
-        for module, training in modes:  # one by one: some may have been frozen in evaluation mode
+        for module, training in modes:  # one by one: frozen ones may have been in evaluation mode
             module.training = training
 
 
 def penultimate_features(
     model: SupernetClassifier, subnet: Subnet, batches: Iterable[dict]
 ) -> Tensor:
-    """What the classifier of a subnet reads, experts merged if there are any.
+    """Compute the classifier's inputs for a subnet; experts, if any, are merged.
 
     Args:
-        model: A supernet, or a network by itself.
-        subnet: Which of its subnets.
-        batches: Batches with ``inputs``, as dataloaders give them.
+        model: A supernet or a standalone network.
+        subnet: Subnet to evaluate.
+        batches: Batches with ``inputs``, as a dataloader yields them.
 
     Returns:
-        (N, C) in float32 on the CPU, C the subnet's width.
+        (N, C), float32 on the CPU; C is the subnet's width.
 
     Raises:
         UserError: If the subnet does not fit, or there are no images.
@@ -53,20 +53,21 @@ def penultimate_features(
     with evaluating(model):
         model.set_subnet(subnet)
         model.merge_experts()
-        found = [_features(model, batch) for batch in batches]
+        inputs = (model.data_preprocessor(b, training=False)['inputs'] for b in batches)
+        found = [model.extract_feat(x, stage='pre_logits').float().cpu() for x in inputs]
     if not found:
-        raise UserError('there are no images to take features of')
+        raise UserError('there are no images to compute features of; give some')
     return torch.cat(found)
 
 
 def feature_similarity(features: Sequence[Tensor]) -> np.ndarray:
-    """Mean over images of the cosine of two networks' features, on the channels both have.
+    """Mean cosine over images of two networks' features, on the channels both have.
 
     Args:
-        features: For each of n networks (N, C), of the same N images; C may differ.
+        features: (N, C) for each of n networks, on the same N images; C may differ.
 
     Returns:
-        (n, n), symmetric, from -1 to 1. A feature that is all zeros counts as 0.
+        (n, n), symmetric, from -1 to 1. The cosine of an all-zero feature is 0.
     """
 
     def compare(a: Tensor, b: Tensor) -> Tensor:
@@ -77,13 +78,13 @@ def feature_similarity(features: Sequence[Tensor]) -> np.ndarray:
 
 
 def linear_cka(features: Sequence[Tensor]) -> np.ndarray:
-    """Linear centred kernel alignment (Kornblith et al., ICML 2019), with all channels of both.
+    """Linear centred kernel alignment (Kornblith et al., ICML 2019), on all channels of both.
 
-    |Y^T X|^2 / (|X^T X| |Y^T Y|) of centred features, Frobenius norms. It does not see rotations,
-    and hardly tells subnets of one supernet from networks trained alone.
+    |Y^T X|^2 / (|X^T X| |Y^T Y|) of centred features, with Frobenius norms. It ignores rotations
+    and hardly separates subnets of a supernet from networks trained alone.
 
     Returns:
-        (n, n), symmetric, from 0 to 1; NaN where features do not differ between images.
+        (n, n), symmetric, from 0 to 1; NaN where features are equal for all images.
     """
 
     def compare(x: Tensor, y: Tensor) -> Tensor:
@@ -93,22 +94,17 @@ def linear_cka(features: Sequence[Tensor]) -> np.ndarray:
 
 
 def off_diagonal(matrix: np.ndarray) -> np.ndarray:
-    """The n (n - 1) / 2 values of a symmetric matrix above its diagonal."""
+    """Return the n (n - 1) / 2 values of a symmetric matrix above its diagonal."""
     return matrix[np.triu_indices(len(matrix), 1)]
 
 
 def spread(matrix: np.ndarray) -> dict[str, float]:
-    """Mean, least and most of the values off the diagonal that are numbers; NaN without any."""
+    """Mean, minimum and maximum of the finite values off the diagonal; NaN if there are none."""
     values = off_diagonal(matrix)
     values = values[np.isfinite(values)]
     if not len(values):
         return dict.fromkeys(('mean', 'min', 'max'), np.nan)
     return dict(mean=float(values.mean()), min=float(values.min()), max=float(values.max()))
-
-
-def _features(model: SupernetClassifier, batch: dict) -> Tensor:
-    inputs = model.data_preprocessor(batch, training=False)['inputs']
-    return model.extract_feat(inputs, stage='pre_logits').float().cpu()
 
 
 def _matrix(items: Sequence[Tensor], compare: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:

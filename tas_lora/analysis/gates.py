@@ -1,4 +1,4 @@
-"""Which experts the router gives to a subnet, and how it uses them over the whole space."""
+"""Which experts the router assigns to a subnet, and how the search space uses them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,15 +12,15 @@ from .experts import expert_layers
 
 
 def layer_gates(model: SupernetClassifier, subnet: Subnet) -> dict[str, np.ndarray]:
-    """The mixture of experts in each layer of a subnet, as it is merged.
+    """Return the mixture of experts in each layer of a subnet, as used for merging.
 
     Args:
         model: A supernet with experts; see :func:`~tas_lora.analysis.experts.require_experts`.
-        subnet: The architecture that the router reads.
+        subnet: The architecture given to the router.
 
     Returns:
-        By layer, 'block 0 qkv' and so on, the gates (K,), which sum to 1; fewer than K where the
-        layer has fewer experts. Layers without experts are left out.
+        Gates (K,) by layer name ('block 0 qkv', ...), which sum to 1; K is the layer's number of
+        experts. Layers without experts are omitted.
     """
     with torch.no_grad():
         gates = model.router(subnet).cpu()  # (L, 4, K)
@@ -31,13 +31,13 @@ def layer_gates(model: SupernetClassifier, subnet: Subnet) -> dict[str, np.ndarr
 
 
 def entropy(shares: np.ndarray) -> float:
-    """-sum p ln p in nats: 0 for one expert alone, ln K for all alike."""
+    """-sum p ln p, in nats: 0 if one expert has all, ln K if all are equal."""
     used = shares[shares > 0]
     return float(-(used * np.log(used)).sum()) + 0.0  # no -0
 
 
 def gate_usage(gates: Sequence[Mapping[str, np.ndarray]]) -> dict[str, dict]:
-    """What the experts of each layer are used for, over many subnets.
+    """Summarise how the experts of each layer are used over many subnets.
 
     Args:
         gates: :func:`layer_gates` of each subnet; a shallow one lacks the last layers.
@@ -45,36 +45,31 @@ def gate_usage(gates: Sequence[Mapping[str, np.ndarray]]) -> dict[str, dict]:
     Returns:
         By layer:
 
-        - ``subnets``: how many of them have it;
-        - ``usage``: the mean gate of each expert, (K,);
-        - ``usage_entropy``: its entropy, ln K if the space uses all experts alike;
-        - ``entropy``: mean entropy of a subnet's own gates, 0 if each takes one expert alone;
-        - ``largest``: mean share of a subnet's largest gate;
-        - ``dead``: experts whose gate is below half of an even share, 1 / 2K, in every subnet.
+        - ``subnets``: number of subnets with this layer;
+        - ``usage``: mean gate of each expert, (K,);
+        - ``usage_entropy``: its entropy, ln K if the space uses all experts equally;
+        - ``entropy``: mean entropy of a subnet's gates, 0 if each uses a single expert;
+        - ``largest``: mean of a subnet's largest gate;
+        - ``dead``: experts with a gate below half an even share, 1 / 2K, in every subnet.
     """
-    layers = dict.fromkeys(name for subnet in gates for name in subnet)
-    return {
-        name: _usage(np.stack([subnet[name] for subnet in gates if name in subnet]))
-        for name in layers
-    }
+    usage = {}
+    for name in dict.fromkeys(name for subnet in gates for name in subnet):
+        rows = np.stack([subnet[name] for subnet in gates if name in subnet])  # (subnets, K)
+        mean = rows.mean(axis=0)
+        usage[name] = dict(
+            subnets=len(rows),
+            usage=mean,
+            usage_entropy=entropy(mean),
+            entropy=float(np.mean([entropy(row) for row in rows])),
+            largest=float(rows.max(axis=1).mean()),
+            dead=np.flatnonzero(rows.max(axis=0) < 0.5 / len(mean)).tolist(),
+        )
+    return usage
 
 
 def usage_summary(usage: Mapping[str, Mapping]) -> dict[str, float]:
-    """Means over layers of :func:`gate_usage`, and ``dead`` as a share of all experts."""
+    """Average :func:`gate_usage` over layers; ``dead`` is a share of all experts."""
     names = ('usage_entropy', 'entropy', 'largest')
     means = {n: float(np.mean([layer[n] for layer in usage.values()])) for n in names}
     dead = sum(len(layer['dead']) for layer in usage.values())
     return means | dict(dead=dead / sum(len(layer['usage']) for layer in usage.values()))
-
-
-def _usage(gates: np.ndarray) -> dict:
-    """Of one layer, from (subnets, K)."""
-    mean, dead = gates.mean(axis=0), gates.max(axis=0) < 0.5 / gates.shape[1]
-    return dict(
-        subnets=len(gates),
-        usage=mean,
-        usage_entropy=entropy(mean),
-        entropy=float(np.mean([entropy(row) for row in gates])),
-        largest=float(gates.max(axis=1).mean()),
-        dead=np.flatnonzero(dead).tolist(),
-    )

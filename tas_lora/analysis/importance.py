@@ -1,4 +1,4 @@
-"""How much each linear layer matters to the loss of a supernet."""
+"""Importance of each linear layer for the loss of a supernet."""
 
 import torch
 from torch import Tensor
@@ -8,17 +8,17 @@ from ..models.layers import LAYER_KINDS
 
 
 def layer_importance(model: SupernetClassifier, batch: dict) -> Tensor:
-    """Sensitivity of the loss to the weights of each layer, at the active subnet and one batch.
+    """Sensitivity of the loss to the weights of each layer, for the active subnet and one batch.
 
-    The mean over a layer's weights w in use of |w dL/dw|, to first order what the loss changes by
-    without w (Molchanov et al., CVPR 2019; AdaLoRA, ICLR 2023, scores its singular values so).
+    The mean of |w dL/dw| over a layer's active weights w: to first order, the change of the loss
+    without w (Molchanov et al., CVPR 2019; AdaLoRA, ICLR 2023, scores singular values this way).
 
     Args:
-        model: A supernet; its gradients are cleared.
-        batch: What its ``data_preprocessor`` gives.
+        model: A supernet; its gradients are left as they are.
+        batch: Output of its ``data_preprocessor``.
 
     Returns:
-        (depth of the supernet, 4) in the order of ``LAYER_KINDS``, 0 for blocks left out.
+        (depth of the supernet, 4) in the order of ``LAYER_KINDS``; 0 for inactive blocks.
     """
     backbone, scores = model.backbone, torch.zeros(model.backbone.arch.depth, len(LAYER_KINDS))
     weights = [

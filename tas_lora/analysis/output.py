@@ -1,4 +1,4 @@
-"""Results that say what made them: JSON and PNG files."""
+"""Write results as JSON and PNG files that record their origin."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -20,29 +20,32 @@ def write(
     result: Mapping,
     figures: Mapping[str, Callable],
 ) -> list[Path]:
-    """Write ``NAME.json`` and a PNG a figure, all with what made them; returns the paths.
+    """Write ``NAME.json`` and a PNG per figure, all with their origin; return the paths.
 
     Args:
-        folder: Made if it is not there.
-        name: Of the JSON file.
-        made_by: :func:`~tas_lora.analysis.subjects.origin`. A PNG has it as text, under
+        folder: Created if it does not exist.
+        name: Name of the JSON file, without suffix.
+        made_by: :func:`~tas_lora.analysis.subjects.origin`; a PNG has it as text, under
             'Description'.
-        result: Content beside it; see :func:`plain`.
-        figures: By the name of their files, what draws them: each returns a Figure.
+        result: Other content of the JSON file; see :func:`plain`.
+        figures: Functions that return a Figure, by file name without suffix.
     """
     folder, made = Path(folder), plain(made_by)
     folder.mkdir(parents=True, exist_ok=True)
     parts = dict(made_by=made) | plain(result)
     lines = [f'{json.dumps(key)}: {json.dumps(part)}' for key, part in parts.items()]
     contents = {folder / f'{name}.json': '{\n' + ',\n'.join(lines) + '\n}\n'}
+    metadata = dict(Description=json.dumps(made))
     for stem, draw in figures.items():
-        contents[folder / f'{stem}.png'] = _png(draw, dict(Description=json.dumps(made)))
+        with style(), BytesIO() as file:
+            draw().savefig(file, format='png', metadata=metadata)
+            contents[folder / f'{stem}.png'] = file.getvalue()
     write_together(contents)
     return list(contents)
 
 
 def plain(value):
-    """What JSON can hold: arrays as lists, numbers with six digits, NaN and infinity as None."""
+    """Convert to JSON types: arrays to lists, floats to six digits, NaN and infinity to None."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -52,10 +55,3 @@ def plain(value):
     if isinstance(value, np.integer):
         return int(value)
     return value.to_dict() if isinstance(value, Subnet) else value
-
-
-def _png(draw: Callable, metadata: Mapping) -> bytes:
-    file = BytesIO()
-    with style():
-        draw().savefig(file, format='png', metadata=metadata)
-    return file.getvalue()

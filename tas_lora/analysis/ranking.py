@@ -1,4 +1,4 @@
-"""Whether a supernet ranks subnets as training each of them alone would."""
+"""Whether a supernet ranks subnets in the same order as training each of them alone."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -15,12 +15,12 @@ SCORES = ('top1', 'loss')
 
 
 def score(model: SupernetClassifier, subnet: Subnet, batches: Iterable[dict]) -> dict[str, float]:
-    """Top-1 in percent and mean cross-entropy of a subnet, experts merged if there are any.
+    """Compute the top-1 in percent and mean cross-entropy of a subnet; experts are merged.
 
     Args:
-        model: A supernet, or a network by itself.
-        subnet: Which of its subnets.
-        batches: Batches with ``inputs`` and labelled ``data_samples``, as dataloaders give them.
+        model: A supernet or a standalone network.
+        subnet: Subnet to evaluate.
+        batches: Batches with ``inputs`` and labelled ``data_samples``, as a dataloader yields them.
 
     Raises:
         UserError: If the subnet does not fit, or there are no images.
@@ -37,18 +37,15 @@ def score(model: SupernetClassifier, subnet: Subnet, batches: Iterable[dict]) ->
             loss += float(F.cross_entropy(logits, labels, reduction='sum'))
             images += len(labels)
     if not images:
-        raise UserError('there are no images to score a subnet on')
+        raise UserError('there are no images to score a subnet on; give some')
     return dict(top1=100 * right / images, loss=loss / images)
 
 
 def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
-    """Kendall's tau-b of two scores: 1 for the same order, -1 for the reverse one.
+    """Kendall's tau-b of two scores: 1 for the same order, -1 for the reverse order.
 
-    (C - D) / sqrt((n0 - ties in a) (n0 - ties in b)), with C pairs ordered alike, D reversely, and
-    n0 = n (n - 1) / 2 pairs in all (Kendall, Biometrika 1945).
-
-    Returns:
-        NaN if either has no two values that differ.
+    (C - D) / sqrt((n0 - ties in a) (n0 - ties in b)), with C concordant pairs, D discordant pairs
+    and n0 = n (n - 1) / 2 pairs in total (Kendall, Biometrika 1945). NaN if either is constant.
     """
     pairs = np.triu_indices(len(a), 1)
     one, two = (np.sign(np.subtract.outer(x, x))[pairs] for x in (a, b))
@@ -57,7 +54,7 @@ def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def taus(predicted: Sequence[Mapping], alone: Sequence[Mapping]) -> dict[str, float]:
-    """:func:`kendall_tau` for each score that all records of both have."""
+    """Compute :func:`kendall_tau` for each score that all records of both have."""
     both = [*predicted, *alone]
     return {
         name: kendall_tau([r[name] for r in predicted], [r[name] for r in alone])
@@ -67,5 +64,5 @@ def taus(predicted: Sequence[Mapping], alone: Sequence[Mapping]) -> dict[str, fl
 
 
 def check_sanity(smallest: Mapping[str, float], largest: Mapping[str, float]) -> dict[str, bool]:
-    """For each score whether the largest subnet is better than the smallest, as it should be."""
+    """Whether the largest subnet is better than the smallest, as it should be, for each score."""
     return dict(top1=largest['top1'] > smallest['top1'], loss=largest['loss'] < smallest['loss'])

@@ -1,4 +1,4 @@
-"""Figures of feature similarity, experts, gates and ranking. Each returns a Figure."""
+"""Figures of feature similarity, experts, gates and ranking; each function returns a Figure."""
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -6,6 +6,7 @@ from math import isfinite
 import numpy as np
 
 from ..report.drawing import BLUE, GREEN, GREY, INK, ORANGE, add_legend, canvas, draw_cells
+from .features import spread
 
 COLORS = (BLUE, ORANGE, GREEN, GREY, '#cc79a7', '#e69f00', '#56b4e9')
 MEASURE_TITLES = dict(
@@ -17,17 +18,15 @@ MEASURE_TITLES = dict(
 
 
 def draw_matrices(panels: Mapping[str, tuple[np.ndarray, Sequence[str]]], label: str):
-    """Matrices (n, n) side by side on one scale up to 1, each with the names of its rows.
+    """Draw matrices (n, n) side by side on one scale up to 1, with the names of their rows.
 
-    The title of a panel says the mean off its diagonal.
+    The title of a panel states the mean off the diagonal.
     """
     side = 1.1 + 0.42 * max(len(names) for _, names in panels.values())
     figure, all_axes = canvas(0.9 + side * len(panels), side + 0.5, columns=len(panels))
     low = min(0.0, *(float(np.nanmin(matrix)) for matrix, _ in panels.values()))
     for axes, (title, (matrix, names)) in zip(all_axes, panels.items(), strict=True):
-        off = matrix[np.triu_indices(len(matrix), 1)]
-        off = off[np.isfinite(off)]
-        mean = off.mean() if len(off) else np.nan
+        mean = spread(matrix)['mean']
         image = draw_cells(axes, matrix, names, names, 1.0, '{:.2f}')
         image.set_clim(low, 1.0)
         axes.invert_yaxis()
@@ -40,11 +39,11 @@ def draw_matrices(panels: Mapping[str, tuple[np.ndarray, Sequence[str]]], label:
 
 
 def draw_layers(measures: Mapping[str, Mapping[str, Mapping[str, float]]], label: str):
-    """One panel a measure, one line a checkpoint, over layers.
+    """Draw a panel per measure with a line per checkpoint, over layers.
 
     Args:
-        measures: By measure, then by checkpoint, then by layer, a number; NaN leaves a gap.
-        label: Of what the numbers are.
+        measures: Numbers by measure, checkpoint and layer; NaN leaves a gap.
+        label: Label of the numbers' axis.
     """
     layers = list(dict.fromkeys(k for m in measures.values() for line in m.values() for k in line))
     width = max(6.5, 1.6 + 0.17 * len(layers))
@@ -63,7 +62,7 @@ def draw_layers(measures: Mapping[str, Mapping[str, Mapping[str, float]]], label
 
 
 def draw_gates(subnets: Mapping[str, Mapping[str, np.ndarray]]):
-    """The mixture of experts in each layer of given subnets, one panel each on one scale."""
+    """Draw the mixture of experts in each layer, one panel per subnet, on one scale."""
     layers = list(dict.fromkeys(name for gates in subnets.values() for name in gates))
     grids = {name: _grid(gates, layers) for name, gates in subnets.items()}
     experts = max(len(grid) for grid in grids.values())
@@ -77,10 +76,10 @@ def draw_gates(subnets: Mapping[str, Mapping[str, np.ndarray]]):
 
 
 def draw_usage(usage: Mapping[str, Mapping]):
-    """How the whole space uses the experts of each layer.
+    """Draw how the search space uses the experts of each layer.
 
-    Above the mean gate of each expert, dead ones crossed; below the largest gate's mean share, and
-    both entropies as shares of the highest, ln K.
+    The upper panel has the mean gate of each expert and marks dead ones. The lower panel has the
+    mean of the largest gate, and both entropies relative to their maximum, ln K.
     """
     layers = list(usage)
     grid = _grid({name: layer['usage'] for name, layer in usage.items()}, layers)
@@ -103,11 +102,11 @@ def draw_ranking(
     names: Sequence[str],
     tau: Mapping[str, float],
 ):
-    """Top-1 by the supernet against top-1 when trained alone; equal on the dashed line.
+    """Draw top-1 by the supernet against top-1 when trained alone; equal on the dashed line.
 
     Args:
-        scatter: By checkpoint, (alone, predicted) of each subnet.
-        names: Of the subnets.
+        scatter: (alone, predicted) of each subnet, by checkpoint.
+        names: Names of the subnets.
         tau: Kendall's tau by checkpoint, for the legend.
     """
     figure, (axes,) = canvas(5.2, 4.8)
@@ -129,15 +128,13 @@ def draw_ranking(
 def _draw_usage_lines(axes, usage: Sequence[Mapping]) -> None:
     places = np.arange(len(usage)) + 0.5
     highest = np.array([np.log(len(layer['usage'])) or np.nan for layer in usage])
-    entropies = (
-        ('entropy of a subnet / ln K', ORANGE, 'entropy'),
-        ('entropy of the usage / ln K', GREEN, 'usage_entropy'),
-    )
-    look = dict(marker='o', ms=3, lw=1.2)
-    axes.plot(places, [layer['largest'] for layer in usage], c=BLUE, label='largest gate', **look)
-    for label, color, name in entropies:
-        values = [layer[name] for layer in usage] / highest
-        axes.plot(places, values, c=color, label=label, **look)
+    for label, color, name, scale in (
+        ('largest gate', BLUE, 'largest', np.ones(len(usage))),
+        ('entropy of a subnet / ln K', ORANGE, 'entropy', highest),
+        ('entropy of the usage / ln K', GREEN, 'usage_entropy', highest),
+    ):
+        values = [layer[name] for layer in usage] / scale
+        axes.plot(places, values, 'o-', ms=3, lw=1.2, c=color, label=label)
     axes.set(ylim=(0, 1.03), ylabel='share')
     axes.tick_params(axis='x', rotation=90, labelsize=6.5)
 
@@ -147,7 +144,7 @@ def _add_bar(figure, image, axes, label: str) -> None:
 
 
 def _cells(axes, grid: np.ndarray, layers: Sequence[str], top: float):
-    """Experts (rows, the first on top) by layers."""
+    """Draw experts (rows, first on top) by layers."""
     image = draw_cells(axes, grid, layers, range(len(grid)), top, '')
     axes.invert_yaxis()
     axes.set_ylabel('expert')
@@ -157,7 +154,7 @@ def _cells(axes, grid: np.ndarray, layers: Sequence[str], top: float):
 
 
 def _grid(gates: Mapping[str, np.ndarray], layers: Sequence[str]) -> np.ndarray:
-    """(K, layers); NaN where a subnet has no such layer, or a layer no such expert."""
+    """Stack gates to (K, layers); NaN where a layer or expert is missing."""
     grid = np.full((max(map(len, gates.values())), len(layers)), np.nan)
     for column, layer in enumerate(layers):
         if layer in gates:

@@ -1,4 +1,4 @@
-"""What the analysis tools are asked to look at: checkpoints, images, subnets."""
+"""Inputs of the analysis tools: checkpoints, images and subnets from the command line."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,16 +27,16 @@ LOADERS = ('heldout', 'val', 'test')
 
 @dataclass(frozen=True)
 class Net:
-    """A checkpoint to look at, with the config it was trained by.
+    """A checkpoint to analyse and its training config.
 
     Attributes:
-        name: What figures call it.
+        name: Name in figures.
         config: Path of the config.
         checkpoint: Path of the weights.
-        sha256: That of the weights.
+        sha256: SHA-256 of the weights.
 
     Raises:
-        UserError: If the weights are not a file here.
+        UserError: If ``checkpoint`` is not a file.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Net:
 
     @classmethod
     def parse(cls, text: str, option: str) -> 'Net':
-        """From ``NAME=CONFIG:CHECKPOINT``, as ``option`` was given it."""
+        """Parse ``NAME=CONFIG:CHECKPOINT``, an argument of ``option``."""
         name, equals, files = text.partition('=')
         config, colon, checkpoint = files.partition(':')
         if not (name and equals and config and colon and checkpoint):
@@ -58,30 +58,30 @@ class Net:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what each analysis tool takes after CONFIG."""
-    parser.add_argument('checkpoint', help='checkpoint that was trained by CONFIG')
+    """Add the arguments that all analysis tools have after CONFIG."""
+    parser.add_argument('checkpoint', help='checkpoint trained with CONFIG')
     parser.add_argument('--out', required=True, help='folder for JSON and PNG')
     parser.add_argument('--seed', type=int, default=0, help='seed of subnets and images')
-    parser.add_argument('--device', default=get_device(), help='where to compute')
+    parser.add_argument('--device', default=get_device(), help='device to compute on')
     parser.add_argument(
         '--beside',
         nargs='+',
         default=[],
         metavar='NAME=CONFIG:CHECKPOINT',
-        help='other checkpoints to look at in the same way',
+        help='more checkpoints to analyse in the same way',
     )
 
 
 def add_images(parser: argparse.ArgumentParser, count: int | None) -> None:
-    """Add the choice of images; ``count`` is the default number, None for all."""
+    """Add the choice of images; ``count`` is the default number, None means all."""
     parser.add_argument(
         '--data',
         choices=LOADERS,
         default='heldout',
-        help='images of CONFIG: of its heldout_dataloader (default), val_ or test_dataloader',
+        help='dataloader of CONFIG to use: heldout_, val_ or test_dataloader (default: heldout)',
     )
     parser.add_argument(
-        '--images', type=int, default=count, help=f'how many (default: {count or "all"})'
+        '--images', type=int, default=count, help=f'number of images (default: {count or "all"})'
     )
 
 
@@ -91,18 +91,18 @@ def add_subnets(parser: argparse.ArgumentParser, count: int) -> None:
         '--subnets',
         nargs='+',
         default=[],
-        help="'smallest', 'largest', or JSON files as the search writes (default: draws)",
+        help="'smallest', 'largest', or JSON files written by a search (default: random ones)",
     )
     parser.add_argument(
-        '--count', type=int, default=count, help=f'subnets to draw (default: {count})'
+        '--count', type=int, default=count, help=f'number of random subnets (default: {count})'
     )
 
 
 def nets_of(args: argparse.Namespace) -> list[Net]:
-    """CONFIG and CHECKPOINT, named as the config, then those of ``--beside``.
+    """Return CONFIG and CHECKPOINT, named after the config, then those of ``--beside``.
 
     Raises:
-        UserError: If two have one name, or a file is not there, or the folder is a file.
+        UserError: If two have the same name, a file does not exist, or the folder is a file.
     """
     natural(args.seed, '--seed')
     if Path(args.out).exists() and not Path(args.out).is_dir():
@@ -112,12 +112,12 @@ def nets_of(args: argparse.Namespace) -> list[Net]:
     check_names([net.name for net in nets], '--beside')
     for net in nets:
         if '/' in net.name:
-            raise UserError(f'--beside: {net.name!r} is to name files; leave out the /')
+            raise UserError(f'--beside: {net.name!r} becomes a file name; leave out the /')
     return nets
 
 
 def origin(args: argparse.Namespace, nets: Sequence[Net]) -> dict:
-    """By what a result was made: command, seed, checkpoints and versions."""
+    """Return the origin of a result: command, seed, checkpoints and versions."""
     return dict(
         command=command(),
         seed=args.seed,
@@ -133,41 +133,32 @@ def check_names(names: Sequence[str], option: str) -> None:
     """Refuse a name that is given twice."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f'{option}: two are called {twice[0]!r}; give each another name')
+        raise UserError(f'{option}: two are called {twice[0]!r}; give each its own name')
 
 
 def config_of(net: Net, args: argparse.Namespace) -> Config:
-    """Its config; ``--cfg-options`` are for CONFIG, not for those of ``--beside``."""
+    """Load its config; ``--cfg-options`` apply to CONFIG, not to those of ``--beside``."""
     return load_config(net.config, args.cfg_options if net.config == args.config else None)
 
 
 def load(net: Net, args: argparse.Namespace, experts: bool = False) -> SupernetClassifier:
-    """The model of a checkpoint; raises :class:`UserError` if it must have experts and has none."""
+    """Load the model; raises :class:`UserError` if it must have ``experts`` but has none."""
     cfg = config_of(net, args)
-    torch.manual_seed(args.seed)  # by which experts start that the checkpoint does not have
+    torch.manual_seed(args.seed)  # initialises experts that are not in the checkpoint
     model = apis.load_supernet(cfg, net.checkpoint, args.device)
     if experts:
         require_experts(model, net.name)
     return model
 
 
-def loader_name(cfg: Config, data: str, config: str) -> str:
-    """Field of a config that holds the dataloader of ``data``, out of ``LOADERS``."""
-    field = f'{data}_dataloader'
-    if not cfg.get(field):
-        there = [name for name in LOADERS if cfg.get(f'{name}_dataloader')]
-        raise UserError(f'{config} has no {field}; choose by --data from {there}')
-    return field
-
-
 class Images:
-    """Some images of a dataloader, drawn without repetition; each iteration gives the same ones.
+    """Random images of a dataloader, without repetition; each iteration yields the same ones.
 
     Args:
-        config: Of the dataloader.
-        count: How many, None for all.
-        seed: Of the draw.
-        field: Its place in the config, for messages.
+        config: Config of the dataloader.
+        count: Number of images; None means all.
+        seed: Seed of the draw.
+        field: Name of the dataloader in the config, for messages.
 
     Raises:
         UserError: If it cannot be built, or has fewer images.
@@ -188,27 +179,28 @@ class Images:
 
 
 def images_of(args: argparse.Namespace) -> Images:
-    """The images of CONFIG that ``--data`` and ``--images`` choose."""
+    """Return the images of CONFIG that ``--data`` and ``--images`` choose."""
     cfg = load_config(args.config, args.cfg_options)
-    field = loader_name(cfg, args.data, args.config)
+    field = f'{args.data}_dataloader'
+    if not cfg.get(field):
+        there = [name for name in LOADERS if cfg.get(f'{name}_dataloader')]
+        raise UserError(f'{args.config} has no {field}; choose by --data from {there}')
     check_data(cfg, (field,))
     return Images(cfg[field], args.images, args.seed, field)
 
 
 def space_of(net: Net, args: argparse.Namespace, model: SupernetClassifier) -> SearchSpace:
-    """The space that a checkpoint was trained in."""
+    """Return the search space in which a checkpoint was trained."""
     if model.router is not None:
         return model.router.space
     space = config_of(net, args).get('space')
     if space is None:
-        raise UserError(
-            f'{net.config} has no space, it is that of one network; give a supernet config'
-        )
+        raise UserError(f'{net.config} has no space: it is of a single network; use a supernet')
     return SearchSpace.coerce(space)
 
 
 def subnets_of(args: argparse.Namespace, space: SearchSpace) -> dict[str, Subnet]:
-    """The subnets that were named, or distinct draws called 0, 1 and so on."""
+    """Return the subnets named by ``--subnets``, or distinct draws called 0, 1 and so on."""
     if not args.subnets:
         count = positive(args.count, '--count', int, most=1000)
         drawn = space.sample_distinct(count, np.random.default_rng(args.seed))

@@ -1,6 +1,7 @@
+from ..renamed import renamed
 from .card import model_card
 from .formats import FORMATS, Format, find_formats
-from .parity import ParityCheck, __getattr__, export_formats  # which knows the old name, Outcome
+from .parity import ParityCheck, export_formats
 from .source import Source
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     'export_formats',
     'find_formats',
     'model_card',
-    '__getattr__',
 ]
+
+__getattr__ = renamed(__name__, Outcome='ParityCheck')

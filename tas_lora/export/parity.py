@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -140,14 +139,6 @@ def check_place(out_dir: str | Path, formats: Sequence[Format] = FORMATS) -> Non
 def forms_in(out_dir: str | Path) -> list[Format]:
     """Formats that a folder holds."""
     return [form for form in FORMATS if form.is_in(out_dir)]
-
-
-def __getattr__(name: str):
-    """The name that :class:`ParityCheck` had in 0.1."""
-    if name == 'Outcome':
-        warnings.warn('Outcome is called ParityCheck now', DeprecationWarning, stacklevel=2)
-        return ParityCheck
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
-"""What the figures of a search share: canvas, colours, points, cells; drawn without a screen.
+"""Shared parts of the figures of a search; no display is needed.
 
-Colours are of Okabe and Ito (2008), told apart by colour-blind eyes too, and seen on white and on
-black. Text and axes are drawn in ``INK``, for which a page puts its own colour.
+The colours are from Okabe and Ito (2008): safe for colour-blind readers, and visible on white and
+on black. Text and axes use ``INK``, which a page replaces by its own text colour.
 """
 
 import re
@@ -15,11 +15,11 @@ from .results import Candidate, SearchResults
 
 INK = '#1f2328'
 BLUE, ORANGE, GREEN, GREY = '#0072b2', '#d55e00', '#009e73', '#8c8c8c'
-MANY = 800  # points from which on a vector image grows too large
+MANY = 800  # with more points than this a vector image gets too large
 
 
 def style():
-    """The context to draw and to save in: ``with style():``."""
+    """Return the context to draw and save in: ``with style():``."""
     import matplotlib
 
     names = ('axes.edgecolor', 'axes.labelcolor', 'text.color', 'xtick.color', 'ytick.color')
@@ -37,14 +37,14 @@ def style():
             'legend.fontsize': 'small',
             'savefig.dpi': 150,
             'svg.fonttype': 'none',  # text stays text
-            'svg.hashsalt': 'search',  # the same file again
-            'text.parse_math': False,  # a metric's name may hold a dollar
+            'svg.hashsalt': 'search',  # reproducible files
+            'text.parse_math': False,  # a metric's name may contain a dollar sign
         }
     )
 
 
 def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **options):
-    """A figure of that many inches, and a list of its axes."""
+    """Create a figure, size in inches, and a list of its axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout='constrained')
@@ -52,10 +52,10 @@ def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **optio
 
 
 def as_svg(figure, name: str) -> str:
-    """A figure as an ``svg`` element of a page.
+    """Convert a figure to an ``svg`` element of a page.
 
-    It is as wide as its place, has the page's text colour, background and ``--blue``, and ids that
-    begin with ``name``.
+    It fills the available width and takes the page's text colour, background and ``--blue``. Its
+    ids begin with ``name``.
     """
     file = StringIO()
     nothing = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
@@ -67,12 +67,12 @@ def as_svg(figure, name: str) -> str:
 
 
 def numbers_of(candidates: Iterable[Candidate], name: str) -> np.ndarray:
-    """A cost of each candidate, NaN where it has none."""
+    """Return one cost of each candidate, NaN where unknown."""
     return np.array([c.numbers.get(name, np.nan) for c in candidates])
 
 
 def draw_cloud(axes, places: np.ndarray, candidates: Sequence[Candidate], color: str, name: str):
-    """Scores of candidates as points at ``places``; those that were dropped early are lighter."""
+    """Draw scores as points at ``places``; candidates that were dropped early are lighter."""
     scores = np.array([c.score for c in candidates])
     whole = np.array([c.is_complete for c in candidates], bool)
     look = dict(lw=0, c=color, rasterized=len(candidates) > MANY)
@@ -83,7 +83,7 @@ def draw_cloud(axes, places: np.ndarray, candidates: Sequence[Candidate], color:
 
 
 def focus(axes, results: SearchResults) -> None:
-    """Show the best at full scale; the worst few are left outside, and counted."""
+    """Scale to the better candidates; the worst few are outside, and the title counts them."""
     scores = np.array([c.score for c in results.candidates if isfinite(c.score)])
     low, high = np.quantile(scores, (0, 0.97) if results.rule == 'less' else (0.03, 1))
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
@@ -95,14 +95,14 @@ def focus(axes, results: SearchResults) -> None:
 
 
 def shade_limits(axes, low: float, high: float) -> None:
-    """Hatch a strip of what limits forbid, next to candidates as they are in sight."""
+    """Hatch a strip beyond each limit that is close to the visible candidates."""
     left, right = axes.get_xlim()
     strip = 0.06 * (right - left)
-    is_near = left - right < low < right, left < high < 2 * right - left
-    spans = ((low - strip, low), (high, high + strip))
+    lowest, highest = left - (right - left), right + (right - left)
     label = 'beyond the limit'
-    for (start, end), near, limit in zip(spans, is_near, (low, high), strict=True):
-        if near and isfinite(limit) and limit > 0:
+    for limit, start in ((low, low - strip), (high, high)):
+        if limit > 0 and lowest < limit < highest:
+            end = start + strip
             axes.axvspan(start, end, fc='none', ec=GREY, hatch='////', lw=0, label=label)
             axes.axvline(limit, color=GREY, lw=1)
             label = None
@@ -111,15 +111,15 @@ def shade_limits(axes, low: float, high: float) -> None:
 
 
 def draw_cells(axes, grid: np.ndarray, columns: Iterable, rows: Iterable, top: float, text: str):
-    """Values up to ``top`` as cells from clear to blue, so that they fit any background.
+    """Draw values as cells from transparent to blue, which suits any background.
 
     Args:
-        axes: Where.
-        grid: Values (rows, columns), the first row below.
-        columns: Their names.
-        rows: Their names.
-        top: The value that is all blue.
-        text: Format of what a cell says, such as '{:.0%}'; empty for nothing.
+        axes: Axes to draw on.
+        grid: Values (rows, columns), first row at the bottom.
+        columns: Names of the columns.
+        rows: Names of the rows.
+        top: Value that is fully blue.
+        text: Format of the text in a cell, such as '{:.0%}'; empty for no text.
     """
     from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
@@ -138,7 +138,7 @@ def draw_cells(axes, grid: np.ndarray, columns: Iterable, rows: Iterable, top: f
 
 
 def add_legend(figure, axes, columns: int = 6) -> None:
-    """What is what, above all axes."""
+    """Put the legend of ``axes`` above all axes."""
     handles, labels = axes.get_legend_handles_labels()
     look = dict(columnspacing=1.2, handlelength=1.6)
     figure.legend(handles, labels, loc='outside upper left', ncols=columns, **look)

@@ -1,4 +1,4 @@
-"""Figures of a search: how it went, what it costs, what it chose. Each returns a Figure."""
+"""Figures of a search: progress, costs, choices. Each function returns a Figure."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -7,6 +7,7 @@ from math import inf, isfinite, nan
 
 import numpy as np
 
+from ..search import pareto_front
 from .drawing import (
     BLUE,
     GREEN,
@@ -23,7 +24,7 @@ from .drawing import (
 )
 from .results import Candidate, SearchResults
 
-TOP = 10  # the winners whose choices are shown
+TOP = 10  # number of best candidates to show
 LABELS = dict(
     params='parameters',
     flops='FLOPs (multiply-accumulates)',
@@ -33,9 +34,9 @@ LABELS = dict(
 
 
 def draw_progress(results: SearchResults):
-    """Each candidate's score in the order of evaluation, and the best so far.
+    """Draw the scores in the order of evaluation, and the best so far.
 
-    Random search's candidates stand where the search had scored as many.
+    The n-th candidate of the random search is at the place of the search's n-th.
     """
     figure, (axes,) = canvas(9, 3.6)
     search, baseline = results.of('search'), results.of('baseline')
@@ -57,7 +58,7 @@ def draw_progress(results: SearchResults):
 
 
 def draw_score_against(results: SearchResults, cost: str):
-    """Score against one cost: candidates, front, parents, knees, random search and limits."""
+    """Draw score against one cost: candidates, front, parents, knees, random search and limits."""
     from matplotlib.ticker import EngFormatter
 
     figure, (axes,) = canvas(4.8, 4.4)
@@ -65,12 +66,14 @@ def draw_score_against(results: SearchResults, cost: str):
         candidates = results.of(phase)
         draw_cloud(axes, numbers_of(candidates, cost), candidates, color, name)
     front = front_of(results, cost)
-    axes.step(*_points(front, cost), c=INK, lw=1, where='post', label='front')
+    points = numbers_of(front, cost), [c.score for c in front]
+    axes.step(*points, c=INK, lw=1, where='post', label='front')
     for label, candidates, look in _marks(results):
         if candidates:
-            axes.scatter(*_points(candidates, cost), label=label, zorder=4, **look)
+            points = numbers_of(candidates, cost), [c.score for c in candidates]
+            axes.scatter(*points, label=label, zorder=4, **look)
     axes.set(xlabel=LABELS.get(cost, cost), ylabel=results.score)
-    if cost not in ('latency', 'memory'):  # those have a unit, which takes no second prefix
+    if cost not in ('latency', 'memory'):  # their units have a prefix already
         axes.xaxis.set_major_formatter(EngFormatter(sep='\N{NARROW NO-BREAK SPACE}'))
     axes.locator_params(axis='x', nbins=5)
     focus(axes, results)
@@ -81,7 +84,7 @@ def draw_score_against(results: SearchResults, cost: str):
 
 
 def draw_choices(results: SearchResults):
-    """How often each width, depth, head count, MLP ratio and patch is in the best and in all."""
+    """Draw the share of each width, depth, head count, MLP ratio and patch: best against all."""
     space = results.space
     panels = [
         ('width', space.embed_dim, lambda s: [s.embed_dim]),
@@ -90,7 +93,7 @@ def draw_choices(results: SearchResults):
         ('MLP ratio of a block', space.mlp_ratio, lambda s: s.mlp_ratio),
     ]
     if space.patch_size is not None:
-        panels.append(('side of a patch', space.patch_size, lambda s: [s.patch_size]))
+        panels.append(('patch size', space.patch_size, lambda s: [s.patch_size]))
     figure, all_axes = canvas(9, 2.5, columns=len(panels), sharey=True)
     best, all_of_them = results.ranking[:TOP], results.of('search')
     groups = (f'best {len(best)}', best, BLUE, -0.2), ('all candidates', all_of_them, GREY, 0.2)
@@ -108,7 +111,9 @@ def draw_choices(results: SearchResults):
 
 
 def draw_positions(results: SearchResults):
-    """Heads and MLP ratio of the best by block; the winner's are framed."""
+    """Draw the heads and MLP ratios of the best by block; frame those of the winner."""
+    from matplotlib.patches import Rectangle
+
     space, winner = results.space, results.winner.subnet
     best = [c.subnet for c in results.ranking[:TOP]]
     heads = space.num_heads, [s.num_heads for s in best], winner.num_heads
@@ -123,13 +128,15 @@ def draw_positions(results: SearchResults):
         names = [f'{choice:g}' for choice in choices]
         draw_cells(axes, grid, range(1, depth + 1), names, 1.0, '{:.0%}')
         axes.set_ylabel(label)
-        _frame(axes, [choices.index(choice) for choice in chosen])
+        for column, choice in enumerate(chosen):
+            corner = column + 0.04, choices.index(choice) + 0.05
+            axes.add_patch(Rectangle(corner, 0.92, 0.9, fill=False, ec=ORANGE, lw=1.6, zorder=3))
     all_axes[-1].set_xlabel('block')
     return figure
 
 
 def draw_gates(results: SearchResults):
-    """The winner's mixture of experts in each layer; the first expert is on top."""
+    """Draw the winner's mixture of experts in each layer; the first expert is on top."""
     layers = list(results.gates)
     grid = np.array([results.gates[layer] for layer in layers], float).T  # (K, layers)
     experts = len(grid)
@@ -141,36 +148,35 @@ def draw_gates(results: SearchResults):
     axes.tick_params(axis='y', labelsize=7)
     bar = figure.colorbar(image, ax=axes, label='gate', pad=0.01, aspect=30)
     bar.outline.set_visible(False)
-    bar.solids.set_rasterized(False)  # so that it takes the page's colours
+    bar.solids.set_rasterized(False)  # vectors take the page's colours
     return figure
 
 
 def shares(genes: Iterable, choices: Sequence) -> list[float]:
-    """How often each choice is among ``genes``, as shares of 1; zeros if there are none."""
+    """Return the share of each choice in ``genes``, from 0 to 1; all 0 without genes."""
     counts = Counter(genes)
     total = sum(counts.values()) or 1
     return [counts[choice] / total for choice in choices]
 
 
 def front_of(results: SearchResults, cost: str) -> list[Candidate]:
-    """Candidates better than all that cost no more; the cheapest first."""
-    front: list[Candidate] = []
+    """Return the candidates that are better than all that cost no more, cheapest first."""
     known = [c for c in results.ranking if isfinite(c.numbers.get(cost, nan))]
-    for candidate in sorted(known, key=lambda c: c.numbers[cost]):  # at equal cost the best first
-        if not front or results.gain(candidate.score, front[-1].score) > 0:
-            front.append(candidate)
-    return front
+    losses = [results.gain(0.0, c.score) for c in known]  # lower is better
+    mask = pareto_front(np.column_stack([numbers_of(known, cost), losses]))
+    front = [c for c, is_best in zip(known, mask, strict=True) if is_best]
+    return sorted(front, key=lambda c: c.numbers[cost])
 
 
 def best_so_far(results: SearchResults, candidates: Iterable[Candidate]) -> list[float]:
-    """After each candidate, the best score of the complete ones; NaN before the first."""
+    """Return the best complete score after each candidate; NaN before the first."""
     better, worst = (min, inf) if results.rule == 'less' else (max, -inf)
     known = [c.score if c.is_complete and isfinite(c.score) else worst for c in candidates]
     return [best if isfinite(best) else nan for best in accumulate(known, better)]
 
 
 def _marks(results: SearchResults) -> list[tuple[str, list[Candidate], dict]]:
-    """Candidates to point out, and how."""
+    """Candidates to highlight: label, candidates and look."""
     parents = dict(marker='o', s=36, fc='none', ec=INK, lw=0.9)
     knees = [c for c in results.front if c.is_knee]
     random = [results.baseline] if results.baseline else []
@@ -180,16 +186,3 @@ def _marks(results: SearchResults) -> list[tuple[str, list[Candidate], dict]]:
         ('best of random', random, dict(marker='X', s=80, c=GREY, ec=INK, lw=0.7)),
         ('winner', [results.winner], dict(marker='*', s=190, c=ORANGE, lw=0)),
     ]
-
-
-def _points(candidates: Sequence[Candidate], cost: str) -> tuple[np.ndarray, list[float]]:
-    return numbers_of(candidates, cost), [c.score for c in candidates]
-
-
-def _frame(axes, rows: Sequence[int]) -> None:
-    """Frame one cell in each column."""
-    from matplotlib.patches import Rectangle
-
-    for column, row in enumerate(rows):
-        corner, look = (column + 0.04, row + 0.05), dict(fill=False, ec=ORANGE, lw=1.6, zorder=3)
-        axes.add_patch(Rectangle(corner, 0.92, 0.9, **look))

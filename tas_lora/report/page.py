@@ -1,12 +1,13 @@
-"""One page that shows a search: what it found, how, against random draws, and how to repeat it.
+"""One page about a search: its result, its course, random search, and how to reproduce it.
 
-The page is one file that needs no network and no script; its figures are in it and beside it.
+The page is a single file with inline figures, without scripts or network access. The figures are
+also written as PNG files.
 """
 
 import json
 import re
 import shlex
-from dataclasses import dataclass
+from functools import partial
 from math import inf, isfinite
 from pathlib import Path
 
@@ -28,27 +29,10 @@ PAGE = 'report.html'
 _UNITS = dict(latency='\N{NO-BREAK SPACE}ms', memory='\N{NO-BREAK SPACE}MiB')
 
 
-@dataclass(frozen=True)
-class FigureOnPage:
-    """A figure as the page's template takes it.
-
-    Attributes:
-        name: Of its PNG, without suffix.
-        alt: What it shows, in a sentence.
-        svg: The figure, as an element of HTML.
-        width: Width in inches at which its text has the size of the page's.
-    """
-
-    name: str
-    alt: str
-    svg: str
-    width: float
-
-
 def write_report(folder: str | Path, score: str = 'cross_entropy', rule: str = 'less') -> Path:
     """Write ``report.html`` and ``figures/*.png`` into the work directory of a search.
 
-    It may still run, or have been killed: then the page shows what is known so far, and says so.
+    If the search is still running or was killed, the page shows the results so far and says so.
 
     Args:
         folder: The work directory; see :func:`read_results` for the files that are read.
@@ -56,10 +40,10 @@ def write_report(folder: str | Path, score: str = 'cross_entropy', rule: str = '
         rule: 'less' or 'greater', unless the files name it.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
-        UserError: If the folder holds no history of a search, or what cannot be read.
+        UserError: If the folder has no search history, or a file cannot be read.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -91,36 +75,33 @@ def write_report(folder: str | Path, score: str = 'cross_entropy', rule: str = '
 
 
 def in_words(subnet: Subnet) -> str:
-    """A subnet in a phrase, such as '12 blocks, 192 wide, 3 to 4 heads, MLP ratio 3.5 to 4'."""
+    """Describe a subnet: '12 blocks, 192 wide, 3 to 4 heads, MLP ratio 3.5 to 4'."""
     ends = [(min(genes), max(genes)) for genes in (subnet.num_heads, subnet.mlp_ratio)]
     heads, ratio = (f'{a:g}' if a == b else f'{a:g} to {b:g}' for a, b in ends)
+    blocks = '1 block' if subnet.depth == 1 else f'{subnet.depth} blocks'
+    heads = '1 head' if heads == '1' else f'{heads} heads'
     patches = f', patches of {subnet.patch_size}' if subnet.patch_size else ''
-    return (
-        f'{subnet.depth} blocks, {subnet.embed_dim} wide, {heads} heads, MLP ratio {ratio}{patches}'
-    )
+    return f'{blocks}, {subnet.embed_dim} wide, {heads}, MLP ratio {ratio}{patches}'
 
 
 def as_score(value: float) -> str:
-    """A score with five digits that count; 'none' if it is no number."""
+    """Format a score with five significant digits; 'none' if it is not finite."""
     return f'{value:#.5g}'.rstrip('.') if isfinite(value) else 'none'
 
 
 def quantity(value: float, name: str, form: str = '#.4g') -> str:
-    """A cost with its unit, or a large number with a prefix, in four digits that count."""
+    """Format a cost with four significant digits and its unit or, if large, an SI prefix."""
     if not isfinite(value):
         return 'none'
-    for power, prefix in (
-        (9, '\N{NO-BREAK SPACE}G'),
-        (6, '\N{NO-BREAK SPACE}M'),
-        (3, '\N{NO-BREAK SPACE}k'),
-    ):
-        if name not in _UNITS and abs(value) >= 10**power:
-            return f'{value / 10**power:{form}}'.rstrip('.') + prefix
-    return f'{value:{form}}'.rstrip('.') + _UNITS.get(name, '')
+    unit = _UNITS.get(name, '')
+    for factor, prefix in (1e9, 'G'), (1e6, 'M'), (1e3, 'k'):
+        if not unit and abs(value) >= factor:
+            value, unit = value / factor, f'\N{NO-BREAK SPACE}{prefix}'
+    return f'{value:{form}}'.rstrip('.') + unit
 
 
 def duration(seconds: float) -> str:
-    """Such as '2 h 15 min', '3 min 20 s' or '10.8 s'."""
+    """Format as '2 h 15 min', '3 min 20 s' or '10.8 s'."""
     if seconds < 60:
         return f'{seconds:.3g} s'
     minutes, rest = divmod(round(seconds), 60)
@@ -128,7 +109,7 @@ def duration(seconds: float) -> str:
 
 
 def limit_in_words(name: str, low: float, high: float) -> str:
-    """Such as 'at most 6 M'."""
+    """Describe a limit, such as 'at most 6 M'."""
     least, most = (quantity(end, name, '.4g') for end in (low, high))
     if low > 0 and high < inf:
         return f'{least} to {most}'
@@ -136,22 +117,22 @@ def limit_in_words(name: str, low: float, high: float) -> str:
 
 
 def key_figures(results: SearchResults) -> dict[str, str]:
-    """What a reader asks first, by name, as far as it is known."""
+    """Return the key figures that are known, by name."""
     best, cost = results.best, results.cost
     scored = len({c.subnet for c in results.candidates})
     found = {'candidates scored': f'{best.get("candidates", scored):,}'}
     if best.get('images_evaluated') and best.get('images_exhaustive'):
         share = best['images_evaluated'] / best['images_exhaustive']
-        found['images evaluated, of those of an exhaustive search'] = f'{share:.1%}'
+        found['images evaluated, relative to exhaustive search'] = f'{share:.1%}'
     if 'seconds' in cost:
         found['wall time'] = duration(cost['seconds'])
     if 'images_per_second' in cost:
-        found['images a second'] = f'{cost["images_per_second"]:,.0f}'
+        found['images per second'] = f'{cost["images_per_second"]:,.0f}'
     return found
 
 
 def compare_with_random(results: SearchResults) -> str:
-    """The winner against the best of a random search, in a sentence; '' if there was none."""
+    """Compare the winner with the best random draw in a sentence; '' without a random search."""
     random, winner = results.baseline, results.winner
     if random is None:
         return ''
@@ -164,13 +145,13 @@ def compare_with_random(results: SearchResults) -> str:
     margin = f'{abs(gain):.3g}' + (f' ({abs(gain / random.score):.1%})' if random.score else '')
     if gain > 0:
         return f'The search beats the best of as many random draws by {margin}: {both}.'
-    return f'Random draws won by {margin}: the search has {both}. Selection did not pay here.'
+    return f'Random draws won by {margin}: the search has {both}. Selection did not help here.'
 
 
 def run_cost(results: SearchResults) -> dict[str, str]:
-    """What the run took: all numbers that were written down, by name."""
+    """Return all recorded costs of the run, by name."""
     names = dict(
-        seconds='wall time', seconds_evaluating='of that, evaluating', images='images evaluated'
+        seconds='wall time', seconds_evaluating='of which evaluating', images='images evaluated'
     )
     return {
         names.get(name, name.replace('_', ' ')): (
@@ -180,14 +161,17 @@ def run_cost(results: SearchResults) -> dict[str, str]:
     }
 
 
-def _draw(results: SearchResults) -> dict[str, list[FigureOnPage]]:
-    """All figures by section, each written as PNG too."""
-    score = results.score
+def _draw(results: SearchResults) -> dict[str, list[dict]]:
+    """Draw all figures, by section of the page, and write each as PNG."""
+    score, place = results.score, partial(_place, results.folder / 'figures')
     with style():
-        drawn = dict(
-            progress=[('progress', draw_progress(results), f'{score} of candidates in order')],
+        gates = []
+        if results.gates:
+            gates = [place('gates', draw_gates(results), 'Gates of the winner by layer')]
+        return dict(
+            progress=[place('progress', draw_progress(results), f'{score} of candidates in order')],
             costs=[
-                (
+                place(
                     re.sub(r'\W', '_', f'score_against_{cost}'),
                     draw_score_against(results, cost),
                     f'{score} against {LABELS.get(cost, cost)}',
@@ -195,20 +179,15 @@ def _draw(results: SearchResults) -> dict[str, list[FigureOnPage]]:
                 for cost in results.costs
             ],
             choices=[
-                ('choices', draw_choices(results), 'Choices of the best and of all candidates'),
-                ('positions', draw_positions(results), 'Heads and MLP ratio of the best by block'),
+                place('choices', draw_choices(results), 'Choices of the best and all candidates'),
+                place('positions', draw_positions(results), 'Heads and MLP ratio by block'),
             ],
-            gates=[('gates', draw_gates(results), 'Gates of the winner, layers by experts')]
-            if results.gates
-            else [],
+            gates=gates,
         )
-        return {
-            section: [_place(results.folder, *figure) for figure in figures]
-            for section, figures in drawn.items()
-        }
 
 
-def _place(folder: Path, name: str, figure, alt: str) -> FigureOnPage:
-    (folder / 'figures').mkdir(exist_ok=True)
-    figure.savefig(folder / 'figures' / f'{name}.png')
-    return FigureOnPage(name, alt, as_svg(figure, name), figure.get_figwidth())
+def _place(folder: Path, name: str, figure, alt: str) -> dict:
+    """Write a figure as PNG and return it as the template takes it; ``width`` is in inches."""
+    folder.mkdir(exist_ok=True)
+    figure.savefig(folder / f'{name}.png')
+    return dict(alt=alt, svg=as_svg(figure, name), width=figure.get_figwidth())

@@ -1,4 +1,4 @@
-"""What a search left in its work directory, read for a report; no torch."""
+"""Read the results of a search from its work directory, without torch."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,22 +12,21 @@ from ..provenance import read_json
 from ..search import read_history
 from ..structures import SearchSpace, Subnet
 
-COSTS = ('params', 'flops', 'latency', 'memory')  # those that a line of the history may have
+COSTS = ('params', 'flops', 'latency', 'memory')  # that a line of the history may have
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One subnet that a search scored.
+    """A subnet that a search scored.
 
     Attributes:
-        subnet: The architecture.
-        score: Value of the search's metric; NaN if it has none, as after running out of memory.
+        score: Value of the search's metric; NaN if it has none, for example if memory ran out.
         numbers: Costs (see ``COSTS``) and all other numbers of its line, by name.
-        generation: From 0, within its phase; of 'finals', 1 is the random search's.
-        phase: 'search', 'baseline' (a random search) or 'finals' (the winners scored again).
-        images: Held-out images it was evaluated on; None if that was not written down.
-        is_complete: Whether these are all images, so that the score is no estimate.
-        is_knee: Whether it was marked as a knee of the front.
+        generation: Counted from 0 per phase; in 'finals', 1 is the random search.
+        phase: 'search', 'baseline' (random search) or 'finals' (winners scored again).
+        images: Number of held-out images it was evaluated on; None if not recorded.
+        is_complete: Whether these are all images, so the score is not an estimate.
+        is_knee: Whether it is marked as a knee of the front.
     """
 
     subnet: Subnet
@@ -45,15 +44,14 @@ class SearchResults:
     """A search, finished or not.
 
     Attributes:
-        folder: The work directory.
-        score: Name of the metric that candidates are ranked by.
-        rule: 'less' or 'greater': which of two scores is the better one.
+        score: Metric by which candidates are ranked.
+        rule: 'less' or 'greater': which of two scores is better.
         candidates: All lines of the history, in order.
-        best: ``best_subnet.json``, the result; empty while the search is not over.
-        identity: By what it was run: command, versions, config, ...; empty if it does not say.
-        front: Candidates of the Pareto front that was written down.
-        gates: Mixture of the winner's experts by layer.
-        cost: What the run took: seconds, images a second, ...
+        best: The result, from ``best_subnet.json``; empty while the search is not finished.
+        identity: Command, versions, config, ...; empty if not recorded.
+        front: Candidates of the recorded Pareto front.
+        gates: Mixture of the winner's experts, by layer.
+        cost: Costs of the run: seconds, images per second, ...
     """
 
     folder: Path
@@ -68,32 +66,33 @@ class SearchResults:
 
     @property
     def config(self) -> Mapping:
-        """``val_cfg`` of the search, empty if it was not written down."""
+        """The search's ``val_cfg``; empty if not recorded."""
         return (self.identity.get('config') or {}).get('val_cfg') or {}
 
     @property
     def space(self) -> SearchSpace:
-        """The space of the config; without one, all choices that some candidate took."""
+        """The config's search space; without a config, all choices that occur in candidates."""
         if 'space' in self.config:
             return SearchSpace.coerce(self.config['space'])
         subnets = {c.subnet for c in self.candidates}
-        widths, depths = {s.embed_dim for s in subnets}, {s.depth for s in subnets}
-        heads = {choice for s in subnets for choice in s.num_heads}
-        ratios = {choice for s in subnets for choice in s.mlp_ratio}
-        patches = {s.patch_size for s in subnets} - {None}
-        choices = map(sorted, (widths, depths, heads, ratios))
-        return SearchSpace(*choices, patch_size=sorted(patches) or None)
+        return SearchSpace(
+            embed_dim=sorted({s.embed_dim for s in subnets}),
+            depth=sorted({s.depth for s in subnets}),
+            num_heads=sorted({choice for s in subnets for choice in s.num_heads}),
+            mlp_ratio=sorted({choice for s in subnets for choice in s.mlp_ratio}),
+            patch_size=sorted({s.patch_size for s in subnets} - {None}) or None,
+        )
 
     @property
     def limits(self) -> dict[str, tuple[float, float]]:
-        """Lowest and highest value allowed for each limited cost, infinite where open."""
+        """Lowest and highest allowed value of each limited cost, infinite where open."""
         limits = self.config.get('constraints') or {}
         ends = {n: (low or 0.0, inf if high is None else high) for n, (low, high) in limits.items()}
         return {name: (low, high) for name, (low, high) in ends.items() if low > 0 or high < inf}
 
     @property
     def costs(self) -> list[str]:
-        """Names of the costs that candidates have."""
+        """Names of the costs that any candidate has."""
         names = dict.fromkeys([*COSTS, *self.best.get('goals', ()), *self.limits])
         return [name for name in names if any(name in c.numbers for c in self.candidates)]
 
@@ -104,34 +103,34 @@ class SearchResults:
 
     @property
     def baseline(self) -> Candidate | None:
-        """The best of a random search, if there was one."""
+        """The best of the random search, if there was one."""
         if self.best.get('baseline'):
             return _candidate(self.best['baseline'], self.score)
         return next(iter(self.ranked(self.of('baseline'))), None)
 
     @property
     def ranking(self) -> list[Candidate]:
-        """The search's complete candidates, the best first; those scored again come before."""
+        """Complete candidates of the search, best first; those scored again precede all others."""
         finals = self.ranked(c for c in self.of('finals') if c.generation == 0)
         again = {c.subnet for c in finals}
         return finals + [c for c in self.ranked(self.of('search')) if c.subnet not in again]
 
     @property
     def parents(self) -> list[Candidate]:
-        """Those that would have children next."""
+        """The candidates that would have children next."""
         return self.ranked(self.of('search'))[: self.best.get('parents', 0)]
 
     def of(self, phase: str) -> list[Candidate]:
-        """Candidates of one phase, in order."""
+        """Return the candidates of one phase, in order."""
         return [c for c in self.candidates if c.phase == phase]
 
     def ranked(self, candidates: Iterable[Candidate]) -> list[Candidate]:
-        """Those that are complete and have a score, the best first."""
+        """Sort those that are complete and have a score, best first."""
         whole = [c for c in candidates if c.is_complete and isfinite(c.score)]
         return sorted(whole, key=lambda c: c.score, reverse=self.rule == 'greater')
 
     def gain(self, score: float, other: float) -> float:
-        """By how much ``score`` is better than ``other``; negative if it is worse."""
+        """How much better ``score`` is than ``other``; negative if it is worse."""
         return other - score if self.rule == 'less' else score - other
 
 
@@ -141,21 +140,25 @@ def read_results(
     """Read a search's work directory.
 
     Args:
-        folder: Where ``search_history.jsonl`` lies. ``best_subnet.json``, ``search.json``,
-            ``front.json``, ``gates.json`` and ``search_cost.json`` are read if they are there.
+        folder: Directory with ``search_history.jsonl``. ``best_subnet.json``, ``search.json``,
+            ``front.json``, ``gates.json`` and ``search_cost.json`` are read if they exist.
         score: Metric by which candidates are ranked, unless the files name it.
         rule: 'less' or 'greater', unless the files name it.
 
     Raises:
-        UserError: If there is no history, no candidate with such a score, or a file that is not
-            as a search writes it.
+        UserError: If there is no history, no candidate has such a score, or a file does not have
+            the form in which a search writes it.
     """
     folder = Path(folder)
     history = folder / 'search_history.jsonl'
     lines = read_history(history)
     best = _read(folder / 'best_subnet.json', dict)
     identity = best.get('search') or _read(folder / 'search.json', dict)
-    score, rule = _metric(best, identity, folder, score, rule)
+    with blame(f'{folder} does not say by which config it was run'):
+        settings = (identity.get('config') or {}).get('val_cfg') or {}
+        score = best.get('score', settings.get('score', score))
+        rule = best.get('rule', settings.get('rule', rule))
+    one_of(rule, f'{folder}: the rule', ('less', 'greater'))
     most = max(line.get('images', 0) for line in lines)
     candidates = tuple(_numbered(lines, history, lambda line: _candidate(line, score, most)))
     front = _read(folder / 'front.json', list)
@@ -169,23 +172,13 @@ def read_results(
     return results
 
 
-def _metric(best: Mapping, identity, folder: Path, score: str, rule: str) -> tuple[str, str]:
-    """Name and rule of the score, from the result, else the config, else as given."""
-    with blame(f'{folder} says not by which config it was run'):
-        settings = (identity.get('config') or {}).get('val_cfg') or {}
-        score = best.get('score', settings.get('score', score))
-        rule = best.get('rule', settings.get('rule', rule))
-    one_of(rule, f'{folder}: the rule', ('less', 'greater'))
-    return score, rule
-
-
 def _read(path: Path, kind: type):
-    """A JSON file of that kind; an empty one of it if there is no such file."""
+    """Read a JSON file of that type; if it does not exist, return an empty object of the type."""
     return read_json(path, kind=kind) if path.exists() else kind()
 
 
 def _numbered(lines: list, path: Path, convert: Callable[[dict], Candidate]) -> list[Candidate]:
-    """Each line converted; a mistake is told with its number."""
+    """Convert each line; errors name its number."""
     converted = []
     for number, line in enumerate(lines, 1):
         with inside(f'{path}, {number}'):
@@ -194,7 +187,7 @@ def _numbered(lines: list, path: Path, convert: Callable[[dict], Candidate]) -> 
 
 
 def _candidate(line: Mapping, score: str, most: int = 0) -> Candidate:
-    """From a record of numbers by name, with ``images`` out of ``most``."""
+    """Convert a line of the history; it is complete with ``most`` images."""
     if not isinstance(line, Mapping):
         raise UserError(f'a candidate must be a dict with a subnet and numbers, got {short(line)}')
     images = line.get('images')
@@ -212,13 +205,13 @@ def _candidate(line: Mapping, score: str, most: int = 0) -> Candidate:
 
 
 def _numbers(values, name: str, path: Path) -> None:
-    """Refuse anything but a list of numbers, under ``name`` in a file."""
+    """Refuse anything but a list of numbers, found under ``name`` in a file."""
     if not isinstance(values, list) or not all(isinstance(v, (int, float)) for v in values):
         raise UserError(f'{path}: {short(name)} must hold numbers, got {short(values)}')
 
 
 def _check(results: SearchResults, lines: list[dict]) -> None:
-    """Refuse what no report can be made of."""
+    """Refuse results that cannot be reported."""
     folder, best, identity = results.folder, results.best, results.identity
     if not results.ranking:
         raise UserError(
@@ -240,4 +233,4 @@ def _check(results: SearchResults, lines: list[dict]) -> None:
         _ = [*(identity.get('command') or ())], {**(identity.get('versions') or {})}
         _ = results.space, results.limits, results.baseline, results.costs
         if not isfinite(results.winner.score):
-            raise UserError(f'no number {results.score!r}, by which it was found')
+            raise UserError(f'no number {results.score!r}, the metric of the search')

@@ -1,3 +1,4 @@
+from ..renamed import renamed
 from .complexity import count_flops, count_params
 from .evolution import Evolution
 from .front import best_within, knee_points, pareto_front
@@ -30,3 +31,5 @@ __all__ = [
     'read_history',
     'read_measured',
 ]
+
+__getattr__ = renamed(__name__, Study='CandidateScorer')

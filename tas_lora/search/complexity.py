@@ -1,7 +1,7 @@
-"""Parameters and FLOPs of a subnet by arithmetic alone: no model, no torch.
+"""Count the parameters and FLOPs of a subnet by arithmetic; needs neither a model nor torch.
 
-Both follow the counters of the official AutoFormer code, so that limits and tables agree with
-published ones; the model itself has exactly :func:`count_params` parameters in use.
+Both follow the counters of the official AutoFormer code, so limits and tables agree with published
+ones. A subnet of the model uses exactly :func:`count_params` parameters.
 """
 
 from ..structures import Subnet
@@ -17,14 +17,14 @@ def count_params(
     max_relative_position: int = 14,
     head_dim: int = 64,
 ) -> int:
-    """Parameters of ``subnet``, classifier, class token and positions included.
+    """Count the parameters of ``subnet``, including classifier, class token and positions.
 
     Args:
         subnet: The architecture.
         img_size: Side of the square input, in pixels.
-        patch_size: Side of a patch, in pixels, unless the subnet has its own.
+        patch_size: Side of a patch, in pixels; ignored if the subnet has its own.
         in_channels: Image channels.
-        num_classes: Outputs of the classifier.
+        num_classes: Classifier outputs.
         max_relative_position: Offset R at which relative positions are clipped.
         head_dim: Width of one attention head (64 in AutoFormer).
     """
@@ -56,11 +56,11 @@ def count_flops(
     max_relative_position: int = 14,
     head_dim: int = 64,
 ) -> float:
-    """Multiply-accumulates of one image in AutoFormer's convention; arguments as above.
+    """Count the multiply-accumulates for one image; same arguments as :func:`count_params`.
 
-    The convention has quirks, kept because published figures have them: blocks are counted with
-    ``patches + 2`` tokens, the classifier ``patches + 1`` times, and the relative terms use R in
-    place of the head width.
+    The quirks of AutoFormer's convention are kept because published figures have them: blocks
+    have ``patches + 2`` tokens, the classifier is counted ``patches + 1`` times, and the relative
+    terms use R instead of the head width.
     """
     patch_size = subnet.patch_size or patch_size
     width, patches = subnet.embed_dim, (img_size // patch_size) ** 2

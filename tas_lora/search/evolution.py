@@ -1,7 +1,8 @@
-"""Evolution over subnets as ask and tell: no model, no runner, no clock."""
+"""Evolutionary search over subnets with an ask-and-tell interface; needs no model or runner."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
+from math import isnan
 
 import numpy as np
 
@@ -19,30 +20,30 @@ class Evolution:
         while subnets := evolution.ask():
             evolution.tell({subnet: score(subnet) for subnet in subnets})
 
-    Every subnet asked for is new and feasible. Parents are the best ever seen; the last
-    children are ranked too (the official code evaluates them and forgets them). Generation g
-    draws from ``default_rng((seed, g))``, so the state is the scores alone.
+    Every subnet that :meth:`ask` returns is new and feasible. Parents are the best subnets seen so
+    far. The last children are also ranked; the official code evaluates and then forgets them.
+    Generation g draws from ``default_rng((seed, g))``, so the scores are the only state.
 
     Args:
-        space: Where to search.
-        is_feasible: Whether a subnet meets the constraints; must be cheap.
-        population: Subnets in a generation.
-        generations: Generations after which :meth:`ask` returns nothing.
-        parents: How many of the best have children.
-        mutations: Children by mutation in a generation.
-        crossovers: Children by crossover in a generation.
+        space: Search space.
+        is_feasible: Whether a subnet meets the constraints; called often, so it must be fast.
+        population: Subnets per generation.
+        generations: Number of generations; after these, :meth:`ask` returns an empty list.
+        parents: Number of the best subnets that have children.
+        mutations: Children by mutation per generation.
+        crossovers: Children by crossover per generation.
         gene_prob: Probability that mutation redraws a block's heads or MLP ratio.
         shape_prob: Probability that mutation redraws the depth, and the width.
         seed: Seed of all draws.
-        surrogate: Learns every score told; while it is trusted, it selects the children. Any
-            object with ``is_trusted``, ``learn`` and ``select`` will do.
-        oversample: How many children a trusted surrogate selects one from.
+        surrogate: Learns from every score. While it is trusted, it selects the children. Any object
+            with ``is_trusted``, ``learn`` and ``select`` works.
+        oversample: Children drawn for each one that a trusted surrogate selects.
 
     Raises:
         UserError: If a size is not a positive integer, or the children exceed the population.
     """
 
-    # Draws that may fail in a row before the space is taken to hold no further subnet.
+    # Failed draws in a row after which the space counts as exhausted.
     PATIENCE = 5000
 
     def __init__(
@@ -81,7 +82,7 @@ class Evolution:
         self.scores: dict[Subnet, float] = {}
 
     def ask(self) -> list[Subnet]:
-        """The next generation; empty when the search is over or the space exhausted."""
+        """Return the next generation; empty if the search is over or the space is exhausted."""
         if self.generation >= self.generations:
             return []
         rng = np.random.default_rng((self.seed, self.generation))
@@ -91,30 +92,26 @@ class Evolution:
         return list(chosen)[: self.population]
 
     def tell(self, scores: dict[Subnet, float]) -> None:
-        """Record the scores of a generation; NaN ranks last."""
+        """Record the scores of a generation. NaN ranks last."""
         self.scores.update(scores)
         self.generation += 1
         if self.surrogate is not None:
             self.surrogate.learn(scores)
 
     def best(self, count: int) -> list[Subnet]:
-        """The ``count`` best subnets so far, older first among equals."""
-
-        def rank(subnet: Subnet) -> tuple[bool, float]:
-            score = self.scores[subnet]
-            return score != score, score
-
-        return sorted(self.scores, key=rank)[:count]
+        """Return the ``count`` best subnets so far; of equals the older comes first."""
+        ranked = sorted(self.scores, key=lambda s: (isnan(self.scores[s]), self.scores[s]))
+        return ranked[:count]
 
     def _breed(self, rng: np.random.Generator, chosen: dict) -> None:
-        """Add the children of what has been scored."""
+        """Add children of the best scored subnets."""
         if self.scores:
             elite = self.best(self.parents)
             self._add_children(self._mutants(elite, rng), self.mutations, chosen)
             self._add_children(self._crosses(elite, rng), self.crossovers, chosen)
 
     def _add_children(self, draws: Iterator[Subnet], wanted: int, chosen: dict) -> None:
-        """Add up to ``wanted`` children; a trusted surrogate selects them from more."""
+        """Add up to ``wanted`` children, chosen from more draws by a trusted surrogate."""
         trusted = self.surrogate is not None and self.surrogate.is_trusted
         drawn, most = dict(chosen), wanted * (self.oversample if trusted else 1)
         self._take(draws, most, 10 * most, drawn)  # AutoFormer gives up after ten draws per child
@@ -124,7 +121,7 @@ class Evolution:
         chosen.update(dict.fromkeys(children))
 
     def _complete(self, rng: np.random.Generator, chosen: dict) -> None:
-        """Fill the population by random draws or, if limits are narrow, from what meets them."""
+        """Fill the population with random draws or, if these fail, mutants of feasible subnets."""
         self._fill(self._randoms(rng), chosen)
         if len(chosen) < self.population:
             self._take(iter((self.space.smallest(), self.space.largest())), 2, 2, chosen)
@@ -143,7 +140,7 @@ class Evolution:
                     return
 
     def _fill(self, draws: Iterator[Subnet], chosen: dict) -> None:
-        """Fill the population until ``PATIENCE`` draws in a row bring nothing."""
+        """Fill the population until ``PATIENCE`` draws in a row fail."""
         before = -1
         while before < len(chosen) < self.population:
             before = len(chosen)

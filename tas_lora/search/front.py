@@ -1,4 +1,4 @@
-"""What to choose from many subnets: a Pareto front, its knees, the best within limits."""
+"""Choose among many subnets: the Pareto front, its knees, the best within limits."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,23 +12,25 @@ from ..errors import UserError
 
 
 def pareto_front(points: np.ndarray) -> np.ndarray:
-    """Which points are not dominated: none is at most as large in all goals, and less in one.
+    """Mark the points that are not dominated.
+
+    A point dominates another if it is at most as large in every goal and smaller in one.
 
     Args:
-        points: Goals to minimise, (n, goals). A row with a NaN is never on the front, and
-            dominates nothing; of equal rows only the first is.
+        points: Goals to minimise, (n, goals). A row with a NaN is never on the front and dominates
+            nothing. Of equal rows only the first is on the front.
 
     Returns:
-        A mask, (n,).
+        Mask of the front, (n,).
 
     Raises:
-        UserError: If ``points`` is not an array of n rows with one goal or more.
+        UserError: If ``points`` is not a 2-D array with at least one goal.
     """
     points = _points(points)
     known = np.flatnonzero(~np.isnan(points).any(axis=1))
     ordered = points[known]
-    order = np.lexsort(ordered.T[::-1])  # stable; nothing is dominated by what comes after it
-    front, size = np.empty((points.shape[1] - 1, len(order))), 0  # the order decides the first goal
+    order = np.lexsort(ordered.T[::-1])  # stable; later points dominate no earlier one
+    front, size = np.empty((points.shape[1] - 1, len(order))), 0  # the first goal is in order
     mask = np.zeros(len(points), bool)
     for i in order:
         rest = ordered[i, 1:]
@@ -39,16 +41,16 @@ def pareto_front(points: np.ndarray) -> np.ndarray:
 
 
 def knee_points(points: np.ndarray) -> np.ndarray:
-    """Points of a front from which any step costs much in one goal and gains little in another.
+    """Find the points of a front where a small gain in one goal costs much in another.
 
-    pymoo's ``HighTradeoffPoints`` (Rachmawati and Srinivasan 2009), with every goal scaled to
-    0 to 1 over the front.
+    Uses pymoo's ``HighTradeoffPoints`` (Rachmawati and Srinivasan 2009), with each goal scaled to
+    the range 0 to 1 over the front.
 
     Args:
-        points: A front, goals to minimise: (n, goals), finite, none dominating another.
+        points: Goals to minimise, (n, goals): finite, and no row dominates another.
 
     Returns:
-        Indices of the knees, ascending; empty if none stands out, as of two points or fewer.
+        Indices of the knees, ascending; empty if none stands out or there are fewer than 3 points.
 
     Raises:
         UserError: If ``points`` is not such a front, or pymoo is not installed.
@@ -73,31 +75,38 @@ def best_within(
     rule: str,
     estimates: bool = False,
 ) -> Mapping:
-    """The best of the records of a search that are within limits; the first among equals.
+    """Return the best record of a search within limits; the first of equals.
 
     Args:
-        records: Lines of a search history: numbers by name, NaN where one is unknown. Those with
-            fewer ``images`` than the most are estimates of a race.
+        records: Lines of a search history: numbers by name, NaN where unknown. Records with fewer
+            ``images`` than the maximum are estimates from a race.
         limits: ``{name: (low, high)}``, inclusive; None leaves a side open.
         score: Name of the number to choose by.
-        rule: Whether ``'less'`` or ``'greater'`` of it is better.
-        estimates: Whether they may be chosen, too.
+        rule: ``'less'`` or ``'greater'``: which value of it is better.
+        estimates: Whether to consider estimates as well.
 
     Raises:
-        UserError: If no record is within the limits, or has one of the names; it says what
-            range the records have.
+        UserError: If no record is within the limits, or none has a number of that name. The message
+            gives the range of the records.
     """
     one_of(rule, 'rule', ('less', 'greater'))
-    records = list(records) if estimates else _complete(records)
+    if not estimates:
+        most = max((record.get('images', 0) for record in records), default=0)
+        records = [record for record in records if record.get('images', most) == most]
     ranges = {name: _range(name, limit) for name, limit in limits.items()}
-    offers = {name: _offer(records, name) for name in (*ranges, score)}
-    fits = [r for r in records if _is_within(r, ranges) and not isnan(_number(r, score))]
+    needed = {score: (-inf, inf)} | ranges  # a comparison with NaN is false
+    offers = {name: _offer(records, name) for name in needed}
+    fits = [
+        record
+        for record in records
+        if all(low <= _number(record, name) <= high for name, (low, high) in needed.items())
+    ]
     if not fits:
         have = '; '.join(
             f'{name} asked for {low:,.6g} to {high:,.6g}, they have {offers[name]}'
             for name, (low, high) in ranges.items()
         )
-        raise UserError(f'none of {len(records)} records is within all limits: {have}')
+        raise UserError(f'none of {len(records)} records is within all limits; relax one: {have}')
     return (min if rule == 'less' else max)(fits, key=lambda record: record[score])
 
 
@@ -109,7 +118,7 @@ def _points(points: np.ndarray) -> np.ndarray:
 
 
 def _high_tradeoff(points: np.ndarray) -> np.ndarray | None:
-    with warnings.catch_warnings():  # pymoo imports an old name of SciPy's, and mutes all warnings
+    with warnings.catch_warnings():  # pymoo imports a deprecated SciPy name and mutes all warnings
         warnings.simplefilter('ignore')
         try:
             from pymoo.mcdm.high_tradeoff import HighTradeoffPoints
@@ -118,36 +127,26 @@ def _high_tradeoff(points: np.ndarray) -> np.ndarray | None:
         return HighTradeoffPoints()(points)
 
 
-def _complete(records: Sequence[Mapping]) -> list[Mapping]:
-    """The records of the most images; those that count none are complete."""
-    most = max((record.get('images', 0) for record in records), default=0)
-    return [record for record in records if record.get('images', most) == most]
-
-
 def _number(record: Mapping, name: str) -> float:
     value = record.get(name)
     return float(value) if isinstance(value, Real) else nan
 
 
-def _is_within(record: Mapping, ranges: Mapping[str, tuple[float, float]]) -> bool:
-    return all(low <= _number(record, name) <= high for name, (low, high) in ranges.items())
-
-
 def _range(name: str, limit) -> tuple[float, float]:
-    """The ends of a limit, infinite where it is open."""
+    """Return both ends of a limit, infinite where it is open."""
     is_pair = isinstance(limit, (list, tuple)) and len(limit) == 2
     ends = limit if is_pair else (nan, nan)
     low, high = (d if end is None else end for end, d in zip(ends, (-inf, inf), strict=True))
     if not isinstance(low, Real) or not isinstance(high, Real) or not low <= high:
         raise UserError(
-            f'the limit of {name} must be (low, high), low at most high, None where it is open; '
+            f'the limit of {name} must be (low, high) with low <= high, or None for an open side; '
             f'got {limit!r}'
         )
     return float(low), float(high)
 
 
 def _offer(records: Sequence[Mapping], name: str) -> str:
-    """The range of a number in the records."""
+    """Describe the range of a number in the records."""
     numbers = [n for n in (_number(record, name) for record in records) if not isnan(n)]
     if not numbers:
         known = sorted({k for r in records for k in r if not isnan(_number(r, k))})

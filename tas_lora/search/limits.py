@@ -1,4 +1,4 @@
-"""Limits on what a subnet may cost, and how much of a space they leave."""
+"""Limits on what a subnet may cost, and the share of a space within them."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
@@ -10,29 +10,28 @@ from ..checks import bounded, within
 from ..errors import UserError
 from ..structures import SearchSpace, Subnet
 
-UNITS = dict(latency='ms', memory='MiB')  # of the costs that only a measurement can tell
+UNITS = dict(latency='ms', memory='MiB')  # of costs that must be measured
 
 
 class Limits:
-    """Which subnets are cheap enough.
+    """Decide which subnets are cheap enough.
 
-    What can be counted is checked first; only a subnet within those limits is measured, and each
-    once.
+    Counted costs are checked first. Only a subnet within those limits is measured, and only once.
 
     Args:
         constraints: ``{'params': (low, high), ...}``, inclusive; None leaves a side open.
-        counters: For each cost that is counted, by name, what counts it; must be quick.
-        measured: Likewise for those that are measured: ``latency`` in ms, ``memory`` in MiB.
-        goals: Names of what a search optimises. Of the measured costs, those that are limited or
-            a goal are measured of every subnet that is scored.
+        counters: Functions that count a cost, by its name; they must be fast.
+        measured: Functions that measure a cost: ``latency`` in ms, ``memory`` in MiB.
+        goals: Names of the costs that a search minimises. A measured cost that is limited or a
+            goal is measured for every subnet that is scored.
 
     Raises:
         UserError: If a constraint does not name a cost, or is not a range.
     """
 
-    SAMPLES = 2000  # by which the share of a space is estimated
-    MEASURED = 20  # of those at most are measured
-    FEW = 0.01  # a share below which a search is told that its limits are narrow
+    SAMPLES = 2000  # random subnets to estimate the share of a space
+    MEASURED = 20  # at most this many of them are measured
+    FEW = 0.01  # below this share a search warns that its limits are narrow
 
     def __init__(
         self,
@@ -58,28 +57,26 @@ class Limits:
         return all(self._is_within(name, subnet) for name in self.ranges)
 
     def cost(self, name: str, subnet: Subnet) -> float:
-        """One cost of ``subnet``, limited or not."""
+        """Return one cost of ``subnet``, limited or not."""
         return self._costs[name](subnet)
 
     def costs(self, subnet: Subnet) -> dict[str, float]:
-        """All costs of ``subnet`` that are counted, and the measured ones limited or a goal."""
+        """Return all counted costs of ``subnet``, and measured ones that are limited or a goal."""
         matter = {*self.counters, *self.ranges, *self.goals}
         return {name: cost(subnet) for name, cost in self._costs.items() if name in matter}
 
     def survey(self, space: SearchSpace) -> tuple[float, str]:
-        """The share of ``space`` within the limits, and a line on it, by random subnets.
+        """Estimate the share of ``space`` within the limits from random subnets.
 
-        The line says what each limit asks for and what the smallest and the largest subnet cost,
-        how many of the samples are within all limits, which limit excludes most if there are
-        several, and whether none of the samples is left.
+        Counts 2,000 subnets and measures at most 20 of those within the counted limits; the share
+        is the product of both shares.
 
-        Of 2,000 subnets that are counted, at most 20 within those limits are measured; the share
-        is then the product of both shares.
+        Returns:
+            The share, and a line of text: how many samples are within the limits, each limit next
+            to the costs of the smallest and largest subnet, and the limit that excludes most.
         """
-        counted, measured = (
-            [name for name in self.ranges if name in costs]
-            for costs in (self.counters, self.measured)
-        )
+        counted = [name for name in self.ranges if name in self.counters]
+        measured = [name for name in self.ranges if name in self.measured]
         rng, both = np.random.default_rng(0), counted and measured
         count = self.MEASURED if measured and not counted else self.SAMPLES
         draws = [space.sample(rng) for _ in range(count)]
@@ -93,7 +90,11 @@ class Limits:
             text += f' on counts, and {len(passed)} of {len(trial)} of those within the others'
         share = len(cheap) / count * len(passed) / max(1, len(trial))
         offers = '; '.join(self._offer(name, space) for name in self.ranges)
-        return share, f'{text}: {offers}{_verdict(shares | more_shares, share)}'
+        text, shares = f'{text}: {offers}', shares | more_shares
+        if len(shares) > 1 and share < 1:
+            worst = min(shares, key=shares.get)
+            text += f'; {worst} alone excludes most, {1 - shares[worst]:.1%}'
+        return share, text if share else f'{text}; none passes: relax the limits'
 
     def _is_within(self, name: str, subnet: Subnet) -> bool:
         low, high = self.ranges[name]
@@ -102,17 +103,16 @@ class Limits:
     def _sift(
         self, subnets: Sequence[Subnet], names: Sequence[str]
     ) -> tuple[dict[str, float], list[Subnet]]:
-        """The share of ``subnets`` within each limit of ``names``, and those within all of them."""
+        """Return the share of ``subnets`` within each limit, and the subnets within all of them."""
         is_within = {name: [self._is_within(name, s) for s in subnets] for name in names}
         passed = [s for s, *each in zip(subnets, *is_within.values(), strict=True) if all(each)]
         return {name: sum(is_within[name]) / len(subnets) for name in names if subnets}, passed
 
     def _offer(self, name: str, space: SearchSpace) -> str:
-        """What a limit asks for, and what there is."""
+        """Describe what a limit asks for and what the space has."""
         unit = f' {UNITS[name]}' if name in UNITS else ''
         low, high = map(_text, self.ranges[name])
-        ends = (self.cost(name, end) for end in (space.smallest(), space.largest()))
-        least, most = map(_text, ends)
+        least, most = (_text(self.cost(name, s)) for s in (space.smallest(), space.largest()))
         return f'{name} asked for {low} to {high}{unit}, the space has {least} to {most}{unit}'
 
     def _range(self, name: str, limit) -> tuple[float, float]:
@@ -130,16 +130,7 @@ class Limits:
         return low, high
 
 
-def _verdict(shares: Mapping[str, float], share: float) -> str:
-    """The end of a survey's line, by the share within each limit and that within all."""
-    text = ''
-    if len(shares) > 1 and share < 1:
-        worst = min(shares, key=shares.__getitem__)
-        text = f'; {worst} alone excludes most, {1 - shares[worst]:.1%}'
-    return text if share else f'{text}; none passes: the limits are impossible, or nearly so'
-
-
 def _text(value: float) -> str:
-    """A count whole, a measurement to four digits."""
+    """Format a count in full, a measurement to four digits."""
     whole = abs(value) >= 1000 or float(value).is_integer()
     return f'{value:,.0f}' if whole else f'{value:.4g}'

@@ -1,4 +1,4 @@
-"""NSGA-II over subnets as ask and tell: a front of the score against what a subnet costs."""
+"""NSGA-II over subnets with an ask-and-tell interface: a front of score against costs."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,30 +11,26 @@ from .evolution import Evolution
 
 
 class NSGA2(Evolution):
-    """NSGA-II (Deb et al. 2002) in place of AutoFormer's choice of parents and of children.
+    """NSGA-II (Deb et al. 2002) instead of AutoFormer's choice of parents and children.
 
-    Used as :class:`Evolution`, with the same promises: every subnet asked for is new and
-    feasible; generation g draws from ``default_rng((seed, g))``; limits that are too narrow for
-    random draws are filled from what meets them. The selection is pymoo's: parents win
+    Use it like :class:`Evolution`; the same guarantees hold: every subnet from :meth:`ask` is new
+    and feasible, generation g draws from ``default_rng((seed, g))``, and under tight limits
+    mutants of feasible subnets fill the population. pymoo does the selection: parents win
     tournaments by dominance, then by crowding distance, and the population survives by rank.
-    A subnet whose score or cost is not finite has no children.
+    A subnet with a score or cost that is not finite has no children.
 
     Args:
-        space: Where to search.
-        is_feasible: Whether a subnet meets the constraints; must be cheap.
-        costs: What to minimise beside the score, by name, such as ``dict(params=count_params)``.
-        population: Subnets in a generation, and at most as many parents.
-        generations: Generations after which :meth:`ask` returns nothing.
-        gene_prob: Probability that mutation redraws a block's heads or MLP ratio.
-        shape_prob: Probability that mutation redraws the depth, and the width.
-        seed: Seed of all draws.
+        costs: Costs to minimise along with the score, such as ``dict(params=count_params)``.
+        population: Subnets per generation, and the maximum number of parents.
+
+    The other arguments are those of :class:`Evolution`.
 
     Raises:
         UserError: If a number is out of range, a cost is missing, or pymoo is not installed.
     """
 
-    TRIES = 10  # mutants of a child that are drawn until one is new and feasible
-    ROUNDS = 10  # matings for a generation, as long as children are missing
+    TRIES = 10  # mutants of a child to draw until one is new and feasible
+    ROUNDS = 10  # matings per generation while children are missing
 
     def __init__(
         self,
@@ -60,13 +56,13 @@ class NSGA2(Evolution):
         )
         if not isinstance(costs, Mapping) or not costs or not all(map(callable, costs.values())):
             raise UserError(
-                f'nsga2.costs must be like dict(params=count_params), one or more; got {costs!r}'
+                f'nsga2.costs must be like dict(params=count_params), not empty; got {costs!r}'
             )
         self.costs = dict(costs)
         self._engine = _engine(self)
 
     def tell(self, scores: Mapping[Subnet, float]) -> None:
-        """Record the scores of a generation, and let the best of it and the parents survive."""
+        """Record the scores of a generation; the best of it and of the parents survive."""
         rng = np.random.default_rng((self.seed, self.generation, 1))
         super().tell(scores)
         goals = {
@@ -75,18 +71,23 @@ class NSGA2(Evolution):
         }
         finite = {subnet: row for subnet, row in goals.items() if np.isfinite(row).all()}
         if finite:
-            self._survive(finite, rng)
+            from pymoo.core.population import Population
+
+            told = Population.new('X', _column(finite), 'F', np.array([*finite.values()], float))
+            self._engine.random_state = rng
+            with _numpy_seeded(rng):
+                self._engine.tell(infills=told)
 
     def is_new(self, subnet: Subnet) -> bool:
-        """Whether ``subnet`` may be asked for: it has no score, and meets the constraints."""
+        """Whether ``subnet`` has no score yet and meets the constraints."""
         return subnet not in self.scores and self.is_feasible(subnet)
 
     def cross(self, a: Subnet, b: Subnet, rng: np.random.Generator) -> Subnet:
-        """A child of both parents, or the first if they differ in depth."""
+        """Return a child of both parents, or ``a`` if they differ in depth."""
         return self.space.crossover(a, b, rng) if a.depth == b.depth else a
 
     def mutate(self, subnet: Subnet, rng: np.random.Generator) -> Subnet:
-        """A mutant that may be asked for; ``subnet`` itself if some tries bring none."""
+        """Return a new and feasible mutant, or ``subnet`` itself after ``TRIES`` failures."""
         for _ in range(self.TRIES):
             mutant = self.space.mutate(subnet, rng, self.gene_prob, self.shape_prob)
             if self.is_new(mutant):
@@ -94,7 +95,7 @@ class NSGA2(Evolution):
         return subnet
 
     def sample(self, count: int, rng: np.random.Generator) -> list[Subnet]:
-        """Up to ``count`` random subnets that may be asked for."""
+        """Draw up to ``count`` random subnets that are new and feasible."""
         drawn: dict[Subnet, None] = {}
         self._take(self._randoms(rng), count, self.TRIES * count, drawn)
         return list(drawn)
@@ -106,17 +107,9 @@ class NSGA2(Evolution):
         if children is not None:  # None if mating brought nothing new
             chosen.update(dict.fromkeys(child.X[0] for child in children))
 
-    def _survive(self, goals: Mapping[Subnet, list[float]], rng: np.random.Generator) -> None:
-        from pymoo.core.population import Population
-
-        told = Population.new('X', _column(goals), 'F', np.array(list(goals.values()), float))
-        self._engine.random_state = rng
-        with _numpy_seeded(rng):
-            self._engine.tell(infills=told)
-
 
 def _engine(search: NSGA2):
-    """pymoo's algorithm with operators for subnets."""
+    """Set up pymoo's algorithm with operators for subnets."""
     try:
         from pymoo.algorithms.moo import nsga2
         from pymoo.core.problem import Problem
@@ -130,7 +123,7 @@ def _engine(search: NSGA2):
 
 
 def _operators(search: NSGA2) -> dict:
-    """pymoo's interface to the draws of ``search``; a variable is a row with one subnet."""
+    """Wrap the draws of ``search`` in pymoo's operators; an individual is a row with one subnet."""
     from pymoo.core.crossover import Crossover
     from pymoo.core.duplicate import DuplicateElimination
     from pymoo.core.mutation import Mutation
@@ -151,7 +144,7 @@ def _operators(search: NSGA2) -> dict:
 
     class OnlyNew(DuplicateElimination):
         def _do(self, children, others, is_duplicate):
-            """Also leaves out what was ever asked for, and what mutation could not make new."""
+            """Also drop subnets scored before, and children that mutation could not make new."""
             known = set() if others is None else {other.X[0] for other in others}
             for i, (child,) in enumerate(children.get('X')):
                 is_duplicate[i] = child in known or not search.is_new(child)
@@ -167,7 +160,7 @@ def _operators(search: NSGA2) -> dict:
 
 
 def _column(subnets: Iterable[Subnet]) -> np.ndarray:
-    """An array of objects, (n, 1)."""
+    """Put subnets into an object array, (n, 1)."""
     subnets = list(subnets)
     column = np.empty((len(subnets), 1), object)
     column[:, 0] = subnets
@@ -176,7 +169,7 @@ def _column(subnets: Iterable[Subnet]) -> np.ndarray:
 
 @contextmanager
 def _numpy_seeded(rng: np.random.Generator) -> Iterator[None]:
-    """NumPy's global generator, from which pymoo before 0.6.1.6 draws, is seeded and put back."""
+    """Seed NumPy's global generator, which pymoo before 0.6.1.6 uses, and restore it afterwards."""
     before = np.random.get_state()
     np.random.seed(rng.integers(2**32))
     try:

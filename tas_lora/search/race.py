@@ -1,7 +1,7 @@
-"""Racing: a candidate that is surely not among the best is dropped before the last image.
+"""Racing: drop a candidate as soon as it is almost surely not among the best.
 
-All candidates of a generation see the same images, in slices that grow. After each slice their
-mean losses over all images are estimated (:class:`~tas_lora.search.stratified.Strata`); a candidate
+All candidates of a generation see the same images, in growing slices. After each slice, their mean
+losses over all images are estimated (:class:`~tas_lora.search.stratified.Strata`). A candidate
 whose interval lies above the bar is dropped.
 """
 
@@ -18,14 +18,14 @@ class RaceRules:
     """How candidates race.
 
     Args:
-        first: Images of the first slice; a set that is not larger is evaluated whole.
-        growth: How many times more images have been seen after a slice than before it.
+        first: Images in the first slice. A set that is not larger is evaluated in one go.
+        growth: Factor by which each slice increases the number of images seen so far.
         z: Half width of the intervals, in standard errors.
-        controls: Subnets known whole whose losses predict a candidate's, at most.
-        strata: Groups of images, by how much they cost the known subnets.
+        controls: Maximum number of fully evaluated subnets whose losses predict a candidate's.
+        strata: Groups of images, by their mean loss over the known subnets.
 
     Raises:
-        UserError: If one of them is out of range.
+        UserError: If an argument is out of range.
     """
 
     def __init__(
@@ -45,13 +45,13 @@ class RaceRules:
             raise UserError(f'must be at least 1.05, got {growth}', 'growth')
         if self.first < 2 * (self.strata * Strata.LEAST + self.controls):
             raise UserError(
-                f'is {first}: too few images for {strata} strata and {controls} controls; it must '
-                f'be at least {2 * (self.strata * Strata.LEAST + self.controls)}, or lower these',
+                f'is {first}: too few images for {strata} strata and {controls} controls; raise to '
+                f'at least {2 * (self.strata * Strata.LEAST + self.controls)}, or lower these',
                 'first',
             )
 
     def sizes(self, images: int) -> list[int]:
-        """Images seen after each slice; the last is all of them."""
+        """Return the number of images seen after each slice; the last is ``images``."""
         sizes, size = [], float(self.first)
         while size < 0.97 * images:  # a last slice of a few images would cost a round
             sizes.append(int(size))
@@ -60,32 +60,31 @@ class RaceRules:
 
 
 class Race:
-    """One generation's race for a place among the best, as ask and tell.
+    """One generation's race for a place among the best, with an ask-and-tell interface.
 
     Usage::
 
         while (slice := race.ask()) is not None:
             race.tell({candidate: losses for candidate in slice[0]})  # losses of images slice[1]
 
-    As long as fewer than ``keep`` subnets compete, the first candidates are evaluated whole: they
-    set the bar and predict the others; if they fail, others go first. A candidate that fails later
-    does not bring back those that were dropped meanwhile. Asking again gives the same slice, until
-    its losses are told.
+    While fewer than ``keep`` subnets compete, the first candidates are evaluated on all images:
+    they set the bar and predict the others. If they fail, the next ones take their turn. A
+    candidate that fails later does not bring back dropped ones. :meth:`ask` returns the same slice
+    until :meth:`tell` gets its losses.
 
     Args:
-        candidates: How many there are; they are numbered from 0.
-        images: How many images there are.
-        keep: Places.
-        known: Losses (k, images) of subnets known whole, any number of them, best first: what
-            predicts.
+        candidates: Number of candidates; they are numbered from 0.
+        images: Number of images.
+        keep: Number of places.
+        known: Losses (k, images) of fully evaluated subnets, best first, used as predictors.
         bar: Mean losses of known subnets that compete for the places.
-        rules: How to race.
+        rules: Rules of the race.
         rng: Draws the images of a slice.
 
     Attributes:
         means: Mean loss of each candidate, estimated if it was dropped; NaN if it has none.
-        errors: Standard errors of these; 0 where all images were seen, or there is no mean.
-        seen: Images that each was evaluated on.
+        errors: Standard errors of the means; 0 if all images were seen or there is no mean.
+        seen: Number of images each candidate was evaluated on.
     """
 
     def __init__(
@@ -107,19 +106,19 @@ class Race:
         self.alive = list(range(candidates))
         self.sizes = rules.sizes(images)
         self.strata: Strata | None = None
-        self.pending: tuple[list[int], np.ndarray] | None = None  # asked for and not told
+        self.pending: tuple[list[int], np.ndarray] | None = None  # asked for, not told yet
 
     def ask(self) -> tuple[list[int], np.ndarray] | None:
-        """Candidates of the next slice, and its images; None when the race is over."""
+        """Return the next slice's candidates and its images; None when the race is over."""
         if self.pending is None and self.alive:
             self.pending = self._next_slice()
         return self.pending
 
     def tell(self, losses: Mapping[int, np.ndarray | None]) -> list[int]:
-        """Losses of each candidate on the images asked for, or None if it has none.
+        """Record each candidate's losses on the images of the slice, None if it failed.
 
         Returns:
-            The candidates that are decided by now: dropped, or seen on all images.
+            The candidates that this slice decides: failed, dropped, or seen on all images.
         """
         (asked, images), self.pending = self.pending, None
         for candidate in asked:
@@ -134,7 +133,7 @@ class Race:
         return sorted(decided)
 
     def whole(self, candidate: int) -> np.ndarray | None:
-        """Losses of a candidate that was seen on all images; else None."""
+        """Return the losses of a candidate that was seen on all images, else None."""
         losses = self.losses[candidate]
         return losses if np.isfinite(losses).all() else None
 
@@ -146,7 +145,7 @@ class Race:
         return list(self.alive), self.strata.draw(self.sizes[0])
 
     def _pioneers(self) -> list[int]:
-        """Candidates to evaluate whole before the others: those without which there is no race."""
+        """Choose candidates to evaluate on all images first; without them there is no race."""
         if len(self.sizes) == 1:
             return list(self.alive)
         missing = max(self.keep - len(self.bar), 1 - len(self.known), 0)
@@ -156,7 +155,7 @@ class Race:
         return self.strata is None or len(self.sizes) == 1
 
     def _finish(self, candidates: list[int]) -> list[int]:
-        """Candidates that were seen on all images: their means are exact."""
+        """Settle candidates that were seen on all images; their means are exact."""
         for candidate in candidates:
             self.means[candidate] = self.losses[candidate].mean(dtype=np.float64)
             self.errors[candidate] = 0.0
@@ -166,7 +165,7 @@ class Race:
         return candidates
 
     def _drop(self, candidates: list[int]) -> list[int]:
-        """Those whose interval is above the bar: that of the last place, if all were unlucky."""
+        """Choose those with an interval above the bar, the ``keep``-th lowest upper end."""
         self.sizes.pop(0)
         if not candidates:
             return []

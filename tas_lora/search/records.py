@@ -1,7 +1,7 @@
-"""What a search has found so far, on disk as lines of JSON: history, journal and measurements.
+"""Record a search on disk as lines of JSON: history, journal and measurements.
 
-The files only grow, a line at a time, each synced. A search that was killed may leave half a line
-at the end; it is cut off before the next one is written.
+The files only grow, one synced line at a time. A killed search may leave a truncated last line; a
+resumed one cuts it off before it writes the next.
 """
 
 import json
@@ -23,26 +23,26 @@ from ..structures import Subnet
 from .task import Outcome, Task
 
 _TEXTS = ('phase', 'precision')
-_SAME = ('subnet', 'generation', *_TEXTS)  # in the lines of a resumed search
+_SAME = ('subnet', 'generation', *_TEXTS)  # must be equal when a search is resumed
 _CHECKSUM = b', "crc32": '
 
 
 def read_history(path: str | Path) -> list[dict]:
-    """What a search wrote of every subnet it scored, in order.
+    """Read what a search wrote about every subnet it scored, in order.
 
-    Half a line at the end, as a killed search leaves it, is left out with a warning.
+    A truncated last line, as a killed search leaves it, is ignored with a warning.
 
     Args:
         path: ``search_history.jsonl`` of a search.
 
     Returns:
-        A dict for each subnet: ``subnet``, the fields of a :class:`~tas_lora.Subnet`, ``phase``
-        ('search', 'baseline' or 'finals'), ``precision``, and under any other name a number:
-        ``generation``, ``images`` that the score rests on, its standard ``error`` (0 where that
-        is all of them), costs and metrics.
+        A dict per subnet: ``subnet`` (the fields of a :class:`~tas_lora.Subnet`), ``phase``
+        ('search', 'baseline' or 'finals'), ``precision``, and numbers: ``generation``, ``images``
+        (how many the score is based on), ``error`` (its standard error, 0 if that is all images),
+        costs and metrics.
 
     Raises:
-        UserError: If the file cannot be read, has no line, or has anything else in a line.
+        UserError: If the file cannot be read, is empty, or has a line of another form.
     """
     lines = _read(path, 'search history', check=_scored)
     if not lines:
@@ -51,13 +51,13 @@ def read_history(path: str | Path) -> list[dict]:
 
 
 class History:
-    """The lines of a search, on disk as they come.
+    """The lines of a search, written to disk one by one.
 
-    A resumed search scores the same subnets in the same order: its lines are compared with those
-    on disk, and written where these end.
+    A resumed search scores the same subnets in the same order. Its lines are compared with those
+    on disk as long as there are any, then appended.
 
     Args:
-        path: ``search_history.jsonl``, which need not exist.
+        path: ``search_history.jsonl``; need not exist.
     """
 
     def __init__(self, path: str | Path):
@@ -66,10 +66,10 @@ class History:
         self.place = 0  # of the next line
 
     def add(self, line: dict) -> None:
-        """Write the next line, or compare it with the one on disk.
+        """Append the next line, or compare it with the one on disk.
 
         Raises:
-            UserError: If that is of another subnet, so that the history is of another search.
+            UserError: If the two differ, so the history belongs to another search.
         """
         if self.place == len(self.known):
             append_line(self.path, json.dumps(line))
@@ -77,18 +77,18 @@ class History:
         elif not _is_same(self.known[self.place], line):
             raise UserError(
                 f'{self.path}, line {self.place + 1} is not of the subnet that this search scores '
-                'next, or has other numbers: it is the history of another one; search anew, '
-                'without --resume'
+                'next, or has different numbers: the history is from another search; start a new '
+                'one without --resume'
             )
         self.place += 1
 
 
 class Journal:
-    """Outcomes of tasks, on disk as they come; a resumed search recalls them.
+    """Outcomes of tasks, written to disk one by one; a resumed search recalls them.
 
     Args:
-        path: ``search_journal.jsonl``, which need not exist. A line has the task, of its images a
-            checksum; the metrics; the losses, float32 in base64; and the CRC-32 of all these.
+        path: ``search_journal.jsonl``; need not exist. A line has the task (with a checksum of
+            its images), the metrics, the losses as base64 of float32, and the CRC-32 of the line.
 
     Raises:
         UserError: If it cannot be read, or a line was changed.
@@ -100,10 +100,10 @@ class Journal:
         self.known = {entry['number']: entry for entry in entries}
 
     def recall(self, task: Task) -> Outcome | None:
-        """The outcome of a task, None if it is not known.
+        """Return the outcome of a task, None if it is not known.
 
         Raises:
-            UserError: If the journal has it of another subnet or other images.
+            UserError: If the journal has a different task of this number.
         """
         entry = self.known.get(task.number)
         if entry is None:
@@ -111,32 +111,33 @@ class Journal:
         if any(entry[key] != value for key, value in _identity(task).items()):
             raise UserError(
                 f'{self.path}: entry {task.number} is not of the subnet and images that this '
-                'search evaluates next: it is the journal of another one; search anew, without '
-                '--resume'
+                'search evaluates next: the journal is from another search; start a new one '
+                'without --resume'
             )
         losses = entry['losses']
         losses = None if losses is None else np.frombuffer(b64decode(losses), '<f4')
         return Outcome(entry['metrics'], losses)
 
     def append(self, task: Task, outcome: Outcome) -> None:
-        """Write the outcome of a task."""
+        """Append the outcome of a task."""
         losses = outcome.losses
         if losses is not None:
             losses = b64encode(losses.astype('<f4').tobytes()).decode()
-        entry = dict(_identity(task), metrics=outcome.metrics, losses=losses)
-        append_line(self.path, _sealed(json.dumps(entry)))
+        text = json.dumps(dict(_identity(task), metrics=outcome.metrics, losses=losses))
+        checksum = _CHECKSUM.decode() + str(crc32(text.encode()))
+        append_line(self.path, f'{text[:-1]}{checksum}}}')
 
 
 class Measured:
-    """What subnets were measured to cost, on disk line by line.
+    """Measured costs of subnets, written to disk one by one.
 
-    A second measurement would give another number, and with it another search. So each subnet is
-    measured when it is first asked for, and never again.
+    A second measurement would give another number, and so another search. Each subnet is measured
+    only once, when its cost is first needed.
 
     Args:
         path: ``measured.jsonl``. A line has ``subnet`` and each cost by its name, such as
             ``latency`` and ``latency_spread`` in ms and ``memory`` in MiB.
-        measure: All costs of a subnet by name: numbers from 0, infinite if it cannot run.
+        measure: Returns all costs of a subnet by name: 0 or more, infinite if it cannot run.
         known: Costs of subnets that were measured elsewhere.
     """
 
@@ -149,16 +150,16 @@ class Measured:
         self.path, self.measure, self.known = Path(path), measure, dict(known or {})
 
     def resume(self) -> None:
-        """Take over what is on disk.
+        """Load what is on disk; the file need not exist.
 
         Raises:
-            UserError: As :func:`read_measured`, but the file need not exist.
+            UserError: As :func:`read_measured`.
         """
         own = _read(self.path, 'measurements', check=_measurement, resume=True)
         self.known = dict(own) | self.known
 
     def cost(self, name: str, subnet: Subnet) -> float:
-        """One cost of ``subnet``, measured now if it never was.
+        """Return one cost of ``subnet``, which is measured if it has not been yet.
 
         Raises:
             UserError: If there is no such cost.
@@ -171,17 +172,17 @@ class Measured:
         costs = self.known[subnet]
         if name not in costs:
             raise UserError(
-                f'{self.path} has no {name} of {subnet}, only {sorted(costs)}; search anew, '
+                f'{self.path} has no {name} of {subnet}, only {sorted(costs)}; start a new search '
                 'without --resume'
             )
         return costs[name]
 
 
 def read_measured(path: str | Path) -> dict[Subnet, dict[str, float]]:
-    """What a search has measured: costs by name, of each subnet.
+    """Read what a search has measured: costs by name, for each subnet.
 
     Raises:
-        UserError: If the file cannot be read, or a line is not of a subnet and numbers from 0.
+        UserError: If the file cannot be read, or a line is not a subnet with numbers from 0 up.
     """
     return dict(_read(path, 'measurements', check=_measurement))
 
@@ -193,16 +194,16 @@ def _read(
     check: Callable = lambda record: record,
     resume: bool = False,
 ) -> list:
-    """What the lines of a file hold, each as ``check`` returns it.
+    """Read the lines of a file, each as ``check`` returns it.
 
-    Half a line at the end, which ``parse`` refuses, is left out with a warning. To ``resume``,
-    that half is cut off the file, which need not exist.
+    A truncated last line, which ``parse`` refuses, is ignored with a warning. To ``resume``, it is
+    also cut off the file, which need not exist.
     """
     if resume and not Path(path).exists():
         return []
     try:
         content = Path(path).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a path that no system takes
+    except (OSError, ValueError) as error:  # ValueError: an impossible path
         raise UserError(f'{what} {path} cannot be read: {error}') from error
     *lines, rest = content.split(b'\n')
     found = []
@@ -216,7 +217,7 @@ def _read(
     if rest and not (found or rest.startswith(b'{')):
         raise UserError(f'{path} is not a {what}; move it away')
     if rest:
-        warnings.warn(f'{path}: the last line is torn, and left out', stacklevel=3)
+        warnings.warn(f'{path}: the last line is truncated, ignored', stacklevel=3)
         if resume:
             os.truncate(path, len(content) - len(rest))
     for place, record in enumerate(found):
@@ -226,35 +227,31 @@ def _read(
 
 
 def _numbers(record) -> dict:
-    """All of a line but its subnet."""
+    """Return all items of a line but its subnet."""
     if not isinstance(record, dict) or not isinstance(record.get('subnet'), dict):
         raise UserError(f'expected a dict with a subnet and numbers, got {short(record)}')
     return {name: value for name, value in record.items() if name != 'subnet'}
 
 
 def _scored(record) -> dict:
-    """A line of the history, checked."""
+    """Check a line of the history."""
     for name, value in _numbers(record).items():
+        fits_float = isinstance(value, float) or (type(value) is int and abs(value) < 10**300)
         if name in _TEXTS and not isinstance(value, str):
             raise UserError(f'{name} must be a string, got {short(value)}')
-        if name not in _TEXTS and not _is_number(value):
+        if name not in _TEXTS and not fits_float:
             raise UserError(f'{short(name)} must be a number, got {short(value)}')
     return record
 
 
 def _measurement(record) -> tuple[Subnet, dict[str, float]]:
-    """A subnet and its costs."""
+    """Convert a line to a subnet and its costs."""
     costs = {name: bounded(value, name, inf) for name, value in _numbers(record).items()}
     return Subnet.from_dict(record['subnet']), costs
 
 
-def _is_number(value) -> bool:
-    """Whether it is a float, NaN too, or an integer that fits one."""
-    return isinstance(value, float) or (type(value) is int and abs(value) < 10**300)
-
-
 def _is_same(known: dict, line: dict) -> bool:
-    """Whether two lines agree; scores may differ as they do between machines."""
+    """Whether two lines agree, up to the difference of scores between machines."""
     if set(known) != set(line) or any(known[key] != line[key] for key in _SAME):
         return False
     numbers = [(known[key], line[key]) for key in line if key not in (*_SAME, 'error')]
@@ -262,7 +259,7 @@ def _is_same(known: dict, line: dict) -> bool:
 
 
 def _identity(task: Task) -> dict:
-    """What tells a task from others of the same number, of the images a checksum."""
+    """Identify a task; its images are represented by a checksum."""
     images = None if task.images is None else np.asarray(task.images, '<i8')
     return dict(
         number=task.number,
@@ -272,15 +269,10 @@ def _identity(task: Task) -> dict:
     )
 
 
-def _sealed(text: str) -> str:
-    """A dict as JSON, with its CRC-32 as the last item."""
-    return f'{text[:-1]}{_CHECKSUM.decode()}{crc32(text.encode())}}}'
-
-
 def _unsealed(line: bytes) -> dict:
-    """Inverse of :func:`_sealed`."""
+    """Parse a line of the journal, whose last item is the CRC-32 of the rest."""
     start, _, checksum = line.rpartition(_CHECKSUM)
     text = start + b'}'
     if checksum != b'%d}' % crc32(text):
-        raise ValueError('it does not match its CRC-32; without the file, all is evaluated again')
+        raise ValueError('does not match its CRC-32; without the file, all is evaluated again')
     return json.loads(text)

@@ -1,12 +1,12 @@
-"""A search from its first generation to its result; who evaluates is the caller's business."""
+"""Run a search from its first generation to its result; the caller evaluates."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from math import isfinite, nan
-from typing import Protocol
+from math import isfinite, isnan, nan
 
 import numpy as np
 
 from ..structures import Subnet
+from .evolution import Evolution
 from .limits import Limits
 from .race import Race, RaceRules
 from .records import History
@@ -15,36 +15,24 @@ from .task import Outcome, Task
 Perform = Callable[[list[Task]], Iterable[tuple[Task, Outcome]]]
 
 
-class AskAndTell(Protocol):
-    """What :class:`Evolution` and :class:`NSGA2` are; lower scores are better."""
-
-    generation: int
-
-    def ask(self) -> list[Subnet]:
-        """Subnets of the next generation; none if the search is over."""
-
-    def tell(self, scores: dict[Subnet, float]) -> None:
-        """Their scores."""
-
-
 class CandidateScorer:
-    """Scores what a search asks for, each subnet once, and writes a line for each.
+    """Scores the subnets of a search, each once, and writes a line for each.
 
     Args:
         perform: Evaluates tasks, in any order.
-        images: Held-out images there are.
-        limits: What a subnet costs.
-        history: Where the lines go.
-        score: Name of the metric subnets are ranked by.
+        images: Number of held-out images.
+        limits: Computes the costs of a subnet.
+        history: Receives the lines.
+        score: Metric by which subnets are ranked.
         sign: 1 if a lower score is better, -1 if a higher one is.
         race: Rules of the race; None evaluates every subnet on all images.
-        seed: Of the race's draws.
-        on_line: Told of each line.
+        seed: Seed of the race's draws.
+        on_line: Called with each line.
 
     Attributes:
-        lines: All lines so far; ``images`` of them says on how many images a score rests.
-        evaluated: Images evaluated so far, over all subnets; a task that gave nothing counts none.
-        exhaustive: Images it would have been without the race.
+        lines: All lines so far; ``images`` is how many images the score is based on.
+        evaluated: Images evaluated so far, over all subnets; failed tasks count as 0.
+        exhaustive: Images that would have been evaluated without a race.
     """
 
     def __init__(
@@ -65,12 +53,12 @@ class CandidateScorer:
         self.lines: list[dict] = []
         self.evaluated = self.exhaustive = self.tasks = 0
         self.known: dict[tuple[Subnet, str], dict] = {}
-        self.controls: list[np.ndarray] = []  # losses of the best seen whole, best first
+        self.controls: list[np.ndarray] = []  # losses of the best on all images, best first
 
-    def run(self, search: AskAndTell, phase: str, precision: str, keep: int) -> Iterator[int]:
-        """Run a search to its end; yields the number of generations that are scored.
+    def run(self, search: Evolution, phase: str, precision: str, keep: int) -> Iterator[int]:
+        """Run a search to its end; yield the number of scored generations after each.
 
-        Of its subnets the ``keep`` best are seen whole, as surely as a race can tell.
+        The ``keep`` best subnets are evaluated on all images, as surely as a race can tell.
         """
         while subnets := search.ask():
             where = dict(phase=phase, generation=search.generation, precision=precision)
@@ -78,7 +66,7 @@ class CandidateScorer:
             yield search.generation
 
     def score_again(self, subnets: Sequence[Subnet], generation: int) -> None:
-        """Score subnets in float32, on all images and metrics, in the phase 'finals'."""
+        """Score subnets in float32 on all images with all metrics, in the phase 'finals'."""
         where = dict(phase='finals', generation=generation, precision='float32')
         finals = [line for line in self.lines if line['phase'] == 'finals']
         known = {Subnet.from_dict(line['subnet']): line for line in finals}
@@ -91,13 +79,17 @@ class CandidateScorer:
         self._count_exhaustive(new, 'float32')
 
     def _generation(self, subnets: Sequence[Subnet], where: dict, keep: int) -> dict[Subnet, float]:
-        """Score subnets, those known already without evaluation; lower is better.
+        """Score subnets; known ones are not evaluated again. Lower is better.
 
-        One that was dropped in another phase races again: among others it may be the best.
+        A subnet that was dropped in another phase races again: here it may be the best.
         """
         precision = where['precision']
         known = {s: self.known[s, precision] for s in subnets if (s, precision) in self.known}
-        settled = {s: line for s, line in known.items() if not self._was_dropped(line)}
+        settled = {
+            subnet: line
+            for subnet, line in known.items()
+            if line['images'] == self.images or isnan(self._score_of(line))
+        }
         for subnet, line in settled.items():
             self._write(subnet, where, {**line, **where})
         fresh = [subnet for subnet in subnets if subnet not in settled]
@@ -109,14 +101,11 @@ class CandidateScorer:
         return {s: self.sign * self._score_of(self.known[s, precision]) for s in subnets}
 
     def _count_exhaustive(self, new: Sequence[Subnet], precision: str) -> None:
-        """Count subnets that were not known before; one that gave nothing costs nothing."""
+        """Add the images that new subnets would cost without a race; a failed one costs none."""
         self.exhaustive += sum(self.images for s in new if self.known[s, precision]['images'])
 
-    def _was_dropped(self, line: dict) -> bool:
-        return line['images'] < self.images and isfinite(self._score_of(line))
-
     def best(self, count: int, **where) -> list[dict]:
-        """The best lines, such as those of a ``phase``, among those scored on all images."""
+        """Return the best lines scored on all images, such as those of a ``phase``."""
         lines = [
             line
             for line in self.lines
@@ -128,10 +117,10 @@ class CandidateScorer:
 
     def _score_of(self, line: dict) -> float:
         score = line.get(self.score, nan)
-        return score if isfinite(score) else nan  # an infinite one could win
+        return score if isfinite(score) else nan  # infinity could win
 
     def _score_whole(self, subnets: Sequence[Subnet], where: dict) -> None:
-        """Evaluate all images; lines are written in the order of the subnets."""
+        """Evaluate on all images; write lines in the order of the subnets."""
         outcomes, done = {}, 0
         for place, outcome in self._evaluate(subnets, where['precision'], None):
             outcomes[place] = outcome
@@ -142,40 +131,34 @@ class CandidateScorer:
                 done += 1
 
     def _race(self, subnets: Sequence[Subnet], where: dict, keep: int) -> None:
-        """Evaluate slice by slice; a line is written once its subnet is decided."""
+        """Evaluate slice by slice; write a line as soon as its subnet is decided."""
         race = self._new_race(len(subnets), where, keep)
         while (piece := race.ask()) is not None:
             numbers, images = piece
-            found = self._evaluate([subnets[n] for n in numbers], where['precision'], images)
-            decided = race.tell({numbers[place]: outcome.losses for place, outcome in found})
+            outcomes = self._evaluate([subnets[n] for n in numbers], where['precision'], images)
+            decided = race.tell({numbers[place]: outcome.losses for place, outcome in outcomes})
             for number in decided:
-                self._write(subnets[number], where, self._numbers(race, number))
-        self._keep_controls(race)
-
-    def _new_race(self, candidates: int, where: dict, keep: int) -> Race:
-        phase, generation = where['phase'], where['generation']
-        here = dict(phase=phase, precision=where['precision'])
-        bar = [line[self.score] for line in self.best(keep, **here)]
-        known = np.array(self.controls).reshape(-1, self.images)
-        key = (self.seed, generation, *phase.encode())
-        rng = np.random.default_rng(key)
-        return Race(candidates, self.images, keep, known, bar, self.race, rng)
-
-    def _numbers(self, race: Race, number: int) -> dict:
-        seen, mean = int(race.seen[number]), float(race.means[number])
-        score = {} if np.isnan(mean) else {self.score: mean}
-        return dict(images=seen, error=float(race.errors[number]), **score)
-
-    def _keep_controls(self, race: Race) -> None:
-        whole = [race.whole(number) for number in range(len(race.means))]
+                mean, error = float(race.means[number]), float(race.errors[number])
+                found = dict(images=int(race.seen[number]), error=error)
+                score = {} if isnan(mean) else {self.score: mean}
+                self._write(subnets[number], where, found | score)
+        whole = map(race.whole, range(len(subnets)))
         self.controls += [losses for losses in whole if losses is not None]
         self.controls.sort(key=lambda losses: losses.mean(dtype=np.float64))
         del self.controls[self.race.controls :]
 
+    def _new_race(self, candidates: int, where: dict, keep: int) -> Race:
+        phase, precision = where['phase'], where['precision']
+        best = self.best(keep, phase=phase, precision=precision)
+        bar = [line[self.score] for line in best]
+        known = np.array(self.controls).reshape(-1, self.images)
+        rng = np.random.default_rng((self.seed, where['generation'], *phase.encode()))
+        return Race(candidates, self.images, keep, known, bar, self.race, rng)
+
     def _evaluate(
         self, subnets: Sequence[Subnet], precision: str, images: np.ndarray | None
     ) -> Iterator[tuple[int, Outcome]]:
-        """Outcomes with the places of their subnets."""
+        """Yield outcomes along with the places of their subnets, in any order."""
         first, self.tasks = self.tasks, self.tasks + len(subnets)
         tasks = [
             Task(first + place, subnet, precision, images) for place, subnet in enumerate(subnets)

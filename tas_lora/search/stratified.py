@@ -1,31 +1,31 @@
-"""What a subnet loses on all images, from some of them and what known subnets lose on all.
+"""Estimate a subnet's mean loss over all images from a sample of them.
 
-What is left of a loss after subtracting what known subnets predict is small, so that a slice of
-the images tells the mean over all closely. This is the regression estimator of survey sampling for
-a stratified sample (Cochran, Sampling Techniques, 1977, 5.5, 5A.9 and 7.9), its variance from the
-run's own losses.
+The losses of known subnets on all images predict most of a subnet's loss. The residuals are small,
+so a sample of the images gives a close estimate of the mean. This is the regression estimator of
+survey sampling for a stratified sample (Cochran, Sampling Techniques, 1977, 5.5, 5A.9 and 7.9);
+its variance comes from the run's own losses.
 """
 
 import numpy as np
 
 
 class Strata:
-    """Images in groups of like mean loss, and what a sample of each tells about all.
+    """Groups of images with a similar mean loss, sampled to estimate the mean over all images.
 
-    Groups are cut so that subnets differ about as much within each (equal sums of the spread over
-    known subnets); more is drawn where they differ more (Neyman's allocation).
+    The spread over known subnets has about the same sum in each group. More images are drawn from
+    groups where it is larger (Neyman's allocation).
 
     Args:
-        known: Losses (k, images) of known subnets, one or more.
-        count: Groups, at most.
-        rng: Orders the images of a group.
+        known: Losses (k, images) of at least one known subnet.
+        count: Maximum number of groups.
+        rng: Shuffles the images of each group.
     """
 
-    LEAST = 8  # images drawn from a group; a variance needs some
-    RIDGE = 1e-4  # of the mean variance of the controls, against over-fitting
-    PRIOR = 10  # images that the known subnets' spread is worth in a group's variance
-    FLOOR = 0.1  # of the mean spread; where known subnets are alike, others need not be
-    TINY = 1e-9  # spread where there is none at all, as of a single known subnet
+    LEAST = 8  # minimum of images drawn from a group, to estimate its variance
+    RIDGE = 1e-4  # relative to the mean variance of the controls, against over-fitting
+    PRIOR = 10  # weight of the known subnets' spread in a group's variance, in images
+    FLOOR = 0.1  # relative to the mean spread: others may differ where known subnets agree
+    TINY = 1e-9  # spread where there is none, as with a single known subnet
 
     def __init__(self, known: np.ndarray, count: int, rng: np.random.Generator):
         self.known, self.typical = known, known.mean(0)
@@ -43,16 +43,16 @@ class Strata:
         self.drawn = np.zeros(len(self.groups), int)
 
     def draw(self, total: int) -> np.ndarray:
-        """Images to add so that ``total`` are drawn in all; none twice."""
+        """Draw more images, without repetition, until ``total`` are drawn."""
         before, self.drawn = self.drawn, self._shares(total)
         parts = zip(self.groups, before, self.drawn, strict=True)
         return np.concatenate([group[start:end] for group, start, end in parts])
 
     def estimate(self, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Means over all images, and their standard errors.
+        """Estimate the means over all images, and their standard errors.
 
         Args:
-            losses: (A, images) of the candidates, of which only drawn images are read.
+            losses: Losses of the candidates, (A, images); only drawn images are read.
         """
         drawn = np.concatenate([g[:n] for g, n in zip(self.groups, self.drawn, strict=True)])
         weight = np.repeat(self.sizes / self.drawn, self.drawn) / self.sizes.sum()
@@ -63,7 +63,7 @@ class Strata:
         return means, np.sqrt(self._variance(rest))
 
     def _regression(self, rest: np.ndarray, drawn: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        """How the known subnets' losses predict what the candidates' differ from their mean."""
+        """Regress the candidates' losses, less the known mean, on the known subnets' losses."""
         controls = self.known[:, drawn]
         controls = controls - (controls @ weight)[:, None]
         products = controls * weight @ controls.T
@@ -72,7 +72,7 @@ class Strata:
         return np.linalg.solve(products + ridge * np.eye(len(products)), right).T
 
     def _variance(self, rest: np.ndarray) -> np.ndarray:
-        """Of the estimated means, from residuals (A, n) in the order of the groups."""
+        """Variance of the estimated means, from residuals (A, n) in the order of the groups."""
         total, fitted = rest.shape[1], len(self.known)
         inflation = total / max(total - fitted, 1)
         share, variance, start = self.sizes / self.sizes.sum(), np.zeros(len(rest)), 0
@@ -85,9 +85,9 @@ class Strata:
         return variance
 
     def _shares(self, total: int) -> np.ndarray:
-        """Images of each group among ``total``: by its size times its spread.
+        """Split ``total`` images over the groups, in proportion to size times spread.
 
-        None is below ``LEAST`` or what is drawn already, and none above its group.
+        Each group gets at least ``LEAST`` and what is drawn already, and at most its size.
         """
         want = self.sizes * self.spread
         least = np.maximum(np.minimum(self.sizes, self.LEAST), self.drawn)

@@ -1,4 +1,4 @@
-"""A cheap guess at scores, from those known: it selects the children that are worth scoring."""
+"""Predict scores from known ones, to select the children that are worth scoring."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,17 @@ from ..structures import SearchSpace, Subnet
 
 
 def encode(subnet: Subnet, space: SearchSpace) -> np.ndarray:
-    """``subnet`` as numbers that a regressor can learn from.
+    """Encode ``subnet`` as a vector for a regressor.
 
     Args:
         subnet: The architecture.
-        space: Its search space, whose largest depth L says how many blocks the vector has.
+        space: Its search space; L is the largest depth.
 
     Returns:
-        Depth, width, L heads and L MLP ratios, 0 where there is no block, the logarithms of
-        ``width x all heads`` and ``width x all MLP channels``, to which the parameters of
-        attention and MLPs are proportional, and the patch size if the space has several:
-        (2L + 4,) or (2L + 5,).
+        (2L + 4,): depth, width, L head counts and L MLP ratios (0 for missing blocks), and the
+        logarithms of ``width x all heads`` and ``width x all MLP channels``, to which the
+        parameters of attention and MLPs are proportional. With the patch size, if the space
+        has it, (2L + 5,).
 
     Raises:
         UserError: If the subnet is deeper than the space.
@@ -39,48 +39,53 @@ def encode(subnet: Subnet, space: SearchSpace) -> np.ndarray:
 
 
 class Surrogate:
-    """Predicts which of some subnets score best (lower), and knows how far it can be trusted.
+    """Predicts which subnets score best (lowest), and tracks whether it can be trusted.
 
-    A Gaussian process (Rasmussen and Williams 2006, chapter 2) over :func:`encode`. It learns
-    the ranks of the scores: only they decide, and a few broken subnets cannot stretch them. Of
-    random forests, boosted trees and ridge regression none ranked unseen generations better.
+    A Gaussian process (Rasmussen and Williams 2006, chapter 2) over :func:`encode`. It learns the
+    ranks of the scores, so a few broken subnets do not distort it. Random forests, boosted trees
+    and ridge regression did not rank unseen generations better.
 
     Args:
-        space: Where the subnets are from.
-        seed: Seed of the draw of subnets that the process is tuned on.
-        trust: Rank correlation from which on it is trusted, from 0 to 1.
+        space: Search space of the subnets.
+        seed: Seed for the sample of subnets that the process is tuned on.
+        trust: Lowest rank correlation, from 0 to 1, at which it is trusted.
 
     Attributes:
         correlation: Spearman's rank correlation of the latest predictions with the scores that
-            came in afterwards; NaN before the first comparison, and if either were all equal.
+            came in afterwards. NaN before the first comparison, or if either side is constant.
 
     Raises:
         UserError: If an argument is out of range, or scikit-learn is not installed.
     """
 
     ENOUGH = 30  # scores seen before it is trusted
-    FEW = 10  # scores below which nothing is learned, and no correlation taken
-    TUNED = 300  # scores that the process is tuned on: the time grows with their cube
+    FEW = 10  # minimum of scores to learn from or to correlate with
+    TUNED = 300  # maximum of scores to tune on: time grows with their cube
 
     def __init__(self, space: SearchSpace, seed: int = 0, trust: float = 0.5):
+        try:
+            import sklearn  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                'the surrogate needs scikit-learn: pip install "tas-lora[search]"'
+            ) from error
         self.space = space
         self.seed = natural(seed, 'seed')
         self.trust = bounded(trust, 'trust')
         self.correlation = nan
         self._seen: dict[Subnet, float] = {}
         self._model = None
-        _check_installed()
 
     @property
     def is_trusted(self) -> bool:
-        """Whether its latest predictions held, and it has seen enough."""
+        """Whether it has seen enough scores and its latest predictions were right."""
         return len(self._seen) >= self.ENOUGH and self.correlation >= self.trust
 
     def learn(self, scores: Mapping[Subnet, float]) -> None:
         """Compare the predictions for new subnets with their scores, then learn from all seen.
 
         Args:
-            scores: Lower is better; those that are not finite are left out.
+            scores: Lower is better; scores that are not finite are ignored.
         """
         scores = {subnet: score for subnet, score in scores.items() if isfinite(score)}
         new = [subnet for subnet in scores if subnet not in self._seen]
@@ -91,10 +96,10 @@ class Surrogate:
             self._model = self._fit()
 
     def select(self, children: Sequence[Subnet], count: int) -> list[Subnet]:
-        """The ``count`` children with the best predictions, in the order given.
+        """Return the ``count`` children with the best predictions, in the given order.
 
         Raises:
-            UserError: If too little was learned for a prediction.
+            UserError: If it has not learned enough scores yet.
         """
         if self._model is None:
             raise UserError(f'a surrogate selects after {self.FEW} finite scores; call learn first')
@@ -116,16 +121,16 @@ class Surrogate:
         return make_pipeline(scaler, process.fit(scaler.transform(x), y))
 
     def _tuned_kernel(self, x: np.ndarray, y: np.ndarray):
-        """Length scale and noise of the greatest likelihood for a sample of (n, 2L + 4), (n,)."""
+        """Fit length scale and noise by maximum likelihood, on a sample of (n, 2L + 4) and (n,)."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import RBF, WhiteKernel
 
         rng = np.random.default_rng((self.seed, len(x)))
         sample = np.sort(rng.permutation(len(x))[: self.TUNED])
-        start = RBF(x.shape[1] ** 0.5) + WhiteKernel(0.1)  # distances grow with the root of width
+        start = RBF(x.shape[1] ** 0.5) + WhiteKernel(0.1)  # distances grow with the root of length
         process = GaussianProcessRegressor(start, normalize_y=True)
-        with warnings.catch_warnings():  # a bound that is reached, of scores that are all noise
+        with warnings.catch_warnings():  # pure noise drives a parameter to its bound
             warnings.simplefilter('ignore', ConvergenceWarning)
             return process.fit(x[sample], y[sample]).kernel_
 
@@ -136,17 +141,8 @@ class Surrogate:
         return np.stack([encode(subnet, self.space) for subnet in subnets])
 
 
-def _check_installed() -> None:
-    try:
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            'the surrogate needs scikit-learn: pip install "tas-lora[search]"'
-        ) from error
-
-
 def _spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Rank correlation from -1 to 1; NaN if either is constant."""
+    """Rank correlation, from -1 to 1; NaN if either is constant."""
     from scipy.stats import ConstantInputWarning, spearmanr
 
     with warnings.catch_warnings():

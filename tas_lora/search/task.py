@@ -1,4 +1,4 @@
-"""What a search asks an evaluator, and what it is told."""
+"""Tasks that a search gives to an evaluator, and their outcomes."""
 
 from dataclasses import dataclass, field
 
@@ -12,9 +12,9 @@ class Task:
     """A subnet to evaluate on some images.
 
     Args:
-        number: Place among all that a search evaluates, from 0.
-        subnet: The subnet.
-        precision: Of the forward.
+        number: Running number among all tasks of a search, from 0.
+        subnet: Subnet to evaluate.
+        precision: Floating-point precision of the forward pass.
         images: Indices of held-out images; None for all of them, with all metrics.
     """
 
@@ -26,7 +26,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task gave: losses by image, or metrics; neither if memory did not suffice."""
+    """Result of a task: metrics, or losses per image; neither if memory ran out."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     losses: np.ndarray | None = None

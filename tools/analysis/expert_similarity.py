@@ -1,6 +1,6 @@
-"""How alike the experts of each layer are, by their weights and by what they add on images.
+"""Compare the experts of each layer, by their weights and by their outputs on images.
 
-To compare initialisations of the router, give the checkpoint of another by --beside.
+To compare two initialisations of the router, pass the other checkpoint by --beside.
 """
 
 from functools import partial
@@ -21,17 +21,17 @@ from tas_lora.checks import natural
 
 
 def parse_args():
-    """Command line."""
+    """Parse the command line."""
     parser = cli.config_parser(__doc__, work_dir=False)
     subjects.add_arguments(parser)
     subjects.add_images(parser, count=32)
     args = parser.parse_args()
-    natural(args.images, '--images')  # 0: weights alone
+    natural(args.images, '--images')  # 0: weights only
     return args
 
 
 def lines_of(found: dict) -> dict[str, dict]:
-    """By measure, then checkpoint, then layer, the mean similarity of two experts."""
+    """Mean similarity of two experts, by measure, checkpoint and layer."""
     return {
         measure: {
             net: {
@@ -47,13 +47,13 @@ def lines_of(found: dict) -> dict[str, dict]:
 
 
 def mean_of(line: dict[str, float]) -> str:
-    """Mean over the layers that have a number, for the table."""
+    """Format the mean over the layers that have a number, for the table."""
     values = [value for value in line.values() if isfinite(value)]
     return f'{fmean(values):.4f}' if values else 'experts are zero'
 
 
 def main():
-    """Parse, compare, write."""
+    """Compare and write."""
     args = parse_args()
     nets = subjects.nets_of(args)
     models = {net.name: subjects.load(net, args, experts=True) for net in nets}

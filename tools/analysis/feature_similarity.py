@@ -1,7 +1,7 @@
-"""How alike the features of subnets are: the cosine of each two, as in Fig. 1 of TAS-LoRA.
+"""Compare the features of subnets by the cosine of each pair, as in Fig. 1 of TAS-LoRA.
 
-Beside subnets of supernets, networks that were trained alone can be compared with each other:
---nets NAME=CONFIG:CHECKPOINT ..., in several groups as GROUP/NAME=CONFIG:CHECKPOINT.
+Also compares networks that were trained alone, in one group by --nets NAME=CONFIG:CHECKPOINT ...,
+or in several groups by GROUP/NAME=CONFIG:CHECKPOINT.
 """
 
 from functools import partial
@@ -25,7 +25,7 @@ from tas_lora.analysis.subjects import Net
 
 
 def parse_args():
-    """Command line."""
+    """Parse the command line."""
     parser = cli.config_parser(__doc__, work_dir=False)
     subjects.add_arguments(parser)
     subjects.add_subnets(parser, count=6)
@@ -35,14 +35,14 @@ def parse_args():
         nargs='+',
         default=[],
         metavar='NAME=CONFIG:CHECKPOINT',
-        help='networks trained alone, two or more of a group',
+        help='networks trained alone, two or more per group',
     )
-    parser.add_argument('--cka', action='store_true', help='linear CKA, too')
+    parser.add_argument('--cka', action='store_true', help='also compute linear CKA')
     return parser.parse_args()
 
 
 def grouped(nets: list[Net]) -> dict[str, list[Net]]:
-    """Networks by group, of two or more each."""
+    """Group networks; each group has two or more."""
     groups = {}
     for net in nets:
         group, slash, name = net.name.rpartition('/')
@@ -54,7 +54,7 @@ def grouped(nets: list[Net]) -> dict[str, list[Net]]:
 
 
 def features_of_all(args, nets: list[Net], groups: dict) -> tuple[dict, dict]:
-    """The subnets, and by panel the features of each row by name."""
+    """Return the subnets, and the features by panel and row name."""
     images = subjects.images_of(args)
     subnets, jobs = {}, []
     for net in nets:
@@ -62,18 +62,18 @@ def features_of_all(args, nets: list[Net], groups: dict) -> tuple[dict, dict]:
         subnets = subnets or subjects.subnets_of(args, subjects.space_of(net, args, model))
         jobs += [(net.name, name, model, subnet) for name, subnet in subnets.items()]
     if len(subnets) < 2:
-        raise UserError('one subnet has no other to be compared with; give two or more')
+        raise UserError('one subnet has no other to compare with; give two or more')
     for group, members in groups.items():
         models = [(name, subjects.load(net, args)) for name, net in members]
         jobs += [(group, name, model, model.backbone.arch) for name, model in models]
     found = {}
-    for panel, name, model, subnet in track(jobs, 'Taking features'):
+    for panel, name, model, subnet in track(jobs, 'Computing features'):
         found.setdefault(panel, {})[name] = penultimate_features(model, subnet, images)
     return subnets, found
 
 
 def compare(measure, features: dict[str, dict[str, Tensor]]) -> dict[str, dict]:
-    """By panel the matrix of a measure, its rows and the spread off its diagonal."""
+    """Return the matrix of a measure, its rows and the spread off its diagonal, by panel."""
     matrices = {name: measure(list(rows.values())) for name, rows in features.items()}
     return {
         name: dict(rows=list(features[name]), **spread(matrix), matrix=matrix)
@@ -81,13 +81,8 @@ def compare(measure, features: dict[str, dict[str, Tensor]]) -> dict[str, dict]:
     }
 
 
-def draw(panels: dict[str, dict], label: str):
-    """The matrices of one measure."""
-    return draw_matrices({k: (one['matrix'], one['rows']) for k, one in panels.items()}, label)
-
-
 def main():
-    """Parse, compare, write."""
+    """Compare and write."""
     args = parse_args()
     nets = subjects.nets_of(args)
     alone = [Net.parse(text, '--nets') for text in args.nets]
@@ -97,11 +92,14 @@ def main():
     subnets, features = features_of_all(args, nets, groups)
     measures = dict(cosine=feature_similarity) | (dict(cka=linear_cka) if args.cka else {})
     found = {name: compare(measure, features) for name, measure in measures.items()}
-    figures = {f'feature_{name}': partial(draw, panels, name) for name, panels in found.items()}
+    figures = {}
+    for name, panels in found.items():
+        matrices = {panel: (one['matrix'], one['rows']) for panel, one in panels.items()}
+        figures[f'feature_{name}'] = partial(draw_matrices, matrices, name)
     result = dict(subnets=subnets, data=args.data, images=args.images, **found)
     made_by = subjects.origin(args, nets + alone)
     paths = write(args.out, 'feature_similarity', made_by, result, figures)
-    table = Table('network', 'measure', 'mean', 'least', 'most', title='Similarity of features')
+    table = Table('network', 'measure', 'mean', 'minimum', 'maximum', title='Feature similarity')
     for measure, panels in found.items():
         for name, panel in panels.items():
             table.add_row(name, measure, *(f'{panel[k]:.4f}' for k in ('mean', 'min', 'max')))

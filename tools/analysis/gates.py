@@ -1,4 +1,4 @@
-"""Which experts the router gives to subnets, layer by layer, and how the whole space uses them."""
+"""Show the experts that the router assigns to subnets, by layer, and their use over the space."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ from tas_lora.checks import positive
 
 
 def parse_args():
-    """Command line."""
+    """Parse the command line."""
     parser = cli.config_parser(__doc__, work_dir=False)
     subjects.add_arguments(parser)
     subjects.add_subnets(parser, count=4)
@@ -24,7 +24,7 @@ def parse_args():
         '--draws',
         type=int,
         default=500,
-        help='draws that stand for the whole space; in too few, experts of rare groups look dead',
+        help='random subnets to represent the space; with too few, rare experts look dead',
     )
     args = parser.parse_args()
     positive(args.draws, '--draws', int, most=1_000_000)
@@ -32,7 +32,7 @@ def parse_args():
 
 
 def main():
-    """Parse, ask the router, write."""
+    """Query the router and write."""
     args = parse_args()
     nets = subjects.nets_of(args)
     models = {net.name: subjects.load(net, args, experts=True) for net in nets}

@@ -1,7 +1,7 @@
-"""Score how much each layer of a supernet matters, for ``mole.importance``.
+"""Score the importance of each layer of a supernet, for ``mole.importance``.
 
-Each batch of the training set meets a subnet of its own; a layer's score is the mean over the
-batches in which its block took part.
+Each batch of the training set is scored with a random subnet. A layer's score is the mean over the
+batches in which its block is active.
 """
 
 import json
@@ -19,25 +19,25 @@ from tas_lora.checks import positive
 
 
 def parse_args():
-    """Command line."""
+    """Parse the command line."""
     parser = cli.config_parser(__doc__, work_dir=False)
-    parser.add_argument('checkpoint', help='checkpoint of the supernet, stage 1')
+    parser.add_argument('checkpoint', help='checkpoint of the supernet (stage 1)')
     parser.add_argument('--out', required=True, help='JSON file to write')
-    parser.add_argument('--batches', type=int, default=50, help='batches to score on')
+    parser.add_argument('--batches', type=int, default=50, help='number of batches')
     parser.add_argument('--seed', type=int, default=0, help='seed of subnets and images')
-    parser.add_argument('--device', default=get_device(), help='where to compute')
+    parser.add_argument('--device', default=get_device(), help='device to compute on')
     return parser.parse_args()
 
 
 def main():
-    """Parse, score, write."""
+    """Score and write."""
     args = parse_args()
     positive(args.batches, '--batches', int)
     cli.check_output(args.out)
     cfg = apis.load_config(args.config, args.cfg_options)
     apis.check_data(cfg, ('train_dataloader',))
     if 'space' not in (cfg.get('train_cfg') or {}):
-        raise UserError(f'{args.config} trains no supernet: it has no train_cfg.space')
+        raise UserError(f'{args.config} has no train_cfg.space; use the config of a supernet')
     space = SearchSpace.coerce(cfg.train_cfg.space)
     model = apis.load_supernet(cfg, args.checkpoint, args.device).requires_grad_(True)
     torch.manual_seed(args.seed)
@@ -50,10 +50,10 @@ def main():
         seen[: model.subnet.depth] += 1
     if not seen.all():
         unseen = ', '.join(map(str, seen.eq(0).nonzero().flatten().tolist()))
-        raise UserError(f'blocks {unseen} took part in no batch; raise --batches')
+        raise UserError(f'blocks {unseen} were active in no batch; raise --batches')
     scores = (total / seen[:, None]).tolist()
     Path(args.out).write_text(json.dumps(scores) + '\n')
-    print(f'{args.out}: {len(scores)} blocks; use it by model.backbone.mole.importance={args.out}')
+    print(f'{args.out}: {len(scores)} blocks; set model.backbone.mole.importance={args.out}')
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
-"""Whether a supernet ranks subnets as training each alone does: Kendall's tau and a scatter.
+"""Compare a supernet's ranking of subnets with training each alone: Kendall's tau and a scatter.
 
-Scores of training alone come from checkpoints (--nets), scored on the same images, or from JSON
-(--scores). Beside it, whether the largest subnet beats the smallest, as it should.
+Networks trained alone are checkpoints (--nets), scored on the same images, or scores from JSON
+files (--scores). Also checks that the largest subnet beats the smallest.
 """
 
 from functools import partial
@@ -22,26 +22,30 @@ from tas_lora.provenance import read_json
 
 
 def parse_args():
-    """Command line."""
+    """Parse the command line."""
     parser = cli.config_parser(__doc__, work_dir=False)
     subjects.add_arguments(parser)
     subjects.add_images(parser, count=None)
     parser.add_argument(
-        '--nets', nargs='+', default=[], metavar='NAME=CONFIG:CHECKPOINT', help='trained alone'
+        '--nets',
+        nargs='+',
+        default=[],
+        metavar='NAME=CONFIG:CHECKPOINT',
+        help='networks trained alone',
     )
     parser.add_argument(
         '--scores',
         nargs='+',
         default=[],
         metavar='FILE',
-        help='JSON files with a record, or a list of them: dict(subnet=..., top1=...), with a name '
-        'or not; top-1 in percent',
+        help='JSON files with a record or a list of records: dict(subnet=..., top1=..., name=...); '
+        'top-1 in percent, name optional',
     )
     return parser.parse_args()
 
 
 def read_scores(path: str) -> list[tuple[str, dict]]:
-    """Names and records of a file; a record without a name is called as the file."""
+    """Read the names and records of a file; without a name, the file name is used."""
     content = read_json(path, '--scores')
     records = content if isinstance(content, list) else [content]
     found = []
@@ -57,13 +61,13 @@ def read_scores(path: str) -> list[tuple[str, dict]]:
 
 
 def trained_alone(args, nets: list[Net], images) -> dict[str, dict]:
-    """Subnet and scores of each network that was trained alone, two or more."""
+    """Return subnet and scores of each network trained alone, two or more."""
     files = [record for path in args.scores for record in read_scores(path)]
     subjects.check_names(
         [*(net.name for net in nets), *(n for n, _ in files)], '--nets or --scores'
     )
     if len(nets) + len(files) < 2:
-        raise UserError('a ranking needs two networks trained alone; give them by --nets, --scores')
+        raise UserError('a ranking needs two networks trained alone; use --nets or --scores')
     found = {}
     for net in track(nets, 'Scoring networks trained alone', disable=not nets):
         model = subjects.load(net, args)
@@ -73,7 +77,7 @@ def trained_alone(args, nets: list[Net], images) -> dict[str, dict]:
 
 
 def predict(args, nets: list[Net], subnets: dict[str, Subnet], images) -> dict[str, dict]:
-    """By checkpoint the scores of the subnets, and of the smallest and largest of its space."""
+    """Score the subnets and the smallest and largest of its space, for each checkpoint."""
     found = {}
     for net in nets:
         model = subjects.load(net, args)
@@ -87,7 +91,7 @@ def predict(args, nets: list[Net], subnets: dict[str, Subnet], images) -> dict[s
 
 
 def print_tables(predicted: dict[str, dict], tau: dict[str, dict]) -> None:
-    """Order and sanity of each checkpoint."""
+    """Print tau and sanity check of each checkpoint."""
     columns = ('network', 'tau of top-1', 'smallest', 'largest', 'larger is better')
     table = Table(*columns, title='Ranking, top-1 in percent')
     for name, one in predicted.items():
@@ -98,7 +102,7 @@ def print_tables(predicted: dict[str, dict], tau: dict[str, dict]) -> None:
 
 
 def main():
-    """Parse, score, compare, write."""
+    """Score, compare and write."""
     args = parse_args()
     nets = subjects.nets_of(args)
     singles = [Net.parse(text, '--nets') for text in args.nets]

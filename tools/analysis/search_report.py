@@ -1,4 +1,4 @@
-"""Show a search as one page, report.html, and figures; also one that still runs."""
+"""Write the report of a search, finished or running: report.html and figures."""
 
 import argparse
 
@@ -7,13 +7,13 @@ from tas_lora.report.page import write_report
 
 
 def main():
-    """Parse and write."""
+    """Write the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('work_dir', help='work directory of a search')
     parser.add_argument(
-        '--score', default='cross_entropy', help='metric to rank by, if the search does not say it'
+        '--score', default='cross_entropy', help='metric to rank by, if the files do not name it'
     )
-    parser.add_argument('--rule', choices=['less', 'greater'], default='less', help='likewise')
+    parser.add_argument('--rule', choices=['less', 'greater'], default='less', help='better scores')
     args = parser.parse_args()
     print(write_report(args.work_dir, args.score, args.rule))
 

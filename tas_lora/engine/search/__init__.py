@@ -1,3 +1,4 @@
+from ...renamed import renamed
 from .evolution_search_loop import EvolutionarySearchLoop
 from .identity import check_checkpoint, read_identity
 from .result import compare_results, read_result, test_chosen
@@ -10,3 +11,5 @@ __all__ = [
     'read_result',
     'test_chosen',
 ]
+
+__getattr__ = renamed(__name__, result_of='read_result')
