@@ -1,20 +1,30 @@
 # make install  an environment in .venv with everything in it; the other targets do it first
-# make demo   the whole path on real images, in minutes on two cores
-# make test   all tests
-# make lint   style, spelling, prose, and the documentation
-# make docs   the documentation, in site/; docs/drawings.py draws its figures
-# make variants   each variant of router, experts and training, end to end on the digits, and compiled blocks: half an hour
-# make soak    faults done to real runs, a table of what was lost: half an hour
-# make nightly 10,000 made-up inputs for each reader, long runs that must hold no more at their end, the tutorial, the slowest tests: some 40 minutes
-# make lowest  all tests with the lowest versions that setup.py allows, in an environment of their own
+# make demo     the whole path on real images, in minutes on two cores
+#
+# make lint     style, spelling, prose, and the documentation
+# make test     what a change is likely to break: under 5 minutes on two cores
+# make test-all all tests but the slow ones: about a quarter of an hour
+# make coverage the same, and which lines of tas_lora they run
+#
+# make nightly  10,000 made-up inputs for each reader, long runs that must hold no more at their end, the tutorial, the slow tests: some 40 minutes
+# make variants each variant of router, experts and training, end to end on the digits, and compiled blocks: half an hour
+# make soak     faults done to real runs, a table of what was lost: half an hour
+# make lowest   all tests with the lowest versions that setup.py allows, in an environment of their own
 # make fork     all tests on onedl-mmengine and onedl-mmpretrain, in an environment of their own; a nightly job
+#
+# make docs     the documentation, in site/; docs/drawings.py draws its figures
+# make format   what ruff can mend of the style
+# make clean    remove what was installed and built
 PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 LOWEST := .venv-lowest
 FORK := .venv-fork
 
-.PHONY: install demo test variants soak nightly lowest fork lint docs format clean
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q --durations=5
+PARALLEL = -n logical --dist worksteal
+
+.PHONY: install demo test test-all coverage variants soak nightly lowest fork lint docs format clean
 
 install: $(INSTALLED)
 
@@ -22,7 +32,13 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python tools/demo.py
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q --durations=5 -n logical --dist worksteal
+	$(PYTEST) $(PARALLEL) -m 'not full and not slow'
+
+test-all: $(INSTALLED)
+	$(PYTEST) $(PARALLEL)
+
+coverage: $(INSTALLED)
+	$(PYTEST) $(PARALLEL) --cov --cov-report=term:skip-covered
 
 lowest: $(LOWEST)/.installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q --durations=5

@@ -26,7 +26,8 @@ EXTRAS = {
 TESTS = ['hypothesis>=6.80', 'pytest>=7.0', 'pytest-xdist>=3.2', 'setuptools>=70.1']
 EXTRAS['test'] = sorted({*sum(EXTRAS.values(), []), *TESTS})
 EXTRAS['docs'] = ['mkdocs-jupyter>=0.25', 'mkdocs-material>=9.6', 'mkdocstrings[python]>=0.29']
-TOOLS = ['codespell[toml]>=2.3', 'ipykernel', 'nbclient', 'pre-commit', 'proselint>=0.16', 'ruff']
+TOOLS = ['codespell[toml]>=2.3', 'ipykernel', 'nbclient', 'pre-commit', 'proselint>=0.16']
+TOOLS += ['pytest-cov>=7.0', 'ruff']
 EXTRAS['dev'] = sorted({*EXTRAS['test'], *EXTRAS['docs'], *TOOLS})
 
 

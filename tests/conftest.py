@@ -1,6 +1,8 @@
 """Fixtures: the digits on disk, their configs on a small scale, and the tools in process."""
 
+import gc
 import runpy
+import signal
 import sys
 from itertools import count
 from pathlib import Path
@@ -52,11 +54,34 @@ def set_data_root(node, root) -> None:
             set_data_root(value, root)
 
 
+def pytest_collection_finish():
+    """What is imported stays: MMEngine collects garbage for each data set it opens."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def short_starts(monkeypatch):
+    """What MMEngine logs at a start, laid out, takes longer than the runs; processes do log it."""
+    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda text, **_: (text, False))
+    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
+
+
 @pytest.fixture(autouse=True)
 def fresh_loggers():
     """MMEngine keeps loggers by name and second; a reused one would write to a closed capture."""
     yield
     MMLogger._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def same_signals():
+    """A training that a test leaves halfway has handlers, which make forked processes deaf."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope='session')

@@ -193,6 +193,7 @@ def test_the_tool_measures_what_options_ask_for(tmp_path):
         assert found['hops_ms'][part]['median'] > 0
 
 
+@pytest.mark.full
 def test_peak_memory_is_of_the_contestant_and_not_of_this_process():
     """A large tensor here must not hide what two steps there take, nor be counted there."""
     held = torch.ones(2**26)  # 256 MiB

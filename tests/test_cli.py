@@ -176,7 +176,7 @@ def dist_train(folder, *arguments) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize('gpus', ['2', 'two'])
+@pytest.mark.parametrize('gpus', [pytest.param('2', marks=pytest.mark.full), 'two'])
 def test_dist_train_says_a_mistake_once(tmp_path, gpus):
     done = dist_train(tmp_path, SUPERNET, gpus)
     assert done.returncode == 2

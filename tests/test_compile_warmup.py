@@ -75,6 +75,7 @@ def test_patch_sizes_are_shapes_too():
     assert len(covering_subnets(space)) == 2 * len(covering_subnets(SPACE))
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings('ignore:Your compiler for AOTAutograd')
 @pytest.mark.parametrize(
     ('space', 'with_cp'),
@@ -96,6 +97,7 @@ def test_nothing_is_compiled_after_the_warmup(digits_config, compiled, space, wi
     assert any(not torch.equal(before[n], v) for n, v in runner.model.state_dict().items())
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings('ignore:Your compiler for AOTAutograd')
 def test_training_does_not_notice_the_warmup(digits_config, compiled, monkeypatch):
     monkeypatch.setattr(CompileWarmupHook, 'before_train', lambda *_: None)

@@ -128,7 +128,11 @@ def search_two(cfg) -> None:
     assert np.isfinite(metrics['cross_entropy'])
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+DIGITS = [name for name in CONFIGS if name.startswith('digits')]
+TIERS = [pytest.param(n, marks=() if n in DIGITS else pytest.mark.full) for n in CONFIGS]
+
+
+@pytest.mark.parametrize('name', TIERS)
 def test_two_steps(name, photo, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     cfg = made_up(name, photo, tmp_path)

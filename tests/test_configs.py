@@ -134,7 +134,8 @@ def published(runner) -> dict:
 
 def built(*names: str):
     """Parametrize over the runners of these configs; each is built once, and alone."""
-    return pytest.mark.parametrize('runner', names, indirect=True)
+    cases = [pytest.param(name, marks=pytest.mark.full) for name in names]
+    return pytest.mark.parametrize('runner', cases, indirect=True)
 
 
 def of_sizes(*stages: str):
@@ -264,6 +265,7 @@ def test_published_search(runner, published):
     assert search.score == 'cross_entropy'
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     'family', ['autoformer_t', 'autoformer_s', 'autoformer_b', 'digits', 'folder']
 )
@@ -288,6 +290,7 @@ def test_search_sees_images_that_no_training_saw(family, data):
         assert trained | set(heldout) == everything
 
 
+@pytest.mark.full
 @pytest.mark.parametrize('stage', ['supernet', 'search'])
 def test_classes_that_are_not_the_folders_are_told(stage, data):
     cfg = load_config(CONFIGS[f'folder_{stage}'])
@@ -361,6 +364,7 @@ def options_in_readme(row: str) -> dict:
     return {k: float(v) if '.' in v else int(v) for k, v in (o.split('=') for o in options.split())}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize('warmup', [0, 3, 10])
 def test_warmups_of_the_ablation_as_written_in_the_readme(warmup, data, tmp_path):
     options = options_in_readme(f'warm-up of {warmup} epochs')

@@ -62,6 +62,7 @@ CASES = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     'case', [pytest.param(c, marks=() if c in ('supernet', 'moLE') else SLOW) for c in CASES]
 )
@@ -97,6 +98,7 @@ def searched(work_dir) -> tuple[str, dict]:
 RACE = dict(first=60, strata=2, controls=4)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ('race', 'counts'),
     [

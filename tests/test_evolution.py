@@ -1,6 +1,5 @@
 """The evolution: what it finds, what it never does."""
 
-import time
 from hashlib import sha256
 
 import numpy as np
@@ -79,9 +78,9 @@ def test_limits_always_hold(space, low, high):
 
 
 def test_limits_that_nothing_meets_end_the_search_at_once():
-    start = time.perf_counter()
-    assert run(Evolution(LARGE, lambda subnet: False)) == []
-    assert time.perf_counter() - start < 5
+    asked = []  # about; None is appended, so that nothing is allowed
+    assert run(Evolution(LARGE, asked.append)) == []
+    assert 0 < len(asked) <= 2 * Evolution.PATIENCE
 
 
 @given(spaces(), st.integers(0, 1000))
@@ -117,9 +116,7 @@ def test_scores_and_generation_are_the_whole_state():
 
 
 def test_exhausted_space_ends_the_search_after_every_subnet():
-    start = time.perf_counter()
     generations = run(Evolution(SPACE, anything, generations=1000))
-    assert time.perf_counter() - start < 5
     assert len(generations) < 10
     assert sorted(flat(generations), key=repr) == sorted(every(SPACE), key=repr)
 
@@ -281,6 +278,7 @@ def test_a_trusted_surrogate_selects_the_children_from_more():
         seen |= {*generation}
 
 
+@pytest.mark.full
 @given(spaces(depths=(1, 2)), st.floats(0, 1))
 @few
 def test_limits_hold_and_nothing_repeats_with_a_surrogate(space, share):

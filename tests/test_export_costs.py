@@ -106,6 +106,7 @@ def test_a_batch_that_does_not_fit_is_one_line(exported, monkeypatch):
         measure(source, ['torch'], 'cpu', batch_size=3, rounds=1)
 
 
+@pytest.mark.full
 def test_the_tool_prints_and_writes_its_figures(exported, tmp_path, capsys):
     out = tmp_path / 'costs.json'
     options = ('--runtimes', 'torch', 'onnx', '--rounds', 5, '--out', out)

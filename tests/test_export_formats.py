@@ -45,6 +45,7 @@ def expected(model) -> torch.Tensor:
         return model(images(9), mode='tensor')
 
 
+@pytest.mark.full
 def test_all_formats_hold(exported):
     folder, outcomes = exported
     assert [outcome.name for outcome in outcomes] == NAMES
@@ -160,6 +161,7 @@ save_file({name: logits.detach().clone() for name, logits in found.items()}, wan
 """
 
 
+@pytest.mark.full
 def test_strangers_load_what_was_exported(exported, expected, tmp_path):
     given, wanted = tmp_path / 'given', tmp_path / 'wanted'
     save_file(dict(images=images(9)), given)
@@ -176,6 +178,7 @@ def test_strangers_load_what_was_exported(exported, expected, tmp_path):
     assert expected.std() > 0.1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize('opset', onnx_format.OPSETS)
 def test_opsets(source, expected, tmp_path, opset):
     onnx_format.save(source.net, images(1), tmp_path / 'model.onnx', opset)
@@ -186,6 +189,7 @@ def test_opsets(source, expected, tmp_path, opset):
     torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.full
 def test_experts_leave_nothing_in_the_graph(source, tmp_path):
     """The same subnet of a supernet that never had experts gives the same operations."""
     bare = Source.read(export_subnet(tiny_model(mole=False), CHOSEN, tmp_path))
@@ -197,6 +201,7 @@ def test_experts_leave_nothing_in_the_graph(source, tmp_path):
     assert len(operations[0]) > 100
 
 
+@pytest.mark.full
 def test_files_say_nothing_of_the_machine_they_are_from(exported):
     root = str(Path(__file__).resolve().parents[1]).encode()
     files = [path for path in exported[0].rglob('*') if path.is_file()]
@@ -204,6 +209,7 @@ def test_files_say_nothing_of_the_machine_they_are_from(exported):
     assert [path for path in files if root in path.read_bytes()] == []
 
 
+@pytest.mark.full
 def test_what_differs_is_not_left_behind(model, source, tmp_path):
     off = Source.read(source.folder)
     with torch.no_grad():
@@ -218,6 +224,7 @@ def test_what_differs_is_not_left_behind(model, source, tmp_path):
     assert left == {'weights.safetensors', 'architecture.json', 'MODEL_CARD.md', 'plain_vit.py'}
 
 
+@pytest.mark.full
 def test_logits_that_are_not_finite_do_not_pass(model, source, tmp_path):
     off = Source.read(source.folder)
     with torch.no_grad():
@@ -237,6 +244,7 @@ def test_what_cannot_be_written_is_said(model, source, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.full
 def test_a_folder_that_has_an_export_gets_the_new_one(model, tmp_path):
     forms = find_formats(['safetensors', 'torch_export'])[0]
     for name in ('smallest', 'largest'):

@@ -181,6 +181,7 @@ assert not [name for name in sys.modules if name.split('.')[0] == 'tas_lora']
 """
 
 
+@pytest.mark.full
 def test_the_folder_needs_nothing_of_the_toolkit(model, sources, tmp_path):
     export_formats(model, sources[0], [ROOT], tmp_path / 'out')
     torch.save(images(3), tmp_path / 'given.pt')

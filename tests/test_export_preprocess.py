@@ -169,6 +169,7 @@ def by_our_tool(folder, paths: list[str]) -> torch.Tensor:
     return torch.tensor([[one['probability'] for one in each] for each in ordered])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize('case', CASES)
 def test_files_are_seen_as_by_the_supernet(seen, case):
     expected, others = seen[case]['supernet'], dict(seen[case])
@@ -179,6 +180,7 @@ def test_files_are_seen_as_by_the_supernet(seen, case):
         torch.testing.assert_close(probabilities, expected, atol=tolerance, rtol=0, msg=name)
 
 
+@pytest.mark.full
 def test_a_network_of_bgr_is_compared_by_channels_turned_round(tmp_path):
     model = supernet_of(3, NORMAL | dict(to_rgb=False))
     folder = export_subnet(model, SPACE.smallest(), tmp_path / 'source', dataset=dataset_of())
@@ -291,6 +293,7 @@ def test_a_description_edited_by_hand(tmp_path, change, message):
         load_plain_vit(tmp_path)
 
 
+@pytest.mark.full
 def test_files_of_single_formats_say_how_images_are_prepared(tmp_path):
     model = supernet_of(3, NORMAL | dict(to_rgb=False))
     names = list('abcde')

@@ -59,6 +59,7 @@ runpy.run_path(tool, run_name='__main__')
 """
 
 
+@pytest.mark.full
 def test_mmpretrains_own_tool_tests_the_export(source, digits_config, tmp_path):
     mmpretrain.write(source, tmp_path)
     files = (tmp_path / 'config.py', tmp_path / 'checkpoint.pth', tmp_path / 'metrics.json')
@@ -198,6 +199,7 @@ def test_a_subnet_outside_of_the_space(digits_config, tmp_path, capsys, change, 
     assert Source.read(tmp_path / 'out').description['subnet'] == outside
 
 
+@pytest.mark.full
 def test_int8_beside_float(export_tool, capsys, tmp_path):
     assert export_tool('--formats', 'onnx', '--int8') == 0
     out = capsys.readouterr().out
@@ -210,6 +212,7 @@ def test_int8_beside_float(export_tool, capsys, tmp_path):
     }
 
 
+@pytest.mark.full
 def test_top1_of_int8_by_hand(source, tmp_path):
     onnx_format.write(source, tmp_path)
     small, images = quantise(tmp_path), source.random_images(27)

@@ -113,6 +113,7 @@ WholeFiles().put(content, sys.argv[1])
 """
 
 
+@pytest.mark.full
 def test_a_full_disk_leaves_the_previous_file(tmp_path):
     """A limit on the size of files fails a write halfway, as a full disk does."""
     path = sealed(tmp_path / 'a.pth')

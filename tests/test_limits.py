@@ -1,7 +1,7 @@
 """Limits on costs: they hold, cheap ones come first, and a survey reports what they leave."""
 
 import re
-import time
+import sys
 from collections import Counter
 from functools import partial
 
@@ -206,19 +206,22 @@ def test_costs_that_are_measured_are_those_that_matter():
     assert spies['latency'].calls == spies['memory'].calls == {subnet: 1}
 
 
-def test_a_million_checks_take_less_than_half_a_minute():
+def test_a_check_is_a_few_calls_of_functions():
+    """A search may make a million of them: some arithmetic for each block, and no more."""
     space, _ = autoformer('t')
     spec = dict(img_size=224, patch_size=16, in_channels=3, num_classes=1000, head_dim=64)
     counters = {name: partial(count, **spec) for name, count in COUNTERS.items()}
     limits = Limits(dict(params=(0, 1e12), flops=(0, 1e12)), counters)
     rng = np.random.default_rng(0)
-    subnets = [space.sample(rng) for _ in range(10_000)]
-    seconds = []
-    for _ in range(3):
-        start = time.process_time()
-        assert all(map(limits.allow, subnets))
-        seconds.append(time.process_time() - start)
-    assert min(seconds) < 0.3
+    subnets = [space.sample(rng) for _ in range(100)]
+    calls = []
+    sys.setprofile(lambda frame, event, function: calls.append(event))
+    try:
+        allowed = list(map(limits.allow, subnets))
+    finally:
+        sys.setprofile(None)
+    assert all(allowed)
+    assert calls.count('call') + calls.count('c_call') < 100 * 100
 
 
 @pytest.mark.parametrize(

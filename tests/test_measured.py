@@ -123,6 +123,7 @@ print(status('VmHWM') - before)
 """
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='not on Linux')
 def test_memory_is_what_the_process_takes():
     """Of a process that gives every block back to the system, so that none is used again."""

@@ -1,7 +1,6 @@
 """NSGA-II: how much of a known front it finds, what it never does."""
 
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -106,6 +105,7 @@ def test_every_cost_is_an_objective():
         assert sum(map(cost, last)) < sum(map(cost, first))
 
 
+@pytest.mark.full
 @given(spaces(depths=(1, 2)), st.floats(0, 1), st.floats(0, 1))
 @few
 def test_limits_always_hold(space, low, high):
@@ -159,17 +159,15 @@ def test_asking_again_gives_the_same_generation():
 
 
 def test_exhausted_space_ends_the_search_after_every_subnet():
-    start = time.perf_counter()
     generations = run(NSGA2(SPACE, anything, COSTS, generations=1000))
-    assert time.perf_counter() - start < 10
     assert len(generations) < 10
     assert sorted(flat(generations), key=repr) == sorted(every(SPACE), key=repr)
 
 
 def test_limits_that_nothing_meets_end_the_search_at_once():
-    start = time.perf_counter()
-    assert run(NSGA2(LARGE, lambda subnet: False, COSTS)) == []
-    assert time.perf_counter() - start < 5
+    asked = []  # about; None is appended, so that nothing is allowed
+    assert run(NSGA2(LARGE, asked.append, COSTS)) == []
+    assert 0 < len(asked) <= 2 * NSGA2.PATIENCE
 
 
 def test_limits_that_only_the_smallest_meets_are_met():

@@ -99,6 +99,7 @@ def imported(path: Path) -> tuple[set[str], set[str]]:
     return found
 
 
+@pytest.mark.full
 def test_the_wheel_holds_package_configs_and_tools_alone(wheel):
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
@@ -110,6 +111,7 @@ def test_the_wheel_holds_package_configs_and_tools_alone(wheel):
     assert metadata(wheel)['Version'] == tas_lora.__version__
 
 
+@pytest.mark.full
 def test_the_wheel_requires_what_it_imports(wheel):
     always, extra = required(wheel)
     where = packages_distributions()
@@ -123,6 +125,7 @@ def test_the_wheel_requires_what_it_imports(wheel):
                 assert owners & allowed, f'{path} imports {name}, of {owners}'
 
 
+@pytest.mark.full
 def test_train_search_and_export_in_another_folder(installed, digits_root, tmp_path):
     def command(*arguments) -> str:
         return run(installed / 'tas-lora', *arguments, cwd=tmp_path)
@@ -144,6 +147,7 @@ def test_train_search_and_export_in_another_folder(installed, digits_root, tmp_p
     assert (tmp_path / 'exported' / 'weights.safetensors').is_file()
 
 
+@pytest.mark.full
 def test_names_are_known_to_mmengine_in_either_order_of_import(installed, tmp_path):
     (tmp_path / 'mine.py').write_text("_base_ = 'tas_lora::ablations/t_joint.py'\nmine = 1\n")
     first, second = 'import tas_lora', 'from mmengine.config import Config'
@@ -160,6 +164,7 @@ def test_names_are_known_to_mmengine_in_either_order_of_import(installed, tmp_pa
         assert said.strip().endswith('1 tas_lora.SupernetClassifier')
 
 
+@pytest.mark.full
 def test_shell_scripts_come_along(installed, tmp_path):
     done = subprocess.run(
         [installed / 'tas-lora', 'dist_train'], capture_output=True, text=True, cwd=tmp_path
@@ -287,6 +292,7 @@ def test_other_packages_configs_are_left_to_mmengine(tmp_path):
         Config.fromfile('nobody::folder/config.py')
 
 
+@pytest.mark.full
 def test_the_fork_comes_with_all_else_that_is_required(wheel):
     lines = metadata(wheel).get_all('Requires-Dist')
     ours = {line.replace(' ', '') for line in lines if 'extra ==' not in line}

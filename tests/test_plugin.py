@@ -157,6 +157,7 @@ def test_the_plugin_imports_nothing_of_ours():
                 assert 'tas_lora' not in ast.unparse(node)
 
 
+@pytest.mark.full
 def test_experts_are_trained_and_the_supernet_is_not(searched):
     supernet, experts = state_of(searched, 'supernet'), state_of(searched, 'experts')
     for name, value in supernet.items():
@@ -167,6 +168,7 @@ def test_experts_are_trained_and_the_supernet_is_not(searched):
     assert len(moved) == 4 * 3  # every layer; they start at 0
 
 
+@pytest.mark.full
 def test_the_head_has_a_class_for_each_folder(searched):
     assert state_of(searched, 'supernet')['head.fc.weight'].shape == (len(CLASSES), 48)
     checkpoint = torch.load(weights_of(searched, 'supernet'), weights_only=True)
@@ -189,6 +191,7 @@ def losses(project: Path, loader: str, stage: str, subnet: Subnet) -> tuple[floa
     return float(F.cross_entropy(logits, labels)), float(hits) * 100
 
 
+@pytest.mark.full
 def test_the_search_finds_a_subnet_of_its_own_space(searched):
     best = json.loads((searched / 'work_dirs/search/best_subnet.json').read_text())
     subnet = Subnet.from_dict(best['subnet'])
@@ -204,6 +207,7 @@ def test_the_search_finds_a_subnet_of_its_own_space(searched):
     assert len(lines) == 10 * 5
 
 
+@pytest.mark.full
 @pytest.mark.parametrize('name', ['smallest', 'largest'])
 def test_mmpretrain_tests_the_subnets(searched, name):
     tested = json.loads((searched / 'tested.json').read_text())
@@ -212,6 +216,7 @@ def test_mmpretrain_tests_the_subnets(searched, name):
     assert tested[f'{name}/accuracy/top1'] == pytest.approx(accuracy, abs=1e-3)
 
 
+@pytest.mark.full
 def test_a_run_is_resumed_by_mmpretrain(searched):
     resumed = searched / 'work_dirs' / 'resumed'
     assert not (resumed / 'epoch_1.pth').exists()
@@ -220,6 +225,7 @@ def test_a_run_is_resumed_by_mmpretrain(searched):
         assert torch.equal(value, found['state_dict'][name]), name
 
 
+@pytest.mark.full
 def test_the_found_subnet_is_fine_tuned_as_a_backbone(finetuned):
     tuned = state_of(finetuned, 'finetune')
     start = load_file(finetuned / 'exported/weights.safetensors')
@@ -230,6 +236,7 @@ def test_the_found_subnet_is_fine_tuned_as_a_backbone(finetuned):
     assert tuned['head.fc.weight'].shape == (len(CLASSES), start['head.weight'].shape[1])
 
 
+@pytest.mark.full
 def test_inference_agrees_with_the_test(finetuned):
     inferred = json.loads((finetuned / 'inferred.json').read_text())
     labels = [path.parent.name for path in val_images(finetuned)]
@@ -248,6 +255,7 @@ def test_the_readme_names_every_config_and_tools_that_exist():
     assert all((TOOLS / f'{name}.py').is_file() for name in named)
 
 
+@pytest.mark.full
 def test_the_readme_s_backbone_gives_maps(finetuned, monkeypatch):
     monkeypatch.chdir(finetuned)
     code = re.search(r'```python\n(.*?)```', (PLUGIN / 'README.md').read_text(), re.S).group(1)

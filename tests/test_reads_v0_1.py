@@ -27,9 +27,6 @@ def user(digits_root, tmp_path, monkeypatch):
     (folder / 'data').mkdir()
     (folder / 'data' / 'digits').symlink_to(digits_root)
     monkeypatch.chdir(folder)
-    # What MMEngine logs at a start, laid out, takes longer than the runs.
-    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda text, **_: (text, False))
-    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
 
 
 def read(path: str) -> dict:

@@ -98,12 +98,13 @@ def assert_equal(expected, found, path: str = '') -> None:
         assert expected == found, path
 
 
-# Stage, averaged weights or not, workers: each value is in one of the first four.
-CASES = [('supernet', False, 2), ('moLE', True, 2), ('moLE', False, 0), ('fine-tune', True, 0)]
-CASES += [
-    pytest.param(*case, marks=pytest.mark.slow)  # run by `make nightly`
-    for case in product(('supernet', 'moLE', 'fine-tune'), (False, True), (0, 2))
-    if case not in CASES
+# Stage, averaged weights or not, workers: each value is in one of these four.
+FOUR = [('moLE', True, 2), ('supernet', False, 2), ('moLE', False, 0), ('fine-tune', True, 0)]
+ALL = product(('supernet', 'moLE', 'fine-tune'), (False, True), (0, 2))
+CASES = [
+    FOUR[0],
+    *(pytest.param(*case, marks=pytest.mark.full) for case in FOUR[1:]),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in FOUR),
 ]
 
 
@@ -127,14 +128,12 @@ def test_the_epoch_boundary_too(config):
     assert_same(final(whole), found)
 
 
-def test_number_of_workers_changes_nothing(config):
-    weights = []
-    for workers in (0, 1, 3):
+@pytest.mark.full
+def test_number_of_workers_changes_nothing(config, first):
+    for workers in (1, 3):
         cfg = config('supernet', f'workers{workers}', workers)
         apis.train(cfg)
-        weights.append(final(cfg)['state_dict'])
-    assert_equal(weights[0], weights[1])
-    assert_equal(weights[0], weights[2])
+        assert_equal(read_checkpoint(first / 'epoch_2.pth')['state_dict'], final(cfg)['state_dict'])
 
 
 def batches(cfg, epochs: int = 2) -> list[torch.Tensor]:
@@ -260,6 +259,7 @@ def train_apart(cfg, folder: Path, **environment) -> subprocess.CompletedProcess
     )
 
 
+@pytest.mark.full
 def test_a_signal_to_all_processes_of_a_job(config, tmp_path):
     """As Slurm, systemd, a launcher and Ctrl-C send it: to the loader's workers, too."""
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -269,6 +269,7 @@ def test_a_signal_to_all_processes_of_a_job(config, tmp_path):
         assert apis.find_resumable(cfg.work_dir).name == 'stopped_iter_6.pth'
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(('fault', 'code'), [(False, 0), (True, 1)])
 def test_a_training_ends_though_its_workers_are_deaf_to_signals(config, tmp_path, fault, code):
     """Those that stay between epochs, and those of an epoch that an error breaks off."""
@@ -279,15 +280,15 @@ def test_a_training_ends_though_its_workers_are_deaf_to_signals(config, tmp_path
     assert ('out of luck' in done.stderr) == fault
 
 
-def test_a_killed_training_goes_on_from_the_newest_whole_file(config, tmp_path):
-    whole = config('supernet', 'whole')
-    apis.train(whole)
+@pytest.mark.full
+def test_a_killed_training_goes_on_from_the_newest_whole_file(config, first, tmp_path):
     killed = config('supernet', 'killed', hooks=stop_at(6, number=int(signal.SIGKILL)))
     assert train_apart(killed, tmp_path).returncode == -signal.SIGKILL
     checkpoint = apis.find_resumable(killed.work_dir)
     assert checkpoint.name == 'epoch_1.pth'
     resumed = config('supernet', 'killed', allow_changes=True)
-    assert_equal(final(whole)['state_dict'], resume(resumed, checkpoint)['state_dict'])
+    found = resume(resumed, checkpoint)['state_dict']
+    assert_equal(read_checkpoint(first / 'epoch_2.pth')['state_dict'], found)
 
 
 def best_of(cfg) -> list[str]:

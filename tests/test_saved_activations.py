@@ -142,6 +142,7 @@ def test_merging_keeps_one_factor_where_it_can(features):
     assert saved_bytes(layer, merged) == 4 * (3 * 2 * factors + 3)  # and a factor for each expert
 
 
+@pytest.mark.full
 def test_a_step_keeps_at_most_five_quarters_of_a_plain_network():
     """AutoFormer-T at batch 16: the target, with the subnet of docs/speed.md."""
     config = load_config(ROOT / 'configs' / 'autoformer_t_moLE.py')

@@ -429,6 +429,7 @@ def browse(page, tmp_path, width: int) -> tuple[str, str]:
     return done.stdout, '\n'.join(x for x in done.stderr.splitlines() if 'CONSOLE' in x)
 
 
+@pytest.mark.full
 def test_browser_shows_all_figures(report, tmp_path):
     assert browse(report, tmp_path, 1100)[1] == ''  # with the page's ban on the network
     text = re.sub('<meta http-equiv[^>]*>', '', report.read_text())
@@ -443,6 +444,7 @@ def test_browser_shows_all_figures(report, tmp_path):
         assert found['overflow'] == 0
 
 
+@pytest.mark.full
 def test_browser_notices_what_is_broken(tmp_path):
     page = tmp_path / 'broken.html'
     head = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'">"""

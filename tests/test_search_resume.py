@@ -35,11 +35,10 @@ class Killed(BaseException):
 @pytest.fixture
 def config(digits_config, tmp_path, shared):
     """Makes the config of a small search in a folder, of the same weights."""
-    weights = tmp_path / 'weights.pth'
-    if not (shared / weights.name).exists():
+    weights = shared / 'weights.pth'
+    if not weights.exists():
         model = apis.load_supernet(digits_config('search'))
-        torch.save(dict(state_dict=model.state_dict()), shared / weights.name)
-    shutil.copy(shared / weights.name, weights)
+        torch.save(dict(state_dict=model.state_dict()), weights)
 
     def make(folder: str, resume: bool = False, options: dict | None = None):
         cfg = digits_config('search', options=SMALL | (options or {}))
@@ -89,7 +88,7 @@ def search_and_kill(cfg, monkeypatch, evaluations: int) -> int:
     return len(Path(cfg.work_dir, 'search_history.jsonl').read_text().splitlines())
 
 
-SLOW = pytest.mark.slow  # run by `make nightly`
+FULL, SLOW = pytest.mark.full, pytest.mark.slow  # run by `make test-all`, by `make nightly`
 KINDS = {
     'whole': {},
     'bfloat16': {'val_cfg.precision': 'bfloat16', 'val_cfg.finalists': 4},
@@ -99,9 +98,10 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(
-    'kind', [pytest.param(k, marks=() if k in ('whole', 'race') else SLOW) for k in KINDS]
-)
+TIERS = dict(whole=(), race=FULL)
+
+
+@pytest.mark.parametrize('kind', [pytest.param(k, marks=TIERS.get(k, SLOW)) for k in KINDS])
 def test_killed_at_random_moments_and_resumed(config, monkeypatch, kind):
     options = SMALL | KINDS[kind]
     expected, rng = search(config('whole', options=options)), random.Random(0)
@@ -123,26 +123,25 @@ def test_what_was_evaluated_is_not_evaluated_again(config, monkeypatch):
     search(config('first', resume=True, options=options))
 
 
-def test_a_torn_last_line_is_scored_again(config):
-    expected = search(config('whole'))
-    path = Path(config('whole').work_dir, 'search_history.jsonl')
+def test_a_torn_last_line_is_scored_again(config, first):
+    expected, path = found_in(first), first / 'search_history.jsonl'
     path.write_text(''.join(expected[0].splitlines(keepends=True)[:7])[:-20])
     with pytest.warns(UserWarning, match='the last line is truncated, ignored'):
-        assert search(config('whole', resume=True)) == expected
+        assert search(config('first', resume=True)) == expected
 
 
-def test_nothing_to_resume_starts_anew(config):
-    assert search(config('new', resume=True)) == search(config('other'))
+def test_nothing_to_resume_starts_anew(config, first):
+    assert search(config('new', resume=True)) == found_in(first)
 
 
-def test_a_new_search_moves_the_old_one_aside(config):
-    first, folder = search(config('twice')), Path(config('twice').work_dir)
-    (folder / 'measured.jsonl').write_text('measured')
-    journal = (folder / 'search_journal.jsonl').read_text()
-    assert search(config('twice')) == first
-    assert (folder / 'search_history.jsonl.old').read_text() == first[0]
-    assert (folder / 'search_journal.jsonl.old').read_text() == journal
-    assert (folder / 'measured.jsonl.old').read_text() == 'measured'
+def test_a_new_search_moves_the_old_one_aside(config, first):
+    expected = found_in(first)
+    (first / 'measured.jsonl').write_text('measured')
+    journal = (first / 'search_journal.jsonl').read_text()
+    assert search(config('first')) == expected
+    assert (first / 'search_history.jsonl.old').read_text() == expected[0]
+    assert (first / 'search_journal.jsonl.old').read_text() == journal
+    assert (first / 'measured.jsonl.old').read_text() == 'measured'
 
 
 OTHERS = {
@@ -182,16 +181,15 @@ def test_other_images_at_the_same_place_are_noticed(config, first, digits_root):
     ['begin_search', *(pytest.param(m, marks=SLOW) for m in ('History', 'Journal'))],
 )
 def test_killed_while_a_new_search_begins_in_the_folder_of_another(
-    config, tmp_path, monkeypatch, moment
+    config, first, monkeypatch, moment
 ):
     """What the other one found is never taken for the new one's."""
     expected = search(config('new', options={'val_cfg.evolution.seed': 5}))
-    search(config('folder'))
 
     def die(*arguments):
         raise Killed
 
-    again = config('folder', options={'val_cfg.evolution.seed': 5})
+    again = config('first', options={'val_cfg.evolution.seed': 5})
     with monkeypatch.context() as patch:
         patch.setattr(driver, moment, die)
         with pytest.raises(Killed):
@@ -249,11 +247,13 @@ def test_weights_at_an_address_have_no_identity(config):
 
 
 def test_other_weights_are_noticed(config, first, tmp_path):
-    weights = torch.load(tmp_path / 'weights.pth', weights_only=True)
+    cfg = config('first', resume=True)
+    weights = torch.load(cfg.load_from, weights_only=True)
     weights['state_dict']['head.fc.bias'] += 1
-    torch.save(weights, tmp_path / 'weights.pth')
+    cfg.load_from = str(tmp_path / 'weights.pth')
+    torch.save(weights, cfg.load_from)
     with pytest.raises(UserError, match='checkpoint_sha256 was'):
-        search(config('first', resume=True))
+        search(cfg)
 
 
 def test_a_history_of_other_subnets_is_refused(config, first):
@@ -272,14 +272,17 @@ def test_what_a_search_was_is_on_disk(first):
 
 
 def test_the_tool_resumes(config, tmp_path, capsys):
-    config('tool').dump(tmp_path / 'search.py')
-    arguments = ('search.py', tmp_path / 'search.py', tmp_path / 'weights.pth')
+    cfg = config('tool')
+    cfg.dump(tmp_path / 'search.py')
+    arguments = ('search.py', tmp_path / 'search.py', cfg.load_from)
     assert call_tool(*arguments) == 0
     assert call_tool(*arguments, '--resume') == 0
     assert 'Continuing after 18 subnets that are scored' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('kind', ['marked', 'marked by a number', 'concatenated', 'the same'])
+@pytest.mark.parametrize(
+    'kind', ['marked', 'marked by a number', 'concatenated', pytest.param('the same', marks=FULL)]
+)
 def test_the_test_set_is_refused(config, kind):
     cfg = config('test')
     cfg.val_dataloader = cfg.test_dataloader.copy()

@@ -1,6 +1,7 @@
 """The search tool's commands: several goals, random search, test, replay, picking a subnet."""
 
 import json
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -21,19 +22,33 @@ SMALL = {'val_cfg.evolution': EVOLUTION, 'val_cfg.constraints': dict(params=(20e
 
 
 @pytest.fixture
-def searched(digits_config, tmp_path, monkeypatch):
+def searched(digits_config, tmp_path, shared, monkeypatch):
     """Runs ``tools/search.py`` on a small config; returns exit code and work directory."""
     monkeypatch.chdir(tmp_path)
-    cfg = digits_config('search', options=SMALL)
+    cfg, weights = digits_config('search', options=SMALL), shared / 'weights.pth'
     cfg.pop('work_dir')
     cfg.dump(tmp_path / 'search.py')
-    torch.save(dict(state_dict=apis.load_supernet(cfg).state_dict()), tmp_path / 'weights.pth')
+    if not weights.exists():
+        torch.save(dict(state_dict=apis.load_supernet(cfg).state_dict()), weights)
+    shutil.copy(weights, tmp_path)
 
     def run(*options, folder: str = 'out') -> tuple[int, Path]:
         arguments = ('search.py', 'weights.pth', '--work-dir', folder, '--no-report', *options)
         return call_tool('search.py', *arguments), tmp_path / folder
 
     return run
+
+
+@pytest.fixture
+def finished(searched, shared, tmp_path) -> Path:
+    """The folder ``out`` of a search without options, the test's own; it is made once."""
+    if not (shared / 'out').exists():
+        code, folder = searched()
+        assert code == 0
+        shutil.copytree(folder, shared / 'out')
+    else:
+        shutil.copytree(shared / 'out', tmp_path / 'out')
+    return tmp_path / 'out'
 
 
 def result_of(folder: Path) -> dict:
@@ -80,8 +95,9 @@ def test_a_random_search_of_as_many_subnets_is_reported(searched, capsys):
     assert result_of(folder)['images_evaluated'] == 287 * len(subnets)
 
 
-def test_a_baseline_is_added_to_a_search_that_is_over(searched, monkeypatch):
-    assert searched()[0] == 0
+@pytest.mark.full
+@pytest.mark.usefixtures('finished')
+def test_a_baseline_is_added_to_a_search_that_is_over(searched):
     code, folder = searched('--baseline', '--resume')
     assert code == 0
     assert len(lines_of(folder, 'search')) == len(lines_of(folder, 'baseline')) == 18
@@ -91,6 +107,7 @@ def test_a_baseline_is_added_to_a_search_that_is_over(searched, monkeypatch):
     assert call_tool('search.py', '--replay', folder, '--no-report') == 0
 
 
+@pytest.mark.full
 def test_the_test_set_is_read_once_for_what_was_chosen(searched, monkeypatch):
     runs, run = [], SubnetTestLoop.run
     monkeypatch.setattr(SubnetTestLoop, 'run', lambda self: (runs.append(1), run(self))[1])
@@ -110,12 +127,19 @@ def test_the_test_set_is_read_once_for_what_was_chosen(searched, monkeypatch):
     assert result_of(folder)['test'] == tested
 
 
-@pytest.mark.parametrize(
-    'options', [(), ('--cfg-options', 'val_cfg.measure.rounds=1', 'val_cfg.goals=[latency]')]
-)
-def test_a_search_is_repeated_from_its_result(searched, capsys, options):
+def test_a_search_is_repeated_from_its_result(finished, capsys):
+    assert_repeated(finished, capsys)
+
+
+@pytest.mark.full
+def test_a_search_that_measured_is_repeated_from_its_result(searched, capsys):
+    options = ('--cfg-options', 'val_cfg.measure.rounds=1', 'val_cfg.goals=[latency]')
     code, folder = searched(*options)
     assert code == 0
+    assert_repeated(folder, capsys)
+
+
+def assert_repeated(folder: Path, capsys) -> None:
     result = folder / 'best_subnet.json'
     assert call_tool('search.py', '--replay', result, '--no-report') == 0
     assert 'The same result: cross_entropy' in capsys.readouterr().out
@@ -124,17 +148,15 @@ def test_a_search_is_repeated_from_its_result(searched, capsys, options):
         assert (folder / name).read_text() == (again / name).read_text()
 
 
-def test_a_replay_that_differs_says_so(searched, capsys):
-    folder = searched()[1]
-    result = result_of(folder)
+def test_a_replay_that_differs_says_so(finished, capsys):
+    result = result_of(finished)
     result['cross_entropy'] += 1
-    (folder / 'best_subnet.json').write_text(json.dumps(result))
-    assert call_tool('search.py', '--replay', folder / 'best_subnet.json', '--no-report') == 1
+    (finished / 'best_subnet.json').write_text(json.dumps(result))
+    assert call_tool('search.py', '--replay', finished / 'best_subnet.json', '--no-report') == 1
     assert 'Not the same result: cross_entropy was' in capsys.readouterr().out
 
 
-def test_what_cannot_be_replayed(searched, capsys, tmp_path):
-    folder = searched()[1]
+def test_what_cannot_be_replayed(finished, capsys, tmp_path):
     capsys.readouterr()
 
     def error(*arguments) -> str:
@@ -142,12 +164,12 @@ def test_what_cannot_be_replayed(searched, capsys, tmp_path):
         return capsys.readouterr().err.splitlines()[-1]
 
     torch.save(dict(state_dict={}), tmp_path / 'others.pth')
-    assert 'does not hold the weights of that search' in error('others.pth', '--replay', folder)
+    assert 'does not hold the weights of that search' in error('others.pth', '--replay', finished)
     (tmp_path / 'weights.pth').unlink()
-    line = error('--replay', folder)
+    line = error('--replay', finished)
     assert 'weights.pth does not exist; give the file as CHECKPOINT' in line
     assert 'search result nowhere cannot be read: No such file' in error('--replay', 'nowhere')
-    (tmp_path / 'subnet.json').write_text(json.dumps(result_of(folder)['subnet']))
+    (tmp_path / 'subnet.json').write_text(json.dumps(result_of(finished)['subnet']))
     assert 'needs checkpoint_sha256' in error('--replay', 'subnet.json')
     assert 'give CONFIG and CHECKPOINT, or --replay RESULT' in error('search.py')
 
@@ -197,7 +219,7 @@ def ctrl_c():
 @pytest.mark.parametrize(
     'number', [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT]
 )
-def test_a_signal_ends_a_search_that_can_go_on(searched, capsys, monkeypatch, number):
+def test_a_signal_ends_a_search_that_can_go_on(searched, finished, capsys, monkeypatch, number):
     predict, left = CandidateEvaluator._predict, [7]
 
     def predict_and_signal(self, task, evaluator):
@@ -206,17 +228,16 @@ def test_a_signal_ends_a_search_that_can_go_on(searched, capsys, monkeypatch, nu
         if not left[0]:
             signal.raise_signal(number)
 
-    whole = searched(folder='whole')[1]
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(CandidateEvaluator, '_predict', predict_and_signal)
-        code, folder = searched()
+        code, folder = searched(folder='stopped')
     assert code == 75
     assert '6 candidates are scored and on disk, continue with --resume' in capsys.readouterr().out
     assert signal.getsignal(number) == before
-    assert searched('--resume')[0] == 0
+    assert searched('--resume', folder='stopped')[0] == 0
     for name in ('search_history.jsonl', 'front.json'):
-        assert (folder / name).read_text() == (whole / name).read_text()
+        assert (folder / name).read_text() == (finished / name).read_text()
 
 
 @pytest.mark.parametrize(

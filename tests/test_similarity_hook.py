@@ -119,6 +119,7 @@ def test_one_expert_has_features_alone(digits_config):
     assert 'train/gate_entropy' not in runner.message_hub.log_scalars
 
 
+@pytest.mark.full
 def test_training_is_the_same_with_and_without(digits_config):
     weights = []
     for hook in (False, True):
@@ -144,6 +145,7 @@ def states() -> list:
     return [random.getstate(), numpy[1].tolist(), numpy[2:], torch.get_rng_state().tolist()]
 
 
+@pytest.mark.full
 def test_random_states_modes_and_subnet_stay(digits_config):
     cfg = digits_config('moLE', images=32)
     runner = runner_of(cfg)
@@ -165,6 +167,7 @@ def test_random_states_modes_and_subnet_stay(digits_config):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.full
 def test_the_same_images_each_time(digits_config):
     cfg = digits_config('moLE', images=32)
     runner = runner_of(cfg)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, call_tool, runner_of
+from mmengine.config import Config
 from mmengine.runner import Runner
 
 from tas_lora import SearchSpace, UserError, apis
@@ -283,6 +284,17 @@ def test_options_of_the_tool(digits_root, tmp_path):
     log = run_tool(digits_root, tmp_path, '--amp', '--no-validate')
     assert "amp='bfloat16'" in log
     assert 'Epoch(val)' not in log
+
+
+@pytest.mark.full
+def test_the_log_of_a_start_tells_environment_and_config(digits_config, monkeypatch):
+    monkeypatch.undo()  # of what conftest leaves out
+    cfg = digits_config('supernet')
+    runner = Runner.from_cfg(cfg)
+    log = next(Path(cfg.work_dir).glob('*/*.log')).read_text()
+    assert f'PyTorch: {torch.__version__}' in log
+    assert f'\n{cfg.pretty_text}\n' in log
+    assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == runner.cfg.to_dict()
 
 
 def test_average_weights_are_the_ones_validated(digits_config):

@@ -307,6 +307,7 @@ def found_in_s(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.full
 @pytest.mark.parametrize('path', TRANSFER + ALONE, ids=lambda path: path.stem)
 def test_configs_hold_arguments_that_exist(path):
     cfg = apis.load_config(path)
@@ -320,6 +321,7 @@ def test_configs_hold_arguments_that_exist(path):
     assert f'configs/{path.relative_to(ROOT / "configs")}' in header
 
 
+@pytest.mark.full
 @pytest.mark.parametrize('path', TRANSFER, ids=lambda path: path.stem)
 def test_images_of_transfer_configs_fit_the_network(path, found_in_s, tmp_path):
     cfg = apis.load_config(path, {'model.backbone.arch': str(found_in_s)})
@@ -340,6 +342,7 @@ def test_images_of_transfer_configs_fit_the_network(path, found_in_s, tmp_path):
         assert packed['inputs'].dtype == torch.uint8
 
 
+@pytest.mark.full
 def test_the_larger_images_of_cifar_start_from_the_smaller(found_in_s):
     arch = {'model.backbone.arch': str(found_in_s)}
     configs = {

@@ -15,7 +15,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SUPERNET = ROOT / 'work_dirs' / 'digits_supernet' / 'epoch_30.pth'
-MINUTE = 60
 ALL = "['num_heads', 'mlp_ratio', 'embed_dim', 'depth']"
 GROUPING = "model = dict(router=dict(grouping=dict(type='tas_lora.{}')))"
 EXPERTS = {
@@ -128,7 +127,6 @@ def test_variant_is_trained_and_searched(base, name, tmp_path, capsys):
             f'loss {best["cross_entropy"]:.4f}'
         )
     assert best['cross_entropy'] < 0.5  # chance is 2.3
-    assert seconds < MINUTE
 
 
 def test_a_subnet_alone_is_trained_and_tested(tmp_path, capsys):
@@ -141,4 +139,3 @@ def test_a_subnet_alone_is_trained_and_tested(tmp_path, capsys):
     with capsys.disabled():
         print(f'\nindependent      {seconds:5.1f} s  top-1 {top1:.2f} on the test images')
     assert top1 > 90
-    assert seconds < MINUTE

@@ -30,6 +30,7 @@ from tas_lora.models.layers import expert_parameters
 
 PROJECT = Path(__file__).resolve().parents[1]
 ROOT = PROJECT.parents[1]
+pytestmark = pytest.mark.full
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -69,6 +69,7 @@ def test_a_shape_is_where_its_mask_says():
     assert np.array_equal(np.asarray(again), picture)
 
 
+@pytest.mark.full
 def test_records_hold_what_a_checkpoint_scores_and_are_not_made_again(compared, capsys):
     path = Path('results/nas_fold_seed0.json')
     record = json.loads(path.read_text())
@@ -86,6 +87,7 @@ def test_records_hold_what_a_checkpoint_scores_and_are_not_made_again(compared, 
     assert 'nas_fold_seed0: has a record' in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_levels_in_records_are_exact_refused_or_lossy(compared):
     levels = {
         m: json.loads(Path(f'results/{m}_seed0.json').read_text())
@@ -104,6 +106,7 @@ def test_levels_in_records_are_exact_refused_or_lossy(compared):
     assert min(token.values()) > 0.999
 
 
+@pytest.mark.full
 @torch.no_grad()
 def test_what_merges_exactly_is_a_plain_model_in_its_file(compared, capsys):
     out = ['--level', 'exact', '--out', 'taken_exact', '--rounds', 2]
@@ -121,6 +124,7 @@ def test_what_merges_exactly_is_a_plain_model_in_its_file(compared, capsys):
     assert type(plain_encoder(config_of('nas_token'))) is type(taken.encoder)
 
 
+@pytest.mark.full
 @torch.no_grad()
 def test_a_folded_model_comes_back_from_its_file(compared, capsys):
     out = ['--level', 'fold', '--out', 'taken_fold', '--rounds', 2]
@@ -136,6 +140,7 @@ def test_a_folded_model_comes_back_from_its_file(compared, capsys):
         load_folded(config_of('nas_token'), 'taken_exact/weights.safetensors')
 
 
+@pytest.mark.full
 def test_merge_refuses_in_one_line_and_writes_nothing(compared, capsys):
     arguments = [FOLD, trained('nas_fold'), '--level', 'exact', '--out', 'refused']
     with pytest.raises(SystemExit, match='2'):
@@ -148,6 +153,7 @@ def test_merge_refuses_in_one_line_and_writes_nothing(compared, capsys):
 FOLDED = 'runs/nas_fold_seed0/epoch_1.pth'
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ('tool', 'config', 'arguments', 'message'),
     [
@@ -168,6 +174,7 @@ def test_tools_refuse_in_one_line(compared, capsys, tool, config, arguments, mes
     assert not Path('none').exists()
 
 
+@pytest.mark.full
 def test_a_plain_model_has_nothing_to_take_away(compared, capsys):
     arguments = ['sam.pth', '--level', 'fold', '--out', 'none']
     with pytest.raises(SystemExit, match='2'):
@@ -182,6 +189,7 @@ def test_a_plain_model_has_nothing_to_take_away(compared, capsys):
     assert error.startswith('error: the SAMSegmentor has no NASLoRALinear')
 
 
+@pytest.mark.full
 def test_as_many_images_calibrate_as_asked(compared):
     cfg = config_of('nas_token')
     model = load_model(cfg, trained('nas_token'))
@@ -190,6 +198,7 @@ def test_as_many_images_calibrate_as_asked(compared):
     assert abs(torch.cat(batches).mean()) < 2  # normalised
 
 
+@pytest.mark.full
 def test_tables_and_figures_are_made_of_the_records(compared, capsys):
     call('report.py', '--records', 'results', '--data-root', 'nuclei')
     text = Path('results/report.md').read_text()
@@ -201,6 +210,7 @@ def test_tables_and_figures_are_made_of_the_records(compared, capsys):
         assert np.asarray(Image.open(f'results/{name}')).std() > 10
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
@@ -217,6 +227,7 @@ def test_compare_says_what_is_missing(compared, capsys, arguments, message):
     assert not Path('other').exists()
 
 
+@pytest.mark.full
 def test_the_demonstration_says_what_to_give(compared, capsys):
     with pytest.raises(SystemExit, match='2'):
         call('demo.py', '--wheel', 'missing.whl')

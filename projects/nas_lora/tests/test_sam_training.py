@@ -119,6 +119,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=False)['state_dict']
 
 
+@pytest.mark.full
 def test_a_resumed_training_ends_with_the_weights_of_a_whole_one(trained):
     train('resumed', '--resume', 'whole/epoch_1.pth')
     whole, resumed = (weights(trained / name / 'epoch_3.pth') for name in ('whole', 'resumed'))
@@ -127,6 +128,7 @@ def test_a_resumed_training_ends_with_the_weights_of_a_whole_one(trained):
     assert any(not torch.equal(first[name], value) for name, value in whole.items())
 
 
+@pytest.mark.full
 def test_the_test_tool_scores_what_the_model_predicts(trained):
     """By a model loaded as a file of SAM, images read by Pillow, and IoU from its definition."""
     checkpoint = 'whole/epoch_3.pth'
@@ -148,6 +150,7 @@ def test_the_test_tool_scores_what_the_model_predicts(trained):
     assert scores['iou'] > 0.25  # a square is some .12 of a picture, which all of it would score
 
 
+@pytest.mark.full
 def test_checkpoints_that_do_not_fit_are_refused(trained, tmp_path):
     config = Config.fromfile(CONFIGS / 'pretrain_stamps.py')
     config.update(work_dir='refused', experiment_name='refused')

@@ -4,6 +4,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import pytest
 from mmengine.logging import MMLogger
 
 PROJECT = Path(__file__).parents[1]
@@ -14,7 +15,11 @@ def call(tool: str, *arguments, folder: Path = PROJECT / 'tools') -> None:
     argv, sys.argv = sys.argv, [tool, *map(str, arguments)]
     sys.path.insert(0, str(folder))  # as Python does for a script
     try:
-        runpy.run_path(str(folder / tool), run_name='__main__')
+        with pytest.MonkeyPatch.context() as patch:
+            # What MMEngine logs at a start, laid out, takes longer than the runs.
+            patch.setattr('mmengine.config.config.FormatCode', lambda text, **_: (text, False))
+            patch.setattr('mmengine.runner.runner.collect_env', dict)
+            runpy.run_path(str(folder / tool), run_name='__main__')
     finally:
         sys.argv = argv
         sys.path.remove(str(folder))
