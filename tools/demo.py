@@ -141,7 +141,7 @@ def main():
     found = report()
     exported = measure_export()
     console.print(
-        f'At this size experts need not win; the table says what was measured.\n'
+        f'At this size experts may not help; the table says what was measured.\n'
         f'The exported files alone, in plain torch: {exported:.2f} %\n\n'
         f'supernet  {SUPERNET}\nexperts   {EXPERTS}\nsubnet    {FOUND}\n'
         f'export    {EXPORT}/weights.safetensors, {EXPORT}/architecture.json\n'

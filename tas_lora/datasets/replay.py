@@ -21,13 +21,13 @@ from ..registry import DATA_SAMPLERS, DATASETS
 from .workers import end_workers_at_exit, leave_signals_to_the_parent
 
 UNREADABLE = 'unreadable'  # key in a batch: what could not be read
-IMAGES, MODEL = 1, 2  # first words of seed keys: whose random numbers they are
+IMAGES, MODEL = 1, 2  # first word of a seed key: for images or for the model
 
 
 def seed_everything(*key: int) -> None:
     """Seed the global generators of Python, NumPy and torch from a key of natural numbers.
 
-    ``torch.manual_seed`` would take 0.4 ms for a stack trace if CUDA is not in use.
+    ``torch.manual_seed`` spends 0.4 ms on a stack trace if CUDA is not in use.
     """
     words = np.random.SeedSequence(key).generate_state(8)
     random.seed(words[:4].tobytes())

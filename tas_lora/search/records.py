@@ -131,8 +131,8 @@ class Journal:
 class Measured:
     """Measured costs of subnets, written to disk one by one.
 
-    A second measurement would give another number, and so another search. Each subnet is measured
-    only once, when its cost is first needed.
+    A second measurement could change the number, and with it the search. So each subnet is
+    measured once, when its cost is first needed.
 
     Args:
         path: ``measured.jsonl``. A line has ``subnet`` and each cost by its name, such as

@@ -77,6 +77,8 @@ class JointOptimWrapper(OptimWrapperDict):
 class MoLEOptimWrapperConstructor:
     """Builds a :class:`JointOptimWrapper` from ``dict(experts=..., router=...)``.
 
+    Learning rates, the router's too, stand in the config: ``configs/_base_/schedules/``.
+
     Args:
         optim_wrapper_cfg: A config of an ``OptimWrapper`` for each of 'experts' and 'router', and
             for 'supernet' if ``model.freeze_supernet`` is False. Each may have MMEngine's

@@ -1,4 +1,4 @@
-"""Groups of blocks, which choose the router head and the initial expert of a block."""
+"""Groups of blocks; ``router_head.py`` gives each its own head and, at first, its own expert."""
 
 import zlib
 from collections.abc import Mapping, Sequence
