@@ -10,8 +10,8 @@ STOPPED = 75  # EX_TEMPFAIL: exit code of a training that a signal stopped; it c
 class UserError(ValueError):
     """A mistake in a config, a file or an argument.
 
-    The message is one line: what is wrong, what is expected, what to do. ``cli.run``
-    prints it without a traceback and exits with code 2; with TAS_LORA_DEBUG=1 they show the traceback.
+    The message is one line: what is wrong, what is expected, what to do. ``cli.run`` prints it
+    without a traceback and exits with code 2; TAS_LORA_DEBUG=1 shows the traceback.
 
     Args:
         message: A sentence, or with ``field`` the rest of one: 'must be ...'.
