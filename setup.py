@@ -47,6 +47,9 @@ class BuildWithMim(build_py):
         for name in ('configs', 'tools'):
             skip = shutil.ignore_patterns('__pycache__', 'results')
             shutil.copytree(ROOT / name, target / name, ignore=skip)
+        # Former names: MIM takes a config by the name of its file, and would find two.
+        for path in target.glob('configs/_base_/models/autoformer_?_*.py'):
+            path.unlink()
         shutil.copy(ROOT / 'model-index.yml', target)
 
 

@@ -124,7 +124,7 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
             if isinstance(root, str) and not Path(root).is_dir():
                 raise UserError(
                     f'{path}.data_root: there is no folder {root!r}; put the data there '
-                    f'(see README, "Data") or point to it by --cfg-options {path}.data_root=DIR'
+                    f'or point to it by --cfg-options {path}.data_root=DIR'
                 )
 
 

@@ -1,7 +1,6 @@
 """Costs of a space ahead of training, against enumeration, other formulas and real data sets."""
 
 import json
-import time
 from math import sqrt
 
 import numpy as np
@@ -245,9 +244,7 @@ def run(capsys, tmp_path, monkeypatch):
 
 
 def test_tool_on_the_digits(run, digits_root):
-    start = time.process_time()
     text, found = run(MOLE_CONFIG)
-    assert time.process_time() - start < 20
     assert found['subnets'] == 3 * (4**2 + 4**3 + 4**4)
     assert '13,202' in text  # the README's smallest and largest
     assert '87,554' in text

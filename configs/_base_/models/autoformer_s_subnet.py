@@ -1,0 +1,8 @@
+# The former name of subnet_s.py, for configs that build on it. The wheel leaves it out: MIM finds a
+# config by the name of its file alone.
+_base_ = './subnet_s.py'
+
+# MMEngine takes a config with an import statement for one of another style.
+__import__('warnings').warn(
+    'autoformer_s_subnet.py is subnet_s.py now', DeprecationWarning, stacklevel=2
+)
