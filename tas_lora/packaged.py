@@ -66,7 +66,7 @@ def find_tool(name: str) -> Path:
     Raises:
         UserError: If there is none; the message has the nearest names.
     """
-    asked = name.removeprefix('tools/').removesuffix('.py').removesuffix('.sh').replace('-', '_')
+    asked = name.rpartition('tools/')[2].removesuffix('.py').removesuffix('.sh').replace('-', '_')
     found = _find(asked, tools())
     if found is None:
         nearest = _nearest(asked, tools())

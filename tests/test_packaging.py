@@ -238,7 +238,8 @@ def test_help_lists_every_tool_with_what_it_does(monkeypatch, capsys):
 
 def test_a_tool_has_several_names():
     train, ranking = ROOT / 'tools' / 'train.py', ROOT / 'tools' / 'analysis' / 'ranking.py'
-    assert all(find_tool(name).samefile(train) for name in ('train', 'train.py', 'tools/train.py'))
+    paths = ('train', 'train.py', 'tools/train.py', './tools/train.py', str(train))
+    assert all(find_tool(name).samefile(train) for name in paths)
     assert all(find_tool(name).samefile(ranking) for name in ('ranking', 'analysis/ranking'))
     assert find_tool('prepare-digits').samefile(ROOT / 'tools' / 'prepare_digits.py')
 
