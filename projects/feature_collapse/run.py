@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     add('--subnets', type=int, nargs='+', default=range(6), help='of those trained alone')
     add('--space', choices=SPACES, default='nano', help='another one needs other folders')
     add('--first', type=float, default=1.0, help='length of stage 1; another one, other folders')
-    add('--stretch', type=float, default=1.0, help='length of the trainings behind stage 1')
+    add('--stretch', type=float, default=1.0, help='length of the trainings after stage 1')
     add('--scale', type=float, default=1.0, help='length of all trainings')
     add('--rates', type=float, nargs='+', default=[None], help='their rates, in turn')
     add('--quick', action='store_true', help='a few epochs on few images: does it all run?')

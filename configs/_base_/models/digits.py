@@ -1,4 +1,4 @@
-# A space for 8x8 images that trains in two minutes on two CPU cores: 16 patches, heads 16 wide.
+# A space for 8x8 images that trains in a minute or two on two CPU cores: 16 patches, heads 16 wide.
 space = dict(
     embed_dim=[24, 32, 40],
     depth=[2, 3, 4],

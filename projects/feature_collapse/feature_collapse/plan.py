@@ -119,21 +119,21 @@ def nets_of(
     stretch: float = 1.0,
     rate: float | None = None,
 ) -> list[Net]:
-    """All nets of some methods, and those they start from, each behind its start.
+    """All nets of some methods, and those they start from, each after its start.
 
     Args:
         seeds: One repetition of all a seed.
         methods: Names out of ``METHODS``.
         subnets: Of what is trained alone, which subnets.
-        stretch: Length of the trainings behind stage 1, over that of their configs.
+        stretch: Length of the trainings after stage 1, over that of their configs.
         rate: Their learning rate in place of their configs'.
     """
     subnets, methods = list(subnets), [METHODS[name] for name in METHODS if name in set(methods)]
     nets = {}
     for seed in seeds:
         for method in methods:
-            behind = method.start is not None and method.part != 'supernet'
-            varied = dict(stretch=stretch, rate=rate) if behind else {}
+            later = method.start is not None and method.part != 'supernet'
+            varied = dict(stretch=stretch, rate=rate) if later else {}
             for subnet in subnets if method.alone else [None]:
                 net = Net(method.name, seed, subnet, **varied)
                 nets |= {n: None for n in (net.start, net) if n is not None}

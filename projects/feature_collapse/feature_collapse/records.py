@@ -73,7 +73,7 @@ class Records:
         """The gathered records of one kind, by name.
 
         Raises:
-            UserError: If a line is no record, or two are of the same net.
+            UserError: If a line is not a record, or two are of the same net.
         """
         known = sorted(self._gathered().items())
         return [record for (own, _), record in known if own == kind]
@@ -152,7 +152,9 @@ def _parsed(text: str, place: Path | str) -> dict:
         record = json.loads(text)
         record['kind'], record['net']  # noqa: B018
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{place} is no record: {error}; remove it, and run.py goes on') from error
+        raise UserError(
+            f'{place} is not a record: {error}; remove it, and run.py continues'
+        ) from error
     return record
 
 

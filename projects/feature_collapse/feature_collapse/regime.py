@@ -136,7 +136,7 @@ def draw(points: Sequence[Point], path: Path) -> Figure:
     main = [p for p in points if p.condition == 'main' and p.rate is None]
     stages = [p for p in points if p.condition.startswith('first_')] + main
     stages = [p for p in stages if p.stretch == 1 and p.rate is None]
-    main = [p for p in main if p.iterations]  # behind stage 1: what is from scratch has no 2nd
+    main = [p for p in main if p.iterations]  # after stage 1: nets from scratch have no stage 2
     rates = [p for p in points if p.rate is not None and p.condition == 'tuning']
     _lines(axes[0, 0], main, 'iterations of stage 2', _iterations, 'gain, points', _gain)
     _lines(axes[0, 1], stages, 'iterations of stage 1', lambda p: p.first, 'gain, points', _gain)

@@ -26,7 +26,7 @@ def make_all(study: Study, nets: Sequence[Net], heldout: Images) -> None:
     for net in nets:
         record = study.records.read(net.name, digest=training.digest(study, net))
         if record and not training.lacks_weights(study, net):
-            training.drop_checkpoints(study, net)  # if it was killed right behind its record
+            training.drop_checkpoints(study, net)  # if it was killed right after its record
     starts = {net.start for net in nets if not _has_record(study, net)}
     _finish(study, [_training(study, net, heldout, net in starts) for net in nets])
 

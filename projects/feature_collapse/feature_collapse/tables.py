@@ -104,8 +104,8 @@ def _is_alike(method: str, reference: str) -> bool:
 
 def as_long_as(family: str, method: str) -> str:
     """The family of ``method`` whose training is as long as that of another; stage 1 has one."""
-    behind = METHODS[method].start is not None
-    return method + stretch_of(family) if behind else method
+    later = METHODS[method].start is not None
+    return method + stretch_of(family) if later else method
 
 
 def stretch_of(family: str) -> str:
@@ -212,7 +212,7 @@ def markdown(rows: Sequence[Sequence]) -> str:
 
 
 def _place(family: str) -> tuple[int, str]:
-    """Methods in the order of the plan, what is varied behind its method."""
+    """Methods in the order of the plan, variations after their method."""
     return [*METHODS].index(method_of(family)), family
 
 

@@ -50,7 +50,7 @@ def digest(study: Study, net: Net) -> str:
 
 
 def train(study: Study, net: Net) -> dict:
-    """Train a net, or go on with it; returns what is known of its training."""
+    """Train a net, or resume its training; returns what is known of its training."""
     cfg = study.config(net)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None

@@ -54,17 +54,17 @@ def test_missing_and_damaged_records_are_told(tmp_path):
     with pytest.raises(UserError, match='a_seed0 in .* is of another config .digest x, now y'):
         known.read('a_seed0', digest='y')
     (tmp_path / 'work' / 'a_seed0' / 'net.json').write_text('{')
-    with pytest.raises(UserError, match='a_seed0/net.json is no record'):
+    with pytest.raises(UserError, match='a_seed0/net.json is not a record'):
         known.read('a_seed0')
 
 
 @pytest.mark.parametrize(
     ('line', 'said'),
     [
-        ('{"kind":"net","net":"a_', 'line 2 of .* is no record'),
-        ('<<<<<<< HEAD', 'line 2 of .* is no record'),
-        ('{"net":"b_seed0"}', "line 2 of .* is no record: 'kind'"),
-        ('[1]', 'line 2 of .* is no record'),
+        ('{"kind":"net","net":"a_', 'line 2 of .* is not a record'),
+        ('<<<<<<< HEAD', 'line 2 of .* is not a record'),
+        ('{"net":"b_seed0"}', "line 2 of .* is not a record: 'kind'"),
+        ('[1]', 'line 2 of .* is not a record'),
         ('{"kind":"net","net":"a_seed0"}', 'line 2 of .* is a second one of a_seed0'),
     ],
 )
