@@ -363,10 +363,13 @@ def test_transfer_learns_from_exports_and_from_scratch(whole_run, data_root, dig
     assert 'subnets.json does not exist; run.py writes it' in capsys.readouterr().err
 
 
-def test_transfer_starts_where_it_says(whole_run, digits_root):
+def test_transfer_starts_where_it_says(whole_run, data_root, digits_root):
     """The first weights of both kinds of training: the file's, or others."""
     transfer = runpy.run_path(str(PROJECT / 'transfer.py'))
-    exported = whole_run / 'mole_seed3' / 'exported_4'
+    drawn = json.loads((whole_run / 'results' / 'subnets.json').read_text())
+    subnets = tuple(map(Subnet.from_dict, drawn))
+    study = settings.Study(whole_run / 'results', whole_run, str(data_root), subnets)
+    exported = transfer['export'](study, plan.Net('mole', 3), 4)
     args = argparse.Namespace(
         cfg_options={}, digits=str(digits_root), work_dir=str(whole_run / 'x')
     )
