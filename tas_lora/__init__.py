@@ -13,9 +13,8 @@ __version__ = '0.2.0.dev0'
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs=dict(
-        apis=['load_supernet'],
         errors=['UserError'],
-        models=['ElasticViT', 'export_subnet'],
+        models=['ElasticViT', 'export_subnet', 'load_supernet'],
         search=['count_flops', 'count_params'],
         structures=['SearchSpace', 'Subnet', 'read_subnet'],
     ),

@@ -7,51 +7,31 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.registry import LOOPS, MODELS, init_default_scope
+from mmengine.registry import LOOPS
 
 from .atomic_files import checkpoints_in, is_damaged, newest_whole
 from .config import addressed, check_data, load_config
 from .engine import SubnetTestLoop, SupernetRunner
 from .engine.search import test_chosen
 from .errors import UserError, blame
-from .models import SupernetClassifier
-from .models.safe_load import read_state_dict
+from .models import load_supernet
 from .report.page import write_report
 from .structures import Subnet
 
-
-def load_supernet(
-    config: str | Path | Config | dict,
-    checkpoint: str | Path | None = None,
-    device: str | torch.device = 'cpu',
-) -> SupernetClassifier:
-    """Build a supernet for evaluation.
-
-    Args:
-        config: A config with a ``model``, or its path.
-        checkpoint: One of our checkpoints, an official AutoFormer file, or the
-            ``weights.safetensors`` of an exported subnet. Weights of a bare supernet also fit a
-            model with experts, which then start fresh.
-        device: Device of the model.
-
-    Returns:
-        The model in evaluation mode. ``set_subnet(subnet)`` selects a subnet,
-        ``model(images, mode='tensor')`` computes its logits with merged experts.
-
-    Raises:
-        UserError: If config or checkpoint do not exist, or do not fit each other.
-    """
-    if isinstance(config, (str, Path)):
-        config = load_config(config)
-    init_default_scope(config.get('default_scope', 'mmpretrain'))
-    model_config = dict(config['model'])
-    if config.get('data_preprocessor') is not None:
-        model_config.setdefault('data_preprocessor', config['data_preprocessor'])
-    with addressed(dict(model=config['model'])), blame('the model cannot be built'):
-        model = MODELS.build(model_config)
-    if checkpoint is not None:
-        model.load_state_dict(read_state_dict(checkpoint))
-    return model.to(device).eval()
+__all__ = [
+    'check_checkpoint_file',
+    'check_search',
+    'check_training',
+    'evaluate',
+    'find_resumable',
+    'load_config',
+    'load_supernet',
+    'prepare_search',
+    'prepare_training',
+    'search',
+    'train',
+    'use_gloo',
+]
 
 
 def prepare_training(cfg: Config) -> SupernetRunner:

@@ -24,6 +24,7 @@ LAYERS = (
         'tas_lora.registry',
     ),
     ('tas_lora.packaged', 'tas_lora.openmmlab'),
+    ('tas_lora.config',),
     ('tas_lora.structures',),
     ('tas_lora.search',),
     ('tas_lora.models.layers',),
@@ -36,7 +37,7 @@ LAYERS = (
         'tas_lora.models.safe_load',
     ),
     ('tas_lora.models.classifiers',),
-    ('tas_lora.models.export', 'tas_lora.models'),
+    ('tas_lora.models.export', 'tas_lora.models.load', 'tas_lora.models'),
     ('tas_lora.datasets', 'tas_lora.evaluation'),
     ('tas_lora.report',),
     ('tas_lora.analysis',),
@@ -44,10 +45,8 @@ LAYERS = (
     ('tas_lora.costs',),
     ('tas_lora.engine',),
     (
-        'tas_lora.config',
         'tas_lora.apis',
         'tas_lora.cli',
-        'tas_lora.analysis.subjects',  # what the command lines of tools/analysis have in common
         'tas_lora',
         'tas_lora.__main__',
     ),

@@ -11,12 +11,11 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
-from .. import apis
 from ..checks import natural, of_part, positive
 from ..config import check_data, load_config
 from ..datasets.held_out_images import HeldOutImages
 from ..errors import UserError, blame
-from ..models import SupernetClassifier
+from ..models import SupernetClassifier, load_supernet
 from ..packaged import command
 from ..provenance import versions, weights_sha256
 from ..structures import SearchSpace, Subnet
@@ -145,7 +144,7 @@ def load(net: Net, args: argparse.Namespace, experts: bool = False) -> SupernetC
     """Load the model; raises :class:`UserError` if it must have ``experts`` but has none."""
     cfg = config_of(net, args)
     torch.manual_seed(args.seed)  # initialises experts that are not in the checkpoint
-    model = apis.load_supernet(cfg, net.checkpoint, args.device)
+    model = load_supernet(cfg, net.checkpoint, args.device)
     if experts:
         require_experts(model, net.name)
     return model

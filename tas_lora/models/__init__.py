@@ -2,6 +2,7 @@ from .backbones import ElasticViT
 from .classifiers import SupernetClassifier
 from .export import export_subnet
 from .heads import ElasticClsHead, LSTMRouterHead
+from .load import load_supernet
 
 __all__ = [
     'ElasticClsHead',
@@ -9,4 +10,5 @@ __all__ = [
     'LSTMRouterHead',
     'SupernetClassifier',
     'export_subnet',
+    'load_supernet',
 ]
