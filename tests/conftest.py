@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.runner import Runner
 
 from tas_lora.config import load_config
@@ -60,12 +60,18 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def own_message_hub(runner, _=None) -> MessageHub:
+    """MMEngine names a hub by the second: two runs that start in one would share what they know."""
+    return MessageHub.get_instance(f'{runner._experiment_name}_{next(_names)}')
+
+
 @pytest.fixture(autouse=True)
 def short_starts(monkeypatch):
     """What MMEngine logs at a start, laid out, takes longer than the runs; processes do log it."""
     for home in ('mmengine.config.config', 'yapf.yapflib.yapf_api'):  # the fork has the latter
         monkeypatch.setattr(f'{home}.FormatCode', lambda text, **_: (text, False), raising=False)
     monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
+    monkeypatch.setattr(Runner, 'build_message_hub', own_message_hub)
 
 
 @pytest.fixture(autouse=True)

@@ -99,6 +99,8 @@ def test_no_copied_dataset_is_remembered(folder):
     the old dataset.
     """
     (notes,) = BaseDataset._copy_without_annotation.__defaults__
+    if notes is None:
+        pytest.skip('this MMEngine, the fork, remembers none')
     notes.clear()  # of other tests
     paths(folder, part='train', size=30)
     assert not notes
