@@ -48,12 +48,16 @@ def write_together(contents: Mapping[Path, str | bytes]) -> None:
         os.close(folder)
 
 
-def append_line(path: str | Path, line: str) -> None:
-    """Append a line and sync it to disk; only the last line can be truncated by a crash."""
+def append_line(path: str | Path, line: str, sync: bool = True) -> None:
+    """Append a line and sync it to disk; only the last line can be truncated by a crash.
+
+    Without ``sync`` a power failure may take more, a killed process still nothing.
+    """
     with Path(path).open('a') as file:
         file.write(line + '\n')
         file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
 
 
 def seal(archive: bytes) -> bytes:

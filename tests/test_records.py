@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tiny import SPACE, repeatable, spaces
 
 from tas_lora import UserError
+from tas_lora.atomic_files import append_line
 from tas_lora.search import History, Journal, Outcome, Task, read_history
 
 SMALL, LARGE = SPACE.smallest(), SPACE.largest()
@@ -85,6 +86,21 @@ def test_what_is_appended_is_recalled_to_the_bit(space, outcomes, precision):
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder, 'journal'), tasks)
         assert recalled(Path(folder, 'journal'), tasks) == [True] * len(tasks)
+
+
+def test_the_journal_is_synced_once_a_second_and_the_history_each_time(path, monkeypatch):
+    synced, clock = [], [0.0]
+    monkeypatch.setattr('os.fsync', synced.append)
+    monkeypatch.setattr('time.monotonic', lambda: clock[0])
+    journal = Journal(path)
+    for seconds, expected in ((0.0, 1), (0.5, 1), (1.5, 2), (2.0, 2), (3.0, 3)):
+        clock[0] = seconds
+        journal.append(*TASKS[0])
+        assert len(synced) == expected
+    assert len(path.read_text().splitlines()) == 5  # each is written at once
+    for _ in range(2):
+        append_line(path, '{}')
+    assert len(synced) == 5
 
 
 def test_what_is_not_there_is_not_recalled(path):

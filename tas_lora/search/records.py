@@ -1,11 +1,12 @@
 """Record a search on disk as lines of JSON: history, journal and measurements.
 
-The files only grow, one synced line at a time. A killed search may leave a truncated last line; a
+The files only grow, one line at a time. A killed search may leave a truncated last line; a
 resumed one cuts it off before it writes the next.
 """
 
 import json
 import os
+import time
 import warnings
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from .task import Outcome, Task
 
 _TEXTS = ('phase', 'precision')
 _SAME = ('subnet', 'generation', *_TEXTS)  # must be equal when a search is resumed
+_SYNC_EVERY = 1.0  # seconds between two syncs of the journal
 _CHECKSUM = b', "crc32": '
 
 
@@ -98,6 +100,7 @@ class Journal:
         self.path = Path(path)
         entries = _read(self.path, 'search journal', _unsealed, resume=True)
         self.known = {entry['number']: entry for entry in entries}
+        self.synced = -inf  # when
 
     def recall(self, task: Task) -> Outcome | None:
         """Return the outcome of a task, None if it is not known.
@@ -119,13 +122,20 @@ class Journal:
         return Outcome(entry['metrics'], losses)
 
     def append(self, task: Task, outcome: Outcome) -> None:
-        """Append the outcome of a task."""
+        """Append the outcome of a task.
+
+        A power failure may take those of the last second: to sync every slice of a race would
+        cost more than everything else that is written.
+        """
         losses = outcome.losses
         if losses is not None:
             losses = b64encode(losses.astype('<f4').tobytes()).decode()
         text = json.dumps(dict(_identity(task), metrics=outcome.metrics, losses=losses))
         checksum = _CHECKSUM.decode() + str(crc32(text.encode()))
-        append_line(self.path, f'{text[:-1]}{checksum}}}')
+        is_due = time.monotonic() - self.synced > _SYNC_EVERY
+        append_line(self.path, f'{text[:-1]}{checksum}}}', sync=is_due)
+        if is_due:
+            self.synced = time.monotonic()
 
 
 class Measured:
