@@ -81,9 +81,9 @@ class Crew:
             self.thread.join(self.beat)
         if self.store is not None and self.leads:
             self._count('taken', _ALL)
-            message = None if error is None else f'{kind.__name__}: {error}'
-            farewell = pack({_OVER: self.result, 'error': message})
-            self.store.set(f'{self.round + 1}/tasks', farewell)
+            said = None if error is None else f'{kind.__name__}: {error}'
+            message = pack({_OVER: self.result, 'error': said})
+            self.store.set(f'{self.round + 1}/tasks', message)
             if error is None or isinstance(error, Exception):  # a signal has reached all
                 self._wait_for_leavers(10 if error is None else self.grace)
 
@@ -148,16 +148,16 @@ class Crew:
         except Exception as error:
             with suppress(DistNetworkError):  # if the leader has gone, there is none to tell
                 self._tell(pack(dict(error=f'rank {self.rank}: {type(error).__name__}: {error}')))
-                farewell, _ = self._next_message()
-                self._leave(farewell)
+                message, _ = self._next_message()
+                self._leave(message)
             raise
         self._tell(pack_outcome(number, outcome))
 
-    def _leave(self, farewell: dict) -> None:
+    def _leave(self, message: dict) -> None:
         self.stopped.set()  # no sign of life goes to a store that ends
         with suppress(DistNetworkError):  # it has ended already
             self.store.add('left', 1)
-        if farewell['error'] is not None:
+        if message['error'] is not None:
             time.sleep(2 * self.grace)
 
     def _start(self, target: Callable, *args) -> None:
