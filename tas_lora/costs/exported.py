@@ -96,7 +96,6 @@ def _as_subnet(network: dict) -> tuple[Subnet, dict]:
     width, spec = network['embed_dim'], dict(network)
     for name in ('embed_dim', 'num_heads', 'hidden_dims', 'pooling'):
         spec.pop(name)
-    ratios = [
-        (hidden + 0.5) / width for hidden in network['hidden_dims']
-    ]  # their product with the width is truncated
+    # Their product with the width is truncated.
+    ratios = [(hidden + 0.5) / width for hidden in network['hidden_dims']]
     return Subnet(width, network['num_heads'], ratios), spec

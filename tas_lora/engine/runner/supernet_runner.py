@@ -29,9 +29,8 @@ class SupernetRunner(Runner):
             with blame('optim_wrapper cannot be built'):
                 self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
                 self.scale_lr(self.optim_wrapper, self.auto_scale_lr)
-                self.auto_scale_lr = (
-                    None  # done; train() would refuse to, once schedulers are built
-                )
+                # Done; train() would refuse to, once schedulers are built.
+                self.auto_scale_lr = None
             with blame('param_scheduler cannot be built'):
                 if self.param_schedulers is not None:
                     self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
