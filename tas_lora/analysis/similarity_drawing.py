@@ -125,6 +125,23 @@ def draw_ranking(
     return figure
 
 
+def draw_scaling(speedups: Mapping[str, Mapping[int, float]]):
+    """Draw how many times as fast each kind of search is with more workers.
+
+    Args:
+        speedups: Speed-up over one worker, by number of workers, by kind of search.
+    """
+    figure, (axes,) = canvas(5.2, 4.0)
+    for i, (name, points) in enumerate(speedups.items()):
+        axes.plot(*zip(*points.items(), strict=True), 'o-', c=COLORS[i % len(COLORS)], label=name)
+    workers = sorted({n for points in speedups.values() for n in points})
+    axes.plot(workers, workers, ls='--', c=GREY, lw=1, zorder=0, label='all workers busy')
+    axes.set(xscale='log', yscale='log', xlabel='workers', ylabel='times as fast as one worker')
+    axes.set_xticks(workers, workers)
+    add_legend(figure, axes, columns=2)
+    return figure
+
+
 def _draw_usage_lines(axes, usage: Sequence[Mapping]) -> None:
     places = np.arange(len(usage)) + 0.5
     highest = np.array([np.log(len(layer['usage'])) or np.nan for layer in usage])

@@ -5,7 +5,15 @@ from .front import best_within, knee_points, pareto_front
 from .limits import Limits
 from .nsga2 import NSGA2
 from .race import Race, RaceRules
-from .records import History, Journal, Journalled, Measured, read_history, read_measured
+from .records import (
+    History,
+    Journal,
+    Journalled,
+    Measured,
+    read_history,
+    read_journal,
+    read_measured,
+)
 from .scorer import CandidateScorer
 from .surrogate import Surrogate
 from .task import Executor, InProcess, Outcome, Task
@@ -32,6 +40,7 @@ __all__ = [
     'knee_points',
     'pareto_front',
     'read_history',
+    'read_journal',
     'read_measured',
 ]
 

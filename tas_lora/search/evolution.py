@@ -1,7 +1,7 @@
 """Evolutionary search over subnets with an ask-and-tell interface; needs no model or runner."""
 
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
 from math import isnan
 
 import numpy as np
@@ -24,6 +24,10 @@ class Evolution:
     far. The last children are also ranked; the official code evaluates and then forgets them.
     Generation g draws from ``default_rng((seed, g))``, so the scores are the only state.
 
+    With an ``overlap``, that many further generations are asked for before the first is told, and
+    so many idle workers find work. Generation g is then bred from the scores of generations up to
+    g - 1 - overlap, whatever finishes first. The first ``overlap + 1`` generations are random.
+
     Args:
         space: Search space.
         is_feasible: Whether a subnet meets the constraints; called often, so it must be fast.
@@ -38,6 +42,7 @@ class Evolution:
         surrogate: Learns from every score. While it is trusted, it selects the children. Any object
             with ``is_trusted``, ``learn`` and ``select`` works.
         oversample: Children drawn for each one that a trusted surrogate selects.
+        overlap: Generations that are evaluated along with an earlier one.
 
     Raises:
         UserError: If a size is not a positive integer, or the children exceed the population.
@@ -60,6 +65,7 @@ class Evolution:
         seed: int = 0,
         surrogate: Surrogate | None = None,
         oversample: int = 4,
+        overlap: int = 0,
     ):
         self.space = space
         self.is_feasible = is_feasible
@@ -73,6 +79,7 @@ class Evolution:
         self.seed = natural(seed, 'seed')
         self.surrogate = surrogate
         self.oversample = positive(oversample, 'oversample', int)
+        self.overlap = natural(overlap, 'overlap', most=self.generations - 1)
         if self.mutations + self.crossovers > self.population:
             raise UserError(
                 f'{mutations} mutations and {crossovers} crossovers exceed the population of '
@@ -80,12 +87,19 @@ class Evolution:
             )
         self.generation = 0
         self.scores: dict[Subnet, float] = {}
+        self.ahead: dict[Subnet, None] = {}  # asked for before the latest ask, and not told yet
 
-    def ask(self) -> list[Subnet]:
-        """Return the next generation; empty if the search is over or the space is exhausted."""
-        if self.generation >= self.generations:
+    def ask(self, ahead: Sequence[Sequence[Subnet]] = ()) -> list[Subnet]:
+        """Return the next generation; empty if the search is over or the space is exhausted.
+
+        Args:
+            ahead: Generations that were asked for and not told yet, which come before this one.
+        """
+        generation = self.generation + len(ahead)
+        if generation >= self.generations:
             return []
-        rng = np.random.default_rng((self.seed, self.generation))
+        rng = np.random.default_rng((self.seed, generation))
+        self.ahead = dict.fromkeys(chain(*ahead))
         chosen: dict[Subnet, None] = {}  # a set that keeps its order
         self._breed(rng, chosen)
         self._complete(rng, chosen)
@@ -125,7 +139,7 @@ class Evolution:
         self._fill(self._randoms(rng), chosen)
         if len(chosen) < self.population:
             self._take(iter((self.space.smallest(), self.space.largest())), 2, 2, chosen)
-            known = [*self.best(self.parents), *chosen]
+            known = [*self.best(self.parents), *self.ahead, *chosen]
             if known:
                 self._fill(self._mutants(known, rng), chosen)
 
@@ -133,7 +147,7 @@ class Evolution:
         """Add up to ``wanted`` new feasible subnets from at most ``limit`` draws."""
         goal = len(chosen) + wanted
         for subnet in islice(draws, limit):
-            known = subnet in self.scores or subnet in chosen
+            known = any(subnet in some for some in (self.scores, self.ahead, chosen))
             if not known and self.is_feasible(subnet):
                 chosen[subnet] = None
                 if len(chosen) == goal:

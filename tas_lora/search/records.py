@@ -140,6 +140,19 @@ class Journal:
             self.synced = time.monotonic()
 
 
+def read_journal(path: str | Path) -> list[dict]:
+    """Read the tasks of a search, in the order in which they ended.
+
+    Returns:
+        A dict per task: ``number``, ``subnet``, ``precision``, ``images`` (their number and their
+        checksum, None for all), ``metrics``, ``losses`` and, since 0.2, ``seconds``.
+
+    Raises:
+        UserError: If the file cannot be read, or a line was changed.
+    """
+    return _read(path, 'search journal', _unsealed)
+
+
 class Journalled:
     """An executor that recalls what a journal knows, and enters everything else into it.
 

@@ -1,7 +1,9 @@
 """Run a search from its first generation to its result; the caller evaluates."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from math import isfinite, isnan, nan
+from dataclasses import dataclass
+from math import ceil, isfinite, isnan, nan
 
 import numpy as np
 
@@ -14,8 +16,23 @@ from .records import History
 from .task import Executor, Outcome, Task
 
 
+@dataclass
+class _Generation:
+    """A generation that is being scored."""
+
+    subnets: Sequence[Subnet]
+    where: dict  # phase, generation and precision, as in its lines
+    known: dict[Subnet, dict]  # lines of those scored before
+    fresh: list[Subnet]  # the others, and those that race again
+    tasks: range = range(0)  # of the fresh ones, without a race
+
+
 class CandidateScorer:
     """Scores the subnets of a search, each once, and writes a line for each.
+
+    A slice of a race is split into tasks of as many images as the first slice has, so that all
+    workers have work while few candidates are left. Tasks have whole batches: the losses do not
+    depend on the split.
 
     Args:
         executor: Evaluates tasks, in any order.
@@ -27,6 +44,7 @@ class CandidateScorer:
         race: Rules of the race; None evaluates every subnet on all images.
         seed: Seed of the race's draws.
         on_line: Called with each line.
+        batch: Images in a batch of an evaluation.
 
     Attributes:
         lines: All lines so far; ``images`` is how many images the score is based on.
@@ -45,12 +63,15 @@ class CandidateScorer:
         race: RaceRules | None = None,
         seed: int = 0,
         on_line: Callable[[dict], None] = lambda line: None,
+        batch: int = 1,
     ):
         self.executor, self.images, self.limits, self.history = executor, images, limits, history
         self.score, self.sign, self.race, self.seed = score, sign, race, seed
         self.on_line = on_line
+        self.part = images if race is None else ceil(race.first / batch) * batch  # of a slice
         self.lines: list[dict] = []
         self.evaluated = self.exhaustive = self.tasks = 0
+        self.early: dict[int, Outcome] = {}  # by task, of generations whose turn comes later
         self.known: dict[tuple[Subnet, str], dict] = {}
         self.controls: list[np.ndarray] = []  # losses of the best on all images, best first
 
@@ -59,9 +80,17 @@ class CandidateScorer:
 
         The ``keep`` best subnets are evaluated on all images, as surely as a race can tell.
         """
-        while subnets := search.ask():
-            where = dict(phase=phase, generation=search.generation, precision=precision)
-            search.tell(self._generation(subnets, where, keep))
+        ahead = deque[_Generation]()
+        where = dict(phase=phase, precision=precision)
+        while True:
+            while len(ahead) <= search.overlap:
+                if not (subnets := search.ask([generation.subnets for generation in ahead])):
+                    break
+                number = search.generation + len(ahead)
+                ahead.append(self._begin(subnets, where | dict(generation=number)))
+            if not ahead:
+                return
+            search.tell(self._finish(ahead.popleft(), keep))
             yield search.generation
 
     def score_again(self, subnets: Sequence[Subnet], generation: int) -> None:
@@ -74,30 +103,39 @@ class CandidateScorer:
                 self._write(subnet, where, {**known[subnet], **where})
         fresh = [subnet for subnet in subnets if subnet not in known]
         new = [subnet for subnet in fresh if (subnet, 'float32') not in self.known]
-        self._score_whole(fresh, where)
+        tasks = self._submit([(subnet, None) for subnet in fresh], 'float32')
+        self._write_whole(fresh, tasks, where)
         self._count_exhaustive(new, 'float32')
 
-    def _generation(self, subnets: Sequence[Subnet], where: dict, keep: int) -> dict[Subnet, float]:
-        """Score subnets; known ones are not evaluated again. Lower is better.
+    def _begin(self, subnets: Sequence[Subnet], where: dict) -> _Generation:
+        """Submit the subnets that must be evaluated, unless they race.
 
         A subnet that was dropped in another phase races again: here it may be the best.
         """
         precision = where['precision']
         known = {s: self.known[s, precision] for s in subnets if (s, precision) in self.known}
-        settled = {
-            subnet: line
-            for subnet, line in known.items()
-            if line['images'] == self.images or isnan(self._score_of(line))
-        }
-        for subnet, line in settled.items():
-            self._write(subnet, where, {**line, **where})
-        fresh = [subnet for subnet in subnets if subnet not in settled]
+        fresh = [s for s in subnets if s not in known or not self._is_settled(known[s])]
+        generation = _Generation(subnets, where, known, fresh)
         if self.race is None:
-            self._score_whole(fresh, where)
+            generation.tasks = self._submit([(subnet, None) for subnet in fresh], precision)
+        return generation
+
+    def _is_settled(self, line: dict) -> bool:
+        return line['images'] == self.images or isnan(self._score_of(line))
+
+    def _finish(self, generation: _Generation, keep: int) -> dict[Subnet, float]:
+        """Write the lines of a generation and return its scores; lower is better."""
+        where, known, fresh = generation.where, generation.known, generation.fresh
+        for subnet, line in known.items():
+            if self._is_settled(line):
+                self._write(subnet, where, {**line, **where})
+        if self.race is None:
+            self._write_whole(fresh, generation.tasks, where)
         else:
             self._race(fresh, where, keep)
+        precision = where['precision']
         self._count_exhaustive([s for s in fresh if s not in known], precision)
-        return {s: self.sign * self._score_of(self.known[s, precision]) for s in subnets}
+        return {s: self.sign * self._score_of(self.known[s, precision]) for s in generation.subnets}
 
     def _count_exhaustive(self, new: Sequence[Subnet], precision: str) -> None:
         """Add the images that new subnets would cost without a race; a failed one costs none."""
@@ -118,13 +156,13 @@ class CandidateScorer:
         score = line.get(self.score, nan)
         return score if isfinite(score) else nan  # infinity could win
 
-    def _score_whole(self, subnets: Sequence[Subnet], where: dict) -> None:
-        """Evaluate on all images; write lines in the order of the subnets."""
+    def _write_whole(self, subnets: Sequence[Subnet], tasks: range, where: dict) -> None:
+        """Write lines of subnets that are evaluated on all images, in their order."""
         outcomes, done = {}, 0
-        for place, outcome in self._evaluate(subnets, where['precision'], None):
-            outcomes[place] = self._checked(outcome)
-            while done in outcomes:
-                metrics = outcomes[done].metrics
+        for number, outcome in self._outcomes(tasks):
+            outcomes[number] = self._checked(outcome)
+            while done < len(tasks) and tasks[done] in outcomes:
+                metrics = outcomes[tasks[done]].metrics
                 numbers = dict(images=self.images if metrics else 0, error=0.0, **metrics)
                 self._write(subnets[done], where, numbers)
                 done += 1
@@ -142,8 +180,8 @@ class CandidateScorer:
         race = self._new_race(len(subnets), where, keep)
         while (piece := race.ask()) is not None:
             numbers, images = piece
-            outcomes = self._evaluate([subnets[n] for n in numbers], where['precision'], images)
-            decided = race.tell({numbers[place]: outcome.losses for place, outcome in outcomes})
+            losses = self._losses([subnets[n] for n in numbers], where['precision'], images)
+            decided = race.tell(dict(zip(numbers, losses, strict=True)))
             for number in decided:
                 mean, error = float(race.means[number]), float(race.errors[number])
                 found = dict(images=int(race.seen[number]), error=error)
@@ -162,18 +200,42 @@ class CandidateScorer:
         rng = np.random.default_rng((self.seed, where['generation'], *phase.encode()))
         return Race(candidates, self.images, keep, known, bar, self.race, rng)
 
-    def _evaluate(
-        self, subnets: Sequence[Subnet], precision: str, images: np.ndarray | None
-    ) -> Iterator[tuple[int, Outcome]]:
-        """Yield outcomes along with the places of their subnets, in any order."""
-        first, self.tasks = self.tasks, self.tasks + len(subnets)
-        for place, subnet in enumerate(subnets):
-            self.executor.submit(Task(first + place, subnet, precision, images))
-        for _ in subnets:
+    def _losses(
+        self, subnets: Sequence[Subnet], precision: str, images: np.ndarray
+    ) -> list[np.ndarray | None]:
+        """Losses of each subnet on some images, None for one that failed on any."""
+        parts = [images[start : start + self.part] for start in range(0, len(images), self.part)]
+        tasks = self._submit([(s, part) for part in parts for s in subnets], precision)
+        found = dict(self._outcomes(tasks))
+        whole = []
+        for place in range(len(subnets)):
+            losses = [found[number].losses for number in tasks[place :: len(subnets)]]
+            whole.append(None if any(some is None for some in losses) else np.concatenate(losses))
+        return whole
+
+    def _submit(self, pairs: Sequence[tuple[Subnet, np.ndarray | None]], precision: str) -> range:
+        """Submit evaluations of subnets on images; return their numbers."""
+        numbers = range(self.tasks, self.tasks + len(pairs))
+        self.tasks = numbers.stop
+        for number, (subnet, images) in zip(numbers, pairs, strict=True):
+            self.executor.submit(Task(number, subnet, precision, images))
+        return numbers
+
+    def _outcomes(self, numbers: range) -> Iterator[tuple[int, Outcome]]:
+        """Yield numbers and outcomes of tasks as they come; keep those of other tasks."""
+        before = [number for number in numbers if number in self.early]
+        for number in before:
+            yield number, self.early.pop(number)
+        left = len(numbers) - len(before)
+        while left:
             task, outcome = self.executor.collect()
             if not outcome.is_empty:
-                self.evaluated += self.images if images is None else len(images)
-            yield task.number - first, outcome
+                self.evaluated += self.images if task.images is None else len(task.images)
+            if task.number in numbers:
+                left -= 1
+                yield task.number, outcome
+            else:
+                self.early[task.number] = outcome
 
     def _write(self, subnet: Subnet, where: dict, numbers: dict) -> None:
         line = {**where, **numbers, 'subnet': subnet.to_dict(), **self.limits.costs(subnet)}

@@ -118,6 +118,7 @@ class SearchDriver:
             race=settings.race,
             seed=settings.evolution.seed,
             on_line=self._note,
+            batch=self.images.batch_size,
         )
         with self.progress:
             self._search()

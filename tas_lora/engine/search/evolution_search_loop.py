@@ -75,7 +75,8 @@ class EvolutionarySearchLoop(ValLoop):
             the best of those is the result.
         evolution: Arguments of :class:`~tas_lora.search.Evolution`: ``population``,
             ``generations``, ``parents``, ``mutations``, ``crossovers``, ``gene_prob``,
-            ``shape_prob``, ``seed``. NSGA-II uses those it has.
+            ``shape_prob``, ``seed``, ``overlap``. NSGA-II uses those it has. An ``overlap`` gives
+            work to more workers than the population has subnets; it needs ``race=None``.
         memory_share: Share of the free memory that decoded images may take. If they need more,
             they are decoded again for every subnet.
         ray: Workers that evaluate the candidates: arguments of
@@ -135,6 +136,13 @@ class EvolutionarySearchLoop(ValLoop):
         deployed = self._measured(measure, measured)
         limits = self._limits(constraints, goals, deployed)
         search = _algorithm(evolution, space, limits, boolean(surrogate, 'surrogate'))
+        race = None if limits.goals else self._race_rules(race, score, rule)
+        if race is not None and search.overlap:
+            raise UserError(
+                f'is {search.overlap}, but a generation races against the one before; set it to '
+                '0, or race=None (--exhaustive)',
+                'evolution.overlap',
+            )
         self.settings = SearchSettings(
             space=space,
             limits=limits,
@@ -142,7 +150,7 @@ class EvolutionarySearchLoop(ValLoop):
             random=_random_search(search) if boolean(baseline, 'baseline') else None,
             score=score,
             rule=rule,
-            race=None if limits.goals else self._race_rules(race, score, rule),
+            race=race,
             precision=precision,
             finalists=positive(finalists, 'finalists', int),
             measured=deployed,
@@ -221,6 +229,11 @@ def _algorithm(
     if not limits.goals:
         search.surrogate = Surrogate(space, search.seed) if surrogate else None
         return search
+    if search.overlap:
+        raise UserError(
+            f'is {search.overlap}: with goals, each generation needs the one before; set it to 0',
+            'evolution.overlap',
+        )
     if surrogate:
         raise UserError('preselects by score alone; leave out goals or it', 'surrogate')
     costs = {name: partial(limits.cost, name) for name in limits.goals}
@@ -238,4 +251,5 @@ def _random_search(search: Evolution | NSGA2) -> Evolution:
         mutations=0,
         crossovers=0,
         seed=search.seed + 1,  # with the same seed, the first generations would be equal
+        overlap=search.overlap,
     )
