@@ -43,6 +43,18 @@ def run(evolution: Evolution, score=count_params) -> list[list[Subnet]]:
     return generations
 
 
+def run_ahead(evolution: Evolution, score=count_params) -> list[list[Subnet]]:
+    """The generations of a search that asks for as many ahead as it may."""
+    generations, ahead = [], []
+    while True:
+        while len(ahead) <= evolution.overlap and (subnets := evolution.ask(ahead)):
+            ahead.append(subnets)
+        if not ahead:
+            return generations
+        generations.append(ahead.pop(0))
+        evolution.tell({subnet: score(subnet) for subnet in generations[-1]})
+
+
 def flat(generations):
     return [subnet for generation in generations for subnet in generation]
 
@@ -88,6 +100,47 @@ def test_limits_that_nothing_meets_end_the_search_at_once():
 def test_no_subnet_is_asked_for_twice(space, seed):
     asked = flat(run(Evolution(space, anything, **SMALL | dict(generations=2), seed=seed)))
     assert len(asked) == len(set(asked))
+
+
+@given(spaces(), st.integers(0, 3), st.integers(0, 1000))
+@few
+def test_generations_that_overlap_share_no_subnet(space, overlap, seed):
+    sizes = SMALL | dict(seed=seed)
+    asked = flat(run_ahead(Evolution(space, anything, **sizes, overlap=overlap)))
+    assert len(asked) == len(set(asked))
+    assert len(asked) == len(flat(run(Evolution(space, anything, **sizes))))
+
+
+def test_a_generation_is_bred_from_those_told_alone():
+    evolution = Evolution(LARGE, anything, **SMALL, overlap=1)
+    ahead = [evolution.ask()]
+    ahead.append(evolution.ask(ahead))
+    evolution.tell(dict.fromkeys(ahead[0], 1.0) | {ahead[0][5]: 0.0})
+    third = evolution.ask(ahead[1:])
+    again = Evolution(LARGE, anything, **SMALL, overlap=1)
+    again.scores, again.generation = dict(evolution.scores), 1
+    assert again.ask(ahead[1:]) == third
+    assert again.ask([]) != third  # the second generation, with draws of its own
+
+
+@pytest.mark.full
+def test_evolution_that_overlaps_finds_nearly_as_much():
+    def left(overlap: int, **kwargs) -> float:
+        searches = [
+            Evolution(LARGE, anything, seed=seed, overlap=overlap, generations=12, **kwargs)
+            for seed in range(6)
+        ]
+        for search in searches:
+            run_ahead(search, distance)
+        return np.mean([distance(search.best(1)[0]) for search in searches])
+
+    assert left(1) < 1 < left(0, mutations=0, crossovers=0)
+
+
+@pytest.mark.parametrize('overlap', [-1, 4, 0.5, True, '1'])
+def test_an_overlap_leaves_a_generation_to_breed(overlap):
+    with pytest.raises(UserError, match='overlap must be an integer from 0 to 3'):
+        Evolution(LARGE, anything, **SMALL, overlap=overlap)
 
 
 def test_same_seed_same_sequence():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tiny import SPACE, repeatable
 
 from tas_lora import SearchSpace, Subnet, count_params
+from tas_lora.analysis.scaling import SimulatedWorkers
 from tas_lora.search import (
     CandidateScorer,
     Evolution,
@@ -171,26 +172,90 @@ def test_lines_of_a_race_say_on_what_they_rest(path):
     )
 
 
-def run_all(path: Path, executor, race, precision='bfloat16') -> CandidateScorer:
+def run_all(path: Path, executor, race, overlap=0, **kwargs) -> CandidateScorer:
     """Both phases, in a space where they meet the same subnets, and the finals of both."""
-    scorer = new_scorer(path, executor, race)
-    evolve(scorer, 'search', SPACE, precision=precision, population=24)
+    scorer = new_scorer(path, executor, race, **kwargs)
+    low, many = dict(precision='bfloat16', space=SPACE), dict(population=24, overlap=overlap)
+    evolve(scorer, 'search', **low, **many)
     scorer.score_again(subnets_of(scorer.best(3, phase='search')), 0)
-    evolve(
-        scorer, 'baseline', SPACE, 1, precision, population=24, mutations=0, crossovers=0, seed=1
-    )
+    evolve(scorer, 'baseline', keep=1, **low, **many, mutations=0, crossovers=0, seed=1)
     scorer.score_again(subnets_of(scorer.best(1, phase='baseline')), 1)
     return scorer
 
 
-@pytest.mark.parametrize('race', [None, RULES], ids=['whole', 'race'])
+KINDS = [(None, 0), (None, 2), (RULES, 0)]  # race, overlap
+
+
+@pytest.mark.parametrize(('race', 'overlap'), KINDS, ids=['whole', 'overlap', 'race'])
 @pytest.mark.parametrize('seed', range(3))
-def test_outcomes_may_arrive_in_any_order(path, race, seed):
+def test_outcomes_may_arrive_in_any_order(path, race, overlap, seed):
     rng = np.random.default_rng(seed)
     shuffled = Worker(pick=lambda waiting: int(rng.integers(len(waiting))))
-    run_all(path, Worker(), race)
-    run_all(path.with_name('shuffled'), shuffled, race)
+    run_all(path, Worker(), race, overlap)
+    run_all(path.with_name('shuffled'), shuffled, race, overlap)
     assert path.with_name('shuffled').read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(('race', 'overlap'), KINDS, ids=['whole', 'overlap', 'race'])
+def test_any_number_of_workers_writes_the_same_lines(path, race, overlap):
+    run_all(path, Worker(), race, overlap, batch=20)
+    expected = path.read_bytes()
+    for workers in (2, 4, 100):
+        times = np.random.default_rng(workers).pareto(1.2, 10_000)
+        simulated = SimulatedWorkers(
+            workers, lambda task, times=times: times[task.number], outcome_of
+        )
+        scorer = run_all(path.with_name(str(workers)), simulated, race, overlap, batch=20)
+        assert path.with_name(str(workers)).read_bytes() == expected
+        assert not scorer.early
+
+
+def test_a_slice_is_split_into_whole_batches_without_changing_a_line(path):
+    split, whole = Worker(), Worker()
+    run_all(path, split, RULES, batch=30)
+    run_all(path.with_name('whole'), whole, RULES, batch=IMAGES)
+    assert path.read_bytes() == path.with_name('whole').read_bytes()
+    assert split.images == whole.images
+    assert len(split.tasks) > 2 * len(whole.tasks)
+    for subnet in {task.subnet for task in whole.tasks}:
+        pieces, slices = (
+            [list(t.images) for t in worker.tasks if t.subnet == subnet and t.images is not None]
+            for worker in (split, whole)
+        )
+        for images in slices:  # half of 150 images is nearest to 2 batches or, on a tie, to 3
+            batches = [images[start : start + 60] for start in range(0, len(images), 60)]
+            assert [pieces.pop(0) for _ in batches] == batches
+        assert not pieces
+
+
+@pytest.mark.parametrize('overlap', range(3))
+def test_generations_are_submitted_ahead(path, overlap):
+    """A generation is asked for when all but ``overlap`` of those before have scores."""
+    written = []
+    worker = Worker()
+    submit = worker.submit
+    worker.submit = lambda task: (written.append(len(scorer.lines)), submit(task))
+    scorer = new_scorer(path, worker)
+    evolve(scorer, overlap=overlap)
+    expected = [12 * max(generation - overlap, 0) for generation in range(4)]
+    assert written == [lines for lines in expected for _ in range(12)]
+    assert [line['generation'] for line in scorer.lines] == [g for g in range(4) for _ in range(12)]
+
+
+def test_a_part_that_runs_out_of_memory_leaves_no_score(path):
+    victim = []
+
+    def outcome(task):
+        if task.images is not None and not victim:
+            victim.append(task.subnet)
+            return Outcome()
+        return outcome_of(task)
+
+    worker = Worker(outcome)
+    scorer = new_scorer(path, worker, RULES, batch=30)
+    search = evolve(scorer)
+    assert [s for s, score in search.scores.items() if np.isnan(score)] == victim
+    assert scorer.evaluated == worker.images
 
 
 class Killed(BaseException):
@@ -209,27 +274,27 @@ def evaluates(left: int) -> InProcess:
     return InProcess(outcome)
 
 
-def resumed(folder: Path, race, moments: list[int]) -> tuple[bytes, int]:
+def resumed(folder: Path, kind: tuple, moments: list[int]) -> tuple[bytes, int]:
     """The history of a search that is killed after each of some numbers of outcomes."""
     path = folder / 'history'
     for left in [*moments, 10**6]:
         executor = Journalled(evaluates(left), Journal(folder / 'journal'))
         try:
-            scorer = run_all(path, executor, race)
+            scorer = run_all(path, executor, *kind)
         except Killed:
             continue
     return path.read_bytes(), scorer.evaluated
 
 
 @given(
-    race=st.sampled_from([None, RULES]),
+    kind=st.sampled_from(KINDS),
     moments=st.lists(st.integers(0, 400), min_size=1, max_size=3),
 )
 @settings(repeatable, max_examples=12)
-def test_a_search_killed_at_any_moment_writes_the_same_lines(race, moments):
+def test_a_search_killed_at_any_moment_writes_the_same_lines(kind, moments):
     with tempfile.TemporaryDirectory() as folder, mock.patch('os.fsync'):  # no power fails here
-        expected = run_all(Path(folder, 'whole'), Worker(), race)
-        found = resumed(Path(folder), race, moments)
+        expected = run_all(Path(folder, 'whole'), Worker(), *kind)
+        found = resumed(Path(folder), kind, moments)
         assert found == (Path(folder, 'whole').read_bytes(), expected.evaluated)
 
 

@@ -1,12 +1,13 @@
 """How long a search takes with more workers: its own code, on workers that are simulated."""
 
+import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import heappop, heappush
 from pathlib import Path
-from types import SimpleNamespace
+from tempfile import TemporaryDirectory
 from zlib import crc32
 
 import numpy as np
@@ -15,6 +16,9 @@ from ..errors import UserError
 from ..search import (
     CandidateScorer,
     Evolution,
+    History,
+    Journal,
+    Journalled,
     Limits,
     Outcome,
     RaceRules,
@@ -28,7 +32,9 @@ PLACES = ('first generation', 'slices', 'ends of generations', 'finals')
 
 
 class SimulatedWorkers:
-    """An :class:`~tas_lora.search.Executor` with a clock of its own; the search takes no time.
+    """An :class:`~tas_lora.search.Executor` whose clock moves from one end of a task to the next.
+
+    On this clock the search itself takes no time.
 
     Args:
         workers: Number of workers; each takes the next task when it is free.
@@ -38,18 +44,17 @@ class SimulatedWorkers:
     Attributes:
         now: Seconds since the start.
         busy: Seconds spent on tasks, over all workers.
-        running: Times at which a task ended, and how many were running until then.
+        own: Real seconds that the simulation takes, without those of the search.
     """
 
     def __init__(
         self, workers: int, seconds: Callable[[Task], float], outcome: Callable[[Task], Outcome]
     ):
         self.workers, self.seconds, self.outcome = workers, seconds, outcome
-        self.now = self.busy = self.idle = 0.0
+        self.now = self.busy = self.idle = self.own = 0.0
         self.waiting = deque[Task]()
         self.ends: list[tuple[float, int, Task]] = []  # a heap
         self.barriers: list[float] = []  # idle seconds up to each moment without a task
-        self.running: list[tuple[float, int]] = []
 
     def submit(self, task: Task) -> None:
         """As :class:`~tas_lora.search.Executor`."""
@@ -58,14 +63,16 @@ class SimulatedWorkers:
 
     def collect(self) -> tuple[Task, Outcome]:
         """As :class:`~tas_lora.search.Executor`; moves the clock to the end of a task."""
-        self.running.append((self.ends[0][0], len(self.ends)))
+        start = time.perf_counter()
         self.idle += (self.workers - len(self.ends)) * (self.ends[0][0] - self.now)
         self.now, _, task = heappop(self.ends)
         self._hand_out()
         if not self.ends:
             self.barriers.append(self.idle)
             self.idle = 0.0
-        return task, self.outcome(task)
+        outcome = self.outcome(task)
+        self.own += time.perf_counter() - start
+        return task, outcome
 
     def usage(self) -> dict:
         """As :class:`~tas_lora.search.Executor`."""
@@ -200,14 +207,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Simulation:
-    """A simulated search: seconds, seconds of work, idle shares by place, share of images."""
+    """A simulated search."""
 
     workers: int
     seconds: float
-    work: float
-    lost: dict[str, float]
-    images: float
-    running: Sequence[tuple[float, int]]
+    work: float  # seconds, over all workers
+    lost: dict[str, float]  # share of the workers' time in which they wait, by place
+    images: float  # share of those that are evaluated
+    driver: float  # real seconds of everything that is not a task
     best: Subnet
 
     @property
@@ -217,7 +224,15 @@ class Simulation:
 
 
 def simulate(plan: Plan, workers: int, times: TaskTimes, landscape: Landscape) -> Simulation:
-    """Run a search on simulated workers."""
+    """Run a search on simulated workers, with a real journal and a real history."""
+    with TemporaryDirectory() as folder:
+        return _simulate(plan, workers, times, landscape, Path(folder))
+
+
+def _simulate(
+    plan: Plan, workers: int, times: TaskTimes, landscape: Landscape, folder: Path
+) -> Simulation:
+    start = time.perf_counter()
 
     def seconds(task: Task) -> float:
         images = plan.images if task.images is None else len(task.images)
@@ -225,10 +240,10 @@ def simulate(plan: Plan, workers: int, times: TaskTimes, landscape: Landscape) -
 
     executor = SimulatedWorkers(workers, seconds, partial(landscape.outcome, 'cross_entropy'))
     scorer = CandidateScorer(
-        executor,
+        Journalled(executor, Journal(folder / 'journal')),
         plan.images,
         plan.limits,
-        SimpleNamespace(add=lambda line: None),
+        History(folder / 'history'),
         race=plan.race,
         batch=plan.batch,
     )
@@ -252,6 +267,6 @@ def simulate(plan: Plan, workers: int, times: TaskTimes, landscape: Landscape) -
         executor.busy,
         {place: idle / total for place, idle in lost.items()},
         scorer.evaluated / max(scorer.exhaustive, 1),
-        executor.running,
+        time.perf_counter() - start - executor.own,
         search.best(1)[0],
     )

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil, isfinite, isnan, nan
+from math import isfinite, isnan, nan
 
 import numpy as np
 
@@ -30,8 +30,8 @@ class _Generation:
 class CandidateScorer:
     """Scores the subnets of a search, each once, and writes a line for each.
 
-    A slice of a race is split into tasks of as many images as the first slice has, so that all
-    workers have work while few candidates are left. Tasks have whole batches: the losses do not
+    A slice of a race is split into tasks of about half as many images as the first slice has, so
+    that few candidates keep many workers busy. A task has whole batches, so that the losses do not
     depend on the split.
 
     Args:
@@ -68,7 +68,8 @@ class CandidateScorer:
         self.executor, self.images, self.limits, self.history = executor, images, limits, history
         self.score, self.sign, self.race, self.seed = score, sign, race, seed
         self.on_line = on_line
-        self.part = images if race is None else ceil(race.first / batch) * batch  # of a slice
+        first = images if race is None else race.first
+        self.part = max(round(first / 2 / batch), 1) * batch  # images of a race's task
         self.lines: list[dict] = []
         self.evaluated = self.exhaustive = self.tasks = 0
         self.early: dict[int, Outcome] = {}  # by task, of generations whose turn comes later

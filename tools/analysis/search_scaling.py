@@ -6,7 +6,6 @@ costs, the surrogate and the baseline are left out.
 """
 
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -86,18 +85,20 @@ def variants(plan: Plan, overlaps: list[int]) -> dict[str, Plan]:
 
 def table_of(found: dict[str, list[Simulation]], alone: dict[str, float]) -> Table:
     """A row per kind of search and number of workers."""
-    columns = ('search', 'images', 'workers', 'time', 'times as fast', 'workers busy')
-    table = Table(*columns, *(f'idle: {place}' for place in PLACES), title='Simulated search')
+    columns = ('search', 'images', 'workers', 'time', 'times as fast', 'busy')
+    idle = (f'idle: {place}' for place in PLACES)
+    table = Table(*columns, *idle, 'driver, s', title='Simulated search')
     for name, runs in found.items():
         for run in runs:
             table.add_row(
                 name,
                 f'{run.images:.0%}',
                 str(run.workers),
-                str(timedelta(seconds=round(run.seconds))),
+                f'{run.seconds / 3600:.2f} h' if run.seconds > 3600 else f'{run.seconds:.0f} s',
                 f'{alone[name] / run.seconds:.1f}',
                 f'{run.use:.0%}',
                 *(f'{share:.0%}' for share in run.lost.values()),
+                f'{run.driver:.1f}',
             )
     return table
 
