@@ -75,6 +75,28 @@ def test_limits_that_make_no_sense(digits_config, constraints, message):
         Runner.from_cfg(cfg).val()
 
 
+def test_generations_may_overlap(digits_config):
+    sizes = {**SMALL, 'val_cfg.evolution.overlap': 1}
+    history, plain = (search(digits_config('search', options=one)) for one in (sizes, SMALL))
+    assert [line['generation'] for line in history] == [0] * 6 + [1] * 6 + [2] * 6
+    assert len({str(line['subnet']) for line in history}) == 18
+    assert history[:6] == plain[:6]
+    assert history[6:12] != plain[6:12]  # bred from nothing yet
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'val_cfg.race': dict()}, r'evolution.overlap is 1, but a generation races .* race=None'),
+        ({'val_cfg.goals': ['params']}, 'evolution.overlap is 1: with goals, .* set it to 0'),
+    ],
+)
+def test_an_overlap_where_generations_need_each_other(digits_config, options, message):
+    cfg = digits_config('search', options={**SMALL, 'val_cfg.evolution.overlap': 1, **options})
+    with pytest.raises(UserError, match=message):
+        Runner.from_cfg(cfg).val()
+
+
 def test_unknown_score_names_the_metrics(digits_config):
     cfg = digits_config('search', options={'val_cfg.score': 'loss'})
     with pytest.raises(UserError, match=r"'loss', but val_evaluator gives .*'cross_entropy'"):

@@ -135,9 +135,11 @@ def draw_scaling(speedups: Mapping[str, Mapping[int, float]]):
     for i, (name, points) in enumerate(speedups.items()):
         axes.plot(*zip(*points.items(), strict=True), 'o-', c=COLORS[i % len(COLORS)], label=name)
     workers = sorted({n for points in speedups.values() for n in points})
-    axes.plot(workers, workers, ls='--', c=GREY, lw=1, zorder=0, label='all workers busy')
+    axes.plot(workers, workers, ls=':', c=INK, lw=1, zorder=0, label='all workers busy')
     axes.set(xscale='log', yscale='log', xlabel='workers', ylabel='times as fast as one worker')
-    axes.set_xticks(workers, workers)
+    axes.set_xticks(workers, workers, minor=False)
+    axes.set_yticks(workers, workers, minor=False)
+    axes.minorticks_off()
     add_legend(figure, axes, columns=2)
     return figure
 
