@@ -86,9 +86,9 @@ class RayExecutor:
         self.wanted = None if workers is None else positive(workers, 'workers', int)
         self.gpus = gpus_per_worker
         if gpus_per_worker not in (None, 'auto', 0):
-            positive(gpus_per_worker, 'gpus_per_worker')
+            positive(gpus_per_worker, 'gpus_per_worker', float)
         self.cpus = (
-            None if cpus_per_worker is None else positive(cpus_per_worker, 'cpus_per_worker')
+            None if cpus_per_worker is None else positive(cpus_per_worker, 'cpus_per_worker', float)
         )
         if address is None:
             self._divide_machine()
@@ -196,6 +196,8 @@ class RayExecutor:
     def _connect(self) -> None:
         before = signal.getsignal(signal.SIGTERM)
         os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # it would report to its makers
+        if self.address is None:
+            os.environ.setdefault('RAY_AUTH_MODE', 'token')  # its ports are open to the network
         options = dict(log_to_driver=False, logging_level='ERROR', configure_logging=False)
         if self.address is None:
             cores = ceil((self.wanted or 64) * self.cpus)
