@@ -139,7 +139,7 @@ class RunOut(Hook):
         self.embed_dim, self.killed = embed_dim, killed
 
     def before_val_iter(self, runner, batch_idx, data_batch=None):
-        if runner.model.backbone.subnet.embed_dim != self.embed_dim:
+        if runner.model.subnet.embed_dim != self.embed_dim:
             return
         if self.killed:
             os.kill(os.getpid(), signal.SIGKILL)

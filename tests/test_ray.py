@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import faults  # noqa: F401  registers them
 import pytest
 import ray
 import torch
@@ -124,7 +125,7 @@ def test_latency_is_measured_by_one_worker(config):
     first = config('first', options)
     found, _ = search(first, workers=2)
     lines = [json.loads(line) for line in found.splitlines()]
-    assert all(line['latency'] > 0 and line['memory'] > 0 for line in lines)
+    assert all(line['latency'] > 0 for line in lines)
     options['val_cfg.measured'] = str(Path(first.work_dir) / 'measured.jsonl')
     alone, _ = search(config('alone', options))
     assert alone == found
