@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import torch
@@ -120,15 +121,19 @@ class EndOnce(Hook):
 
 @HOOKS.register_module(force=True)
 class TellAndWait(Hook):
-    """Writes a file in an evaluation, with its process, then takes its time."""
+    """Writes its process to a file in an evaluation, then waits until so many have done so."""
 
-    def __init__(self, file: str, seconds: float = 0.0):
-        self.file, self.seconds = file, seconds
+    def __init__(self, file: str, processes: int = 1, seconds: float = 0.0):
+        self.file, self.processes, self.seconds = file, processes, seconds
 
     def before_val_iter(self, runner, batch_idx, data_batch=None):
         with open(self.file, 'a') as file:
             file.write(f'{os.getpid()}\n')
         time.sleep(self.seconds)
+        end = time.monotonic() + 100
+        while len(set(Path(self.file).read_text().split())) < self.processes:
+            assert time.monotonic() < end, 'the others have not come'
+            time.sleep(0.05)
 
 
 @HOOKS.register_module(force=True)

@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import faults  # noqa: F401  registers them
@@ -80,10 +82,11 @@ def log_of(cfg) -> str:
     return ''.join(path.read_text() for path in Path(cfg.work_dir).glob('*/*.log'))
 
 
-def meanwhile(action) -> threading.Thread:
-    thread = threading.Thread(target=action, daemon=True)
-    thread.start()
-    return thread
+@contextmanager
+def searching(cfg, **options) -> Iterator[Future]:
+    """Searches in a thread: Ray adds machines to a cluster in the main thread alone."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(search, cfg, **options)
 
 
 KINDS = {
@@ -150,18 +153,15 @@ def test_a_lost_machine_loses_nothing_and_a_new_one_gets_work(config, cluster, t
     told = tmp_path / 'told'
     node = cluster.add_node(num_cpus=2)
 
-    def exchange():
-        wait_for(told, 4)
-        cluster.remove_node(node, allow_graceful=False)
+    cfg = config('moved', None, dict(type='TellAndWait', file=str(told), processes=2))
+    with searching(cfg, workers=2, address=cluster.address) as running:
+        wait_for(told, 3)
+        os.kill(node.all_processes['raylet'][0].process.pid, signal.SIGKILL)  # its workers follow
         cluster.add_node(num_cpus=2)
-
-    cfg = config('moved', None, dict(type='TellAndWait', file=str(told), seconds=0.3))
-    thread = meanwhile(exchange)
-    found, cost = search(cfg, workers=2, address=cluster.address)
-    thread.join(60)
+        found, cost = running.result()
     assert found == expected
     assert cost['retries'] >= 1
-    assert len(set(told.read_text().split())) >= 4  # two processes before, two after
+    assert len(set(told.read_text().split())) > 2  # two processes before the loss
 
 
 @pytest.mark.full
@@ -170,14 +170,11 @@ def test_a_machine_that_joins_late_gets_work(config, cluster, tmp_path):
     told = tmp_path / 'told'
     cluster.add_node(num_cpus=1)
 
-    def join():
-        wait_for(told, 2)
+    cfg = config('joined', None, dict(type='TellAndWait', file=str(told), processes=2))
+    with searching(cfg, address=cluster.address) as running:  # as many as there is room for
+        wait_for(told)
         cluster.add_node(num_cpus=1)
-
-    cfg = config('joined', None, dict(type='TellAndWait', file=str(told), seconds=1.0))
-    thread = meanwhile(join)
-    found, cost = search(cfg, address=cluster.address)  # as many workers as there is room for
-    thread.join(60)
+        found, cost = running.result()
     assert found == expected
     assert [worker['tasks'] > 0 for worker in cost['workers']] == [True, True]
 
