@@ -78,6 +78,21 @@ def wait_for(file: Path, lines: int = 1) -> list[str]:
     raise AssertionError(f'{file} has not come')
 
 
+def wait_for_the_end_of(pids: list[str]) -> None:
+    end = time.monotonic() + 60
+    while any(map(is_running, pids)):
+        assert time.monotonic() < end, pids
+        time.sleep(0.1)
+
+
+def is_running(pid: str) -> bool:
+    """Whether there is such a process, other than one that waits for its parent."""
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except OSError:
+        return False
+
+
 def log_of(cfg) -> str:
     return ''.join(path.read_text() for path in Path(cfg.work_dir).glob('*/*.log'))
 
@@ -153,10 +168,14 @@ def test_a_lost_machine_loses_nothing_and_a_new_one_gets_work(config, cluster, t
     told = tmp_path / 'told'
     node = cluster.add_node(num_cpus=2)
 
-    cfg = config('moved', None, dict(type='TellAndWait', file=str(told), processes=2))
+    gate = tmp_path / 'gate'
+    gate.touch()
+    cfg = config('moved', None, dict(type='TellAndWait', file=str(told), gate=str(gate)))
     with searching(cfg, workers=2, address=cluster.address) as running:
-        wait_for(told, 3)
-        os.kill(node.all_processes['raylet'][0].process.pid, signal.SIGKILL)  # its workers follow
+        pids = wait_for(told, 2)
+        os.kill(node.all_processes['raylet'][0].process.pid, signal.SIGKILL)
+        wait_for_the_end_of(pids)
+        gate.unlink()
         cluster.add_node(num_cpus=2)
         found, cost = running.result()
     assert found == expected
@@ -232,10 +251,7 @@ def test_a_killed_driver_resumes_and_leaves_no_process(config, tmp_path):
     pids = wait_for(told, 8)
     process.kill()
     process.wait()
-    end = time.monotonic() + 30
-    while any(is_running(int(pid)) for pid in pids) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not any(is_running(int(pid)) for pid in pids)
+    wait_for_the_end_of(pids)
     before = len(told.read_text().split())
     done = subprocess.run([*command, '--resume'], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -261,14 +277,6 @@ def test_a_signal_ends_it_with_a_line(config, tmp_path, number):
     assert process.returncode == 75, output[-3000:]
     assert 'Traceback' not in output, output[-3000:]
     assert 'candidates are scored and on disk, continue with --resume' in output
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is such a process, other than one that waits for its parent."""
-    try:
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
-    except OSError:
-        return False
 
 
 def refused(capsys, *arguments) -> str:
