@@ -83,11 +83,12 @@ class HeldOutImages:
             yield self.collate([s | {'data_samples': s['data_samples'].new()} for s in samples])
 
     def decoded(self) -> list[dict] | None:
-        """All samples as the pipeline returns them; None if they do not fit in memory."""
+        """All samples as the pipeline returns them, not kept here; None if they do not fit."""
         for _ in self._samples(range(len(self))):
             if self.kept is None:
                 return None
-        return [self.kept[index] for index in range(len(self))]
+        kept, self.kept = self.kept, {}
+        return [kept[index] for index in range(len(self))]
 
     def adopt(self, samples: Sequence[dict]) -> None:
         """Keep samples that were decoded elsewhere, instead of decoding any here."""
