@@ -119,22 +119,28 @@ def some(names: Sequence[str]) -> str:
 
 def _count_files(data: CustomDataset, folders) -> tuple[Counter, dict[str, Counter]]:
     """Number of images by class, and of other files by class and suffix; '' for no class."""
-    taken, left, files = Counter(), {}, VisibleFiles()
+    taken, left = Counter(), {}
     for name in folders:
-        for file in files.list_dir_or_file(
-            os.path.join(data.img_prefix, name), list_dir=False, recursive=True
-        ):
+        for file in _files_below(os.path.join(data.img_prefix, name)):
             if data.is_valid_file(file):
                 taken[name] += 1
             else:
                 left.setdefault(name, Counter())[Path(file).suffix.lower()] += 1
-    outside = files.list_dir_or_file(data.img_prefix, list_dir=False)
-    left[''] = Counter(Path(file).suffix.lower() + ' outside of classes' for file in outside)
+    with os.scandir(data.img_prefix) as entries:
+        outside = [e.name for e in entries if e.is_file() and not e.name.startswith('.')]
+    left[''] = Counter(f'{Path(file).suffix.lower()} outside of classes' for file in outside)
     return taken, left
 
 
+def _files_below(folder: str) -> Iterator[str]:
+    """Names of the files in a folder and those inside, but hidden ones."""
+    for _, inner, files in os.walk(folder, followlinks=True):
+        inner[:] = [name for name in inner if not name.startswith('.')]
+        yield from (name for name in files if not name.startswith('.'))
+
+
 def _odd_folders(folders: Sequence[str], expected: Sequence[str], whose: str) -> str:
-    """What is odd in folders, or empty if they are those expected, in any order."""
+    """What is odd in folders; empty if they are those expected, in any order."""
     odd = some([name for name in folders if name not in expected])
     missing = some([name for name in expected if name not in folders])
     odd = f'has {odd}, not among {whose}' if odd else ''

@@ -1,7 +1,7 @@
 """The split of a training set into images to train on and held-out images for the search."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -113,8 +113,8 @@ def _warn_of_lost_classes(whole, labels: Sequence, kept: Sequence[int], part: st
     """Warn of classes without an image in a part. Several labels of an image count each."""
     if any(label is None for label in labels):
         return
-    there = {int(label) for each in labels for label in np.ravel(each)}
-    lost = sorted(there - {int(label) for index in kept for label in np.ravel(labels[index])})
+    there = _classes(labels)
+    lost = sorted(there - _classes([labels[index] for index in kept]))
     if not lost:
         return
     names = dict(enumerate(whole.metainfo.get('classes') or ()))
@@ -125,6 +125,13 @@ def _warn_of_lost_classes(whole, labels: Sequence, kept: Sequence[int], part: st
         f'{", ..." if len(lost) > _SHOWN else ""}); set stratify=True in both parts, or another '
         'size'
     )
+
+
+def _classes(labels: Iterable) -> set[int]:
+    """Distinct labels; those of an image may be a list or an array."""
+    distinct = {label for label in labels if isinstance(label, int)}
+    arrays = (label for label in labels if not isinstance(label, int))
+    return distinct | {int(one) for label in arrays for one in np.ravel(label)}
 
 
 def official_subset(paths: list[Path], per_class: int = 100) -> list[int]:
