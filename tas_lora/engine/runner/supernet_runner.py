@@ -1,11 +1,15 @@
 """MMEngine's runner, with safe loading of checkpoints and early, clear errors."""
 
+import logging
+
+from mmengine.logging import MMLogger
 from mmengine.runner import BaseLoop, Runner
 
-from ...errors import UserError, blame
+from ...errors import blame, printable
 from ...models.checkpoint import adapt_to_start
 from ...models.safe_load import read_checkpoint, read_state_dict
 from ..model_access import supernet_of
+from .resume_check import make_resumable
 
 
 class SupernetRunner(Runner):
@@ -16,6 +20,12 @@ class SupernetRunner(Runner):
     loading, which refuses its own log buffers in torch 2.6 and newer, unpickles whatever comes
     from an address, and executes a config found in a checkpoint.
     """
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        """Build MMEngine's logger; texts from files cannot steer the terminal it writes to."""
+        logger = super().build_logger(*args, **kwargs)
+        logger.addFilter(_escape)
+        return logger
 
     def prepare(self, *stages: str) -> None:
         """Build what the stages 'train', 'val' and 'test' need, before anything runs.
@@ -46,12 +56,7 @@ class SupernetRunner(Runner):
         model = supernet_of(self)
         if self._resume:
             checkpoint = read_checkpoint(filename)
-            keys = set(checkpoint) if isinstance(checkpoint, dict) else set()
-            if not {'meta', 'optimizer', 'message_hub'} <= keys:
-                raise UserError(
-                    f'{filename} holds only weights; start from it with load_from, without resume'
-                )
-            checkpoint['meta'].pop('config', None)  # `Runner.resume` would execute it as Python
+            make_resumable(checkpoint, self, filename)
         else:
             checkpoint = dict(state_dict=read_state_dict(filename))
             if isinstance(self._train_loop, BaseLoop):  # it is built: training is about to start
@@ -66,3 +71,8 @@ class SupernetRunner(Runner):
         """Resume from a checkpoint of the same config."""
         with blame(f'cannot resume from {filename}; it must be a checkpoint of this config'):
             super().resume(filename, *args, **kwargs)
+
+
+def _escape(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True

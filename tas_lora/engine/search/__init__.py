@@ -1,14 +1,17 @@
 from ...renamed import renamed
 from .evolution_search_loop import EvolutionarySearchLoop
-from .identity import check_checkpoint, read_identity
+from .identity import check_checkpoint, check_settings, read_identity
+from .recorded import recorded_config
 from .result import compare_results, read_result, test_chosen
 
 __all__ = [
     'EvolutionarySearchLoop',
     'check_checkpoint',
+    'check_settings',
     'compare_results',
     'read_identity',
     'read_result',
+    'recorded_config',
     'test_chosen',
 ]
 
