@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from tas_lora import UserError, cli
 from tas_lora.checks import positive
 from tas_lora.errors import blame
+from tas_lora.image_formats import open_image
 from tas_lora.models.plain_vit import PlainViT, load_plain_vit
 
 _MODES = {1: 'L', 3: 'RGB'}  # Pillow's, by number of channels
@@ -94,7 +94,7 @@ def read_image(
     if not Path(path).is_file():
         what = 'is not a file' if Path(path).exists() else 'does not exist'
         raise UserError(f'image {path} {what}')
-    with blame(f'image {path} cannot be read'), Image.open(path) as file:
+    with blame(f'image {path} cannot be read'), open_image(path) as file:
         if file.mode.startswith(('I', 'F')):  # Pillow would clip values above 255
             raise UserError(f'image {path} has more than 8 bits per channel; save it with 8')
         image = ImageOps.exif_transpose(file).convert(mode)
@@ -209,7 +209,7 @@ def main() -> None:
         dict(image=path, predictions=ranked(probabilities, top, names))
         for path, probabilities in predict(model, preprocessing, args.images, batch_size)
     ]
-    Console().print(table_of(results))
+    cli.SafeConsole().print(table_of(results))
     if args.out:
         Path(args.out).write_text(json.dumps(results, indent=2) + '\n')
 

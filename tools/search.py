@@ -144,7 +144,7 @@ def main():
     apis.search(cfg, checkpoint, test=args.test, report=not args.no_report)
     if args.replay is not None and is_main_process():
         same, text = compare_results(args.replay, cfg.work_dir)
-        print(text)
+        cli.say(text)
         raise SystemExit(0 if same else 1)
 
 
