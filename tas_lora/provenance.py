@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -55,12 +56,12 @@ def read_file(path: str | Path, most: int | None = None) -> bytes:
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
         raise OSError(errno.EINVAL, 'it is a pipe or a device, not a file', str(path))
-    if most is not None and path.is_file() and path.stat().st_size > most * 10**6:
+    size = path.stat().st_size
+    if most is not None and size > most * 10**6:
         raise OSError(errno.EFBIG, f'it has more than {most} MB', str(path))
-    try:
-        return path.read_bytes()
-    except MemoryError:
-        raise OSError(errno.ENOMEM, 'it does not fit in memory', str(path)) from None
+    if size > os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'):
+        raise OSError(errno.ENOMEM, 'it does not fit in memory', str(path))
+    return path.read_bytes()
 
 
 def sha256(path: str | Path, size: int | None = None) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tas_lora import UserError, cli
 from tas_lora.checks import positive
-from tas_lora.errors import blame
+from tas_lora.errors import blame, printable
 from tas_lora.image_formats import open_image
 from tas_lora.models.plain_vit import PlainViT, load_plain_vit
 
@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
 
 def load_export(folder: str) -> tuple[PlainViT, dict]:
     """Load the network and ``architecture.json``; raise :class:`UserError` if there are none."""
-    if not (Path(folder) / 'architecture.json').is_file():
+    if not (Path(folder) / 'architecture.json').exists():
         raise UserError(
             f'{folder} is not an export: it has no architecture.json; give the folder that '
             'tools/export.py wrote to'
@@ -187,7 +187,7 @@ def table_of(results: list[dict]) -> Table:
         for rank, found in enumerate(result['predictions']):
             image = '' if rank else Path(result['image']).name
             label = found.get('class_name', str(found['class_index']))
-            cells = (escape(image), escape(label), f'{found["probability"]:.1%}')
+            cells = (*map(escape, map(printable, (image, label))), f'{found["probability"]:.1%}')
             table.add_row(*cells, style='dim' if rank else '')
         table.add_section()
     return table
