@@ -143,9 +143,11 @@ def test_what_a_record_may_not_say_of_the_whole_run_is_left_out():
 
 def test_a_record_downloads_nothing():
     """MMPretrain's data sets do by default, to where the record says."""
-    assert recorded_config(changed(f'{DATASET}.download', True)).val_dataloader.dataset.dataset[
-        'download'
-    ] is False  # fmt: skip
+    record = config()
+    inner = record['val_dataloader']['dataset']['dataset']
+    del inner['download']
+    for content in (record, changed(f'{DATASET}.download', True)):
+        assert recorded_config(content).val_dataloader.dataset.dataset.download is False
 
 
 def test_all_parts_that_a_record_may_name_are_there():
@@ -367,15 +369,13 @@ def test_large_json_is_not_read(tmp_path):
         file.truncate(10**12)  # sparse
     with pytest.raises(UserError, match='cannot be read: it has more than 100 MB'):
         read_json(tmp_path / 'large.json')
-    with pytest.raises(UserError, match=r'cannot be read: .*(it does not fit|Cannot allocate)'):
+    with pytest.raises(UserError, match='cannot be read: .*it does not fit in memory'):
         read_history(tmp_path / 'large.json')
 
 
 def test_what_is_not_printable_is_escaped():
-    assert (
-        printable('Ünïcødé 猫\n\tفارسی\u200cها 👩\u200d🚀')
-        == 'Ünïcødé 猫\n\tفارسی\u200cها 👩\u200d🚀'
-    )
+    fine = 'Ünïcødé 猫\n\tفارسی\u200cها 👩\u200d🚀'
+    assert printable(fine) == fine
     assert printable('\x1b[2J\x07\r\x9b\ud800\u202e') == r'\x1b[2J\x07\r\x9b\ud800\u202e'
     assert printable(printable(STEER)) == printable(STEER)
     assert str(UserError(f'must be {STEER}', 'x')) == f'x must be {printable(STEER)}'
@@ -392,10 +392,8 @@ def test_logs_cannot_steer_the_terminal(digits_config, capsys):
 def test_tools_print_through_the_escape():
     """A later line that forgets it is found here. The demo shows what other tools printed."""
     files = [path for path in (ROOT / 'tools').rglob('*.py') if path.name != 'demo.py']
-    bare = [
-        path.name for path in files if re.search(r'(?<![\w.])(print|Console)\(', path.read_text())
-    ]
-    assert bare == []
+    bare = re.compile(r'(?<![\w.])(print|Console)\(')
+    assert [path.name for path in files if bare.search(path.read_text())] == []
 
 
 # Images
@@ -432,7 +430,7 @@ def test_eps_under_any_name_starts_no_program(export, canary, capsys):
 
 
 @pytest.mark.usefixtures('ghostscript')
-@pytest.mark.parametrize('context', ['fork', 'spawn'])
+@pytest.mark.parametrize('context', ['fork', pytest.param('spawn', marks=pytest.mark.full)])
 def test_eps_in_a_data_folder_starts_no_program(canary, context):
     code = f"""
 from mmengine.registry import init_default_scope
