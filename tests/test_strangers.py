@@ -135,7 +135,10 @@ def test_what_a_record_may_not_say_of_the_whole_run_is_left_out():
         visualizer=CALLS,
         default_scope='evil',
     )
-    cfg = recorded_config(config() | odd)
+    record = config() | odd
+    record['val_cfg'] |= dict(ray=dict(address='evil:6379'), measured='/x', resume=True)
+    cfg = recorded_config(record)
+    assert cfg.val_cfg == config()['val_cfg']
     assert set(cfg) & set(odd) == {'visualizer', 'default_scope'}
     assert (cfg.visualizer.type, cfg.default_scope) == ('UniversalVisualizer', 'mmpretrain')
     assert recorded_config(config()).randomness == config()['randomness']

@@ -102,7 +102,7 @@ def recorded_config(config: Mapping, test: bool = False) -> Config:
     loop = (kept.get('val_cfg') or {}).get('type')
     if loop != 'tas_lora.EvolutionarySearchLoop':
         raise UserError(f'val_cfg.type of the record is {loop!r}, not a search loop{_ADVICE}')
-    for name in ('measured', 'resume'):
+    for name in ('measured', 'ray', 'resume'):  # a cluster's machines exchange pickles
         kept['val_cfg'].pop(name, None)
     _never_download(kept)
     seed = config.get('randomness')
