@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
+from rich.console import Console
+from rich.segment import Segment
 from rich.table import Table
 
 from .config import load_config
-from .errors import UserError
+from .errors import UserError, printable
 
 _USER_MISTAKES = (UserError, OSError)  # OSError: a path that cannot be read or written
 
@@ -28,9 +30,23 @@ def run(main: Callable[[], None]) -> None:
         if os.environ.get('TAS_LORA_DEBUG'):
             raise
         if os.environ.get('RANK', '0') == '0':
-            print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+            say(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         sys.exit(2)
     _leave_group(0)
+
+
+def say(*values, **options) -> None:
+    """Print; texts from files cannot steer the terminal. Arguments are those of ``print``."""
+    print(*(printable(str(value)) for value in values), **options)
+
+
+class SafeConsole(Console):
+    """Rich's console; texts from files cannot steer the terminal."""
+
+    def render(self, renderable, options=None):
+        """Render as rich does, with what is not printable escaped."""
+        for part in super().render(renderable, options):
+            yield part if part.control else Segment(printable(part.text), part.style)
 
 
 def _leave_group(code) -> None:

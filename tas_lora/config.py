@@ -23,6 +23,7 @@ from mmengine.runner import Runner
 
 from .checks import natural, positive
 from .errors import UserError, blame
+from .image_formats import restrict_pillow
 from .packaged import find_config
 
 _REGISTRIES = dict(
@@ -60,6 +61,7 @@ def load_config(path: str | Path, options: dict | None = None) -> Config:
 
 def checked_config(cfg: Config, options: dict | None = None) -> Config:
     """Apply ``--cfg-options`` to a config, and refuse unknown arguments."""
+    restrict_pillow()
     known = [*cfg.keys(), *_RUNNER]
     for key in options or {}:
         first = key.split('.')[0]

@@ -21,6 +21,7 @@ LAYERS = (
         'tas_lora.renamed',
         'tas_lora.provenance',
         'tas_lora.atomic_files',
+        'tas_lora.image_formats',
         'tas_lora.registry',
     ),
     ('tas_lora.packaged', 'tas_lora.openmmlab'),

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.device import get_device
-from rich.console import Console
 from rich.table import Table
 
 from tas_lora import SearchSpace, cli
@@ -206,7 +205,7 @@ def main():
     rates = {name: matrix_rate(args.device, dtype) for name, dtype in _PRECISIONS.items()}
     results = {size: measure(size, args, rates) for size in args.sizes}
     where, found = machine(args, rates), tables(results)
-    console = Console()
+    console = cli.SafeConsole()
     console.print(*found)
     console.print_json(data=where)
     if args.json:

@@ -92,13 +92,13 @@ def read_source(
 def add_int8(cfg: Config, model: SupernetClassifier, source: Source, folder: Path) -> None:
     """Quantise the ONNX file in ``folder`` and report, with top-1 if the test set exists."""
     small = quantise(folder)
-    print(compare(source, folder, small))
+    cli.say(compare(source, folder, small))
     try:
         found = compare_top1(folder, small, labelled_batches(model, cfg.get('test_dataloader')))
     except UserError as error:
-        print(f'Top-1 of int8 was not measured: {error}')
+        cli.say(f'Top-1 of int8 was not measured: {error}')
     else:
-        print(
+        cli.say(
             f'Top-1 on {found["images"]} test images: {found["int8"]:.2f} % in int8, '
             f'{found["float32"]:.2f} % in float32'
         )
@@ -135,9 +135,9 @@ def main():
         checks = export_formats(model, source, formats, args.out, card)
         gone = [each.name for each in before if each not in forms_in(args.out)]
         for line in (*checks, *(f'Skipped: {advice}' for advice in skipped)):
-            print(line)
+            cli.say(line)
         if gone:
-            print(f'Removed from {args.out}, as they held another network: {", ".join(gone)}')
+            cli.say(f'Removed from {args.out}, as they held another network: {", ".join(gone)}')
         for check in checks:
             if args.int8 and check.held and check.name == 'onnx':
                 add_int8(cfg, model, source, check.folder)

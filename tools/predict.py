@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
@@ -16,7 +15,8 @@ from torch import Tensor
 from tas_lora import UserError, cli
 from tas_lora.checks import positive
 from tas_lora.datasets.image_depth import refuse_deep
-from tas_lora.errors import blame
+from tas_lora.errors import blame, printable
+from tas_lora.image_formats import open_image
 from tas_lora.models.plain_vit import PlainViT, load_plain_vit
 
 _MODES = {1: 'L', 3: 'RGB'}  # Pillow's, by number of channels
@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
 
 def load_export(folder: str) -> tuple[PlainViT, dict]:
     """Load the network and ``architecture.json``; raise :class:`UserError` if there are none."""
-    if not (Path(folder) / 'architecture.json').is_file():
+    if not (Path(folder) / 'architecture.json').exists():
         raise UserError(
             f'{folder} is not an export: it has no architecture.json; give the folder that '
             'tools/export.py wrote to'
@@ -103,7 +103,7 @@ def read_image(
         what = 'is not a file' if Path(path).exists() else 'does not exist'
         raise UserError(f'image {path} {what}')
     refuse_deep(path)  # Pillow divides those in colour by 256
-    with blame(f'image {path} cannot be read'), Image.open(path) as file:
+    with blame(f'image {path} cannot be read'), open_image(path) as file:
         if file.mode.startswith(('I', 'F')):  # Pillow would clip values above 255
             raise UserError(f'image {path} has more than 8 bits per channel; save it with 8')
         image = ImageOps.exif_transpose(file).convert(mode)
@@ -196,7 +196,7 @@ def table_of(results: list[dict]) -> Table:
         for rank, found in enumerate(result['predictions']):
             image = '' if rank else Path(result['image']).name
             label = found.get('class_name', str(found['class_index']))
-            cells = (escape(image), escape(label), f'{found["probability"]:.1%}')
+            cells = (*map(escape, map(printable, (image, label))), f'{found["probability"]:.1%}')
             table.add_row(*cells, style='dim' if rank else '')
         table.add_section()
     return table
@@ -218,7 +218,7 @@ def main() -> None:
         dict(image=path, predictions=ranked(probabilities, top, names))
         for path, probabilities in predict(model, preprocessing, args.images, batch_size)
     ]
-    Console().print(table_of(results))
+    cli.SafeConsole().print(table_of(results))
     if args.out:
         Path(args.out).write_text(json.dumps(results, indent=2) + '\n')
 

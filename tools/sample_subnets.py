@@ -31,7 +31,7 @@ def main():
     for i, subnet in enumerate(space.sample_distinct(args.count, rng)):
         path = folder / f'subnet_{i}.json'
         path.write_text(json.dumps(subnet.to_dict()) + '\n')
-        print(f'{path}  embed_dim {subnet.embed_dim}, depth {subnet.depth}')
+        cli.say(f'{path}  embed_dim {subnet.embed_dim}, depth {subnet.depth}')
 
 
 if __name__ == '__main__':

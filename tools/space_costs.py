@@ -13,7 +13,6 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import DATASETS
-from rich.console import Console
 from rich.progress import Progress
 
 from tas_lora import SearchSpace, UserError, apis, cli, count_flops
@@ -183,12 +182,12 @@ def main():
     """Parse, count, measure, print and write."""
     args = parse_args()
     cfg = apis.load_config(args.config, args.cfg_options)
-    found, console = examine(cfg, args), Console()
+    found, console = examine(cfg, args), cli.SafeConsole()
     console.print(report.sizes(found))
     if 'timed' in found:
         console.print(report.times(found['timed']))
     for line in report.sentences(found):
-        print(line)
+        cli.say(line)
     if args.json:
         where = dict(config=args.config, device=args.device, threads=torch.get_num_threads())
         Path(args.json).write_text(json.dumps(where | found, indent=2) + '\n')

@@ -46,7 +46,7 @@ def drawn_subnets(results: Path) -> tuple[Subnet, ...]:
     path = results / 'subnets.json'
     if not path.is_file():
         raise UserError(f'{path} does not exist; run.py writes it, name its folder by --out')
-    return tuple(map(Subnet.coerce, json.loads(path.read_text())))
+    return tuple(map(Subnet.from_dict, json.loads(path.read_text())))
 
 
 def export(study: Study, net: Net, index: int) -> Path:

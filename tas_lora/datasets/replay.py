@@ -17,6 +17,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from torch.utils.data import BatchSampler, DataLoader
 
 from ..errors import UserError
+from ..image_formats import restrict_pillow
 from ..registry import DATA_SAMPLERS, DATASETS
 from .image_depth import refuse_deep
 from .workers import end_workers_at_exit, leave_signals_to_the_parent
@@ -122,6 +123,7 @@ class ReplayDataset:
 
     def __getitems__(self, batch: list[int]) -> list:
         """Read the samples of a batch; called by loader workers."""
+        restrict_pillow()  # a worker that was spawned is a process of its own
         if isinstance(batch, SeededBatch):
             seed_everything(*batch.key)
         samples = [self._read(index) for index in batch]

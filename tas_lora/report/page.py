@@ -12,6 +12,7 @@ from math import inf, isfinite
 from pathlib import Path
 
 from ..atomic_files import write_atomic
+from ..errors import printable
 from ..structures import Subnet
 from .drawing import as_svg, style
 from .figures import (
@@ -70,7 +71,7 @@ def write_report(folder: str | Path, score: str = 'cross_entropy', rule: str = '
         test=results.best.get('test') or {},
         again=sum(c.generation == 0 for c in results.of('finals')),
     )
-    write_atomic(results.folder / PAGE, page)
+    write_atomic(results.folder / PAGE, printable(page))
     return results.folder / PAGE
 
 

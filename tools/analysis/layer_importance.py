@@ -55,7 +55,7 @@ def main():
         raise UserError(f'blocks {unseen} were active in no batch; raise --batches')
     scores = (total / seen[:, None]).tolist()
     Path(args.out).write_text(json.dumps(scores) + '\n')
-    print(f'{args.out}: {len(scores)} blocks; set model.backbone.mole.importance={args.out}')
+    cli.say(f'{args.out}: {len(scores)} blocks; set model.backbone.mole.importance={args.out}')
 
 
 if __name__ == '__main__':

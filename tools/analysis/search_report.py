@@ -15,7 +15,7 @@ def main():
     )
     parser.add_argument('--rule', choices=['less', 'greater'], default='less', help='better scores')
     args = parser.parse_args()
-    print(write_report(args.work_dir, args.score, args.rule))
+    cli.say(write_report(args.work_dir, args.score, args.rule))
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ from mmengine.model import is_model_wrapper
 
 from tas_lora import UserError
 from tas_lora.engine import SupernetRunner
+from tas_lora.engine.runner.resume_check import make_resumable
 from tas_lora.models.safe_load import read_checkpoint
 
 from .registry import RUNNERS
@@ -26,8 +27,8 @@ class SafeRunner(SupernetRunner):
         checkpoint = read_checkpoint(filename)
         if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
             raise UserError(f'{filename} is not a training checkpoint: it has no state_dict')
-        # `Runner.resume` would run the config inside a checkpoint as Python.
-        checkpoint.get('meta', {}).pop('config', None)
+        if self._resume:
+            make_resumable(checkpoint, self, filename)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model = self.model.module if is_model_wrapper(self.model) else self.model
         try:

@@ -59,10 +59,10 @@ def main() -> None:
     for run in runs:
         path = args.out / f'{run.name}.json'
         if path.is_file():
-            print(f'{run.name}: has a record', flush=True)
+            cli.say(f'{run.name}: has a record', flush=True)
             continue
         record = train(run, args)
-        print(describe(record), flush=True)
+        cli.say(describe(record), flush=True)
 
 
 def train(run: Run, args: argparse.Namespace) -> dict:

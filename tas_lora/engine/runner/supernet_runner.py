@@ -1,8 +1,10 @@
 """MMEngine's runner, with safe loading of checkpoints and early, clear errors."""
 
+import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from mmengine.logging import MMLogger
 from mmengine.runner import BaseLoop, Runner
 
 from ...datasets.agreement import (
@@ -12,11 +14,11 @@ from ...datasets.agreement import (
     check_sources,
     trained_classes,
 )
-from ...errors import UserError, blame
+from ...errors import blame, printable
 from ...models.checkpoint import adapt_to_start
 from ...models.safe_load import read_checkpoint, weights_in
 from ..model_access import supernet_of
-from .resume_check import recorded_run
+from .resume_check import make_resumable, recorded_run
 
 _ESCAPE = ('val_cfg', 'search_on_training_images')
 
@@ -31,6 +33,12 @@ class SupernetRunner(Runner):
     """
 
     _classes_of_weights: Mapping = MappingProxyType({})  # what the loaded checkpoint says of them
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        """Build MMEngine's logger; texts from files cannot steer the terminal it writes to."""
+        logger = super().build_logger(*args, **kwargs)
+        logger.addFilter(_escape)
+        return logger
 
     def prepare(self, *stages: str) -> None:
         """Build what the stages 'train', 'val' and 'test' need, and check their data.
@@ -67,12 +75,7 @@ class SupernetRunner(Runner):
         model = supernet_of(self)
         if self._resume:
             checkpoint = read_checkpoint(filename)
-            keys = set(checkpoint) if isinstance(checkpoint, dict) else set()
-            if not {'meta', 'optimizer', 'message_hub'} <= keys:
-                raise UserError(
-                    f'{filename} holds only weights; start from it with load_from, without resume'
-                )
-            checkpoint['meta'].pop('config', None)  # `Runner.resume` would execute it as Python
+            make_resumable(checkpoint, self, filename)
         else:
             checkpoint = read_checkpoint(filename)
             self._check_data_of(checkpoint)
@@ -121,3 +124,8 @@ class SupernetRunner(Runner):
         """Resume from a checkpoint of the same config."""
         with blame(f'cannot resume from {filename}; it must be a checkpoint of this config'):
             super().resume(filename, *args, **kwargs)
+
+
+def _escape(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True

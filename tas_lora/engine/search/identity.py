@@ -113,6 +113,7 @@ def read_identity(result: str | Path) -> dict:
     is_whole = (
         isinstance(found, dict)
         and 'checkpoint_sha256' in found
+        and isinstance(found.get('checkpoint'), (str, type(None)))
         and all(isinstance(found.get(key), dict) for key in ('config', 'settings', 'versions'))
         and isinstance(found['config'].get('val_cfg'), dict)
     )
@@ -131,6 +132,19 @@ def check_checkpoint(path: str, identity: dict) -> None:
         raise UserError(
             f'{path} does not hold the weights of that search: its SHA-256 is {digest[:12]}..., '
             f'theirs {str(expected)[:12]}...; give the right file as CHECKPOINT'
+        )
+
+
+def check_settings(config: dict, identity: dict) -> None:
+    """Raise :class:`UserError`, with what differs, unless ``config`` is that of the search."""
+    now = run_record(config, _SECTIONS)
+    known = {k: v for k, v in identity['settings'].items() if k.split('.')[0] in _SECTIONS}
+    for record in (known, now):
+        record.pop('val_cfg.measured', None)  # a replay itself takes the measurements of the first
+    if changes := differences(known, now):
+        raise UserError(
+            f'the config is not that of the search: {changes}; give the config and the options of '
+            'its command line'
         )
 
 
