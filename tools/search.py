@@ -78,7 +78,7 @@ def searched_config(args) -> Config:
             'give one such as configs/digits_search.py'
         )
     if args.model is not None:
-        options = {k: v for k, v in (args.cfg_options or {}).items() if k.startswith('model.')}
+        options = args.cfg_options.below('model.')
         cfg.model = apis.load_config(args.model, options).model
         cfg.work_dir = args.work_dir or f'work_dirs/{Path(args.model).stem}_search'
     if args.goals:
