@@ -1,13 +1,13 @@
 """Compare the parts of a training: does it do what its config seems to say?"""
 
 from mmengine.hooks import CheckpointHook, ParamSchedulerHook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from ..errors import UserError
 from ..models import SupernetClassifier
 from ..structures import SearchSpace
 from .hooks import MoLEHook, SafeCheckpointHook
-from .model_access import supernet_of
 from .runner import ResumableTrainLoop
 
 # They train the active subnet alone. A loop of another class may draw subnets by itself.
@@ -24,7 +24,9 @@ def check_meaning(runner) -> None:
         UserError: If several subnets are evaluated but none are drawn, or a hook is missing
             without which the router's warm-up or the schedule has no effect.
     """
-    model = supernet_of(runner)
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    if not isinstance(model, SupernetClassifier):
+        return
     _check_draws(runner, model)
     _check_hooks(runner, model)
     for text in (*_odd_lengths(runner), *_odd_starts(runner, model)):
@@ -85,9 +87,9 @@ def _odd_lengths(runner):
                 f'router_warmup_epochs is {hook.router_warmup_epochs}, train_cfg.max_epochs {most}:'
                 ' the router never trains.'
             )
-        if isinstance(hook, CheckpointHook) and hook.by_epoch == by_epoch and not hook.save_last:
-            if not hook.save_begin <= most >= hook.interval > 0:
-                yield f'default_hooks.checkpoint writes none by {unit} {most} without save_last.'
+        is_of_unit = isinstance(hook, CheckpointHook) and hook.by_epoch == by_epoch
+        if is_of_unit and not hook.save_last and not hook.save_begin <= most >= hook.interval > 0:
+            yield f'default_hooks.checkpoint writes none by {unit} {most} without save_last.'
 
 
 def _odd_starts(runner, model: SupernetClassifier):
