@@ -107,11 +107,13 @@ def fields_made_from(config: dict, name: str, read: set[str]) -> list[str]:
 
 def _nodes(node, path: str) -> Iterator[tuple[str, Any]]:
     yield path, node
-    items = node.items() if isinstance(node, dict) else ()
-    if isinstance(node, (list, tuple)):
-        items = enumerate(node)
-    for key, value in items:
-        yield from _nodes(value, f'{path}.{key}')
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _nodes(value, f'{path}.{key}')
+    elif isinstance(node, (list, tuple)):
+        for i, value in enumerate(node):  # options reach the dicts in a list, but no numbers
+            is_reached = isinstance(node, list) and isinstance(value, dict)
+            yield from _nodes(value, f'{path}.{i}' if is_reached else path)
 
 
 def _has(node, value) -> bool:

@@ -115,8 +115,9 @@ def check_output(path: str) -> None:
 
 def config_from(args: argparse.Namespace) -> Config:
     """The config of a parsed command line, with work directory and launcher set."""
-    if 'launcher' in args.cfg_options and hasattr(args, 'launcher'):
-        raise UserError('--cfg-options launcher: choose it by --launcher')
+    for option, argument in (('launcher', 'launcher'), ('load_from', 'checkpoint')):
+        if option in args.cfg_options and hasattr(args, argument):
+            raise UserError(f'--cfg-options {option}: it would be ignored; give the {argument}')
     if 'LOCAL_RANK' not in os.environ and hasattr(args, 'local_rank'):
         os.environ['LOCAL_RANK'] = str(args.local_rank)
     cfg = load_config(args.config, args.cfg_options)

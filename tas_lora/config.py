@@ -115,7 +115,7 @@ def _check_is_read(cfg: Config, key: str, read: set[str]) -> None:
             f'--cfg-options {key}: the config has no {first!r}{_hint(first, [*read, *cfg])}'
         )
     made = fields_made_from(cfg.to_dict(), first, read)
-    names = [f'{path}.{rest}'.strip('.') for path in made]
+    names = list(dict.fromkeys(f'{path}.{rest}'.strip('.') for path in made))
     more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
     advice = f'change the fields made from it: {", ".join(names[:_SHOWN])}{more}'
     raise UserError(

@@ -118,7 +118,7 @@ def searched_config(args) -> Config:
         cfg.val_cfg.race = None
     if args.baseline:
         cfg.val_cfg.baseline = True
-    cfg.val_cfg.resume = args.resume
+    cfg.val_cfg.resume = args.resume or cfg.val_cfg.get('resume', False)
     return cfg
 
 
@@ -132,7 +132,7 @@ def replayed_config(args) -> tuple[Config, str]:
     path = Path(args.replay).resolve()
     folder = path if path.is_dir() else path.parent
     cfg.work_dir = args.work_dir or f'{folder}_replay'
-    cfg.val_cfg.resume = args.resume
+    cfg.val_cfg.resume = args.resume or cfg.val_cfg.get('resume', False)
     if (folder / 'measured.jsonl').is_file():
         cfg.val_cfg.measured = str(folder / 'measured.jsonl')
     return cfg, checkpoint
