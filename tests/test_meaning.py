@@ -27,7 +27,7 @@ def test_a_loop_that_draws_no_subnets_for_a_space(digits_config, stage, loop):
     cfg = digits_config(stage)
     cfg.train_cfg = dict(loop)
     line = refused(cfg)
-    assert line.startswith('train_cfg is of a ')
+    assert line.startswith('train_cfg has type ')
     assert 'val_cfg.space has 10,368' in line or 'space has ' in line
     assert 'but val_cfg.space has 1,008' in line  # 3 widths, 4^2 + 4^3 + 4^4 blocks
     assert 'tas_lora.SubnetSamplingTrainLoop' in line

@@ -43,9 +43,10 @@ def _check_draws(runner, model: SupernetClassifier) -> None:
         size = SearchSpace.coerce(space).size
         if loop in _OF_ONE_NETWORK and size > 1:
             raise UserError(
-                f'is of a {loop.__name__}, which draws no subnets and trains only {model.subnet}, '
-                f"but {field} has {size:,}; set type='tas_lora.SubnetSamplingTrainLoop' and space, "
-                f'or train one network: without router, val_cfg=dict() and test_cfg=dict()',
+                f'has type {loop.__name__}, which draws no subnets and trains one network, but '
+                f"{field} has {size:,} subnets; set type='tas_lora.SubnetSamplingTrainLoop' and "
+                'space; for one network, leave out the router and set val_cfg and test_cfg to '
+                'dict()',
                 'train_cfg',
             )
 
