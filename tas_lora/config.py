@@ -48,7 +48,7 @@ _REGISTRIES = dict(
 _RUNNER = inspect.signature(Runner.__init__).parameters
 # What MMEngine's runner and MMPretrain's tools also read from a config.
 _READ = (
-    *_RUNNER,
+    *(name for name in _RUNNER if name not in ('self', 'cfg')),
     'activation_checkpointing',
     'compile',
     'efficient_conv_bn_eval',
@@ -58,6 +58,11 @@ _READ = (
     'sync_bn',
 )
 _READ_BY = {'tas_lora.SimilarityHook': 'heldout_dataloader'}
+# Dicts without a type, of which MMEngine ignores other keys.
+_KEYS = dict(
+    auto_scale_lr=('base_batch_size', 'enable'),
+    env_cfg=('cudnn_benchmark', 'dist_cfg', 'mp_cfg', 'resource_limit'),
+)
 _SHOWN = 5
 _ANY = inspect.Parameter('any', inspect.Parameter.VAR_KEYWORD)
 # A config has one optimizer wrapper, often without a type.
@@ -149,13 +154,17 @@ def _child(node, name: str):
 def check_names(cfg: Config) -> None:
     """Refuse top-level names that look like a misspelt argument of the runner.
 
-    Other unknown names are variables of the config.
+    Other unknown names are variables of the config. Also refuse names that MMEngine ignores.
     """
     for name in cfg:
         if name not in _RUNNER:
             close = difflib.get_close_matches(name, _RUNNER, n=1, cutoff=0.88)
             if close and close[0] not in cfg:
                 raise UserError(f'the config sets {name!r}; did you mean {close[0]!r}?')
+    for field, known in _KEYS.items():
+        for key in cfg.get(field) or ():
+            if key not in known:
+                raise UserError(f'{field}.{key} is read by nothing{_hint(key, known)}')
 
 
 def check_arguments(path: str, node: dict, registry: Registry) -> None:
@@ -244,7 +253,8 @@ def _component(node: dict, registry: Registry | None):
     if not isinstance(kind, str):
         return kind
     # Strategies and groupings occur inside other components.
-    registries, names = filter(None, (registry, TASK_UTILS)), (kind, f'mmpretrain.{kind}')
+    registries = [r for r in (registry, TASK_UTILS) if r is not None]
+    names = (kind, f'mmpretrain.{kind}')
     return next(filter(None, (r.get(n) for r in registries for n in names)), None)
 
 

@@ -123,6 +123,21 @@ def test_an_unknown_name_is_refused_with_the_nearest():
     assert "did you mean 'find_unused_parameters'" in refused(SEARCH, 'find_unused_parameter=True')
 
 
+@pytest.mark.parametrize(
+    ('option', 'nearest'),
+    [
+        ('env_cfg.cudnn_benchmrk=True', 'cudnn_benchmark'),
+        ('auto_scale_lr.base_batchsize=8', 'base_batch_size'),
+    ],
+)
+def test_a_key_that_mmengine_would_ignore_is_refused(option, nearest):
+    name = option.partition('=')[0]
+    assert f'{name} is read by nothing (did you mean {nearest!r}?)' in refused(SEARCH, option)
+    section, _, _ = option.partition('.')
+    source = inspect.getsource(Runner)
+    assert f"'{nearest}'" in source or f'"{nearest}"' in source, section
+
+
 def test_names_that_the_runner_reads_are_taken():
     """Also those that are in no config."""
     source = inspect.getsource(Runner)

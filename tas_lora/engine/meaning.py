@@ -4,6 +4,7 @@ from mmengine.hooks import CheckpointHook, ParamSchedulerHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
+from ..checks import of_part
 from ..errors import UserError
 from ..models import SupernetClassifier
 from ..structures import SearchSpace
@@ -40,7 +41,8 @@ def _check_draws(runner, model: SupernetClassifier) -> None:
     if model.router is not None:
         spaces['model.router.space'] = model.router.space
     for field, space in spaces.items():
-        size = SearchSpace.coerce(space).size
+        with of_part(field):
+            size = SearchSpace.coerce(space).size
         if loop in _OF_ONE_NETWORK and size > 1:
             raise UserError(
                 f'has type {loop.__name__}, which draws no subnets and trains one network, but '

@@ -160,9 +160,10 @@ def read_results(
         settings = (identity.get('config') or {}).get('val_cfg') or {}
         score = best.get('score', settings.get('score', score))
         rule = best.get('rule', settings.get('rule', rule))
-    rule = settled_rule(score, rule, f'{folder}: the rule')
     most = max(line.get('images', 0) for line in lines)
     candidates = tuple(_numbered(lines, history, lambda line: _candidate(line, score, most)))
+    if rule is not None or any(isfinite(c.score) for c in candidates):
+        rule = settled_rule(score, rule, f'{folder}: the rule')
     front = _read(folder / 'front.json', list)
     marked = _numbered(front, folder / 'front.json', lambda line: _candidate(line, score))
     gates = _read(folder / 'gates.json', dict)
