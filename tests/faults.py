@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import torch
@@ -120,15 +121,28 @@ class EndOnce(Hook):
 
 @HOOKS.register_module(force=True)
 class TellAndWait(Hook):
-    """Writes a file in an evaluation, with its process, then takes its time."""
+    """Writes its process to a file in an evaluation, then waits.
 
-    def __init__(self, file: str, seconds: float = 0.0):
-        self.file, self.seconds = file, seconds
+    Args:
+        file: The file.
+        processes: How many are waited for.
+        seconds: How long it waits in any case.
+        gate: File whose removal is waited for.
+    """
+
+    def __init__(self, file: str, processes: int = 1, seconds: float = 0.0, gate: str = ''):
+        self.file, self.processes, self.seconds, self.gate = file, processes, seconds, gate
 
     def before_val_iter(self, runner, batch_idx, data_batch=None):
         with open(self.file, 'a') as file:
             file.write(f'{os.getpid()}\n')
         time.sleep(self.seconds)
+        end = time.monotonic() + 100
+        while len(set(Path(self.file).read_text().split())) < self.processes or (
+            self.gate and Path(self.gate).exists()
+        ):
+            assert time.monotonic() < end, 'the others have not come'
+            time.sleep(0.05)
 
 
 @HOOKS.register_module(force=True)
@@ -139,7 +153,7 @@ class RunOut(Hook):
         self.embed_dim, self.killed = embed_dim, killed
 
     def before_val_iter(self, runner, batch_idx, data_batch=None):
-        if runner.model.backbone.subnet.embed_dim != self.embed_dim:
+        if runner.model.subnet.embed_dim != self.embed_dim:
             return
         if self.killed:
             os.kill(os.getpid(), signal.SIGKILL)

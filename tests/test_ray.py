@@ -6,10 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import faults  # noqa: F401  registers them
 import pytest
 import ray
 import torch
@@ -75,14 +78,30 @@ def wait_for(file: Path, lines: int = 1) -> list[str]:
     raise AssertionError(f'{file} has not come')
 
 
+def wait_for_the_end_of(pids: list[str]) -> None:
+    end = time.monotonic() + 60
+    while any(map(is_running, pids)):
+        assert time.monotonic() < end, pids
+        time.sleep(0.1)
+
+
+def is_running(pid: str) -> bool:
+    """Whether there is such a process, other than one that waits for its parent."""
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except OSError:
+        return False
+
+
 def log_of(cfg) -> str:
     return ''.join(path.read_text() for path in Path(cfg.work_dir).glob('*/*.log'))
 
 
-def meanwhile(action) -> threading.Thread:
-    thread = threading.Thread(target=action, daemon=True)
-    thread.start()
-    return thread
+@contextmanager
+def searching(cfg, **options) -> Iterator[Future]:
+    """Searches in a thread: Ray adds machines to a cluster in the main thread alone."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(search, cfg, **options)
 
 
 KINDS = {
@@ -124,7 +143,7 @@ def test_latency_is_measured_by_one_worker(config):
     first = config('first', options)
     found, _ = search(first, workers=2)
     lines = [json.loads(line) for line in found.splitlines()]
-    assert all(line['latency'] > 0 and line['memory'] > 0 for line in lines)
+    assert all(line['latency'] > 0 for line in lines)
     options['val_cfg.measured'] = str(Path(first.work_dir) / 'measured.jsonl')
     alone, _ = search(config('alone', options))
     assert alone == found
@@ -149,18 +168,21 @@ def test_a_lost_machine_loses_nothing_and_a_new_one_gets_work(config, cluster, t
     told = tmp_path / 'told'
     node = cluster.add_node(num_cpus=2)
 
-    def exchange():
-        wait_for(told, 4)
-        cluster.remove_node(node, allow_graceful=False)
+    gate = tmp_path / 'gate'
+    gate.touch()
+    cfg = config('moved', None, dict(type='TellAndWait', file=str(told), gate=str(gate)))
+    with searching(cfg, workers=2, address=cluster.address) as running:
+        pids = wait_for(told, 2)
+        raylet = node.all_processes['raylet'][0].process
+        raylet.kill()
+        raylet.wait()
+        wait_for_the_end_of(pids)
+        gate.unlink()
         cluster.add_node(num_cpus=2)
-
-    cfg = config('moved', None, dict(type='TellAndWait', file=str(told), seconds=0.3))
-    thread = meanwhile(exchange)
-    found, cost = search(cfg, workers=2, address=cluster.address)
-    thread.join(60)
+        found, cost = running.result()
     assert found == expected
     assert cost['retries'] >= 1
-    assert len(set(told.read_text().split())) >= 4  # two processes before, two after
+    assert len(set(told.read_text().split())) > 2  # two processes before the loss
 
 
 @pytest.mark.full
@@ -169,14 +191,11 @@ def test_a_machine_that_joins_late_gets_work(config, cluster, tmp_path):
     told = tmp_path / 'told'
     cluster.add_node(num_cpus=1)
 
-    def join():
-        wait_for(told, 2)
+    cfg = config('joined', None, dict(type='TellAndWait', file=str(told), processes=2))
+    with searching(cfg, address=cluster.address) as running:  # as many as there is room for
+        wait_for(told)
         cluster.add_node(num_cpus=1)
-
-    cfg = config('joined', None, dict(type='TellAndWait', file=str(told), seconds=1.0))
-    thread = meanwhile(join)
-    found, cost = search(cfg, address=cluster.address)  # as many workers as there is room for
-    thread.join(60)
+        found, cost = running.result()
     assert found == expected
     assert [worker['tasks'] > 0 for worker in cost['workers']] == [True, True]
 
@@ -234,10 +253,7 @@ def test_a_killed_driver_resumes_and_leaves_no_process(config, tmp_path):
     pids = wait_for(told, 8)
     process.kill()
     process.wait()
-    end = time.monotonic() + 30
-    while any(is_running(int(pid)) for pid in pids) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not any(is_running(int(pid)) for pid in pids)
+    wait_for_the_end_of(pids)
     before = len(told.read_text().split())
     done = subprocess.run([*command, '--resume'], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -263,14 +279,6 @@ def test_a_signal_ends_it_with_a_line(config, tmp_path, number):
     assert process.returncode == 75, output[-3000:]
     assert 'Traceback' not in output, output[-3000:]
     assert 'candidates are scored and on disk, continue with --resume' in output
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is such a process, other than one that waits for its parent."""
-    try:
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
-    except OSError:
-        return False
 
 
 def refused(capsys, *arguments) -> str:

@@ -22,7 +22,8 @@ from .worker import SearchWorker, to_arrays
 
 RAY_OPTIONS = ('workers', 'address', 'gpus_per_worker', 'cpus_per_worker')
 _DEATHS = 3  # workers that end at one task, or one after another at their start
-_LOOK = 5.0  # seconds between two looks at the size of the cluster
+_LOOK = 10.0  # seconds between two looks at the size of the cluster
+_SAY = 60.0  # seconds between two lines that say that no worker runs
 _STORE = 0.8  # share of a machine's object store that the images may take
 
 
@@ -98,7 +99,7 @@ class RayExecutor:
         self.waiting, self.done = deque[Task](), deque[tuple[Task, Outcome]]()
         self.deaths = Counter[int]()  # workers that ended at a task, by its number
         self.retries = 0
-        self.looked = 0.0
+        self.looked, self.said = 0.0, time.monotonic()
 
     def __enter__(self) -> 'RayExecutor':
         samples = self.images.decoded()  # before Ray has threads: a loader's workers are forks
@@ -196,8 +197,6 @@ class RayExecutor:
     def _connect(self) -> None:
         before = signal.getsignal(signal.SIGTERM)
         os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # it would report to its makers
-        if self.address is None:
-            os.environ.setdefault('RAY_AUTH_MODE', 'token')  # its ports are open to the network
         options = dict(log_to_driver=False, logging_level='ERROR', configure_logging=False)
         if self.address is None:
             cores = ceil((self.wanted or 64) * self.cpus)
@@ -207,10 +206,8 @@ class RayExecutor:
         try:
             self.ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            text = ' '.join(str(error).split())[:300]
-            raise UserError(
-                f'Ray cannot be reached at {self.address!r}: {text}', 'address'
-            ) from error
+            what = 'does not start' if self.address is None else f'is not at {self.address!r}'
+            raise UserError(f'Ray {what}: {" ".join(str(error).split())[:300]}') from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # in place of Ray's
 
@@ -231,6 +228,8 @@ class RayExecutor:
         gpus = self.ray.cluster_resources().get('GPU', 0)
         if self.gpus is None:
             self.gpus = min(gpus, 1)
+        if self.gpus == 'auto' and not gpus:
+            raise UserError("val_cfg.ray.gpus_per_worker is 'auto', but the cluster has no GPU")
         if self.gpus == 'auto':
             self.gpus = 1
             probe = self._add()
@@ -282,7 +281,10 @@ class RayExecutor:
         calls = {worker.call: worker for worker in self.workers if worker.call is not None}
         if not calls:
             raise UserError('all workers were refused; see the log')
-        for call in self.ray.wait(list(calls), timeout=timeout)[0]:
+        ended = self.ray.wait(list(calls), timeout=timeout)[0]
+        if not ended and not any(worker.is_ready for worker in self.workers):
+            self._say_waiting()
+        for call in ended:
             worker = calls[call]
             try:
                 found = self.ray.get(call)
@@ -292,6 +294,11 @@ class RayExecutor:
                 self._replace(worker, error)
             else:
                 self._accept(worker, found)
+
+    def _say_waiting(self) -> None:
+        if time.monotonic() - self.said > _SAY:
+            self.said = time.monotonic()
+            self.runner.logger.info('No worker runs yet: it is starting, or there is no room.')
 
     def _accept(self, worker: _Worker, found: dict | Outcome) -> None:
         worker.call = None
@@ -336,11 +343,19 @@ class RayExecutor:
         else:
             worker.deaths += 1
             if worker.deaths == _DEATHS:
-                raise UserError(f'{worker} has ended {_DEATHS} times at its start: {reason}')
+                self._give_up(worker, reason)
+                return
             advice = 'another is started'
         self.runner.logger.warning(f'{worker} has ended; {advice}. Ray says: {reason}')
         self.ray.kill(worker.actor)  # it may be alive and out of reach
         self._start(worker)
+
+    def _give_up(self, worker: _Worker, reason: str) -> None:
+        said = f'{worker} has ended {_DEATHS} times at its start: {reason}'
+        if not any(other.is_ready for other in self.workers):
+            raise UserError(said)
+        worker.call = None
+        self.runner.logger.warning(f'{said}. The search continues without it.')
 
     def _first(self) -> _Worker:
         self._wait_for(self.workers[0])

@@ -5,6 +5,7 @@ import tempfile
 import warnings
 
 import torch
+from mmengine.utils import import_modules_from_strings
 from torch import Tensor
 
 from ...errors import UserError
@@ -38,6 +39,8 @@ class SearchWorker:
         """
         # Logs of MMEngine, which nobody reads here.
         self.folder = tempfile.TemporaryDirectory(prefix='tas_lora_worker_')
+        if config.get('custom_imports'):
+            import_modules_from_strings(**config['custom_imports'])
         self.runner = SupernetRunner.from_cfg(config | dict(work_dir=self.folder.name))
         self.runner.prepare('val')
         self.loop = self.runner.val_loop
