@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from rich.console import Console
 from rich.segment import Segment
 from rich.table import Table
 
+from .cfg_options import Options, read_value
 from .config import load_config
 from .errors import UserError, printable
 
@@ -61,14 +62,17 @@ def _leave_group(code) -> None:
         os._exit(0 if code is None else code if isinstance(code, int) else 1)
 
 
-class _Options(DictAction):
-    """MMEngine's action, without its traceback for an option that lacks '='."""
+class _Options(argparse.Action):
+    """MMEngine's action, which also keeps values as they were typed; their fields decide."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        try:
-            super().__call__(parser, namespace, values, option_string)
-        except ValueError:
-            parser.error(f'{option_string} takes key=value, got {" ".join(values)}')
+        options = Options(namespace.cfg_options, namespace.cfg_options.texts)
+        for pair in values:
+            key, is_assigned, text = pair.partition('=')
+            if not is_assigned:
+                parser.error(f'{option_string} takes key=value, got {" ".join(values)}')
+            options[key], options.texts[key] = read_value(text), text
+        namespace.cfg_options = options
 
 
 def markdown(tables: Iterable[Table]) -> str:
@@ -107,7 +111,9 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
         '--cfg-options',
         nargs='+',
         action=_Options,
-        help='override config fields: key=value, nested keys with dots, lists as "[a,b]"',
+        default=Options(),
+        help='override config fields: key=value, nested keys with dots, lists as "[a,b]"; quotes '
+        'mean text',
     )
 
 
@@ -125,6 +131,9 @@ def check_output(path: str) -> None:
 
 def config_from(args: argparse.Namespace) -> Config:
     """The config of a parsed command line, with work directory and launcher set."""
+    for option, argument in (('launcher', 'launcher'), ('load_from', 'checkpoint')):
+        if option in args.cfg_options and hasattr(args, argument):
+            raise UserError(f'--cfg-options {option}: it would be ignored; give the {argument}')
     if 'LOCAL_RANK' not in os.environ and hasattr(args, 'local_rank'):
         os.environ['LOCAL_RANK'] = str(args.local_rank)
     cfg = load_config(args.config, args.cfg_options)

@@ -18,6 +18,7 @@ LAYERS = (
     (
         'tas_lora.errors',
         'tas_lora.checks',
+        'tas_lora.metric_rules',
         'tas_lora.renamed',
         'tas_lora.provenance',
         'tas_lora.atomic_files',
@@ -25,7 +26,7 @@ LAYERS = (
         'tas_lora.registry',
     ),
     ('tas_lora.packaged', 'tas_lora.openmmlab'),
-    ('tas_lora.config',),
+    ('tas_lora.cfg_options', 'tas_lora.config'),
     ('tas_lora.structures',),
     ('tas_lora.search',),
     ('tas_lora.models.layers',),

@@ -73,7 +73,7 @@ def measure(size: str, args, rates: dict[str, float]) -> dict:
 
     ``rates`` are multiply-adds a second by precision.
     """
-    cfg = load_config(CONFIGS / f'{SPACES[size]}_moLE.py', args.cfg_options)
+    cfg = load_config(CONFIGS / f'{SPACES[size]}_moLE.py', args.cfg_options, ('space',))
     space = SearchSpace.coerce(cfg.space)
     subnet = space.sample(np.random.default_rng(natural(args.seed, '--seed')))
     torch.manual_seed(args.seed)

@@ -22,7 +22,7 @@ def main():
     """Parse, draw and write."""
     args = parse_args()
     positive(args.count, '--count', int)
-    cfg = apis.load_config(args.config, args.cfg_options)
+    cfg = apis.load_config(args.config, args.cfg_options, ('space',))
     if 'space' not in cfg:
         raise UserError(f'{args.config} has no space to draw from')
     space, rng = SearchSpace.coerce(cfg.space), np.random.default_rng(natural(args.seed, '--seed'))

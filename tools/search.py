@@ -121,7 +121,7 @@ def searched_config(args) -> Config:
             'give one such as configs/digits_search.py'
         )
     if args.model is not None:
-        options = {k: v for k, v in (args.cfg_options or {}).items() if k.startswith('model.')}
+        options = args.cfg_options.below('model.')
         cfg.model = apis.load_config(args.model, options).model
         cfg.work_dir = args.work_dir or f'work_dirs/{Path(args.model).stem}_search'
     if args.goals:
@@ -130,7 +130,7 @@ def searched_config(args) -> Config:
         cfg.val_cfg.race = None
     if args.baseline:
         cfg.val_cfg.baseline = True
-    cfg.val_cfg.resume = args.resume
+    cfg.val_cfg.resume = args.resume or cfg.val_cfg.get('resume', False)
     return cfg
 
 
@@ -148,7 +148,7 @@ def replayed_config(args) -> tuple[Config, str]:
         check_settings(cfg, identity)
     else:
         cfg = checked_config(recorded_config(identity['config'], args.test), args.cfg_options)
-        cfg.val_cfg.resume = args.resume
+        cfg.val_cfg.resume = args.resume or cfg.val_cfg.get('resume', False)
     path = Path(args.replay).resolve()
     folder = path if path.is_dir() else path.parent
     cfg.work_dir = args.work_dir or f'{folder}_replay'

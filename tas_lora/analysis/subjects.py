@@ -25,6 +25,7 @@ from ..structures import SearchSpace, Subnet
 from .experts import require_experts
 
 LOADERS = ('heldout', 'val', 'test')
+_READ = ('space', 'heldout_dataloader')  # variables of a config that the tools read
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def check_names(names: Sequence[str], option: str) -> None:
 
 def config_of(net: Net, args: argparse.Namespace) -> Config:
     """Load its config; ``--cfg-options`` apply to CONFIG, not to those of ``--beside``."""
-    return load_config(net.config, args.cfg_options if net.config == args.config else None)
+    options = args.cfg_options if net.config == args.config else None
+    return load_config(net.config, options, _READ)
 
 
 def load(net: Net, args: argparse.Namespace, experts: bool = False) -> SupernetClassifier:
@@ -182,7 +184,7 @@ class Images:
 
 def images_of(args: argparse.Namespace) -> Images:
     """Return the images of CONFIG that ``--data`` and ``--images`` choose."""
-    cfg = load_config(args.config, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options, _READ)
     field = f'{args.data}_dataloader'
     if not cfg.get(field):
         there = [name for name in LOADERS if cfg.get(f'{name}_dataloader')]

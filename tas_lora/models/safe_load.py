@@ -31,7 +31,7 @@ _PATIENCE = 60.0  # seconds that a server may be silent
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read weights from a checkpoint of ours, an export or an official AutoFormer file.
 
-    Names stay as stored.
+    Names stay as stored, but for :func:`unwrapped`.
 
     Args:
         path: A file, or the http(s) address of one.
@@ -49,7 +49,15 @@ def weights_in(checkpoint: object, path: str | Path) -> dict[str, Tensor]:
             checkpoint = checkpoint[key]
     if not isinstance(checkpoint, Mapping) or not _all_tensors(checkpoint):
         raise UserError(f'{path} holds no weights: expected a state dict of tensors')
-    return dict(checkpoint)
+    return unwrapped(checkpoint)
+
+
+def unwrapped(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without the prefixes of DDP and ``torch.compile``, where all names have them."""
+    for prefix in ('module.', '_orig_mod.') * 2:  # one may wrap the other
+        if state_dict and all(str(name).startswith(prefix) for name in state_dict):
+            state_dict = {name.removeprefix(prefix): v for name, v in state_dict.items()}
+    return dict(state_dict)
 
 
 def read_checkpoint(path: str | Path) -> object:

@@ -30,7 +30,7 @@ PAGE = 'report.html'
 _UNITS = dict(latency='\N{NO-BREAK SPACE}ms', memory='\N{NO-BREAK SPACE}MiB')
 
 
-def write_report(folder: str | Path, score: str = 'cross_entropy', rule: str = 'less') -> Path:
+def write_report(folder: str | Path, score: str = 'cross_entropy', rule: str | None = None) -> Path:
     """Write ``report.html`` and ``figures/*.png`` into the work directory of a search.
 
     If the search is still running or was killed, the page shows the results so far and says so.
@@ -38,7 +38,7 @@ def write_report(folder: str | Path, score: str = 'cross_entropy', rule: str = '
     Args:
         folder: The work directory; see :func:`read_results` for the files that are read.
         score: Metric by which candidates are ranked, unless the files name it.
-        rule: 'less' or 'greater', unless the files name it.
+        rule: 'less' or 'greater', unless the files name it; None infers it from the score.
 
     Returns:
         Path of the page.

@@ -5,7 +5,7 @@ from mmengine.model import is_model_wrapper
 from tas_lora import UserError
 from tas_lora.engine import SupernetRunner
 from tas_lora.engine.runner.resume_check import make_resumable
-from tas_lora.models.safe_load import read_checkpoint
+from tas_lora.models.safe_load import read_checkpoint, unwrapped
 
 from .registry import RUNNERS
 
@@ -32,7 +32,7 @@ class SafeRunner(SupernetRunner):
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model = self.model.module if is_model_wrapper(self.model) else self.model
         try:
-            model.load_state_dict(checkpoint['state_dict'])
+            model.load_state_dict(unwrapped(checkpoint['state_dict']))
         except RuntimeError as error:
             reason = ' '.join(str(error).split())[:300]
             raise UserError(f'{filename} does not fit the model: {reason}') from error

@@ -53,6 +53,7 @@ class SupernetRunner(Runner):
         if 'train' in stages:
             with blame('train_cfg or train_dataloader cannot be built'):
                 self._train_loop = self.build_train_loop(self._train_loop)
+                _check_batches(self._train_loop.dataloader, 'train_dataloader')
             with blame('optim_wrapper cannot be built'):
                 self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
                 self.scale_lr(self.optim_wrapper, self.auto_scale_lr)
@@ -64,9 +65,11 @@ class SupernetRunner(Runner):
         if 'val' in stages:
             with blame('val_cfg, val_dataloader or val_evaluator cannot be built'):
                 self._val_loop = self.build_val_loop(self._val_loop)
+                _check_batches(self._val_loop.dataloader, 'val_dataloader')
         if 'test' in stages:
             with blame('test_cfg, test_dataloader or test_evaluator cannot be built'):
                 self._test_loop = self.build_test_loop(self._test_loop)
+                _check_batches(self._test_loop.dataloader, 'test_dataloader')
         check_built(self.cfg, self._datasets())
         self._compare_classes()
 
@@ -129,3 +132,16 @@ class SupernetRunner(Runner):
 def _escape(record: logging.LogRecord) -> bool:
     record.msg, record.args = printable(record.getMessage()), ()
     return True
+
+
+def _check_batches(dataloader, field: str) -> None:
+    """Refuse a dataloader without a batch, which would train or evaluate nothing."""
+    if len(dataloader):
+        return
+    batches = dataloader.batch_sampler
+    size = getattr(getattr(batches, 'inner', batches), 'batch_size', 'more')
+    raise UserError(
+        f'has no batch: {len(batches.sampler)} images are there for a process, and {size} are in '
+        'a batch; lower batch_size, or set drop_last=False',
+        field,
+    )
