@@ -183,8 +183,7 @@ def test_strangers_load_what_was_exported(exported, expected, tmp_path):
     assert expected.std() > 0.1
 
 
-# The version of the file format that came with an opset: ONNX's docs/Versioning.md. ONNX Runtime
-# has known them since: 1.14, 1.15 (of May 2023), 1.18 and 1.23.
+# The version of the file format that came with an opset, by ONNX's docs/Versioning.md.
 IR_VERSIONS = {18: 8, 19: 9, 21: 10, 23: 11}
 
 

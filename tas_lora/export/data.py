@@ -26,7 +26,9 @@ def class_names(checkpoint: object, loader: Mapping | None, count: int) -> list[
     of other than ``count`` names belongs to other data.
     """
     dataset = innermost(loader)
-    of_class = getattr(DATASETS.get(str(dataset.get('type'))), 'METAINFO', {})
+    kind = dataset.get('type')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    of_class = getattr(kind, 'METAINFO', {})
     declared = dict(of_class) | dict(dataset.get('metainfo') or {})
     for meta in (_trained_on(checkpoint), declared):
         names = meta.get('classes')
