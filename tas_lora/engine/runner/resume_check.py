@@ -32,6 +32,7 @@ _HARMLESS = {
     'persistent_workers',
     'pin_memory',
     'prefetch_factor',
+    'ray',
     'resume',
     'timeout',
     'val_begin',
