@@ -74,8 +74,15 @@ def draw(folder, channels: int) -> list[str]:
 
 def by_supernet(model, dataset: dict, paths: list[str]) -> torch.Tensor:
     """Probabilities, by its own pipeline and preprocessor."""
-    steps = [step | dict(type='mmpretrain.' + step['type']) for step in dataset['pipeline']]
-    pipeline = Compose([TRANSFORMS.build(step) for step in steps])
+    scopes = dict(Pad='mmcv.')  # MMPretrain does not register it again
+    pipeline = Compose(
+        [
+            TRANSFORMS.build(
+                step | dict(type=scopes.get(step['type'], 'mmpretrain.') + step['type'])
+            )
+            for step in dataset['pipeline']
+        ]
+    )
     inputs = [pipeline(dict(img_path=path))['inputs'] for path in paths]
     with torch.no_grad():
         images = model.data_preprocessor(dict(inputs=inputs))['inputs']

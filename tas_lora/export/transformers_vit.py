@@ -35,6 +35,7 @@ class TasLoraForImageClassification(PreTrainedModel):
 
     def __init__(self, config: TasLoraConfig):
         super().__init__(config)
+        self.loss_type = 'ForSequenceClassification'  # the name that old transformers know
         self.gradient_checkpointing = False  # set by ``gradient_checkpointing_enable``
         self.vit = PlainViT(**config.network | dict(num_classes=config.num_labels))
         self.post_init()
