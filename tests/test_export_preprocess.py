@@ -503,6 +503,20 @@ def test_files_of_single_formats_say_how_images_are_prepared(tmp_path):
     assert json.loads(extra['architecture.json']) == source.description
 
 
+def test_the_inferencer_finds_the_step_that_loads_given_as_a_class(tmp_path):
+    model, dataset = supernet_of(3, NORMAL), dataset_of(*CROPPED)
+    dataset['pipeline'][0]['type'] = transforms.LoadImageFromFile
+    folder = export_subnet(model, SPACE.smallest(), tmp_path / 'source', dataset=dataset)
+    mmpretrain.write(
+        Source.read(folder, data=dict(test_dataloader=dict(dataset=dataset))), tmp_path
+    )
+    inferencer = ImageClassificationInferencer(str(tmp_path / 'config.py'), device='cpu')
+    paths = draw(tmp_path, 3)
+    scores = torch.tensor(np.stack([found['pred_scores'] for found in inferencer(paths)]))
+    expected = by_supernet(model, dataset_of(*CROPPED), paths)
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+
+
 def test_mmpretrain_keeps_the_imports_of_the_config(tmp_path):
     source = Source.read(export_subnet(tiny_model(), SPACE.smallest(), tmp_path / 'source'))
     imports = dict(imports=['json'], allow_failed_imports=False)

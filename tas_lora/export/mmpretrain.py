@@ -88,7 +88,7 @@ def _data(source: Source) -> dict:
     if given.get('test_dataloader') is not None:
         loader = deepcopy(dict(given['test_dataloader']))
         dataset = innermost(loader)
-        dataset['pipeline'] = _grey_for_inferencer(dataset.get('pipeline') or [])
+        dataset['pipeline'] = _for_inferencer(dataset.get('pipeline') or [])
         if 'data_preprocessor' in given:
             own = given['data_preprocessor'] or {}
         else:
@@ -117,11 +117,18 @@ def _preprocessor(source: Source, stored: str | None = 'BGR') -> dict:
     return dict(num_classes=source.network['num_classes'], mean=mean, std=std, to_rgb=reverses)
 
 
-def _grey_for_inferencer(pipeline: list[dict]) -> list[dict]:
-    """Convert to grey after resizing if a pipeline loads grey: the inferencer loads only colour.
+def _for_inferencer(pipeline: list[dict]) -> list[dict]:
+    """A test pipeline that the inferencer also runs as it is meant.
 
-    Images that were loaded as grey stay as they are.
+    It loads images itself, in colour, in place of the step named 'LoadImageFromFile'. So a class
+    gets that name, and images are made grey after resizing if the step loads grey; those that are
+    grey already stay as they are.
     """
+    loading = dict(type='LoadImageFromFile')
+    pipeline = [
+        dict(step) | loading if bare_name(step) == 'LoadImageFromFile' else step
+        for step in pipeline
+    ]
     if not any(map(loads_grey, pipeline)):
         return pipeline
     resizing = [i for i, step in enumerate(pipeline) if bare_name(step) in ('Resize', 'ResizeEdge')]
