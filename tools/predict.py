@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tas_lora import UserError, cli
 from tas_lora.checks import positive
+from tas_lora.datasets.image_depth import refuse_deep
 from tas_lora.errors import blame
 from tas_lora.export.image_preparation import ImagePreparation, square
 from tas_lora.models.plain_vit import PlainViT, load_plain_vit
@@ -69,7 +70,14 @@ def class_names(path: str | None, description: dict) -> list[str] | None:
     if names is not None and (not isinstance(names, list) or len(names) != count):
         found = len(names) if isinstance(names, list) else repr(names)
         raise UserError(f'{source}: {found} names for a network of {count} classes; give {count}')
-    return names and [str(name).strip() for name in names]
+    names = names and [str(name).strip() for name in names]
+    exported = description.get('classes')
+    if names != exported and sorted(names or ()) == sorted(map(str, exported or ())):
+        raise UserError(
+            f'{source} has the names of the export in another order, so that classes would be '
+            'mixed up; leave it out'
+        )
+    return names
 
 
 def read_image(
@@ -89,6 +97,7 @@ def read_image(
     if not Path(path).is_file():
         what = 'is not a file' if Path(path).exists() else 'does not exist'
         raise UserError(f'image {path} {what}')
+    refuse_deep(path)  # Pillow divides those in colour by 256
     with blame(f'image {path} cannot be read'), Image.open(path) as file:
         if file.mode.startswith(('I', 'F')):  # Pillow would clip values above 255
             raise UserError(f'image {path} has more than 8 bits per channel; save it with 8')

@@ -23,6 +23,7 @@ from tas_lora.costs import space_costs as costs
 from tas_lora.costs import space_report as report
 from tas_lora.costs import space_timing as timing
 from tas_lora.costs.benchmark import batch_of, supernet
+from tas_lora.datasets.agreement import check_sources
 from tas_lora.engine.runner.strategy import build_strategy
 from tas_lora.errors import blame
 from tas_lora.models import SupernetClassifier
@@ -94,6 +95,7 @@ def read_data(cfg: Config, name: str, images: int | None) -> dict:
     except UserError:  # no files yet, which is fine here
         return dict(images=None, reading=0.0)
     with blame(f'{name} cannot be built or read'):
+        check_sources(cfg, (name,))
         dataset = DATASETS.build(loader['dataset'])
         return dict(images=len(dataset), **timing.try_reading(dataset))
 

@@ -13,9 +13,12 @@ from mmengine.runner import Runner
 
 from ..checks import natural, of_part, positive
 from ..config import check_data, load_config
+from ..datasets.agreement import check_same_classes, check_sources, trained_classes
 from ..datasets.held_out_images import HeldOutImages
+from ..datasets.replay import readable
 from ..errors import UserError, blame
 from ..models import SupernetClassifier, load_supernet
+from ..models.safe_load import read_checkpoint
 from ..packaged import command
 from ..provenance import versions, weights_sha256
 from ..structures import SearchSpace, Subnet
@@ -165,7 +168,7 @@ class Images:
 
     def __init__(self, config: Mapping, count: int | None, seed: int, field: str):
         with of_part(field), blame('cannot be built', ''):
-            self.held_out = HeldOutImages(Runner.build_dataloader(dict(config)))
+            self.held_out = HeldOutImages(Runner.build_dataloader(readable(config)))
         there = len(self.held_out)
         count = there if count is None else positive(count, '--images', int)
         if count > there:
@@ -185,7 +188,11 @@ def images_of(args: argparse.Namespace) -> Images:
         there = [name for name in LOADERS if cfg.get(f'{name}_dataloader')]
         raise UserError(f'{args.config} has no {field}; choose by --data from {there}')
     check_data(cfg, (field,))
-    return Images(cfg[field], args.images, args.seed, field)
+    check_sources(cfg, (field,))
+    images = Images(cfg[field], args.images, args.seed, field)
+    trained = trained_classes(read_checkpoint(args.checkpoint))
+    check_same_classes('the checkpoint', trained, field, images.held_out.dataset.metainfo)
+    return images
 
 
 def space_of(net: Net, args: argparse.Namespace, model: SupernetClassifier) -> SearchSpace:

@@ -34,7 +34,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: If the file is missing, is not a checkpoint, or holds other objects.
     """
-    checkpoint = read_checkpoint(path)
+    return weights_in(read_checkpoint(path), path)
+
+
+def weights_in(checkpoint: object, path: str | Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint that was read from ``path``, as :func:`read_state_dict`."""
     for key in ('state_dict', 'model'):
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(key), Mapping):
             checkpoint = checkpoint[key]

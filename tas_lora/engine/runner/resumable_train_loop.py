@@ -34,7 +34,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
             the run. Each process counts its own; a resumed one continues the first's count.
         max_bad_steps: Number of steps with an infinite or NaN loss or gradient that may be
             skipped; one more stops the run. Needs the optimizer wrappers of this package.
-        allow_changes: Resume even if model, data, optimizer or schedule have changed.
+        allow_changes: Resume even if model, data, optimizer or schedule have changed, and start
+            from weights that were trained on images that are held out here.
         **kwargs: ``val_begin``, ``val_interval``, ... as in ``EpochBasedTrainLoop``.
     """
 

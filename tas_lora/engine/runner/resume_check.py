@@ -1,7 +1,8 @@
 """Check that a resumed training or search is the one that was started."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 from mmengine.dist import get_world_size
 
@@ -82,6 +83,17 @@ def run_record(config: dict, sections: tuple[str, ...]) -> dict[str, str]:
     for section in sections:
         record |= dict(_leaves(config.get(section), section))
     return record
+
+
+def recorded_run(checkpoint: object) -> dict[str, str]:
+    """The record of the run that wrote a checkpoint; empty if it holds none that can be read."""
+    for key in ('message_hub', 'runtime_info', _RECORD):
+        checkpoint = checkpoint.get(key) if isinstance(checkpoint, Mapping) else None
+    with suppress(TypeError, ValueError, RecursionError):
+        record = json.loads(checkpoint)
+        if isinstance(record, dict):
+            return {key: value for key, value in record.items() if isinstance(value, str)}
+    return {}
 
 
 def differences(before: dict, now: dict) -> str:

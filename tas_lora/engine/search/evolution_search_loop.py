@@ -85,6 +85,7 @@ class EvolutionarySearchLoop(ValLoop):
             must be the same search.
         search_on_test_set: Accept a dataset that is marked as a test set or is the config's test
             set.
+        search_on_training_images: Accept a checkpoint that was trained on images of the search.
         **kwargs: As in ``ValLoop``.
 
     Raises:
@@ -114,10 +115,12 @@ class EvolutionarySearchLoop(ValLoop):
         log_interval: int = 10,
         resume: bool = False,
         search_on_test_set: bool = False,
+        search_on_training_images: bool = False,
         **kwargs,
     ):
         if kwargs.get('fp16'):
             raise UserError("must be False: use precision='bfloat16' for a search", 'fp16')
+        boolean(search_on_training_images, 'search_on_training_images')  # the runner reads it
         if not boolean(search_on_test_set, 'search_on_test_set'):
             with of_part('val_dataloader'):
                 refuse_test_set(runner.cfg)
