@@ -34,6 +34,7 @@ LAYERS = (
         'tas_lora.models.backbones',
         'tas_lora.models.heads',
         'tas_lora.models.plain_vit',
+        'tas_lora.models.preparation',
         'tas_lora.models.transfer',
         'tas_lora.models.checkpoint',
         'tas_lora.models.safe_load',

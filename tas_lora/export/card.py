@@ -68,8 +68,13 @@ def _dataset(loader: Mapping | None) -> str:
     while 'part' not in outer and isinstance(outer.get('dataset'), Mapping):
         outer = outer['dataset']
     split = [f'split {dataset["split"]}'] if dataset.get('split') else []
-    part = [f'part {outer["part"]} of {outer.get("type")}'] if outer.get('part') else []
-    return ', '.join([str(dataset.get('type')), *split, *part])
+    part = [f'part {outer["part"]} of {_kind(outer)}'] if outer.get('part') else []
+    return ', '.join([_kind(dataset), *split, *part])
+
+
+def _kind(config: Mapping) -> str:
+    kind = config.get('type')
+    return getattr(kind, '__name__', str(kind))
 
 
 def _metrics(record: Mapping) -> dict[str, float]:

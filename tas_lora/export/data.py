@@ -31,7 +31,9 @@ def class_names(checkpoint: object, loader: Mapping | None, count: int) -> list[
             the names of its folders.
     """
     dataset = innermost(loader)
-    of_class = getattr(DATASETS.get(str(dataset.get('type'))), 'METAINFO', {})
+    kind = dataset.get('type')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    of_class = getattr(kind, 'METAINFO', {})
     declared = dict(of_class) | dict(dataset.get('metainfo') or {})
     trained = trained_classes(checkpoint)
     found = check_folders(loader, 'test_dataloader')

@@ -227,7 +227,10 @@ def load_plain_vit(folder: str | Path) -> tuple[PlainViT, dict]:
         The network in evaluation mode, baked (call ``train()`` before you train it), and the
         content of the JSON. Its ``preprocess`` says how to prepare images: ``mean`` and ``std`` of
         values 0..255, or None; ``channel_order``; ``interpolation``; and ``crop_ratio``, the part
-        of the short edge that a central crop keeps, or None to resize without a crop.
+        of the short edge that a central crop keeps, or None to resize without a crop. Where the
+        test differed it also has ``backend`` 'cv2' for OpenCV's resizing; ``color`` 'grey' if
+        images are read as grey; ``squash`` to resize to a square before the crop; ``pad_value``
+        to fit the long edge and fill the rest; or ``unknown_steps``, those it has no terms for.
 
     Raises:
         ValueError: If a file is missing or damaged, or the two do not belong together.
@@ -343,6 +346,23 @@ def _check_preprocess(preprocess, channels: int) -> None:
     ratio = preprocess.get('crop_ratio', 1.0)  # None: resize without a crop
     fits = ratio is None or (_is_finite(ratio) and 0.1 <= ratio <= 1)
     _require(fits, 'preprocess.crop_ratio', 'None or a number from 0.1 to 1', ratio)
+    _check_rarer(preprocess)
+
+
+def _check_rarer(preprocess: dict) -> None:
+    """Fields of ``preprocess`` that most exports lack."""
+    backend, method = preprocess.get('backend', 'pillow'), preprocess.get('interpolation')
+    fits = backend == 'pillow' or (backend == 'cv2' and method in INTERPOLATIONS[:3])
+    what = f"'pillow', or 'cv2' with interpolation {' or '.join(map(repr, INTERPOLATIONS[:3]))}"
+    _require(fits, 'preprocess.backend', what, backend)
+    color, squash = preprocess.get('color', 'grey'), preprocess.get('squash', False)
+    _require(color == 'grey', 'preprocess.color', "'grey' or absent", color)
+    _require(type(squash) is bool, 'preprocess.squash', 'true or false', squash)
+    value, steps = preprocess.get('pad_value'), preprocess.get('unknown_steps', [])
+    fits = value is None or (type(value) is int and 0 <= value <= 255)
+    _require(fits, 'preprocess.pad_value', 'None or an integer from 0 to 255', value)
+    fits = isinstance(steps, list) and all(isinstance(step, str) for step in steps)
+    _require(fits, 'preprocess.unknown_steps', 'a list of names', steps)
 
 
 def _is_finite(value) -> bool:

@@ -14,7 +14,7 @@ from ...datasets.agreement import (
     check_sources,
     trained_classes,
 )
-from ...errors import blame, printable
+from ...errors import UserError, blame, printable
 from ...models.checkpoint import adapt_to_start
 from ...models.safe_load import read_checkpoint, weights_in
 from ..model_access import supernet_of
