@@ -53,7 +53,7 @@ def main():
             cfg.resume, cfg.load_from = True, str(found)
     if args.check_only:
         apis.check_training(cfg)
-        print(f'{args.config}: model, data and checkpoint are in place')
+        cli.say(f'{args.config}: model, data and checkpoint are in place')
     else:
         apis.train(cfg)
 
