@@ -206,11 +206,12 @@ class CandidateScorer:
     ) -> list[np.ndarray | None]:
         """Losses of each subnet on some images, None for one that failed on any."""
         parts = [images[start : start + self.part] for start in range(0, len(images), self.part)]
-        tasks = self._submit([(s, part) for part in parts for s in subnets], precision)
+        # Parts of a subnet in a row: an executor that takes several merges its experts once.
+        tasks = self._submit([(s, part) for s in subnets for part in parts], precision)
         found = dict(self._outcomes(tasks))
         whole = []
-        for place in range(len(subnets)):
-            losses = [found[number].losses for number in tasks[place :: len(subnets)]]
+        for start in range(0, len(tasks), len(parts)):
+            losses = [found[number].losses for number in tasks[start : start + len(parts)]]
             whole.append(None if any(some is None for some in losses) else np.concatenate(losses))
         return whole
 

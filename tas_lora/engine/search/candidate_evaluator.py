@@ -62,7 +62,9 @@ class CandidateEvaluator:
         """Pass predictions to the evaluator, batch by batch as in ``ValLoop``."""
         runner = self.runner
         runner.model.eval()
-        supernet_of(runner).set_subnet(task.subnet)
+        supernet = supernet_of(runner)
+        if supernet.subnet != task.subnet:  # else its experts may be merged already
+            supernet.set_subnet(task.subnet)
         low = task.precision == 'bfloat16'
         for place, batch in enumerate(self.images.batches(task.images)):
             runner.call_hook('before_val_iter', batch_idx=place, data_batch=batch)
