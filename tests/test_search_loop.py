@@ -77,7 +77,8 @@ def test_limits_that_make_no_sense(digits_config, constraints, message):
 
 def test_unknown_score_names_the_metrics(digits_config):
     cfg = digits_config('search', options={'val_cfg.score': 'loss'})
-    with pytest.raises(UserError, match=r"'loss', but val_evaluator gives .*'cross_entropy'"):
+    message = r"'loss', but the numbers that val_evaluator gives are .*'cross_entropy'"
+    with pytest.raises(UserError, match=message):
         Runner.from_cfg(cfg).val()
 
 

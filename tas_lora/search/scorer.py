@@ -14,6 +14,15 @@ from .records import History
 from .task import Executor, Outcome, Task
 
 
+def check_score(metrics: dict[str, float], score: str) -> None:
+    """Refuse metrics of a subnet without the score; if there are none, its memory ran out."""
+    if metrics and score not in metrics:
+        raise UserError(
+            f'val_cfg.score is {score!r}, but the numbers that val_evaluator gives are '
+            f'{sorted(metrics)}'
+        )
+
+
 class CandidateScorer:
     """Scores the subnets of a search, each once, and writes a line for each.
 
@@ -122,20 +131,13 @@ class CandidateScorer:
         """Evaluate on all images; write lines in the order of the subnets."""
         outcomes, done = {}, 0
         for place, outcome in self._evaluate(subnets, where['precision'], None):
-            outcomes[place] = self._checked(outcome)
+            check_score(outcome.metrics, self.score)
+            outcomes[place] = outcome
             while done in outcomes:
                 metrics = outcomes[done].metrics
                 numbers = dict(images=self.images if metrics else 0, error=0.0, **metrics)
                 self._write(subnets[done], where, numbers)
                 done += 1
-
-    def _checked(self, outcome: Outcome) -> Outcome:
-        if outcome.metrics and self.score not in outcome.metrics:
-            raise UserError(
-                f'val_cfg.score is {self.score!r}, but val_evaluator gives '
-                f'{sorted(outcome.metrics)}'
-            )
-        return outcome
 
     def _race(self, subnets: Sequence[Subnet], where: dict, keep: int) -> None:
         """Evaluate slice by slice; write a line as soon as its subnet is decided."""
