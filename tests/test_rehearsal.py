@@ -224,6 +224,7 @@ def test_schedules_by_iteration_and_late_hooks_are_no_mistake(digits_config):
     apis.check_training(cfg)
     assert ('val', 287) in NotingHook.calls
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=50, val_interval=50)
+    cfg.val_cfg = cfg.test_cfg = dict()  # of one network
     cfg.custom_hooks = [dict(type='NotingHook')]
     apis.check_training(cfg)
     kinds = [name for name, _ in NotingHook.calls]
