@@ -12,6 +12,13 @@ from .atomic_files import checkpoints_in, is_damaged, newest_whole
 from .config import addressed, check_data, load_config
 from .engine import SubnetTestLoop, SupernetRunner
 from .engine.meaning import check_meaning
+from .engine.rehearsal import (
+    RehearsalRunner,
+    check_monitors_early,
+    rehearse_search,
+    rehearse_training,
+    scratch_config,
+)
 from .engine.search import test_chosen
 from .errors import UserError, blame
 from .models import load_supernet
@@ -34,8 +41,8 @@ __all__ = [
 ]
 
 
-def prepare_training(cfg: Config) -> SupernetRunner:
-    """Build a runner with everything that training needs.
+def prepare_training(cfg: Config, kind: type[SupernetRunner] = SupernetRunner) -> SupernetRunner:
+    """Build a runner, of a ``kind``, with everything that training needs.
 
     Raises:
         UserError: If config, data or checkpoint do not exist or do not fit.
@@ -45,26 +52,34 @@ def prepare_training(cfg: Config) -> SupernetRunner:
         cfg.get('load_from'),
         'train the previous stage, or give another file by --cfg-options load_from=FILE',
     )
-    runner = _prepared(cfg, 'train', 'val')
+    runner = _prepared(cfg, 'train', 'val', kind=kind)
     check_meaning(runner)
     return runner
 
 
 def check_training(cfg: Config) -> None:
-    """Build everything that training needs, and read its checkpoint, but do not train."""
-    runner = prepare_training(cfg)
-    runner.call_hook('before_run')  # hooks check, or build what they load into
-    if cfg.get('load_from') and not cfg.get('resume'):
-        runner.load_checkpoint(cfg.load_from)
+    """Take one batch through training step, validation, metrics and hooks; write nothing.
+
+    Raises:
+        UserError: Naming the part of the config that fails, and why.
+    """
+    _check_work_dir(cfg)
+    with scratch_config(cfg) as scratch, addressed(cfg):
+        rehearse_training(prepare_training(scratch, RehearsalRunner))
 
 
 def train(cfg: Config) -> None:
     """Train according to ``cfg``."""
-    prepare_training(cfg).train()
+    runner = prepare_training(cfg)
+    with addressed(cfg):
+        check_monitors_early(runner)
+    runner.train()
 
 
-def prepare_search(cfg: Config, checkpoint: str | Path) -> SupernetRunner:
-    """Build a runner with everything that a search needs.
+def prepare_search(
+    cfg: Config, checkpoint: str | Path, kind: type[SupernetRunner] = SupernetRunner
+) -> SupernetRunner:
+    """Build a runner, of a ``kind``, with everything that a search needs.
 
     Raises:
         UserError: If config, data or checkpoint do not exist or do not fit.
@@ -72,14 +87,23 @@ def prepare_search(cfg: Config, checkpoint: str | Path) -> SupernetRunner:
     check_data(cfg, ('val_dataloader',))
     check_checkpoint_file(checkpoint, 'check the path')
     cfg.load_from = str(checkpoint)
-    return _prepared(cfg, 'val')
+    return _prepared(cfg, 'val', kind=kind)
 
 
 def check_search(cfg: Config, checkpoint: str | Path, test: bool = False) -> None:
-    """Build everything that a search needs, and read its checkpoint, but do not search."""
+    """Score one subnet on one batch, with ``test`` also of the test set; write nothing.
+
+    Raises:
+        UserError: Naming the part of the config that fails, and why.
+    """
     if test:
         _check_test(cfg)
-    prepare_search(cfg, checkpoint).load_checkpoint(str(checkpoint))
+    _check_work_dir(cfg)
+    with scratch_config(cfg) as scratch, addressed(cfg):
+        runner = prepare_search(scratch, checkpoint, RehearsalRunner)
+        if test:
+            runner.prepare('test')
+        rehearse_search(runner)
 
 
 def search(
@@ -127,19 +151,25 @@ def evaluate(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -
     return _prepared(cfg, 'test').test()
 
 
-def _prepared(cfg: Config, *stages: str) -> SupernetRunner:
+def _prepared(
+    cfg: Config, *stages: str, kind: type[SupernetRunner] = SupernetRunner
+) -> SupernetRunner:
     """Build a runner with everything that the stages need."""
-    if Path(cfg.get('work_dir') or '.').is_file():
-        raise UserError(f'work_dir {cfg.work_dir} is a file; give a folder by --work-dir')
+    _check_work_dir(cfg)
     if cfg.get('launcher', 'none') == 'pytorch' and not torch.cuda.is_available():
         use_gloo(cfg)
     if find_spec('tensorboard') is not None:
         _add_tensorboard(cfg)
     with addressed(cfg):
         with blame('the model or the runner cannot be built'):
-            runner = SupernetRunner.from_cfg(cfg)
+            runner = kind.from_cfg(cfg)
         runner.prepare(*stages)
         return runner
+
+
+def _check_work_dir(cfg: Config) -> None:
+    if Path(cfg.get('work_dir') or '.').is_file():
+        raise UserError(f'work_dir {cfg.work_dir} is a file; give a folder by --work-dir')
 
 
 def _check_test(cfg: Config) -> None:

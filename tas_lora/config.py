@@ -238,6 +238,12 @@ def addressed(cfg: Config | dict) -> Iterator[None]:
         raise
 
 
+def types_in(cfg: Config | dict) -> set[str]:
+    """Names of the classes of all parts of a config, without their scopes."""
+    typed = (node for field in _RUNNER for _, node in _typed(cfg.get(field), field))
+    return {node['type'].split('.')[-1] for node in typed}
+
+
 def _shows(error: UserError, part: dict) -> bool:
     """Whether the message shows the value that ``part`` has in the field."""
     value = re.escape(repr(part.get(error.field)))

@@ -99,7 +99,8 @@ def test_an_overlap_where_generations_need_each_other(digits_config, options, me
 
 def test_unknown_score_names_the_metrics(digits_config):
     cfg = digits_config('search', options={'val_cfg.score': 'loss'})
-    with pytest.raises(UserError, match=r"'loss', but val_evaluator gives .*'cross_entropy'"):
+    message = r"'loss', but the numbers that val_evaluator gives are .*'cross_entropy'"
+    with pytest.raises(UserError, match=message):
         Runner.from_cfg(cfg).val()
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from tas_lora import UserError, cli
-from tas_lora.checks import positive
+from tas_lora.checks import bounded, positive
 from tas_lora.datasets.image_depth import refuse_deep
 from tas_lora.errors import blame, printable
 from tas_lora.export.image_preparation import ImagePreparation, square
@@ -29,7 +29,15 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('export', help='folder that tools/export.py wrote')
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files, of any size')
-    parser.add_argument('--top', type=int, default=5, help='classes to show per image')
+    parser.add_argument(
+        '--top', type=int, help='classes to show per image (default: 5, or all found)'
+    )
+    parser.add_argument(
+        '--threshold',
+        type=float,
+        help='least score of a class that is found, for networks that find several in an image '
+        '(default: from the export)',
+    )
     parser.add_argument('--classes', help='text file with one class name per line')
     parser.add_argument('--out', help='write the predictions to this JSON file')
     parser.add_argument('--batch-size', type=int, default=32)
@@ -154,9 +162,11 @@ class Preprocessing:
 
 @torch.no_grad()
 def predict(
-    model: PlainViT, preprocessing: Preprocessing, paths: list[str], batch_size: int
+    model: PlainViT, preprocessing: Preprocessing, paths: list[str], batch_size: int, several: bool
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield each image's path with the probabilities of all classes, (classes,).
+
+    With ``several``, each class has its own: they do not add up to 1.
 
     Raises:
         UserError: If an image cannot be read, or the network's output is not finite.
@@ -166,12 +176,25 @@ def predict(
         logits = model(preprocessing(batch))
         if not logits.isfinite().all():
             raise UserError(f'the output for {batch[0]} or an image after it is not finite')
-        yield from zip(batch, logits.softmax(dim=1), strict=True)
+        yield from zip(batch, logits.sigmoid() if several else logits.softmax(dim=1), strict=True)
 
 
-def ranked(probabilities: Tensor, top: int, names: list[str] | None) -> list[dict]:
-    """The most likely classes, best first."""
-    values, classes = probabilities.topk(min(top, len(probabilities)))
+def threshold_of(args: argparse.Namespace, description: dict) -> float | None:
+    """Least score of a class that is found; None if every image has one class."""
+    if description.get('problem_type') != 'multi_label_classification':
+        if args.threshold is not None:
+            raise UserError('--threshold: this network gives one class per image; use --top')
+        return None
+    threshold = description.get('threshold', 0.5) if args.threshold is None else args.threshold
+    return bounded(threshold, '--threshold')
+
+
+def ranked(
+    probabilities: Tensor, top: int, names: list[str] | None, threshold: float | None = None
+) -> list[dict]:
+    """The most likely classes, best first, from ``threshold`` up if there is one."""
+    found = len(probabilities) if threshold is None else int((probabilities >= threshold).sum())
+    values, classes = probabilities.topk(min(top, found))
     return [
         dict(class_index=index, probability=value)
         | ({} if names is None else dict(class_name=names[index]))
@@ -183,6 +206,8 @@ def table_of(results: list[dict]) -> Table:
     """Table of the predictions of all images."""
     table = Table('image', 'class', 'probability')
     for result in results:
+        if not result['predictions']:
+            table.add_row(escape(Path(result['image']).name), 'none', '')
         for rank, found in enumerate(result['predictions']):
             image = '' if rank else Path(result['image']).name
             label = found.get('class_name', str(found['class_index']))
@@ -195,18 +220,20 @@ def table_of(results: list[dict]) -> Table:
 def main() -> None:
     """Parse, load, predict, print and write."""
     args = parse_args()
-    top = positive(args.top, '--top', int)
     batch_size = positive(args.batch_size, '--batch-size', int)
     if args.crop_ratio is not None and not 0.1 <= args.crop_ratio <= 1:
         raise UserError(f'--crop-ratio must be a number from 0.1 to 1, got {args.crop_ratio}')
     if args.out:
         cli.check_output(args.out)
     model, description = load_export(args.export)
-    names = class_names(args.classes, description)
+    names, threshold = class_names(args.classes, description), threshold_of(args, description)
+    several = threshold is not None
+    default = description['network']['num_classes'] if several else 5
+    top = positive(default if args.top is None else args.top, '--top', int)
     preprocessing = Preprocessing(description, args.crop_ratio, args.channel_order)
     results = [
-        dict(image=path, predictions=ranked(probabilities, top, names))
-        for path, probabilities in predict(model, preprocessing, args.images, batch_size)
+        dict(image=path, predictions=ranked(probabilities, top, names, threshold))
+        for path, probabilities in predict(model, preprocessing, args.images, batch_size, several)
     ]
     cli.SafeConsole().print(table_of(results))
     if args.out:

@@ -39,7 +39,9 @@ def parse_args():
         'CONFIG is needed if it names parts of your own, CHECKPOINT if the file has moved',
     )
     parser.add_argument(
-        '--check-only', action='store_true', help='check config, checkpoint and data, then exit'
+        '--check-only',
+        action='store_true',
+        help='score one subnet on one batch without writing anything, then exit',
     )
     add_workers(parser)
     args = parser.parse_args()

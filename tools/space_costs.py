@@ -72,7 +72,7 @@ def build_model(cfg: Config, space: SearchSpace, args) -> SupernetClassifier:
         model = supernet(cfg.model)
     if not isinstance(model, SupernetClassifier):
         raise UserError(f'{args.config} has no tas_lora.SupernetClassifier')
-    model.backbone.check_space(space, 'the space')
+    model.check_space(space, 'the space')
     return model.to(args.device).train()
 
 

@@ -1,6 +1,7 @@
 """Test subnets of a checkpoint."""
 
 import json
+from operator import methodcaller
 from pathlib import Path
 
 from mmengine.dist import is_main_process
@@ -38,7 +39,9 @@ def main():
     }
     metrics = apis.evaluate(cfg, args.checkpoint, subnets)
     if args.out and is_main_process():
-        Path(args.out).write_text(json.dumps(metrics, indent=2) + '\n')
+        # Matrices, and values by class, become lists.
+        text = json.dumps(metrics, indent=2, default=methodcaller('tolist'))
+        Path(args.out).write_text(text + '\n')
 
 
 if __name__ == '__main__':

@@ -24,7 +24,9 @@ def parse_args():
         '--auto-scale-lr', action='store_true', help='scale learning rates with the batch size'
     )
     parser.add_argument(
-        '--check-only', action='store_true', help='check config, data and checkpoint, then exit'
+        '--check-only',
+        action='store_true',
+        help='take one batch through training and validation without writing anything, then exit',
     )
     cli.add_launcher(parser)
     return parser.parse_args()
@@ -53,7 +55,7 @@ def main():
             cfg.resume, cfg.load_from = True, str(found)
     if args.check_only:
         apis.check_training(cfg)
-        cli.say(f'{args.config}: model, data and checkpoint are in place')
+        cli.say(f'{args.config}: one batch passed through training, validation and hooks')
     else:
         apis.train(cfg)
 

@@ -23,8 +23,10 @@ def score(model: SupernetClassifier, subnet: Subnet, batches: Iterable[dict]) ->
         batches: Batches with ``inputs`` and labelled ``data_samples``, as a dataloader yields them.
 
     Raises:
-        UserError: If the subnet does not fit, or there are no images.
+        UserError: If the subnet does not fit, or there are no images, or they have several labels.
     """
+    if model.is_multi_label:
+        raise UserError('ranks by top-1 and cross-entropy, but model.head is for several labels')
     right, loss, images = 0, 0.0, 0
     with evaluating(model):
         model.set_subnet(subnet)

@@ -54,8 +54,11 @@ def labelled_batches(
     """Yield batches of normalised images and labels from ``test_dataloader``, on the CPU.
 
     Raises:
-        UserError: If there is no dataloader, or its data are missing or unreadable.
+        UserError: If there is no dataloader, its data are missing or unreadable, or an image has
+            several labels.
     """
+    if model.is_multi_label:
+        raise UserError('images have several labels, so there is no top-1')
     if loader is None:
         raise UserError('the config has no test_dataloader')
     with blame('test_dataloader cannot be built'):

@@ -74,6 +74,8 @@ def _config(source: Source) -> dict:
     names = source.description.get('classes') or [f'LABEL_{i}' for i in range(count)]
     names = _kept_apart(names)
     code = MODULE.removesuffix('.py')
+    # Otherwise transformers infers it from the labels that a user gives.
+    several = dict(problem_type=source.problem_type) if source.is_multi_label else {}
     return dict(
         model_type='tas_lora_vit',
         architectures=['TasLoraForImageClassification'],
@@ -82,6 +84,7 @@ def _config(source: Source) -> dict:
             AutoModelForImageClassification=f'{code}.TasLoraForImageClassification',
         ),
         network=source.network,
+        **several,
         id2label={str(i): name for i, name in enumerate(names)},
         label2id={name: i for i, name in enumerate(names)},
         dtype='float32',

@@ -70,6 +70,9 @@ def _config(source: Source) -> dict:
         in_channels=network['embed_dim'],
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
     )
+    if source.is_multi_label:
+        head.update(type='MultiLabelLinearClsHead', thr=source.description['threshold'])
+        head['loss']['use_sigmoid'] = True
     imports = source.data.get('custom_imports')
     data = _data(source)
     return dict(
@@ -85,6 +88,7 @@ def _config(source: Source) -> dict:
 def _data(source: Source) -> dict:
     """The supernet's test data, or else a folder of images whose path the user fills in."""
     given = source.data
+    metric = dict(type='AveragePrecision' if source.is_multi_label else 'Accuracy')
     if given.get('test_dataloader') is not None:
         loader = deepcopy(dict(given['test_dataloader']))
         dataset = innermost(loader)
@@ -96,7 +100,7 @@ def _data(source: Source) -> dict:
         return dict(
             data_preprocessor=own,
             test_dataloader=loader,
-            test_evaluator=given.get('test_evaluator') or dict(type='Accuracy'),
+            test_evaluator=given.get('test_evaluator') or metric,
         )
     dataset = dict(type='CustomDataset', data_root='data/test', pipeline=_pipeline(source))
     sampler = dict(type='DefaultSampler', shuffle=False)
@@ -104,7 +108,7 @@ def _data(source: Source) -> dict:
     return dict(
         data_preprocessor=_preprocessor(source),
         test_dataloader=loader,
-        test_evaluator=dict(type='Accuracy'),
+        test_evaluator=metric,
     )
 
 

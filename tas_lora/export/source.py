@@ -49,6 +49,16 @@ class Source:
         """Arguments of ``PlainViT``."""
         return self.description['network']
 
+    @property
+    def problem_type(self) -> str:
+        """What the logits mean: 'single_label_classification' or 'multi_label_classification'."""
+        return self.description.get('problem_type', 'single_label_classification')
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.problem_type == 'multi_label_classification'
+
     def random_images(self, count: int = 64) -> Tensor:
         """Normal noise (count, channels, side, side), the same in every call."""
         side = self.network['img_size']

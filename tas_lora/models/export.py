@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..search.complexity import count_flops, count_params
 from ..structures import Subnet
 from .classifiers.supernet_classifier import SupernetClassifier
+from .heads.elastic_cls_head import final_linear
 from .plain_vit import FORMAT, POOLINGS
 from .preparation import describe
 
@@ -32,8 +33,8 @@ def standalone_state_dict(model: SupernetClassifier, subnet: Subnet) -> dict[str
         'pos_embed': backbone.positions(subnet),
         'norm.weight': backbone.norm.weight[:width],
         'norm.bias': backbone.norm.bias[:width],
-        'head.weight': model.head.fc.weight[:, :width],
-        'head.bias': model.head.fc.bias,
+        'head.weight': final_linear(model.head).weight[:, :width],
+        'head.bias': final_linear(model.head).bias,
     }
     with torch.no_grad():
         model.merge_experts()
@@ -89,7 +90,7 @@ def export_subnet(
 
 def _check_parts(model: SupernetClassifier) -> None:
     backbone, head = model.backbone, model.head
-    linear = hasattr(head, 'fc')  # as in MMPretrain's LinearClsHead
+    linear = final_linear(head) is not None
     at_the_end = backbone.out_indices == (backbone.arch.depth - 1,)
     if not (backbone.out_type in POOLINGS and at_the_end and linear and not model.with_neck):
         raise UserError(
@@ -135,7 +136,16 @@ def _description(model: SupernetClassifier, subnet: Subnet, dataset: Mapping | N
         format=FORMAT,
         network=network,
         subnet=subnet.to_dict(),
+        **_problem(model),
         preprocess=describe(dataset or {}, model.data_preprocessor, spec['img_size']),
         params=count_params(subnet, **spec),
         flops=count_flops(subnet, **spec),
     )
+
+
+def _problem(model: SupernetClassifier) -> dict:
+    """What the logits mean, in the terms of Hugging Face; for several labels the threshold, too."""
+    if not model.is_multi_label:
+        return dict(problem_type='single_label_classification')
+    threshold = 0.5 if model.head.thr is None else model.head.thr
+    return dict(problem_type='multi_label_classification', threshold=threshold)

@@ -68,11 +68,19 @@ def write_report(folder: str | Path, score: str = 'cross_entropy', rule: str | N
         labels=LABELS,
         top=results.ranking[:TOP],
         has_dropped=any(isfinite(c.score) and not c.is_complete for c in results.candidates),
-        test=results.best.get('test') or {},
+        test=tested_numbers(results.best.get('test') or {}),
         again=sum(c.generation == 0 for c in results.of('finals')),
     )
     write_atomic(results.folder / PAGE, printable(page))
     return results.folder / PAGE
+
+
+def tested_numbers(test: dict[str, dict]) -> dict[str, dict]:
+    """Metrics of each tested subnet without matrices and values by class, which are lists."""
+    return {
+        name: {metric: value for metric, value in values.items() if not isinstance(value, list)}
+        for name, values in test.items()
+    }
 
 
 def in_words(subnet: Subnet) -> str:

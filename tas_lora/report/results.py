@@ -243,7 +243,8 @@ def _check(results: SearchResults, lines: list[dict]) -> None:
         for name in ('candidates', 'images_evaluated', 'images_exhaustive', 'parents'):
             natural(best.get(name, 0), name)
         for name, metrics in (best.get('test') or {}).items():
-            _numbers(list(metrics.values()), name, path)
+            numbers = [value for value in metrics.values() if not isinstance(value, list)]
+            _numbers(numbers, name, path)
         _ = [*(identity.get('command') or ())], {**(identity.get('versions') or {})}
         _ = results.space, results.limits, results.baseline, results.costs
         if not isfinite(results.winner.score):

@@ -16,6 +16,7 @@ from .records import History
 from .task import Executor, Outcome, Task
 
 
+<<<<<<< HEAD
 @dataclass
 class _Generation:
     """A generation that is being scored."""
@@ -25,6 +26,15 @@ class _Generation:
     known: dict[Subnet, dict]  # lines of those scored before
     fresh: list[Subnet]  # the others, and those that race again
     tasks: range = range(0)  # of the fresh ones, without a race
+=======
+def check_score(metrics: dict[str, float], score: str) -> None:
+    """Refuse metrics of a subnet without the score; if there are none, its memory ran out."""
+    if metrics and score not in metrics:
+        raise UserError(
+            f'val_cfg.score is {score!r}, but the numbers that val_evaluator gives are '
+            f'{sorted(metrics)}'
+        )
+>>>>>>> early
 
 
 class CandidateScorer:
@@ -160,21 +170,21 @@ class CandidateScorer:
     def _write_whole(self, subnets: Sequence[Subnet], tasks: range, where: dict) -> None:
         """Write lines of subnets that are evaluated on all images, in their order."""
         outcomes, done = {}, 0
+<<<<<<< HEAD
         for number, outcome in self._outcomes(tasks):
             outcomes[number] = self._checked(outcome)
             while done < len(tasks) and tasks[done] in outcomes:
                 metrics = outcomes[tasks[done]].metrics
+=======
+        for place, outcome in self._evaluate(subnets, where['precision'], None):
+            check_score(outcome.metrics, self.score)
+            outcomes[place] = outcome
+            while done in outcomes:
+                metrics = outcomes[done].metrics
+>>>>>>> early
                 numbers = dict(images=self.images if metrics else 0, error=0.0, **metrics)
                 self._write(subnets[done], where, numbers)
                 done += 1
-
-    def _checked(self, outcome: Outcome) -> Outcome:
-        if outcome.metrics and self.score not in outcome.metrics:
-            raise UserError(
-                f'val_cfg.score is {self.score!r}, but val_evaluator gives '
-                f'{sorted(outcome.metrics)}'
-            )
-        return outcome
 
     def _race(self, subnets: Sequence[Subnet], where: dict, keep: int) -> None:
         """Evaluate slice by slice; write a line as soon as its subnet is decided."""

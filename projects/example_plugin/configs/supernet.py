@@ -17,7 +17,7 @@ model = dict(
         max_relative_position=3,
         init_std=0.1,  # AutoFormer's 0.02 is too small at these widths
     ),
-    # Its weight is sliced to a subnet's width; MMPretrain's LinearClsHead has a single width.
+    # Its weight is sliced to a subnet's width, as are those of MMPretrain's linear heads.
     head=dict(type='tas_lora.ElasticClsHead', num_classes={{_base_.num_classes}}, init_std=0.1),
 )
 

@@ -74,18 +74,25 @@ class SandwichRule(SubnetStrategy):
             with optim_wrapper.optim_context(runner.model):
                 logits = runner.model(**batch, mode='tensor')  # (B, classes)
                 if teacher is not None:
-                    loss = F.cross_entropy(logits.float(), teacher)
+                    loss = _distillation(logits.float(), teacher, model.is_multi_label)
                 else:
-                    losses = model.head.loss_of_logits(logits, batch['data_samples'])
+                    losses = model.head._get_loss(logits, batch['data_samples'])
                     loss, _ = model.parse_losses(losses)
             if self.distill and teacher is None:
-                teacher = logits.detach().float().softmax(dim=-1)
+                teacher = model.probabilities(logits.detach().float())
             logged[f'loss_{name}'] = loss.detach()
             if len(logged) < len(subnets):
                 optim_wrapper.backward(optim_wrapper.scale_loss(loss))
             else:
                 optim_wrapper.update_params(loss)
         return dict(loss=sum(logged.values()), **logged)
+
+
+def _distillation(logits: Tensor, teacher: Tensor, multi_label: bool) -> Tensor:
+    """Cross-entropy with the teacher's probabilities, (B, classes), scaled as the labels' loss."""
+    if multi_label:
+        return F.binary_cross_entropy_with_logits(logits, teacher, reduction='sum') / len(logits)
+    return F.cross_entropy(logits, teacher)
 
 
 def build_strategy(config: dict | None) -> SubnetStrategy:

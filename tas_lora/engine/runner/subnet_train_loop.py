@@ -44,7 +44,7 @@ class SubnetSamplingTrainLoop(ResumableTrainLoop):
         self.space = SearchSpace.coerce(space)
         self.seed = natural(seed, 'seed')
         self.model = supernet_of(runner)
-        self.model.backbone.check_space(self.space, 'the space')
+        self.model.check_space(self.space, 'the space')
         self.strategy = build_strategy(strategy)
         self.strategy.check(runner)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from mmengine.logging import MMLogger
+from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 
 from ...datasets.agreement import (
@@ -15,9 +16,11 @@ from ...datasets.agreement import (
     trained_classes,
 )
 from ...errors import UserError, blame, printable
+from ...models import SupernetClassifier
 from ...models.checkpoint import adapt_to_start
 from ...models.safe_load import read_checkpoint, weights_in
 from ..model_access import supernet_of
+from .label_check import check_dataset, check_metrics
 from .resume_check import make_resumable, recorded_run
 
 _ESCAPE = ('val_cfg', 'search_on_training_images')
@@ -72,6 +75,18 @@ class SupernetRunner(Runner):
                 _check_batches(self._test_loop.dataloader, 'test_dataloader')
         check_built(self.cfg, self._datasets())
         self._compare_classes()
+        for stage in stages:
+            self._check_labels(stage)
+
+    def _check_labels(self, stage: str) -> None:
+        """Refuse data and metrics that do not suit the head of a supernet."""
+        loop = getattr(self, f'_{stage}_loop')
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        if loop is None or not isinstance(model, SupernetClassifier):
+            return
+        check_dataset(model, loop.dataloader.dataset, f'{stage}_dataloader')
+        if stage != 'train':
+            check_metrics(model, loop.evaluator, f'{stage}_evaluator')
 
     def load_checkpoint(self, filename: str, map_location='cpu', **kwargs) -> dict:
         """Load weights from a file or an http(s) address; when resuming, the whole checkpoint."""

@@ -9,6 +9,7 @@ from mmengine.device import get_device
 from mmengine.evaluator import Evaluator
 
 from ...datasets.held_out_images import HeldOutImages
+from ...errors import UserError
 from ...evaluation import CrossEntropy
 from ...search import Outcome, Task
 from ...structures import Subnet
@@ -46,7 +47,9 @@ class CandidateEvaluator:
                 metric.results.clear()
             return Outcome()
         if task.images is None:
-            return Outcome({name: float(value) for name, value in local_metrics(evaluator).items()})
+            if not (found := numbers_of(local_metrics(evaluator))):
+                raise UserError('val_evaluator gives no number to rank subnets by, only lists')
+            return Outcome(found)
         results = evaluator.metrics[0].results
         losses = np.array(results, np.float32)
         results.clear()
@@ -83,6 +86,16 @@ def local_metrics(evaluator: Evaluator) -> dict:
         found |= {f'{prefix}{name}': value for name, value in metrics.items()}
         metric.results.clear()
     return found
+
+
+def numbers_of(metrics: dict) -> dict[str, float]:
+    """Metrics that are single numbers; not matrices, nor lists by class."""
+    sized = {name: np.asarray(value) for name, value in metrics.items()}
+    return {
+        name: float(value)
+        for name, value in sized.items()
+        if value.ndim == 0 and np.issubdtype(value.dtype, np.number)
+    }
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -133,7 +133,7 @@ class EvolutionarySearchLoop(ValLoop):
             self.images = HeldOutImages(self.dataloader, memory_share)
         self.model = supernet_of(runner)
         space = SearchSpace.coerce(space)
-        self.model.backbone.check_space(space, 'the space')
+        self.model.check_space(space, 'the space')
         rule = settled_rule(score, rule, warn=runner.logger.warning)
         if rule != 'less' and runner.cfg.get(
             'val_cfg'

@@ -2,6 +2,7 @@
 
 import json
 from math import isfinite, nan
+from operator import methodcaller
 from pathlib import Path
 from reprlib import repr as short
 
@@ -196,7 +197,8 @@ def test_chosen(runner) -> dict[str, float]:
     if metrics is None:
         runner._test_loop = dict(runner._test_loop, subnets=chosen)
         runner.prepare('test')
-        metrics = {name: float(value) for name, value in runner.test().items()}
+        # Matrices, and values by class, become lists.
+        metrics = json.loads(json.dumps(runner.test(), default=methodcaller('tolist')))
         write_atomic(folder / TEST, json.dumps(dict(subnets=chosen, metrics=metrics)))
     result['test'] = _by_name(chosen, metrics)
     write_atomic(folder / RESULT, json.dumps(result, indent=2) + '\n')

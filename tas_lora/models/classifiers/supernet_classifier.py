@@ -6,17 +6,24 @@ from contextlib import contextmanager
 import torch
 from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.models.classifiers import ImageClassifier
-from torch import nn
+from mmpretrain.models.heads import MultiLabelClsHead
+from torch import Tensor, nn
 
 from ...checks import boolean
 from ...errors import UserError, blame
 from ...registry import MODELS, build_part
-from ...structures import Subnet
+from ...structures import SearchSpace, Subnet
 from ..backbones import ElasticViT
 from ..checkpoint import adapt_state_dict
-from ..heads import ElasticClsHead, Router
-from ..heads.elastic_cls_head import check_labels
-from ..layers import expert_parameters
+from ..heads import Router
+from ..heads.elastic_cls_head import (
+    SlicedLinear,
+    check_labels,
+    final_linear,
+    labels_are_checked,
+    slice_head,
+)
+from ..layers import ElasticLinear, expert_parameters
 
 # Types of the arguments passed on to MMPretrain; all but the first may be None.
 _KINDS = dict(
@@ -25,6 +32,12 @@ _KINDS = dict(
     data_preprocessor=(dict, nn.Module),
     train_cfg=(dict,),
     init_cfg=(dict, list),
+)
+_LINEAR = (
+    'tas_lora.ElasticClsHead',
+    'LinearClsHead',
+    'MultiLabelLinearClsHead',
+    'VisionTransformerClsHead',
 )
 
 
@@ -38,8 +51,9 @@ class SupernetClassifier(ImageClassifier):
 
     Args:
         backbone: Config of the ``tas_lora.ElasticViT``.
-        head: Config of the head, usually ``tas_lora.ElasticClsHead``, whose ``in_channels``
-            default to the backbone's width.
+        head: Config of the head, usually ``tas_lora.ElasticClsHead``. MMPretrain's linear heads
+            are sliced like it, among them ``MultiLabelLinearClsHead`` for images with several
+            labels. Their ``in_channels`` default to the backbone's width.
         router: Config of the router of the experts; required if the backbone has ``mole``.
         freeze_supernet: With a router, train only the experts and the router (TAS-LoRA).
         **kwargs: As in ``ImageClassifier``: ``data_preprocessor``, ``train_cfg``, ...
@@ -77,7 +91,7 @@ class SupernetClassifier(ImageClassifier):
                 parameter.requires_grad_(True)
         self._subnet = self.backbone.arch
         if self.router is not None:
-            self.backbone.check_space(self.router.space, 'router.space')
+            self.check_space(self.router.space, 'router.space')
             self._subnet = self.router.space.largest()
         self._register_load_state_dict_pre_hook(self._adapt_state_dict)
 
@@ -120,6 +134,44 @@ class SupernetClassifier(ImageClassifier):
         return any(layer.merged is not None for layer in self.backbone.mole_layers())
 
     @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have several labels, each with a probability of its own."""
+        return isinstance(self.head, MultiLabelClsHead)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probability of each class from logits (B, classes)."""
+        return logits.sigmoid() if self.is_multi_label else logits.softmax(dim=-1)
+
+    def check_space(self, space: SearchSpace, what: str) -> None:
+        """Raise :class:`UserError` unless backbone, neck and head can run all of ``space``."""
+        self.backbone.check_space(space, what)
+        layer, narrow = final_linear(self.head), space.smallest()
+        if isinstance(layer, (ElasticLinear, SlicedLinear)) and not self.with_neck:
+            return
+        if self.head is not None and narrow.embed_dim < self.backbone.arch.embed_dim:
+            self._try(narrow)
+
+    @torch.no_grad()
+    def _try(self, subnet: Subnet) -> None:
+        """Refuse a head or a neck that cannot take the features of a narrow subnet."""
+        backbone, is_training = self.backbone, self.training
+        side = backbone.image_spec['img_size'] // backbone.patch_size_of(subnet)
+        shape = (1, subnet.embed_dim, *((side, side) if backbone.out_type == 'featmap' else ()))
+        feats = tuple(backbone.pos_embed.new_zeros(shape) for _ in backbone.out_indices)
+        self.eval()
+        try:
+            self.head(self.neck(feats) if self.with_neck else feats)
+        except Exception as error:
+            parts = 'the neck or the head' if self.with_neck else 'the head'
+            raise UserError(
+                f'{parts}, a {type(self.head).__name__}, cannot take features that are '
+                f'{subnet.embed_dim} wide, those of the smallest subnet; set model.head.type to '
+                'tas_lora.ElasticClsHead or to a linear head of MMPretrain, which is sliced'
+            ) from error
+        finally:
+            self.train(is_training)
+
+    @property
     def image_spec(self) -> dict:
         """Keyword arguments of ``count_params`` and ``count_flops`` for this model."""
         return dict(**self.backbone.image_spec, num_classes=self.head.num_classes)
@@ -139,6 +191,19 @@ class SupernetClassifier(ImageClassifier):
             feats = self.neck(feats)
         return self.head.pre_logits(feats) if stage == 'pre_logits' else feats
 
+    def predict(self, inputs, data_samples=None, **kwargs):
+        """As ``ImageClassifier.predict``; samples say in ``multi_label`` how to read scores.
+
+        Their scores are computed in float32: bfloat16 has no probabilities from .996 to 1.
+        """
+        if not self.is_multi_label:
+            return super().predict(inputs, data_samples, **kwargs)
+        logits = self.head(self.extract_feat(inputs)).float()
+        predicted = self.head._get_predictions(logits, data_samples)
+        for sample in predicted:
+            sample.set_metainfo(dict(multi_label=True))
+        return predicted
+
     @contextmanager
     def _experts_in_place(self) -> Iterator[None]:
         if self.router is None or self.is_merged:
@@ -153,9 +218,9 @@ class SupernetClassifier(ImageClassifier):
     def _build_head(self, head: dict | nn.Module | None) -> nn.Module | None:
         width = self.backbone.arch.embed_dim
         if isinstance(head, dict):
-            ours = head.get('type') == 'tas_lora.ElasticClsHead'
+            is_linear = str(head.get('type')).removeprefix('mmpretrain.') in _LINEAR
             with blame('cannot be built', 'head'):
-                head = MODELS.build((dict(in_channels=width) if ours else {}) | head)
+                head = MODELS.build((dict(in_channels=width) if is_linear else {}) | head)
         if head is not None and not isinstance(head, nn.Module):
             raise UserError(f'must be a dict with a type, got {head!r}', 'head')
         channels = getattr(head, 'in_channels', width)  # some heads have no such attribute
@@ -163,6 +228,7 @@ class SupernetClassifier(ImageClassifier):
             raise UserError(
                 f'is {channels}, the backbone is {width} wide; leave it out', 'head.in_channels'
             )
+        slice_head(head)
         return head
 
     def _check_router(self) -> None:
@@ -179,7 +245,7 @@ class SupernetClassifier(ImageClassifier):
             )
 
     def _check_data_preprocessor(self) -> None:
-        if not isinstance(self.head, ElasticClsHead):
+        if not labels_are_checked(self.head):
             return
         data, classes = self.data_preprocessor, self.head.num_classes
         one_hot = isinstance(data, ClsDataPreprocessor) and data.to_onehot
@@ -192,7 +258,7 @@ class SupernetClassifier(ImageClassifier):
         data.register_forward_pre_hook(self._check_labels)
 
     def _check_labels(self, _, inputs: tuple) -> None:
-        check_labels(inputs[0].get('data_samples') or (), self.head.num_classes)
+        check_labels(inputs[0].get('data_samples') or (), self.head)
 
     def _adapt_state_dict(self, state_dict, prefix, *_) -> None:
         self.unmerge_experts()

@@ -1,9 +1,16 @@
-"""Linear classifier for features of any width up to its own."""
+"""Linear classifiers for features of any width up to their own."""
 
 import torch
-from mmpretrain.models.heads import LinearClsHead
+import torch.nn.functional as F
+from mmpretrain.models.heads import (
+    ClsHead,
+    LinearClsHead,
+    MultiLabelClsHead,
+    MultiLabelLinearClsHead,
+    VisionTransformerClsHead,
+)
 from mmpretrain.structures import DataSample
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...checks import boolean, positive, positives
 from ...errors import UserError, blame
@@ -20,14 +27,63 @@ def refuse_label(label: int, num_classes: int) -> None:
     )
 
 
-def check_labels(data_samples: list[DataSample], num_classes: int) -> None:
-    """Raise :class:`UserError` unless all labels of a batch are from 0 to ``num_classes`` - 1."""
-    labels = [sample.gt_label.flatten() for sample in data_samples if 'gt_label' in sample]
+def refuse_several(labels: list[int], head: str, where: str = 'the data') -> None:
+    """Raise :class:`UserError` about an image that has other than one label."""
+    raise UserError(
+        f'{where}: an image has the labels {labels}, but model.head, a {head}, gives each image '
+        "one class; set model.head.type='MultiLabelLinearClsHead', or give each image one label"
+    )
+
+
+def check_labels(data_samples: list[DataSample], head: nn.Module) -> None:
+    """Raise :class:`UserError` unless the labels of a batch are classes of ``head``.
+
+    With a head for one label, each image must have exactly one.
+    """
+    labels, num_classes = [], head.num_classes
+    for sample in data_samples:
+        if 'gt_label' in sample:
+            labels.append(sample.gt_label.flatten())
+            if len(labels[-1]) != 1 and not isinstance(head, MultiLabelClsHead):
+                where = sample.get('img_path', 'the data')
+                refuse_several(labels[-1].tolist(), type(head).__name__, where)
     if labels:
         labels = torch.cat(labels)
         wrong = labels[(labels < 0) | (labels >= num_classes)]
         if len(wrong):
             refuse_label(int(wrong[0]), num_classes)
+
+
+class SlicedLinear(nn.Linear):
+    """An ordinary linear layer that takes narrower features, by its first columns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., i) to (..., O)."""
+        return F.linear(x, self.weight[:, : x.shape[-1]], self.bias)
+
+
+def final_linear(head: nn.Module) -> nn.Module | None:
+    """The one linear layer of a head that maps features to logits; None of other heads."""
+    if isinstance(head, VisionTransformerClsHead):
+        return head.layers.head if head.hidden_dim is None else None
+    return head.fc if isinstance(head, (LinearClsHead, MultiLabelLinearClsHead)) else None
+
+
+def slice_head(head: nn.Module) -> None:
+    """Let a linear head of MMPretrain take features of any width up to its own, in place."""
+    layer = final_linear(head)
+    if type(layer) is nn.Linear:
+        sliced = SlicedLinear(layer.in_features, layer.out_features)
+        sliced.load_state_dict(layer.state_dict())
+        if isinstance(head, VisionTransformerClsHead):
+            head.layers.head = sliced
+        else:
+            head.fc = sliced
+
+
+def labels_are_checked(head: nn.Module | None) -> bool:
+    """Whether a head classifies, so that :func:`check_labels` applies."""
+    return isinstance(head, (ClsHead, MultiLabelClsHead)) and hasattr(head, 'num_classes')
 
 
 @MODELS.register_module()
@@ -65,11 +121,7 @@ class ElasticClsHead(LinearClsHead):
         init_std = positive(init_std, 'init_std', float)
         self.fc = ElasticLinear(in_channels, num_classes, init_std=init_std)
 
-    def loss_of_logits(self, logits: Tensor, data_samples: list[DataSample]) -> dict:
-        """As ``loss``, from logits (B, classes)."""
-        return self._get_loss(logits, data_samples)
-
     def _get_loss(self, cls_score: Tensor, data_samples: list[DataSample], **kwargs) -> dict:
         if not cls_score.is_cuda:  # on a GPU this would wait; the classifier checks before
-            check_labels(data_samples, self.num_classes)
+            check_labels(data_samples, self)
         return super()._get_loss(cls_score, data_samples, **kwargs)
