@@ -1,22 +1,29 @@
 """From a config to a running job: the functions that the tools call."""
 
 import inspect
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.logging import print_log
 from mmengine.registry import LOOPS
 
-from .atomic_files import checkpoints_in, is_damaged, newest_whole
+from .atomic_files import is_damaged
 from .config import addressed, check_data, load_config
 from .engine import SubnetTestLoop, SupernetRunner
+from .engine.runner.run_files import check_first_start, find_checkpoints, newest_whole
 from .engine.search import test_chosen
 from .errors import UserError, blame
 from .models import load_supernet
 from .report.page import write_report
 from .structures import Subnet
+from .work_lock import held
 
 __all__ = [
     'check_checkpoint_file',
@@ -28,6 +35,7 @@ __all__ = [
     'load_supernet',
     'prepare_search',
     'prepare_training',
+    'resume',
     'search',
     'train',
     'use_gloo',
@@ -56,9 +64,18 @@ def check_training(cfg: Config) -> None:
         runner.load_checkpoint(cfg.load_from)
 
 
-def train(cfg: Config) -> None:
-    """Train according to ``cfg``."""
-    prepare_training(cfg).train()
+def train(cfg: Config) -> SupernetRunner:
+    """Train according to ``cfg``, as the only run in its work directory; return the runner.
+
+    Raises:
+        UserError: As :func:`prepare_training`; or if another run is in the work directory.
+    """
+    with work_dir_of(cfg) as note:
+        runner = prepare_training(cfg)
+        if note:
+            runner.logger.warning(note)
+        runner.train()
+    return runner
 
 
 def prepare_search(cfg: Config, checkpoint: str | Path) -> SupernetRunner:
@@ -93,12 +110,15 @@ def search(
     """
     if test:
         _check_test(cfg)
-    runner = prepare_search(cfg, checkpoint)
-    metrics = runner.val()
-    if test:
-        metrics = metrics | test_chosen(runner)
-    if report and is_main_process():
-        runner.logger.info(f'Report: {write_report(runner.work_dir)}')
+    with work_dir_of(cfg) as note:
+        runner = prepare_search(cfg, checkpoint)
+        if note:
+            runner.logger.warning(note)
+        metrics = runner.val()
+        if test:
+            metrics = metrics | test_chosen(runner)
+        if report and is_main_process():
+            runner.logger.info(f'Report: {write_report(runner.work_dir)}')
     return metrics
 
 
@@ -127,8 +147,7 @@ def evaluate(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -
 
 def _prepared(cfg: Config, *stages: str) -> SupernetRunner:
     """Build a runner with everything that the stages need."""
-    if Path(cfg.get('work_dir') or '.').is_file():
-        raise UserError(f'work_dir {cfg.work_dir} is a file; give a folder by --work-dir')
+    _check_work_dir(cfg)
     if cfg.get('launcher', 'none') == 'pytorch' and not torch.cuda.is_available():
         use_gloo(cfg)
     if find_spec('tensorboard') is not None:
@@ -138,6 +157,11 @@ def _prepared(cfg: Config, *stages: str) -> SupernetRunner:
             runner = SupernetRunner.from_cfg(cfg)
         runner.prepare(*stages)
         return runner
+
+
+def _check_work_dir(cfg: Config) -> None:
+    if Path(cfg.get('work_dir') or '.').is_file():
+        raise UserError(f'work_dir {cfg.work_dir} is a file; give a folder by --work-dir')
 
 
 def _check_test(cfg: Config) -> None:
@@ -162,18 +186,80 @@ def _check_test_data(cfg: Config) -> None:
     check_data(cfg, ('test_dataloader',))
 
 
-def find_resumable(work_dir: str | Path) -> Path | None:
-    """The checkpoint from which training in ``work_dir`` resumes; None if there is none yet.
+@contextmanager
+def work_dir_of(cfg: Config) -> Iterator[str]:
+    """Hold the lock of a config's work directory, for all ranks by the first.
+
+    Yields:
+        A line for the log if the last run did not release it; else ''.
 
     Raises:
-        UserError: If there are checkpoints, but all are damaged.
+        UserError: If another run has it, with host, process and start of that one.
     """
-    found, files = newest_whole(work_dir), checkpoints_in(work_dir)
-    if files and found is None:
-        raise UserError(
-            f'{work_dir} has no intact checkpoint to resume from, {files[0]} is damaged'
+    _check_work_dir(cfg)
+    ranks = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+    rank = os.environ.get(ranks.get(cfg.get('launcher'), ''), '0')
+    if rank == '0' and cfg.get('work_dir'):
+        with held(cfg.work_dir) as note:
+            yield note
+    else:
+        yield ''
+
+
+def resume(cfg: Config, checkpoint: str | Path | None = None) -> None:
+    """Have a training resume, from the newest checkpoint of its work directory unless one is given.
+
+    Without any this is a first start, from the config's ``load_from``.
+
+    Raises:
+        UserError: As :func:`find_resumable`; or if the run in the work directory has no checkpoint
+            yet, and started from other weights.
+    """
+    if checkpoint is None:
+        checkpoint = find_resumable(cfg.work_dir, checkpoint_folder(cfg))
+    if checkpoint is not None:
+        cfg.resume, cfg.load_from = True, str(checkpoint)
+    elif not (cfg.get('train_cfg') or {}).get('allow_changes'):
+        check_first_start(cfg.work_dir, cfg.get('load_from'))
+
+
+def checkpoint_folder(cfg: Config) -> Path:
+    """Where a training writes its checkpoints: the work directory, or as ``out_dir`` says."""
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    work_dir = Path(cfg.work_dir)
+    return Path(hook['out_dir']) / work_dir.name if hook.get('out_dir') else work_dir
+
+
+def find_resumable(work_dir: str | Path, folder: str | Path | None = None) -> Path | None:
+    """The checkpoint from which training in ``work_dir`` resumes; None if there is none yet.
+
+    It is the furthest one by epoch and iteration that is intact and of this run. A line in the log
+    names the damaged ones that were skipped, and those of earlier runs if there is no other.
+
+    Args:
+        work_dir: The work directory.
+        folder: Where the checkpoints are, if elsewhere.
+
+    Raises:
+        UserError: If there are checkpoints of the run, but all are damaged.
+    """
+    folder = Path(folder or work_dir)
+    found = find_checkpoints(folder, work_dir)
+    damaged = ', '.join(path.name for path in found.damaged)
+    if damaged and found.newest is None and not found.of_others:
+        raise UserError(f'{folder} has no intact checkpoint to resume from: {damaged} damaged')
+    if damaged:
+        text = f'Skipped in {folder}, since damaged (truncated or changed): {damaged}'
+        print_log(text, 'current', logging.WARNING)
+    if found.of_others and found.newest is None:
+        others = ', '.join(path.name for path in found.of_others)
+        print_log(
+            f'Not resumed: the run that was last started in {work_dir} has no checkpoint yet; '
+            f'{others} are of an earlier one, which --resume FILE resumes.',
+            'current',
+            logging.WARNING,
         )
-    return found
+    return found.newest
 
 
 def check_checkpoint_file(path: str | Path | None, advice: str) -> None:

@@ -10,6 +10,7 @@ from ...datasets.replay import MODEL, UNREADABLE, ReplayBatchSampler, replayable
 from ...errors import NonFiniteError, UserError
 from ...registry import LOOPS
 from .resume_check import check_same_run
+from .run_files import note_start
 
 # In the message hub, so also in checkpoints.
 _SEED, _LENGTH, _VALIDATED = 'replay_seed', 'epoch_length', 'validated_epoch'
@@ -57,6 +58,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     def run(self):
         """Train and return the model."""
         check_same_run(self.runner, self.allow_changes)
+        note_start(self.runner)
         self.seed_of_run = self._settle_seed()
         self._settle_place()
         try:

@@ -6,6 +6,8 @@ from ...errors import UserError, blame
 from ...models.checkpoint import adapt_to_start
 from ...models.safe_load import read_checkpoint, read_state_dict
 from ..model_access import supernet_of
+from .resumable_train_loop import ResumableTrainLoop
+from .run_files import forget_starts, newest_whole
 
 
 class SupernetRunner(Runner):
@@ -40,6 +42,16 @@ class SupernetRunner(Runner):
         if 'test' in stages:
             with blame('test_cfg, test_dataloader or test_evaluator cannot be built'):
                 self._test_loop = self.build_test_loop(self._test_loop)
+
+    def load_or_resume(self) -> None:
+        """Load or resume, as the config says; with ``resume`` alone from the newest checkpoint."""
+        if self._resume and self._load_from is None:
+            found = newest_whole(self.work_dir)
+            self._resume, self._load_from = found is not None, found and str(found)
+        super().load_or_resume()
+        is_training = isinstance(self._train_loop, BaseLoop)
+        if is_training and not isinstance(self._train_loop, ResumableTrainLoop):
+            forget_starts(self.work_dir)
 
     def load_checkpoint(self, filename: str, map_location='cpu', **kwargs) -> dict:
         """Load weights from a file or an http(s) address; when resuming, the whole checkpoint."""
