@@ -23,7 +23,7 @@ from .errors import UserError, blame
 from .models import load_supernet
 from .report.page import write_report
 from .structures import Subnet
-from .work_lock import held
+from .work_lock import check_free, held
 
 __all__ = [
     'check_checkpoint_file',
@@ -58,6 +58,7 @@ def prepare_training(cfg: Config) -> SupernetRunner:
 
 def check_training(cfg: Config) -> None:
     """Build everything that training needs, and read its checkpoint, but do not train."""
+    check_free(cfg.get('work_dir') or '.')
     runner = prepare_training(cfg)
     runner.call_hook('before_run')  # hooks check, or build what they load into
     if cfg.get('load_from') and not cfg.get('resume'):
@@ -94,6 +95,7 @@ def check_search(cfg: Config, checkpoint: str | Path, test: bool = False) -> Non
     """Build everything that a search needs, and read its checkpoint, but do not search."""
     if test:
         _check_test(cfg)
+    check_free(cfg.get('work_dir') or '.')
     prepare_search(cfg, checkpoint).load_checkpoint(str(checkpoint))
 
 
@@ -249,17 +251,20 @@ def find_resumable(work_dir: str | Path, folder: str | Path | None = None) -> Pa
     if damaged and found.newest is None and not found.of_others:
         raise UserError(f'{folder} has no intact checkpoint to resume from: {damaged} damaged')
     if damaged:
-        text = f'Skipped in {folder}, since damaged (truncated or changed): {damaged}'
-        print_log(text, 'current', logging.WARNING)
+        _warn(f'Skipped in {folder}, since damaged (truncated or changed): {damaged}')
     if found.of_others and found.newest is None:
         others = ', '.join(path.name for path in found.of_others)
-        print_log(
-            f'Not resumed: the run that was last started in {work_dir} has no checkpoint yet; '
-            f'{others} are of an earlier one, which --resume FILE resumes.',
-            'current',
-            logging.WARNING,
+        _warn(
+            f'The run that was last started in {work_dir} has no checkpoint yet, so it starts '
+            f'again; not resumed, as of an earlier run: {others} (--resume FILE does)'
         )
     return found.newest
+
+
+def _warn(text: str) -> None:
+    """Log a line before there is a runner, on one rank."""
+    if os.environ.get('RANK', '0') == '0':
+        print_log(text, 'current', logging.WARNING)
 
 
 def check_checkpoint_file(path: str | Path | None, advice: str) -> None:

@@ -4,7 +4,7 @@ Until :func:`tas_lora.cli.run` takes over, SIGTERM and SIGINT end the process wi
 code 75. A module of its own, since an import is all that may stand before other imports.
 """
 
-from . import stopping
+from .stopping import catch_signals, end_with_launcher, leave
 
-stopping.catch_signals(stopping.leave)
-stopping.end_with_launcher()
+catch_signals(leave)
+end_with_launcher()

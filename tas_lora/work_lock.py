@@ -18,7 +18,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from .atomic_files import write_atomic
-from .errors import UserError
+from .errors import UserError, system_reason
 from .provenance import read_json
 
 LOCK, RECORD = 'run.lock', 'run.lock.json'
@@ -39,33 +39,41 @@ def held(folder: str | Path) -> Iterator[str]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        left = _record(folder)
+        try:
+            write_atomic(folder / RECORD, json.dumps(_own_record()) + '\n')
+            yield _taken_over(folder, left) if left else ''
+        finally:
+            for name in (RECORD, LOCK):  # who waits for the deleted file sees that it is deleted
+                with suppress(OSError):  # the folder has gone, or its disk: that was said
+                    (folder / name).unlink(missing_ok=True)
+
+
+def check_free(folder: str | Path) -> None:
+    """Refuse a folder whose lock another process holds; change nothing in it.
+
+    Raises:
+        UserError: As :func:`held`.
+    """
+    if (Path(folder) / LOCK).exists():
+        with _locked(Path(folder)):
+            pass
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=_patience(folder))
     except Timeout as error:
         raise UserError(_refusal(folder)) from error
     except OSError as error:
-        raise UserError(f'{folder} cannot be locked: {error.strerror}') from error
+        raise UserError(f'{folder} cannot be locked: {system_reason(error)}') from error
     try:
-        left = _record(folder)
-        write_atomic(folder / RECORD, json.dumps(_own_record()) + '\n')
-        yield _taken_over(folder, left) if left else ''
+        yield
     finally:
-        for name in (RECORD, LOCK):  # who waits for the deleted file sees that it is deleted
-            with suppress(OSError):  # the folder has gone, or its disk: that was said
-                (folder / name).unlink(missing_ok=True)
         lock.release()
-
-
-def check_free(folder: str | Path) -> None:
-    """Refuse a folder whose lock another process holds; create nothing in it.
-
-    Raises:
-        UserError: As :func:`held`.
-    """
-    if (Path(folder) / LOCK).exists():
-        with held(folder):
-            pass
 
 
 def _own_record() -> dict:

@@ -1,5 +1,7 @@
 """Export a subnet as a standalone network in several formats, read each back and compare."""
 
+import tas_lora.startup  # noqa: F401  # isort: skip  signals, while the rest is imported
+
 import argparse
 import sys
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from tas_lora.export.parity import check_place, forms_in
 from tas_lora.models import SupernetClassifier
 from tas_lora.models.safe_load import read_checkpoint
 from tas_lora.provenance import read_json
+from tas_lora.work_lock import held
 
 DATA = ('train_dataloader', 'test_dataloader', 'test_evaluator', 'custom_imports')
 
@@ -140,7 +143,8 @@ def main():
             print(f'Removed from {args.out}, as they held another network: {", ".join(gone)}')
         for check in checks:
             if args.int8 and check.held and check.name == 'onnx':
-                add_int8(cfg, model, source, check.folder)
+                with held(args.out):
+                    add_int8(cfg, model, source, check.folder)
     sys.exit(0 if all(check.held for check in checks) else 1)
 
 

@@ -28,5 +28,14 @@ else
         --master-port="${PORT:-29500}"
     )
 fi
+# torchrun would say it in a traceback.
+if [ -n "${PORT:-}" ] && [ "${NODE_RANK:-0}" = 0 ] && ! "$PYTHON" -c '
+import socket, sys
+socket.create_server(("", int(sys.argv[1])))' "$PORT" 2> /dev/null; then
+    echo "error: PORT is $PORT, which is no free port of this machine; set another, or on a" \
+        "single machine none" >&2
+    exit 2
+fi
+
 exec "$PYTHON" -m torch.distributed.run "${RENDEZVOUS[@]}" --nproc-per-node="$GPUS" \
     "$TOOLS/$TOOL" "${@:3}" --launcher pytorch

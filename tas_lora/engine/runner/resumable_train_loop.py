@@ -86,6 +86,13 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
                 self.run_iter(idx, data_batch)
             except NonFiniteError as error:
                 self._leave_out(error, idx, data_batch)
+            except RuntimeError as error:  # of torch's DDP, in the iteration after
+                if 'find_unused_parameters' not in str(error):
+                    raise
+                raise UserError(
+                    'some parameters got no gradient, for which torch waits in several processes: '
+                    'set find_unused_parameters=True'
+                ) from error
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
 

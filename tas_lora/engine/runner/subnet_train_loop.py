@@ -3,6 +3,7 @@
 import numpy as np
 
 from ...checks import natural
+from ...errors import UserError
 from ...registry import LOOPS
 from ...structures import SearchSpace, Subnet
 from ..model_access import supernet_of
@@ -45,6 +46,7 @@ class SubnetSamplingTrainLoop(ResumableTrainLoop):
         self.seed = natural(seed, 'seed')
         self.model = supernet_of(runner)
         self.model.backbone.check_space(self.space, 'the space')
+        _check_wrapper(runner.model, self.space, self.model.backbone.arch.depth)
         self.strategy = build_strategy(strategy)
         self.strategy.check(runner)
 
@@ -67,3 +69,12 @@ class SubnetSamplingTrainLoop(ResumableTrainLoop):
         """Describe the current state of training, for messages."""
         subnets = '; '.join(map(str, self.draw(self._iter)))
         return f'{super().where()}, subnet {subnets}'
+
+
+def _check_wrapper(model, space: SearchSpace, depth: int) -> None:
+    """Refuse DDP that waits for the gradients of skipped blocks; torch would at iteration 2."""
+    if getattr(model, 'find_unused_parameters', True) is False and min(space.depth) < depth:
+        raise UserError(
+            'find_unused_parameters is False, but must be True in several processes: blocks that '
+            'a subnet skips get no gradient'
+        )
