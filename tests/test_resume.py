@@ -5,10 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from itertools import product
 from pathlib import Path
 
 import faults  # noqa: F401  registers what configs name
+import psutil
 import pytest
 import torch
 from conftest import ROOT, call_tool
@@ -246,6 +248,32 @@ def test_two_processes_of_which_one_is_told_to_stop(config, tmp_path):
         assert_same(final(whole), final(again))
 
 
+@pytest.mark.full
+@pytest.mark.skipif(sys.platform != 'linux', reason='the system tells nobody of an end')
+def test_the_processes_of_a_killed_launcher_end(config, tmp_path):
+    """Each is told to stop, and writes a checkpoint; the run that replaces it finds it."""
+    cfg = config('supernet', 'orphans', max_epochs=1000, val_interval=1000)
+    cfg.default_hooks.checkpoint.interval = 1000
+    cfg.dump(tmp_path / 'config.py')
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+    command += [ROOT / 'tools/train.py', tmp_path / 'config.py', '--launcher=pytorch']
+    environment = os.environ | dict(PYTHONPATH=f'{ROOT}:{ROOT / "tests"}', OMP_NUM_THREADS='1')
+    with open(tmp_path / 'output', 'w') as output:
+        launcher = psutil.Popen(command, env=environment, stdout=output, stderr=output)
+    text = ''
+    while 'Epoch(train)' not in text and launcher.poll() is None:
+        time.sleep(0.2)
+        text = (tmp_path / 'output').read_text()
+    ranks = launcher.children(recursive=True)
+    assert len(ranks) >= 2, text[-3000:]
+    launcher.kill()
+    launcher.wait()
+    assert psutil.wait_procs(ranks, timeout=60)[1] == []
+    assert 'Stopped by a signal; ' in (tmp_path / 'output').read_text()
+    assert apis.find_resumable(cfg.work_dir).name.startswith('stopped_iter_')
+    assert not (Path(cfg.work_dir) / 'run.lock').exists()
+
+
 def train_apart(cfg, folder: Path, **environment) -> subprocess.CompletedProcess:
     """A training by the tool in a session of its own, as a shell starts it."""
     cfg.dump(folder / 'config.py')
@@ -402,17 +430,14 @@ def log_of(cfg) -> str:
     return next(Path(cfg.work_dir).glob('*/*.log')).read_text()
 
 
-def test_another_number_of_threads_is_said(config, first):
+def test_another_number_of_threads_is_said(config, first, monkeypatch):
     """Sums in another order: the last bits may differ, so this is no exact resume."""
     cfg = config('supernet', 'threads')
     resume(cfg, first / 'epoch_1.pth')
     assert 'torch has' not in log_of(cfg)
-    torch.set_num_threads(2)
-    try:
-        cfg = config('supernet', 'more_threads')
-        resume(cfg, first / 'epoch_1.pth')
-    finally:
-        torch.set_num_threads(1)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
+    cfg = config('supernet', 'more_threads')
+    resume(cfg, first / 'epoch_1.pth')
     assert 'torch has 2 threads, 1 when the checkpoint was written: the last bits may' in log_of(
         cfg
     )
@@ -508,6 +533,31 @@ def test_a_work_directory_removed_while_running(config, capsys):
     assert len(error) == 1
     assert f'there is no folder {cfg.work_dir}; if there was one, it was moved or' in error[0]
     assert not Path(cfg.work_dir).exists()
+
+
+# What torch 2.14 says, shortened.
+UNUSED = (
+    'Expected to have finished reduction in the prior iteration before starting a new one. This '
+    'error indicates that your module has parameters that were not used in producing loss. You '
+    'can enable unused parameter detection by passing the keyword argument '
+    '`find_unused_parameters=True` to `torch.nn.parallel.DistributedDataParallel`, and by\n'
+    'making sure all `forward` function outputs participate in calculating loss.'
+)
+
+
+@pytest.mark.parametrize(
+    ('text', 'kind', 'said'),
+    [(UNUSED, UserError, '^some parameters got no gradient.*: set'), ('x', RuntimeError, '^x$')],
+)
+def test_parameters_without_gradients_in_several_processes(config, monkeypatch, text, kind, said):
+    def fail(*_):
+        raise RuntimeError(text)
+
+    cfg = config('fine-tune', 'unused')
+    runner = apis.prepare_training(cfg)
+    monkeypatch.setattr(runner.train_loop, 'run_iter', fail)
+    with pytest.raises(kind, match=said):
+        runner.train()
 
 
 def test_a_checkpoint_that_does_not_say_its_settings(config, first, tmp_path):

@@ -14,8 +14,17 @@ esac
 TOOLS=$(dirname "$0")
 PYTHON=${PYTHON:-python}
 
+# torchrun would say it in a traceback.
+if [ "${NNODES:-1}${PORT:-}" != 1 ] && [ "${NODE_RANK:-0}" = 0 ] && ! "$PYTHON" -c '
+import socket, sys
+socket.create_server(("", int(sys.argv[1])))' "${PORT:-29500}" 2> /dev/null; then
+    echo "error: PORT is ${PORT:-29500}, which is no free port of this machine; set another, or" \
+        "none on a single machine" >&2
+    exit 2
+fi
+
 # Report a mistake in the config once, here, rather than in every process.
-"$PYTHON" "$TOOLS/$TOOL" "${@:3}" --check-only || exit
+TAS_LORA_PROCESSES=$((GPUS * ${NNODES:-1})) "$PYTHON" "$TOOLS/$TOOL" "${@:3}" --check-only || exit
 
 # A single machine without a PORT uses a free one.
 if [ "${NNODES:-1}" = 1 ] && [ -z "${PORT:-}" ]; then
@@ -28,14 +37,5 @@ else
         --master-port="${PORT:-29500}"
     )
 fi
-# torchrun would say it in a traceback.
-if [ -n "${PORT:-}" ] && [ "${NODE_RANK:-0}" = 0 ] && ! "$PYTHON" -c '
-import socket, sys
-socket.create_server(("", int(sys.argv[1])))' "$PORT" 2> /dev/null; then
-    echo "error: PORT is $PORT, which is no free port of this machine; set another, or on a" \
-        "single machine none" >&2
-    exit 2
-fi
-
 exec "$PYTHON" -m torch.distributed.run "${RENDEZVOUS[@]}" --nproc-per-node="$GPUS" \
     "$TOOLS/$TOOL" "${@:3}" --launcher pytorch

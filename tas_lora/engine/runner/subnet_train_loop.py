@@ -1,5 +1,7 @@
 """Training of subnets sampled for each iteration."""
 
+import os
+
 import numpy as np
 
 from ...checks import natural
@@ -46,7 +48,8 @@ class SubnetSamplingTrainLoop(ResumableTrainLoop):
         self.seed = natural(seed, 'seed')
         self.model = supernet_of(runner)
         self.model.backbone.check_space(self.space, 'the space')
-        _check_wrapper(runner.model, self.space, self.model.backbone.arch.depth)
+        if min(self.space.depth) < self.model.backbone.arch.depth:
+            _check_wrapper(runner)
         self.strategy = build_strategy(strategy)
         self.strategy.check(runner)
 
@@ -71,9 +74,13 @@ class SubnetSamplingTrainLoop(ResumableTrainLoop):
         return f'{super().where()}, subnet {subnets}'
 
 
-def _check_wrapper(model, space: SearchSpace, depth: int) -> None:
-    """Refuse DDP that waits for the gradients of skipped blocks; torch would at iteration 2."""
-    if getattr(model, 'find_unused_parameters', True) is False and min(space.depth) < depth:
+def _check_wrapper(runner) -> None:
+    """Refuse DDP that waits for the gradients of skipped blocks; torch would, in iteration 2."""
+    waits = getattr(runner.model, 'find_unused_parameters', None) is False
+    # The launcher checks in one process what it then starts in several.
+    is_checked = int(os.environ.get('TAS_LORA_PROCESSES', '1')) > 1
+    is_plain = runner.cfg.get('model_wrapper_cfg') is None
+    if waits or (is_checked and is_plain and not runner.cfg.get('find_unused_parameters', False)):
         raise UserError(
             'find_unused_parameters is False, but must be True in several processes: blocks that '
             'a subnet skips get no gradient'
