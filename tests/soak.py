@@ -49,7 +49,11 @@ val_cfg = dict(
 )
 """
 SLOW = """
-custom_hooks = [dict(type='tas_lora.MoLEHook'), dict(type='SlowDisk', seconds=20)]
+custom_hooks = [
+    dict(type='tas_lora.MoLEHook', router_warmup_epochs=2),
+    dict(type='tas_lora.MoLEStatsHook'),
+    dict(type='SlowDisk', seconds=20),
+]
 """
 NAN_LOSS = """
 custom_hooks = [dict(type='tas_lora.MoLEHook'), dict(type='SpoilInputs', iterations=[99])]
