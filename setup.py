@@ -18,6 +18,7 @@ FORMATS = {
 }
 EXTRAS = {
     'demo': ['scikit-learn>=1.2'],
+    'ray': ['ray>=2.52'],  # searches in several processes and on clusters
     'search': ['pymoo>=0.6.1', 'scikit-learn>=1.2', 'scipy>=1.11.3'],  # several goals; a surrogate
     **FORMATS,
     'export': sum(FORMATS.values(), []),

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import LOOPS
 
@@ -119,7 +118,7 @@ def search(
         metrics = runner.val()
         if test:
             metrics = metrics | test_chosen(runner)
-        if report and is_main_process():
+        if report:
             runner.logger.info(f'Report: {write_report(runner.work_dir)}')
     return metrics
 

@@ -15,7 +15,6 @@ ROOT = _PACKAGE / '.mim' if (_PACKAGE / '.mim').is_dir() else _PACKAGE.parent
 CONFIGS = ROOT / 'configs'
 TOOLS = ROOT / 'tools'
 PREFIX = 'tas_lora::'  # MMEngine's notation for a config of a package
-_INTERNAL = {'launch'}  # dist_train and dist_search call it
 
 
 def configs() -> dict[str, Path]:
@@ -32,7 +31,7 @@ def tools() -> dict[str, Path]:
     return {
         path.relative_to(TOOLS).with_suffix('').as_posix(): path
         for path in sorted(TOOLS.rglob('*'))
-        if path.suffix in ('.py', '.sh') and path.stem not in _INTERNAL
+        if path.suffix in ('.py', '.sh')
     }
 
 

@@ -1,16 +1,19 @@
-"""Faults of a training, as hooks and datasets that configs can name."""
+"""Faults of a training or a search, as hooks and datasets that configs can name."""
 
 import json
 import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmpretrain.datasets import MNIST
+from mmpretrain.registry import DATASETS
 
 
 @HOOKS.register_module(force=True)
@@ -106,3 +109,85 @@ class LogResources(Hook):
 
     after_train_iter = note
     after_val_iter = note
+
+
+def _first_to_take(file: str) -> bool:
+    """Whether the file is there and this call removed it."""
+    try:
+        os.unlink(file)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+@HOOKS.register_module(force=True)
+class EndOnce(Hook):
+    """Ends the process in an evaluation by SIGKILL, as long as it finds the file to remove."""
+
+    def __init__(self, file: str):
+        self.file = file
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        if _first_to_take(self.file):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@HOOKS.register_module(force=True)
+class TellAndWait(Hook):
+    """Writes its process to a file in an evaluation, then waits.
+
+    Args:
+        file: The file.
+        processes: How many are waited for.
+        seconds: How long it waits in any case.
+        gate: File whose removal is waited for.
+    """
+
+    def __init__(self, file: str, processes: int = 1, seconds: float = 0.0, gate: str = ''):
+        self.file, self.processes, self.seconds, self.gate = file, processes, seconds, gate
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        with open(self.file, 'a') as file:
+            file.write(f'{os.getpid()}\n')
+        time.sleep(self.seconds)
+        end = time.monotonic() + 100
+        while len(set(Path(self.file).read_text().split())) < self.processes or (
+            self.gate and Path(self.gate).exists()
+        ):
+            assert time.monotonic() < end, 'the others have not come'
+            time.sleep(0.05)
+
+
+@HOOKS.register_module(force=True)
+class RunOut(Hook):
+    """Has no memory for subnets of a width: an error of Python, or the end of the process."""
+
+    def __init__(self, embed_dim: int, killed: bool):
+        self.embed_dim, self.killed = embed_dim, killed
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        if runner.model.subnet.embed_dim != self.embed_dim:
+            return
+        if self.killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise MemoryError
+
+
+@HOOKS.register_module(force=True)
+class FailInTask(Hook):
+    """Fails in an evaluation, as a defect does."""
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        raise RuntimeError('a wrong shape')
+
+
+@DATASETS.register_module(force=True)
+class OtherOnSomeMachines(MNIST):
+    """Has other labels on machines where OTHER_DATA is set."""
+
+    def load_data_list(self):
+        data = super().load_data_list()
+        if os.environ.get('OTHER_DATA'):
+            for info in data:
+                info['gt_label'] = 0
+        return data

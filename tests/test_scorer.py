@@ -2,7 +2,6 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from math import nan
 from pathlib import Path
 from unittest import mock
@@ -19,7 +18,9 @@ from tas_lora.search import (
     CandidateScorer,
     Evolution,
     History,
+    InProcess,
     Journal,
+    Journalled,
     Limits,
     Outcome,
     RaceRules,
@@ -62,26 +63,32 @@ def outcome_of(task: Task) -> Outcome:
     return Outcome(losses=losses_of(task.subnet)[task.images])
 
 
-class Worker:
-    """Performs tasks; remembers them and how many images gave something."""
+class Worker(InProcess):
+    """An executor that remembers its tasks and how many images gave something.
 
-    def __init__(self, outcome=outcome_of, order=list):
-        self.outcome, self.order = outcome, order
+    Args:
+        outcome: Outcome of a task.
+        pick: Place of the next task among those that wait.
+    """
+
+    def __init__(self, outcome=outcome_of, pick=lambda waiting: 0):
+        super().__init__(outcome)
+        self.pick = pick
         self.tasks, self.images = [], 0
 
-    def __call__(self, tasks: list[Task]) -> Iterator[tuple[Task, Outcome]]:
-        for task in self.order(tasks):
-            outcome = self.outcome(task)
-            self.tasks.append(task)
-            if outcome.metrics or outcome.losses is not None:
-                self.images += IMAGES if task.images is None else len(task.images)
-            yield task, outcome
+    def collect(self) -> tuple[Task, Outcome]:
+        self.waiting.rotate(-self.pick(self.waiting))
+        task, outcome = super().collect()
+        self.tasks.append(task)
+        if outcome.metrics or outcome.losses is not None:
+            self.images += IMAGES if task.images is None else len(task.images)
+        return task, outcome
 
 
-def new_scorer(path: Path, perform, race: dict | None = None, **kwargs) -> CandidateScorer:
+def new_scorer(path: Path, executor, race: dict | None = None, **kwargs) -> CandidateScorer:
     rules = None if race is None else RaceRules(**race)
     history = History(path)
-    return CandidateScorer(perform, IMAGES, LIMITS, history, race=rules, **kwargs)
+    return CandidateScorer(executor, IMAGES, LIMITS, history, race=rules, **kwargs)
 
 
 def evolve(
@@ -164,9 +171,9 @@ def test_lines_of_a_race_say_on_what_they_rest(path):
     )
 
 
-def run_all(path: Path, perform, race, precision='bfloat16') -> CandidateScorer:
+def run_all(path: Path, executor, race, precision='bfloat16') -> CandidateScorer:
     """Both phases, in a space where they meet the same subnets, and the finals of both."""
-    scorer = new_scorer(path, perform, race)
+    scorer = new_scorer(path, executor, race)
     evolve(scorer, 'search', SPACE, precision=precision, population=24)
     scorer.score_again(subnets_of(scorer.best(3, phase='search')), 0)
     evolve(
@@ -180,7 +187,7 @@ def run_all(path: Path, perform, race, precision='bfloat16') -> CandidateScorer:
 @pytest.mark.parametrize('seed', range(3))
 def test_outcomes_may_arrive_in_any_order(path, race, seed):
     rng = np.random.default_rng(seed)
-    shuffled = Worker(order=lambda tasks: [tasks[i] for i in rng.permutation(len(tasks))])
+    shuffled = Worker(pick=lambda waiting: int(rng.integers(len(waiting))))
     run_all(path, Worker(), race)
     run_all(path.with_name('shuffled'), shuffled, race)
     assert path.with_name('shuffled').read_bytes() == path.read_bytes()
@@ -190,33 +197,25 @@ class Killed(BaseException):
     """In place of SIGKILL."""
 
 
-def with_journal(journal: Journal, left: int):
-    """Performs what a journal does not know, and dies after some outcomes."""
+def evaluates(left: int) -> InProcess:
+    """Evaluates some tasks, then dies."""
     rest = iter(range(left))
 
-    def perform(tasks):
-        unknown = []
-        for task in tasks:
-            if (known := journal.recall(task)) is None:
-                unknown.append(task)
-            else:
-                yield task, known
-        for task in unknown:
-            if next(rest, None) is None:
-                raise Killed
-            journal.append(task, outcome_of(task))
-            yield task, outcome_of(task)
+    def outcome(task: Task) -> Outcome:
+        if next(rest, None) is None:
+            raise Killed
+        return outcome_of(task)
 
-    return perform
+    return InProcess(outcome)
 
 
 def resumed(folder: Path, race, moments: list[int]) -> tuple[bytes, int]:
     """The history of a search that is killed after each of some numbers of outcomes."""
     path = folder / 'history'
     for left in [*moments, 10**6]:
-        perform = with_journal(Journal(folder / 'journal'), left)
+        executor = Journalled(evaluates(left), Journal(folder / 'journal'))
         try:
-            scorer = run_all(path, perform, race)
+            scorer = run_all(path, executor, race)
         except Killed:
             continue
     return path.read_bytes(), scorer.evaluated
@@ -289,7 +288,7 @@ def test_subnets_that_do_not_fit_in_memory_have_no_score(path, race):
     worker = Worker(failing(0.4))
     scorer = new_scorer(path, worker, race)
     search = evolve(scorer, population=30)
-    failed = [s for s in search.scores if not worker.outcome(Task(0, s)).metrics]
+    failed = [s for s in search.scores if not worker.evaluate(Task(0, s)).metrics]
     assert len(failed) > 20
     assert all(np.isnan(search.scores[subnet]) for subnet in failed)
     assert all(np.isfinite(search.scores[s]) for s in search.scores if s not in failed)

@@ -162,7 +162,8 @@ def fill_all(folder):
     """A work directory with every file that a search may leave."""
     lines = history()
     gates = {f'block {i} {n}': [0.25, 0.5, 0.25] for i in range(2) for n in ('qkv', 'fc1')}
-    cost = dict(seconds=8100.0, images_per_second=1234.5, processes=3)
+    workers = [dict(worker=n, host=f'node{n}', tasks=1000 + n, busy=0.5 + n / 8) for n in range(3)]
+    cost = dict(seconds=8100.0, images_per_second=1234.5, processes=3, retries=2, workers=workers)
     return fill(folder, lines, best_subnet=result(lines), gates=gates, search_cost=cost)
 
 
@@ -188,6 +189,7 @@ def test_numbers_are_those_of_the_files(report):
     ):
         assert text in top
     assert '3' in page.sections['What the run cost'].split()
+    assert ['2', 'node2', '1,002', '75%'] in page.rows
     repeat = page.sections['How to repeat it']
     for text in ('1234', 'runs/<b>&.pth', 'c0ffee' * 10, "'my config.py'", '7.8.9'):
         assert text in repeat
@@ -195,7 +197,7 @@ def test_numbers_are_those_of_the_files(report):
 
 
 def test_table_ranks_complete_candidates(report):
-    rows = [row for row in Page(report.read_text()).rows if row[0].isdigit()]
+    rows = [row for row in Page(report.read_text()).rows if row[0].isdigit() and len(row) > 4]
     by_score = {x.get('cross_entropy'): x for x in history()[:30]}
     best = [by_score[score] for score in sorted(whole_scores(history()))[:10]]
     assert [float(row[1]) for row in rows] == [round(x['cross_entropy'], 4) for x in best]
@@ -389,6 +391,17 @@ def spoiled(name: str, content: str):
         (
             spoiled('search_cost.json', '{"seconds": "long"}'),
             "'seconds' must hold numbers",
+        ),
+        (
+            spoiled('search_cost.json', '{"workers": [{"worker": 0}]}'),
+            "workers are not as a search writes them: KeyError: 'host'",
+        ),
+        (
+            spoiled(
+                'search_cost.json',
+                '{"workers": [{"worker": 0, "host": "a", "tasks": 1, "busy": 2}]}',
+            ),
+            'busy must be',
         ),
     ],
 )

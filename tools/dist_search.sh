@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Search on several GPUs, or in several CPU processes; each evaluates different subnets.
+# Search on the GPUs of this machine, or in several CPU processes; each evaluates other subnets.
 #
 #   tools/dist_search.sh CONFIG CHECKPOINT GPUS [options of tools/search.py]
 #
-# On several machines, run it on each with NNODES, NODE_RANK, MASTER_ADDR and PORT set.
+# The same as tools/search.py CONFIG CHECKPOINT --workers GPUS.
 set -euo pipefail
 if [ $# -lt 3 ]; then
     echo "usage: ${TAS_LORA_COMMAND:-tools/dist_search.sh} CONFIG CHECKPOINT GPUS [options of tools/search.py]" >&2
     exit 2
 fi
-exec bash "$(dirname "$0")/launch.sh" search.py "$3" "$1" "$2" "${@:4}"
+case $3 in
+    '' | *[!0-9]*) echo "error: GPUS must be a number, got $3" >&2; exit 2 ;;
+esac
+exec "${PYTHON:-python}" "$(dirname "$0")/search.py" "$1" "$2" --workers "$3" "${@:4}"

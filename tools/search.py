@@ -5,11 +5,15 @@ import tas_lora.startup  # noqa: F401  # isort: skip  signals, while the rest is
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.dist import is_main_process
 
 from tas_lora import UserError, apis, cli
 from tas_lora.config import checked_config
-from tas_lora.engine.search import check_checkpoint, compare_results, read_identity
+from tas_lora.engine.search import (
+    RAY_OPTIONS,
+    check_checkpoint,
+    compare_results,
+    read_identity,
+)
 
 
 def parse_args():
@@ -37,7 +41,7 @@ def parse_args():
     parser.add_argument(
         '--check-only', action='store_true', help='check config, checkpoint and data, then exit'
     )
-    cli.add_launcher(parser)
+    add_workers(parser)
     args = parser.parse_args()
     if args.replay is None and args.checkpoint is None:
         parser.error('give CONFIG and CHECKPOINT, or --replay RESULT')
@@ -68,6 +72,33 @@ def add_kind(parser) -> None:
     parser.add_argument(
         '--baseline', action='store_true', help='run a random search as well, for comparison'
     )
+
+
+def add_workers(parser) -> None:
+    """Add the options that say where candidates are evaluated."""
+    parser.add_argument(
+        '--workers', type=int, help='evaluate candidates in this many processes, on Ray'
+    )
+    parser.add_argument(
+        '--address',
+        help="Ray cluster to use, HOST:PORT or 'auto'; without --workers, as many as it has room "
+        'for',
+    )
+    parser.add_argument(
+        '--gpus-per-worker',
+        type=lambda text: text if text == 'auto' else float(text),
+        metavar='SHARE',
+        help="GPUs of a worker, such as 0.5, or 'auto': as many workers as its memory allows",
+    )
+    parser.add_argument('--cpus-per-worker', type=float, help='cores, and threads, of a worker')
+
+
+def use_workers(cfg: Config, args) -> None:
+    """Set ``val_cfg.ray`` as the options say."""
+    options = {name: getattr(args, name) for name in RAY_OPTIONS}
+    chosen = {name: value for name, value in options.items() if value is not None}
+    if chosen:
+        cfg.val_cfg.ray = {**(cfg.val_cfg.get('ray') or {}), **chosen}
 
 
 def searched_config(args) -> Config:
@@ -103,7 +134,6 @@ def replayed_config(args) -> tuple[Config, str]:
     path = Path(args.replay).resolve()
     folder = path if path.is_dir() else path.parent
     cfg.work_dir = args.work_dir or f'{folder}_replay'
-    cfg.launcher = args.launcher
     cfg.val_cfg.resume = args.resume
     if (folder / 'measured.jsonl').is_file():
         cfg.val_cfg.measured = str(folder / 'measured.jsonl')
@@ -117,11 +147,12 @@ def main():
         cfg, checkpoint = searched_config(args), args.checkpoint
     else:
         cfg, checkpoint = replayed_config(args)
+    use_workers(cfg, args)
     if args.check_only:
         apis.check_search(cfg, checkpoint, test=args.test)
         return
     apis.search(cfg, checkpoint, test=args.test, report=not args.no_report)
-    if args.replay is not None and is_main_process():
+    if args.replay is not None:
         same, text = compare_results(args.replay, cfg.work_dir)
         print(text)
         raise SystemExit(0 if same else 1)

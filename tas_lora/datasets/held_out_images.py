@@ -1,6 +1,5 @@
 """The images that candidates are scored on, by index, decoded only once."""
 
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -9,7 +8,6 @@ from pathlib import Path
 import psutil
 import torch
 from mmengine.dataset import RepeatDataset
-from mmengine.dist import get_world_size
 from torch.utils.data import DataLoader
 
 from ..checks import bounded
@@ -18,15 +16,14 @@ from .replay import UNREADABLE, ReplayDataset, check_readable
 
 
 class HeldOutImages:
-    """Batches of chosen images of a dataset, the same on every rank.
+    """Batches of chosen images of a dataset.
 
     If all images fit in memory, they are kept as the pipeline returns them, usually as bytes;
     else they are decoded each time. The pipeline must not be random.
 
     Args:
         dataloader: Provides dataset, batch size, collation and workers; its order is ignored.
-        memory_share: Share of the free memory that may be used, divided among the processes of a
-            machine (of all machines, if their launcher does not say); 0 keeps nothing.
+        memory_share: Share of the free memory that may be used; 0 keeps nothing.
 
     Raises:
         UserError: If ``memory_share`` is not a number from 0 to 1, or the dataloader has no batch
@@ -40,8 +37,7 @@ class HeldOutImages:
                 'has no effect: images are chosen by index; remove it, and set batch_size',
                 'batch_sampler',
             )
-        processes = int(os.environ.get('LOCAL_WORLD_SIZE', get_world_size()))
-        self.limit = memory_share * free_memory() / processes
+        self.limit = memory_share * free_memory()
         self.dataset, self.collate = dataloader.dataset, dataloader.collate_fn
         self.batch_size = dataloader.batch_size
         self.chosen: list[Sequence[int]] = []  # batches of indices, changed in place
@@ -78,6 +74,18 @@ class HeldOutImages:
         for samples in self._samples(wanted):
             # New data samples, since a model writes its predictions into them.
             yield self.collate([s | {'data_samples': s['data_samples'].new()} for s in samples])
+
+    def decoded(self) -> list[dict] | None:
+        """All samples as the pipeline returns them, not kept here; None if they do not fit."""
+        for _ in self._samples(range(len(self))):
+            if self.kept is None:
+                return None
+        kept, self.kept = self.kept, {}
+        return [kept[index] for index in range(len(self))]
+
+    def adopt(self, samples: Sequence[dict]) -> None:
+        """Keep samples that were decoded elsewhere, instead of decoding any here."""
+        self.kept = dict(enumerate(samples))
 
     def _samples(self, wanted: Sequence[int]) -> Iterator[list[dict]]:
         size = self.batch_size

@@ -1,12 +1,12 @@
 """Read the results of a search from its work directory, without torch."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite, nan
 from pathlib import Path
 from reprlib import repr as short
 
-from ..checks import inside, natural, one_of
+from ..checks import bounded, inside, natural, one_of
 from ..errors import UserError, blame
 from ..provenance import read_json
 from ..search import read_history
@@ -63,6 +63,7 @@ class SearchResults:
     front: tuple[Candidate, ...]
     gates: Mapping[str, list[float]]
     cost: Mapping[str, float]
+    workers: list[dict] = field(default_factory=list)  # host, tasks and busy share of each
 
     @property
     def config(self) -> Mapping:
@@ -165,8 +166,10 @@ def read_results(
     marked = _numbered(front, folder / 'front.json', lambda line: _candidate(line, score))
     gates = _read(folder / 'gates.json', dict)
     cost = _read(folder / 'search_cost.json', dict)
+    with blame(f'{folder / "search_cost.json"}: workers are not as a search writes them'):
+        workers = [_worker(worker) for worker in cost.pop('workers', [])]
     results = SearchResults(
-        folder, score, rule, candidates, best, identity, tuple(marked), gates, cost
+        folder, score, rule, candidates, best, identity, tuple(marked), gates, cost, workers
     )
     _check(results, lines)
     return results
@@ -201,6 +204,15 @@ def _candidate(line: Mapping, score: str, most: int = 0) -> Candidate:
         images=images,
         is_complete=images is None or images >= most,
         is_knee=bool(line.get('knee')),
+    )
+
+
+def _worker(record: Mapping) -> dict:
+    return dict(
+        worker=natural(record['worker'], 'worker'),
+        host=str(record['host']),
+        tasks=natural(record['tasks'], 'tasks'),
+        busy=bounded(record['busy'], 'busy'),
     )
 
 

@@ -5,16 +5,19 @@ from .front import best_within, knee_points, pareto_front
 from .limits import Limits
 from .nsga2 import NSGA2
 from .race import Race, RaceRules
-from .records import History, Journal, Measured, read_history, read_measured
+from .records import History, Journal, Journalled, Measured, read_history, read_measured
 from .scorer import CandidateScorer
 from .surrogate import Surrogate
-from .task import Outcome, Task
+from .task import Executor, InProcess, Outcome, Task
 
 __all__ = [
     'NSGA2',
     'Evolution',
+    'Executor',
     'History',
+    'InProcess',
     'Journal',
+    'Journalled',
     'Limits',
     'Measured',
     'Outcome',

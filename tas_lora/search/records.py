@@ -9,6 +9,7 @@ import os
 import time
 import warnings
 from base64 import b64decode, b64encode
+from collections import deque
 from collections.abc import Callable, Mapping
 from math import inf, isclose, isnan
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..atomic_files import append_line
 from ..checks import bounded, inside
 from ..errors import UserError
 from ..structures import Subnet
-from .task import Outcome, Task
+from .task import Executor, Outcome, Task
 
 _TEXTS = ('phase', 'precision')
 _SAME = ('subnet', 'generation', *_TEXTS)  # must be equal when a search is resumed
@@ -119,7 +120,7 @@ class Journal:
             )
         losses = entry['losses']
         losses = None if losses is None else np.frombuffer(b64decode(losses), '<f4')
-        return Outcome(entry['metrics'], losses)
+        return Outcome(entry['metrics'], losses, entry.get('seconds', 0.0))
 
     def append(self, task: Task, outcome: Outcome) -> None:
         """Append the outcome of a task.
@@ -130,12 +131,50 @@ class Journal:
         losses = outcome.losses
         if losses is not None:
             losses = b64encode(losses.astype('<f4').tobytes()).decode()
-        text = json.dumps(dict(_identity(task), metrics=outcome.metrics, losses=losses))
+        found = dict(metrics=outcome.metrics, losses=losses, seconds=round(outcome.seconds, 6))
+        text = json.dumps(_identity(task) | found)
         checksum = _CHECKSUM.decode() + str(crc32(text.encode()))
         is_due = time.monotonic() - self.synced > _SYNC_EVERY
         append_line(self.path, f'{text[:-1]}{checksum}}}', sync=is_due)
         if is_due:
             self.synced = time.monotonic()
+
+
+class Journalled:
+    """An executor that recalls what a journal knows, and enters everything else into it.
+
+    Args:
+        executor: Evaluates what the journal does not know.
+        journal: The journal of the search.
+        on_fresh: Called with each new task, its outcome, and the seconds that the search waited.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        journal: Journal,
+        on_fresh: Callable[[Task, Outcome, float], None] = lambda task, outcome, seconds: None,
+    ):
+        self.executor, self.journal, self.on_fresh = executor, journal, on_fresh
+        self.recalled = deque[tuple[Task, Outcome]]()
+
+    def submit(self, task: Task) -> None:
+        """As :class:`Executor`."""
+        outcome = self.journal.recall(task)
+        if outcome is None:
+            self.executor.submit(task)
+        else:
+            self.recalled.append((task, outcome))
+
+    def collect(self) -> tuple[Task, Outcome]:
+        """As :class:`Executor`; what the journal knows comes first."""
+        if self.recalled:
+            return self.recalled.popleft()
+        start = time.monotonic()
+        task, outcome = self.executor.collect()
+        self.journal.append(task, outcome)
+        self.on_fresh(task, outcome, time.monotonic() - start)
+        return task, outcome
 
 
 class Measured:

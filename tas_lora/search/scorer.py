@@ -1,25 +1,24 @@
 """Run a search from its first generation to its result; the caller evaluates."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import isfinite, isnan, nan
 
 import numpy as np
 
+from ..errors import UserError
 from ..structures import Subnet
 from .evolution import Evolution
 from .limits import Limits
 from .race import Race, RaceRules
 from .records import History
-from .task import Outcome, Task
-
-Perform = Callable[[list[Task]], Iterable[tuple[Task, Outcome]]]
+from .task import Executor, Outcome, Task
 
 
 class CandidateScorer:
     """Scores the subnets of a search, each once, and writes a line for each.
 
     Args:
-        perform: Evaluates tasks, in any order.
+        executor: Evaluates tasks, in any order.
         images: Number of held-out images.
         limits: Computes the costs of a subnet.
         history: Receives the lines.
@@ -37,7 +36,7 @@ class CandidateScorer:
 
     def __init__(
         self,
-        perform: Perform,
+        executor: Executor,
         images: int,
         limits: Limits,
         history: History,
@@ -47,7 +46,7 @@ class CandidateScorer:
         seed: int = 0,
         on_line: Callable[[dict], None] = lambda line: None,
     ):
-        self.perform, self.images, self.limits, self.history = perform, images, limits, history
+        self.executor, self.images, self.limits, self.history = executor, images, limits, history
         self.score, self.sign, self.race, self.seed = score, sign, race, seed
         self.on_line = on_line
         self.lines: list[dict] = []
@@ -123,12 +122,20 @@ class CandidateScorer:
         """Evaluate on all images; write lines in the order of the subnets."""
         outcomes, done = {}, 0
         for place, outcome in self._evaluate(subnets, where['precision'], None):
-            outcomes[place] = outcome
+            outcomes[place] = self._checked(outcome)
             while done in outcomes:
                 metrics = outcomes[done].metrics
                 numbers = dict(images=self.images if metrics else 0, error=0.0, **metrics)
                 self._write(subnets[done], where, numbers)
                 done += 1
+
+    def _checked(self, outcome: Outcome) -> Outcome:
+        if outcome.metrics and self.score not in outcome.metrics:
+            raise UserError(
+                f'val_cfg.score is {self.score!r}, but val_evaluator gives '
+                f'{sorted(outcome.metrics)}'
+            )
+        return outcome
 
     def _race(self, subnets: Sequence[Subnet], where: dict, keep: int) -> None:
         """Evaluate slice by slice; write a line as soon as its subnet is decided."""
@@ -160,10 +167,10 @@ class CandidateScorer:
     ) -> Iterator[tuple[int, Outcome]]:
         """Yield outcomes along with the places of their subnets, in any order."""
         first, self.tasks = self.tasks, self.tasks + len(subnets)
-        tasks = [
-            Task(first + place, subnet, precision, images) for place, subnet in enumerate(subnets)
-        ]
-        for task, outcome in self.perform(tasks):
+        for place, subnet in enumerate(subnets):
+            self.executor.submit(Task(first + place, subnet, precision, images))
+        for _ in subnets:
+            task, outcome = self.executor.collect()
             if not outcome.is_empty:
                 self.evaluated += self.images if images is None else len(images)
             yield task.number - first, outcome

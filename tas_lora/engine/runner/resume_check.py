@@ -34,6 +34,7 @@ _HARMLESS = {
     'persistent_workers',
     'pin_memory',
     'prefetch_factor',
+    'ray',
     'resume',
     'timeout',
     'val_begin',

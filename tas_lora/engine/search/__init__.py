@@ -1,9 +1,11 @@
 from ...renamed import renamed
 from .evolution_search_loop import EvolutionarySearchLoop
 from .identity import check_checkpoint, read_identity
+from .ray_executor import RAY_OPTIONS
 from .result import compare_results, read_result, test_chosen
 
 __all__ = [
+    'RAY_OPTIONS',
     'EvolutionarySearchLoop',
     'check_checkpoint',
     'compare_results',

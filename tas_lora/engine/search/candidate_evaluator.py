@@ -1,5 +1,8 @@
 """Evaluation of a candidate on held-out images."""
 
+import time
+from dataclasses import replace
+
 import numpy as np
 import torch
 from mmengine.device import get_device
@@ -8,11 +11,12 @@ from mmengine.evaluator import Evaluator
 from ...datasets.held_out_images import HeldOutImages
 from ...evaluation import CrossEntropy
 from ...search import Outcome, Task
+from ...structures import Subnet
 from ..model_access import supernet_of
 
 
 class CandidateEvaluator:
-    """Evaluates one subnet of a runner's supernet, without communication between ranks.
+    """Evaluates one subnet of a runner's supernet, in this process.
 
     Args:
         runner: Holds the model and the hooks, one of which merges the experts.
@@ -28,13 +32,16 @@ class CandidateEvaluator:
     @torch.no_grad()
     def __call__(self, task: Task) -> Outcome:
         """Metrics on all images, or per-image losses on some; neither if memory runs out."""
-        evaluator = self.evaluator if task.images is None else self.losses
+        start = time.monotonic()
+        outcome = self._evaluate(task, self.evaluator if task.images is None else self.losses)
+        return replace(outcome, seconds=time.monotonic() - start)
+
+    def _evaluate(self, task: Task, evaluator: Evaluator) -> Outcome:
         try:
             self._predict(task, evaluator)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            self.runner.logger.warning(f'Out of memory, left without a score: {task.subnet}')
             for metric in evaluator.metrics:
                 metric.results.clear()
             return Outcome()
@@ -44,6 +51,12 @@ class CandidateEvaluator:
         losses = np.array(results, np.float32)
         results.clear()
         return Outcome(losses=losses)
+
+    def peak_memory(self, subnet: Subnet) -> int:
+        """Bytes that PyTorch reserves on the GPU to evaluate a batch, weights included."""
+        batch = np.arange(min(self.images.batch_size, len(self.images)))
+        self._predict(Task(0, subnet, images=batch), Evaluator([]))
+        return torch.cuda.max_memory_reserved()
 
     def _predict(self, task: Task, evaluator: Evaluator) -> None:
         """Pass predictions to the evaluator, batch by batch as in ``ValLoop``."""

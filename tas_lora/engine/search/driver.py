@@ -1,11 +1,9 @@
-"""The leading rank of a search: it asks for candidates, is told scores, and writes the result."""
+"""A search from start to result: it asks for candidates, is told scores, and writes the files."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite, nan
 from pathlib import Path
-
-from mmengine.dist import get_world_size
 
 from ...datasets.held_out_images import HeldOutImages
 from ...errors import UserError
@@ -13,17 +11,16 @@ from ...search import (
     NSGA2,
     CandidateScorer,
     Evolution,
+    Executor,
     History,
     Journal,
+    Journalled,
     Limits,
     Measured,
-    Outcome,
     RaceRules,
-    Task,
 )
 from ...structures import SearchSpace, Subnet
 from ..model_access import supernet_of
-from .crew import Crew
 from .identity import begin_search, search_identity
 from .progress import SearchProgress
 from .result import (
@@ -53,6 +50,7 @@ class SearchSettings:
     precision: str
     finalists: int
     measured: Measured | None
+    measured_on: Callable[[], str]  # names the device
     log_interval: int
     resume: bool
 
@@ -64,16 +62,18 @@ class SearchSettings:
 
 
 class SearchDriver:
-    """One run of a search, on the leading rank.
+    """One run of a search.
 
     Args:
         runner: Provides work directory, logger and the path of the weights.
         images: The held-out images.
         settings: The search settings.
+        executor: Evaluates the candidates.
     """
 
-    def __init__(self, runner, images: HeldOutImages, settings: SearchSettings):
+    def __init__(self, runner, images: HeldOutImages, settings: SearchSettings, executor: Executor):
         self.runner, self.images, self.settings = runner, images, settings
+        self.executor = executor
         self.folder, self.logger = Path(runner.work_dir), runner.logger
         self.scorer: CandidateScorer | None = None
         self.best: dict[str, float] = {}  # scores by phase
@@ -83,11 +83,12 @@ class SearchDriver:
         """Number of candidates that have a line."""
         return 0 if self.scorer is None else len(self.scorer.lines)
 
-    def run(self, crew: Crew) -> dict:
-        """Search with a crew, and return score and costs of the best subnet."""
+    def run(self) -> dict:
+        """Search, and return score and costs of the best subnet."""
         settings = self.settings
         weights, images = self.runner._load_from, self.images.fingerprint()
-        identity = search_identity(self.runner.cfg, weights, images)
+        measured_on = None if settings.measured is None else settings.measured_on()
+        identity = search_identity(self.runner.cfg, weights, images, measured_on)
         if not settings.resume:
             set_aside(self.folder)
         self.identity = begin_search(self.folder, identity, settings.resume)
@@ -99,8 +100,16 @@ class SearchDriver:
             self.logger.info(f'Continuing after {len(history.known)} subnets that are scored.')
         if history.known and not journal.known:
             self.logger.warning(f'{journal.path} is missing: all of them are evaluated again.')
+        self.progress = SearchProgress(
+            self.runner,
+            self._total(),
+            len(self.images),
+            share,
+            settings.score,
+            settings.log_interval,
+        )
         self.scorer = CandidateScorer(
-            lambda tasks: self._perform(tasks, journal, crew),
+            Journalled(self.executor, journal, self.progress.evaluated),
             images=len(self.images),
             limits=settings.limits,
             history=history,
@@ -110,9 +119,9 @@ class SearchDriver:
             seed=settings.evolution.seed,
             on_line=self._note,
         )
-        self._search(share)
-        crew.result = self._finish()
-        return crew.result
+        with self.progress:
+            self._search()
+        return self._finish()
 
     def _check_limits(self) -> float:
         """Share of subnets within the limits; an error if there are none, a warning if few."""
@@ -126,33 +135,21 @@ class SearchDriver:
             self.logger.warning(f'The limits are narrow: {text}')
         return share
 
-    def _perform(
-        self, tasks: list[Task], journal: Journal, crew: Crew
-    ) -> Iterator[tuple[Task, Outcome]]:
-        """Outcomes that the journal knows, then those of new evaluations."""
-        unknown = []
-        for task in tasks:
-            if (outcome := journal.recall(task)) is None:
-                unknown.append(task)
-            else:
-                yield task, outcome
-        yield from self.progress.timed(crew.perform(unknown, keep=journal.append))
-
-    def _search(self, share: float) -> None:
-        settings, evolution = self.settings, self.settings.evolution
+    def _total(self) -> int:
+        """Expected number of lines."""
+        settings = self.settings
         phases = PHASES if settings.random else PHASES[:1]
-        total = evolution.population * evolution.generations * len(phases)
-        total += sum(map(settings.finals_of, phases))
-        self.progress = SearchProgress(
-            self.runner, total, len(self.images), share, settings.score, settings.log_interval
-        )
-        with self.progress:
-            keep = max(evolution.parents, settings.finals_of('search'))
-            self._run_phase('search', evolution, keep)
-            if evolution.generation < evolution.generations:
-                self.logger.info('No further subnet within the limits was found.')
-            if settings.random:
-                self._run_phase('baseline', settings.random, 1)
+        each = settings.evolution.population * settings.evolution.generations
+        return each * len(phases) + sum(map(settings.finals_of, phases))
+
+    def _search(self) -> None:
+        settings, evolution = self.settings, self.settings.evolution
+        keep = max(evolution.parents, settings.finals_of('search'))
+        self._run_phase('search', evolution, keep)
+        if evolution.generation < evolution.generations:
+            self.logger.info('No further subnet within the limits was found.')
+        if settings.random:
+            self._run_phase('baseline', settings.random, 1)
 
     def _run_phase(self, phase: str, search: Evolution, keep: int) -> None:
         name = 'Generation' if phase == 'search' else 'Random search, generation'
@@ -191,7 +188,7 @@ class SearchDriver:
             )
         baseline = self._winner('baseline') if settings.random else None
         winner = Subnet.from_dict(best['subnet'])
-        cost = self.progress.cost() | dict(processes=get_world_size())
+        cost = self.progress.cost() | self.executor.usage()
         write_result(
             self.folder,
             self._record(best, baseline),

@@ -1,6 +1,7 @@
 """Evolutionary search as a validation loop."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from ...registry import LOOPS
 from ...search import (
     NSGA2,
     Evolution,
+    Executor,
+    InProcess,
     Limits,
     Measured,
     RaceRules,
     Surrogate,
-    Task,
     count_flops,
     count_params,
     read_measured,
@@ -29,10 +31,10 @@ from ...search.limits import UNITS
 from ...structures import SearchSpace
 from ..model_access import supernet_of
 from .candidate_evaluator import CandidateEvaluator
-from .crew import Crew
 from .driver import SearchDriver, SearchSettings
-from .identity import refuse_test_set
+from .identity import device_name, refuse_test_set
 from .progress import stopped_by_signals
+from .ray_executor import RAY_OPTIONS, RayExecutor
 from .result import MEASURED
 
 COUNTERS = dict(params=count_params, flops=count_flops)
@@ -47,9 +49,8 @@ class EvolutionarySearchLoop(ValLoop):
     be images that no training stage has seen, and not the test set. It writes to the work
     directory: ``best_subnet.json``, ``front.json``, ``search_history.jsonl`` with a line per
     subnet, ``search_journal.jsonl`` from which a killed search resumes, and ``search.json``, which
-    identifies the search. Several ranks evaluate different subnets; their result equals that of
-    one rank. A subnet whose evaluation runs out of memory gets no score and cannot win; the search
-    continues.
+    identifies the search. The result does not depend on the number of workers. A subnet whose
+    evaluation runs out of memory gets no score and cannot win; the search continues.
 
     Args:
         dataloader: As in ``ValLoop``: the held-out images.
@@ -77,6 +78,8 @@ class EvolutionarySearchLoop(ValLoop):
             ``shape_prob``, ``seed``. NSGA-II uses those it has.
         memory_share: Share of the free memory that decoded images may take. If they need more,
             they are decoded again for every subnet.
+        ray: Workers that evaluate the candidates: arguments of
+            :class:`~tas_lora.engine.search.ray_executor.RayExecutor`. None: this process.
         log_interval: Subnets between two log lines.
         resume: Continue the search in the work directory without evaluating anything twice. It
             must be the same search.
@@ -107,6 +110,7 @@ class EvolutionarySearchLoop(ValLoop):
         finalists: int = 10,
         evolution: dict | None = None,
         memory_share: float = 0.5,
+        ray: dict | None = None,
         log_interval: int = 10,
         resume: bool = False,
         search_on_test_set: bool = False,
@@ -126,6 +130,8 @@ class EvolutionarySearchLoop(ValLoop):
         self.model.backbone.check_space(space, 'the space')
         one_of(rule, 'rule', ('less', 'greater'))
         one_of(precision, 'precision', ('float32', 'bfloat16'))
+        self.evaluate = CandidateEvaluator(runner, self.images, self.evaluator)
+        self.executor = self._executor(ray)
         deployed = self._measured(measure, measured)
         limits = self._limits(constraints, goals, deployed)
         search = _algorithm(evolution, space, limits, boolean(surrogate, 'surrogate'))
@@ -140,36 +146,40 @@ class EvolutionarySearchLoop(ValLoop):
             precision=precision,
             finalists=positive(finalists, 'finalists', int),
             measured=deployed,
+            measured_on=device_name if ray is None else self.executor.device,
             log_interval=positive(log_interval, 'log_interval', int),
             resume=boolean(resume, 'resume'),
         )
-        self.evaluate = CandidateEvaluator(runner, self.images, self.evaluator)
 
     def run(self) -> dict:
         """Search, and return score and costs of the best subnet."""
         self.runner.call_hook('before_val')
         self.runner.call_hook('before_val_epoch')
-        driver = SearchDriver(self.runner, self.images, self.settings)
-        with stopped_by_signals(self.runner, lambda: driver.scored), Crew(self._checked) as crew:
-            metrics = driver.run(crew) if crew.leads else crew.serve()
+        with ExitStack() as stack:
+            if isinstance(self.executor, RayExecutor):
+                stack.enter_context(self.executor)
+            driver = SearchDriver(self.runner, self.images, self.settings, self.executor)
+            stack.enter_context(stopped_by_signals(self.runner, lambda: driver.scored))
+            metrics = driver.run()
         self.runner.call_hook('after_val_epoch', metrics=metrics)
         self.runner.call_hook('after_val')
         return metrics
 
-    def _checked(self, task: Task):
-        outcome = self.evaluate(task)
-        if outcome.metrics and self.settings.score not in outcome.metrics:
-            raise UserError(
-                f'val_cfg.score is {self.settings.score!r}, but val_evaluator gives '
-                f'{sorted(outcome.metrics)}'
-            )
-        return outcome
+    def _executor(self, ray: dict | None) -> Executor:
+        if ray is None:
+            return InProcess(self.evaluate)
+        if not isinstance(ray, Mapping) or not set(ray) <= set(RAY_OPTIONS):
+            raise UserError(f'must be a dict of {RAY_OPTIONS}, got {ray!r}', 'ray')
+        with within('ray'):
+            return RayExecutor(self.runner, self.images, **ray)
 
     def _measured(self, measure: dict | None, others: str | None) -> Measured | None:
         if measure is None:
             return None
         path = Path(self.runner.work_dir) / MEASURED
         known = None if others is None else read_measured(others)
+        if isinstance(self.executor, RayExecutor):  # its workers check the options
+            return Measured(path, self.executor.measure, known)
         with within('measure'):
             return Measured(path, Deployed.of_model(self.model, measure), known)
 

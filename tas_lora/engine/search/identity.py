@@ -28,21 +28,30 @@ _SECTIONS = (
 _OF_THE_RUN = ('work_dir', 'load_from', 'launcher', 'resume', 'experiment_name')
 
 
-def search_identity(config: dict, checkpoint: str | None, images: str) -> dict:
+def device_name() -> str:
+    """The GPU of this process or, without one, the processor with its cores and threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f'{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads'
+
+
+def search_identity(
+    config: dict, checkpoint: str | None, images: str, measured_on: str | None = None
+) -> dict:
     """Everything that determines the result of a search, along with its command line.
 
     Args:
         config: The complete config.
         checkpoint: Path of the weights, if any were loaded.
         images: Fingerprint of the held-out images.
+        measured_on: Device on which latency and memory are measured, if they are.
     """
     settings = run_record(config, _SECTIONS) | {'held-out images': images}
-    if (config.get('val_cfg') or {}).get('measure') is not None:
-        cpu = f'{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads'
-        cuda = torch.cuda
-        settings['measured on'] = cuda.get_device_name() if cuda.is_available() else cpu
+    if measured_on is not None:
+        settings['measured on'] = measured_on
     kept = {key: value for key, value in dict(config).items() if key not in _OF_THE_RUN}
-    kept['val_cfg'] = {k: v for k, v in (kept.get('val_cfg') or {}).items() if k != 'resume'}
+    loop = kept.get('val_cfg') or {}
+    kept['val_cfg'] = {k: v for k, v in loop.items() if k not in ('resume', 'ray')}
     return dict(
         checkpoint=checkpoint,
         checkpoint_sha256=weights_sha256(checkpoint) if checkpoint else None,

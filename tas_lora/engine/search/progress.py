@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TextIO
@@ -57,16 +57,13 @@ class SearchProgress:
             handler.setStream(stream)
         self.bar.stop()
 
-    def timed(self, outcomes: Iterable[tuple[Task, Outcome]]) -> Iterator[tuple[Task, Outcome]]:
-        """Yield the same outcomes, and count the time until each as evaluation time."""
-        outcomes, start = iter(outcomes), time.monotonic()
-        for task, outcome in outcomes:
-            self.seconds += time.monotonic() - start
-            self.fresh += 1
-            self.fresh_images += self.images if task.images is None else len(task.images)
-            yield task, outcome
-            start = time.monotonic()
-        self.seconds += time.monotonic() - start
+    def evaluated(self, task: Task, outcome: Outcome, seconds: float) -> None:
+        """Count a new evaluation, and the time that the search waited for it."""
+        self.seconds += seconds
+        self.fresh += 1
+        self.fresh_images += self.images if task.images is None else len(task.images)
+        if outcome.is_empty:
+            self.runner.logger.warning(f'Out of memory, left without a score: {task.subnet}')
 
     def note(self, line: dict, best: float) -> None:
         """Report a decided candidate; ``best`` is the best score so far."""

@@ -7,7 +7,6 @@ from reprlib import repr as short
 
 import numpy as np
 import torch
-from mmengine.dist import broadcast_object_list, is_main_process
 
 from ...atomic_files import write_atomic, write_together
 from ...errors import UserError
@@ -183,19 +182,15 @@ def test_chosen(runner) -> dict[str, float]:
     Returns:
         Metrics as ``test/name/metric``.
     """
-    folder, plan = Path(runner.work_dir), [None, None]
-    if is_main_process():
-        chosen = _chosen_subnets(read_result(folder), read_json(folder / FRONT, kind=list))
-        plan = [chosen, _known_test(folder, chosen)]
-    broadcast_object_list(plan)
-    chosen, metrics = plan
+    folder = Path(runner.work_dir)
+    result = read_result(folder)
+    chosen = _chosen_subnets(result, read_json(folder / FRONT, kind=list))
+    metrics = _known_test(folder, chosen)
     if metrics is None:
         runner._test_loop = dict(runner._test_loop, subnets=chosen)
         runner.prepare('test')
         metrics = {name: float(value) for name, value in runner.test().items()}
-        if is_main_process():
-            write_atomic(folder / TEST, json.dumps(dict(subnets=chosen, metrics=metrics)))
-    if is_main_process():
-        result = read_result(folder) | dict(test=_by_name(chosen, metrics))
-        write_atomic(folder / RESULT, json.dumps(result, indent=2) + '\n')
+        write_atomic(folder / TEST, json.dumps(dict(subnets=chosen, metrics=metrics)))
+    result['test'] = _by_name(chosen, metrics)
+    write_atomic(folder / RESULT, json.dumps(result, indent=2) + '\n')
     return {f'test/{name}': value for name, value in metrics.items()}
