@@ -16,6 +16,7 @@ from mmengine.registry import LOOPS
 from .atomic_files import is_damaged
 from .config import addressed, check_data, load_config
 from .engine import SubnetTestLoop, SupernetRunner
+from .engine.meaning import check_meaning
 from .engine.runner.run_files import check_first_start, find_checkpoints, newest_whole
 from .engine.search import test_chosen
 from .errors import UserError, blame
@@ -52,7 +53,9 @@ def prepare_training(cfg: Config) -> SupernetRunner:
         cfg.get('load_from'),
         'train the previous stage, or give another file by --cfg-options load_from=FILE',
     )
-    return _prepared(cfg, 'train', 'val')
+    runner = _prepared(cfg, 'train', 'val')
+    check_meaning(runner)
+    return runner
 
 
 def check_training(cfg: Config) -> None:

@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
+from rich.console import Console
+from rich.segment import Segment
 from rich.table import Table
 
 from . import stopping
+from .cfg_options import Options, read_value
 from .config import load_config
-from .errors import STOPPED, UserError, system_reason
+from .errors import STOPPED, UserError, printable, system_reason
 
 # OSError: a path that cannot be read or written. DistNetworkError: processes that do not meet.
 _USER_MISTAKES = (UserError, OSError, torch.distributed.DistNetworkError)
@@ -43,7 +46,7 @@ def run(main: Callable[[], None]) -> None:
         if os.environ.get('TAS_LORA_DEBUG'):
             raise
         if os.environ.get('RANK', '0') == '0':
-            print(f'error: {_in_one_line(error)}', file=sys.stderr)
+            say(f'error: {_in_one_line(error)}', file=sys.stderr)
         sys.exit(2)
     _leave_group(0)
 
@@ -70,6 +73,20 @@ def _in_one_line(error: Exception) -> str:
     return ' '.join(text.split())
 
 
+def say(*values, **options) -> None:
+    """Print; texts from files cannot steer the terminal. Arguments are those of ``print``."""
+    print(*(printable(str(value)) for value in values), **options)
+
+
+class SafeConsole(Console):
+    """Rich's console; texts from files cannot steer the terminal."""
+
+    def render(self, renderable, options=None):
+        """Render as rich does, with what is not printable escaped."""
+        for part in super().render(renderable, options):
+            yield part if part.control else Segment(printable(part.text), part.style)
+
+
 def _leave_group(code) -> None:
     """End a process of a distributed run on CPUs, without Python's clean-up.
 
@@ -82,14 +99,17 @@ def _leave_group(code) -> None:
         os._exit(0 if code is None else code if isinstance(code, int) else 1)
 
 
-class _Options(DictAction):
-    """MMEngine's action, without its traceback for an option that lacks '='."""
+class _Options(argparse.Action):
+    """MMEngine's action, which also keeps values as they were typed; their fields decide."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        try:
-            super().__call__(parser, namespace, values, option_string)
-        except ValueError:
-            parser.error(f'{option_string} takes key=value, got {" ".join(values)}')
+        options = Options(namespace.cfg_options, namespace.cfg_options.texts)
+        for pair in values:
+            key, is_assigned, text = pair.partition('=')
+            if not is_assigned:
+                parser.error(f'{option_string} takes key=value, got {" ".join(values)}')
+            options[key], options.texts[key] = read_value(text), text
+        namespace.cfg_options = options
 
 
 def markdown(tables: Iterable[Table]) -> str:
@@ -128,7 +148,9 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
         '--cfg-options',
         nargs='+',
         action=_Options,
-        help='override config fields: key=value, nested keys with dots, lists as "[a,b]"',
+        default=Options(),
+        help='override config fields: key=value, nested keys with dots, lists as "[a,b]"; quotes '
+        'mean text',
     )
 
 
@@ -146,6 +168,9 @@ def check_output(path: str) -> None:
 
 def config_from(args: argparse.Namespace) -> Config:
     """The config of a parsed command line, with work directory and launcher set."""
+    for option, argument in (('launcher', 'launcher'), ('load_from', 'checkpoint')):
+        if option in args.cfg_options and hasattr(args, argument):
+            raise UserError(f'--cfg-options {option}: it would be ignored; give the {argument}')
     if 'LOCAL_RANK' not in os.environ and hasattr(args, 'local_rank'):
         os.environ['LOCAL_RANK'] = str(args.local_rank)
     cfg = load_config(args.config, args.cfg_options)

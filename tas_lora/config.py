@@ -2,18 +2,23 @@
 
 import difflib
 import inspect
+import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import (
     DATASETS,
     HOOKS,
     LOOPS,
     METRICS,
     MODELS,
+    PARAM_SCHEDULERS,
     TASK_UTILS,
     TRANSFORMS,
     Registry,
@@ -21,8 +26,11 @@ from mmengine.registry import (
 )
 from mmengine.runner import Runner
 
+from .cfg_options import accepted_types, fields_made_from, fitting_value
 from .checks import natural, positive
 from .errors import UserError, blame
+from .image_formats import restrict_pillow
+from .metric_rules import settled_rule
 from .packaged import find_config
 
 _REGISTRIES = dict(
@@ -39,63 +47,131 @@ _REGISTRIES = dict(
     test_evaluator=METRICS,
 )
 _RUNNER = inspect.signature(Runner.__init__).parameters
+# What MMEngine's runner and MMPretrain's tools also read from a config.
+_READ = (
+    *(name for name in _RUNNER if name not in ('self', 'cfg')),
+    'activation_checkpointing',
+    'compile',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'runner_type',
+    'sync_bn',
+)
+_READ_BY = {'tas_lora.SimilarityHook': 'heldout_dataloader'}
+# Dicts without a type, of which MMEngine ignores other keys.
+_KEYS = dict(
+    auto_scale_lr=('base_batch_size', 'enable'),
+    env_cfg=('cudnn_benchmark', 'dist_cfg', 'mp_cfg', 'resource_limit'),
+)
+_SHOWN = 5
+_ANY = inspect.Parameter('any', inspect.Parameter.VAR_KEYWORD)
 # A config has one optimizer wrapper, often without a type.
 _OPTIM_WRAPPERS = ('SupernetOptimWrapper', 'JointOptimWrapper', 'MoLEOptimWrapperConstructor')
 # Keys that MMEngine removes before it calls a constructor.
 _CONSUMED = {'type', '_scope_', 'priority'}
 
 
-def load_config(path: str | Path, options: dict | None = None) -> Config:
+def load_config(
+    path: str | Path, options: dict | None = None, reads: Collection[str] = ()
+) -> Config:
     """Read a config, apply ``--cfg-options``, and refuse unknown arguments.
 
-    ``path`` is a file or the name of a packaged config.
+    Args:
+        path: A file, or the name of a packaged config.
+        options: Values by dotted key.
+        reads: Variables of the config that the caller reads, so that options may change them.
     """
     path = find_config(path)
     with blame(f'config {path} cannot be read'):
         cfg = Config.fromfile(path)
     if 'model' not in cfg:
         raise UserError(f'config {path} has no model; files in _base_ are only parts of configs')
-    return checked_config(cfg, options)
+    return checked_config(cfg, options, reads)
 
 
-def checked_config(cfg: Config, options: dict | None = None) -> Config:
-    """Apply ``--cfg-options`` to a config, and refuse unknown arguments."""
-    known = [*cfg.keys(), *_RUNNER]
-    for key in options or {}:
-        first = key.split('.')[0]
-        if first not in known:
-            raise UserError(
-                f'--cfg-options {key}: the config has no {first!r}{_hint(first, known)}'
-            )
+def checked_config(cfg: Config, options: dict | None = None, reads: Collection[str] = ()) -> Config:
+    """Apply options to a config, and refuse unknown arguments; see :func:`load_config`."""
+    restrict_pillow()
+    options = options or {}
+    init_default_scope(options.get('default_scope') or cfg.get('default_scope', 'mmpretrain'))
+    hooks = [node['type'] for _, node in _typed(cfg.get('custom_hooks'), '')]
+    read = {*_READ, *reads, *(_READ_BY[h] for h in hooks if h in _READ_BY)}
+    for key in options:
+        _check_is_read(cfg, key, read)
+    texts = getattr(options, 'texts', {})
+    typed = {k: fitting_value(texts[k], *_field(cfg, k)) for k in options if k in texts}
     with blame('--cfg-options do not fit the config'):
-        cfg.merge_from_dict(options or {})
+        cfg.merge_from_dict(options | typed)
     check_names(cfg)
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     for field, registry in _REGISTRIES.items():
         for path, node in _typed(cfg.get(field), field):
             check_arguments(path, node, TRANSFORMS if 'pipeline' in path else registry)
     check_numbers(cfg)
+    settle_rules(cfg)
     return cfg
+
+
+def _check_is_read(cfg: Config, key: str, read: set[str]) -> None:
+    """Refuse an option that would change nothing: a variable of the config, or an unknown name."""
+    first, _, rest = key.partition('.')
+    if first in read:
+        return
+    if first not in cfg:
+        raise UserError(
+            f'--cfg-options {key}: the config has no {first!r}{_hint(first, [*read, *cfg])}'
+        )
+    made = fields_made_from(cfg.to_dict(), first, read)
+    names = list(dict.fromkeys(f'{path}.{rest}'.strip('.') for path in made))
+    more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
+    advice = f'change the fields made from it: {", ".join(names[:_SHOWN])}{more}'
+    raise UserError(
+        f'--cfg-options {key}: {first} is a variable, which only the config itself reads, before '
+        f'options apply; {advice if names else "no field has its value; edit the config"}'
+    )
+
+
+def _field(cfg: Config, key: str) -> tuple[tuple[type, ...] | None, Any]:
+    """The types that the field of an option accepts, None if unknown, and its present value."""
+    *parents, last = key.split('.')
+    registry = TRANSFORMS if 'pipeline' in parents else _REGISTRIES.get(key.split('.')[0])
+    node = cfg
+    for name in parents:
+        node = _child(node, name)
+    if not parents:
+        parameter = _RUNNER.get(last)
+    else:
+        component = _component(node, registry) if isinstance(node, dict) else None
+        parameter = _parameters(component).get(last) if component is not None else None
+    return parameter and accepted_types(parameter), _child(node, last)
+
+
+def _child(node, name: str):
+    if isinstance(node, (dict, Config)):
+        return node.get(name)
+    is_place = isinstance(node, (list, tuple)) and name.isdigit() and int(name) < len(node)
+    return node[int(name)] if is_place else None
 
 
 def check_names(cfg: Config) -> None:
     """Refuse top-level names that look like a misspelt argument of the runner.
 
-    Other unknown names are variables of the config.
+    Other unknown names are variables of the config. Also refuse names that MMEngine ignores.
     """
     for name in cfg:
         if name not in _RUNNER:
             close = difflib.get_close_matches(name, _RUNNER, n=1, cutoff=0.88)
             if close and close[0] not in cfg:
                 raise UserError(f'the config sets {name!r}; did you mean {close[0]!r}?')
+    for field, known in _KEYS.items():
+        for key in cfg.get(field) or ():
+            if key not in known:
+                raise UserError(f'{field}.{key} is read by nothing{_hint(key, known)}')
 
 
 def check_arguments(path: str, node: dict, registry: Registry) -> None:
     """Refuse arguments of ``node`` that the component named by its ``type`` does not accept."""
-    names = (f'{node["type"]}', f'mmpretrain.{node["type"]}')
-    # Strategies and groupings occur inside other components.
-    component = next(filter(None, (r.get(n) for r in (registry, TASK_UTILS) for n in names)), None)
-    accepted = _accepted_arguments(component)
+    accepted = _accepted_arguments(_component(node, registry))
     for key in node if accepted is not None else ():
         if key not in accepted and key not in _CONSUMED:
             raise UserError(
@@ -114,6 +190,21 @@ def check_numbers(cfg: Config) -> None:
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         _check_number(cfg.get(loader), loader, 'batch_size', positive, int)
         _check_number(cfg.get(loader), loader, 'num_workers', natural)
+
+
+def settle_rules(cfg: Config) -> None:
+    """Give each part that watches a metric its ``rule``, which MMEngine sets to 'less' for some."""
+    for field, registry in (('param_scheduler', PARAM_SCHEDULERS), ('custom_hooks', HOOKS)):
+        for path, node in _dicts(cfg.get(field), field):
+            arguments = _parameters(_component(node, registry)) if 'type' in node else {}
+            if {'monitor', 'rule'} <= set(arguments):
+                metric = node.get('monitor', arguments['monitor'].default)
+                rule = settled_rule(metric, node.get('rule'), f'{path}.rule', _warn)
+                if rule != arguments['rule'].default:
+                    node['rule'] = rule
+
+
+_warn = partial(print_log, logger='current', level=logging.WARNING)
 
 
 def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
@@ -158,21 +249,39 @@ def _check_number(node, path: str, key: str, check: Callable, *kind) -> None:
         check(node[key], f'{path}.{key}', *kind)
 
 
+def _component(node: dict, registry: Registry | None):
+    """The class or function that ``node`` names by its type; None if there is none."""
+    kind = node.get('type')
+    if not isinstance(kind, str):
+        return kind
+    # Strategies and groupings occur inside other components.
+    registries = [r for r in (registry, TASK_UTILS) if r is not None]
+    names = (kind, f'mmpretrain.{kind}')
+    return next(filter(None, (r.get(n) for r in registries for n in names)), None)
+
+
 def _accepted_arguments(component) -> set[str] | None:
-    """Argument names of a component, following ``**kwargs`` up its bases; None for any."""
+    """Names of :func:`_parameters`; None if the component takes any."""
+    parameters = _parameters(component)
+    return None if '**' in parameters else set(parameters)
+
+
+def _parameters(component) -> dict[str, inspect.Parameter]:
+    """Arguments of a component, following ``**kwargs`` up its bases; with '**' if it takes any."""
     if inspect.isfunction(component):
-        return set(inspect.signature(component).parameters)
+        return dict(inspect.signature(component).parameters)
     if not inspect.isclass(component):
-        return None
-    accepted = set()
+        return {'**': _ANY}
+    accepted = {}
     for cls in component.__mro__:
         if '__init__' not in vars(cls) or cls is object:
             continue
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        accepted |= {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {'self'}
-        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+        parameters = inspect.signature(cls.__init__).parameters
+        named = {n: p for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD and n != 'self'}
+        accepted = named | accepted
+        if len(named) + 1 == len(parameters):
             return accepted
-    return None
+    return accepted | {'**': _ANY}
 
 
 def _typed(node, path: str) -> Iterator[tuple[str, dict]]:

@@ -2,11 +2,25 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 STOPPED = 75  # EX_TEMPFAIL: exit code of a training that a signal stopped; it can be resumed
+# Controls of a terminal, halves of a surrogate pair, and what reorders or breaks a line.
+_UNSEEN = re.compile(
+    '[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
+)
+
+
+def printable(text: str) -> str:
+    r"""Escape what would steer a terminal or change what a line seems to say.
+
+    Texts from files pass through this before they are shown: ESC becomes ``\x1b``. Line feeds and
+    tabs stay.
+    """
+    return _UNSEEN.sub(lambda found: found[0].encode('unicode_escape').decode(), text)
 
 
 class UserError(ValueError):
@@ -28,7 +42,7 @@ class UserError(ValueError):
 
     def __str__(self) -> str:
         name = '.'.join(filter(None, (self.part, self.field)))
-        return f'{name}{self.joint}{self.message}' if name else self.message
+        return printable(f'{name}{self.joint}{self.message}' if name else self.message)
 
 
 class WriteError(UserError, OSError):

@@ -1,7 +1,9 @@
 """Provenance of results: digests of files, versions of packages, and reading of JSON files."""
 
+import errno
 import hashlib
 import json
+import os
 import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +15,13 @@ from .errors import UserError
 _PACKAGES = ('tas-lora', 'torch', 'mmengine', 'mmpretrain', 'numpy', 'pymoo', 'scikit-learn')
 
 
-def read_json(path: str | Path, what: str = '', advice: str = '', kind: type = object):
+def read_json(
+    path: str | Path,
+    what: str = '',
+    advice: str = '',
+    kind: type = object,
+    most: int | None = 100,
+):
     """Read a JSON file.
 
     Args:
@@ -21,13 +29,15 @@ def read_json(path: str | Path, what: str = '', advice: str = '', kind: type = o
         what: Name of the file in messages, before its path, such as 'subnet file'.
         advice: End of the messages.
         kind: Required type of the value, such as dict.
+        most: MB that the file may have.
 
     Raises:
         UserError: If the file cannot be read, is not JSON, or holds something else.
     """
     name = f'{what} {path}'.strip()
     try:
-        value = json.loads(Path(path).read_text('utf-8'))
+        value = json.loads(read_file(path, most).decode('utf-8'))
+        json.dumps(value, ensure_ascii=False).encode('utf-8')  # no half of a surrogate pair
     except OSError as error:
         raise UserError(f'{name} cannot be read: {error.strerror}{advice}') from error
     except (ValueError, RecursionError) as error:
@@ -35,6 +45,23 @@ def read_json(path: str | Path, what: str = '', advice: str = '', kind: type = o
     if not isinstance(value, kind):
         raise UserError(f'{name} must hold a {kind.__name__}, got {short(value)}{advice}')
     return value
+
+
+def read_file(path: str | Path, most: int | None = None) -> bytes:
+    """Read a regular file, of at most ``most`` MB; a pipe or a device may never end.
+
+    Raises:
+        OSError: If it is not a file, or cannot be read.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, 'it is a pipe or a device, not a file', str(path))
+    size = path.stat().st_size
+    if most is not None and size > most * 10**6:
+        raise OSError(errno.EFBIG, f'it has more than {most} MB', str(path))
+    if size > os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'):
+        raise OSError(errno.ENOMEM, 'it does not fit in memory', str(path))
+    return path.read_bytes()
 
 
 def sha256(path: str | Path, size: int | None = None) -> str:

@@ -18,7 +18,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from .atomic_files import write_atomic
-from .errors import UserError, system_reason
+from .errors import UserError, printable, system_reason
 from .provenance import read_json
 
 LOCK, RECORD = 'run.lock', 'run.lock.json'
@@ -118,7 +118,7 @@ def _holder(record: Mapping) -> str:
         return 'another process'
     what = ('process', 'host', 'started')
     number, host, started = (str(record.get(key, '?'))[:60] for key in what)
-    return f'process {number} on {host}, started {started}'
+    return printable(f'process {number} on {host}, started {started}')
 
 
 def _refusal(folder: Path) -> str:

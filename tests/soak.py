@@ -485,6 +485,7 @@ def main() -> None:
         soak.tests('images that cannot be read', 'tests/test_bad_data.py', '-k', 'image')
         soak.tests('candidate out of memory', 'tests/test_bad_data.py', '-k', 'out_of_memory')
         soak.tests('file made to run code', 'tests/test_malicious.py')
+        soak.tests('other file of a stranger', 'tests/test_strangers.py')
     finish(soak, args, time.monotonic() - started)
 
 

@@ -60,6 +60,28 @@ def test_bare_state_dict_is_read_too(tmp_path):
     logits(load_supernet(model_config(ENTRY), tmp_path / 'bare.pth'))
 
 
+@pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'module._orig_mod.'])
+def test_weights_saved_from_ddp_or_a_compiled_model(tmp_path, prefix):
+    """Both save the wrapped model under such a name."""
+    wrapped = {f'{prefix}{name}': value for name, value in official_weights(ENTRY).items()}
+    torch.save(dict(model=wrapped), tmp_path / 'wrapped.pth')
+    model = load_supernet(model_config(ENTRY), tmp_path / 'wrapped.pth')
+    logits(model)
+    assert call_tool('convert_autoformer.py', tmp_path / 'wrapped.pth', tmp_path / 'c.pth') == 0
+    ours = {f'{prefix}{name}': value for name, value in model.state_dict().items()}
+    again = load_supernet(model_config(ENTRY))
+    again.load_state_dict(ours)  # as a resumed run does
+    logits(again)
+
+
+def test_a_prefix_that_only_some_names_have_is_no_wrapper(tmp_path):
+    weights = official_weights(ENTRY)
+    name = next(iter(weights))
+    weights[f'module.{name}'] = weights.pop(name)
+    torch.save(weights, tmp_path / 'some.pth')
+    assert set(read_state_dict(tmp_path / 'some.pth')) == set(weights)
+
+
 def test_runner_loads_official_files(official, tmp_path):
     config = model_config(ENTRY)['model']
     runner = SupernetRunner(

@@ -168,7 +168,7 @@ def test_groups_of_every_attribute():
     ('stage', 'change', 'message'),
     [
         ('supernet', dict(custom_hooks=[dict(SEPARATE, group_by='width')]), 'one of .*embed_dim'),
-        ('moLE', dict(custom_hooks=[SEPARATE]), 'one optimizer'),
+        ('moLE', dict(custom_hooks=[dict(type='tas_lora.MoLEHook'), SEPARATE]), 'one optimizer'),
         (
             'supernet',
             dict(

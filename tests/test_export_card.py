@@ -158,3 +158,23 @@ def test_the_card_names_the_channels(source, channels, order, said):
     assert f'| images | {said}' in text
     assert '| values | pixels 0..255 |' in text
     assert 'central square crop, 0.875 of the short edge' in text
+
+
+@pytest.mark.parametrize(
+    ('preprocess', 'said'),
+    [
+        (dict(color='grey'), '3 x 8 x 8, grey, repeated in each channel |'),
+        (
+            dict(crop_ratio=0.8, squash=True),
+            'to a square, ignoring the aspect ratio, then its cent',
+        ),
+        (dict(pad_value=7), '| resized | long edge to the side, the rest filled with 7'),
+        (dict(crop_ratio=1.0, interpolation='bilinear', backend='cv2'), "(bilinear, OpenCV's)"),
+        (dict(unknown_steps=['Mirror()', 'Blur()']), 'has no terms for: Mirror(), Blur()'),
+    ],
+)
+def test_the_card_says_how_images_are_resized(source, preprocess, said):
+    network = source.description['network'] | dict(in_channels=3)
+    preprocess = dict(channel_order='RGB', mean=None, std=None) | preprocess
+    changed = source.description | dict(network=network, preprocess=preprocess)
+    assert said in model_card(changed, {}, {}, None)

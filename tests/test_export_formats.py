@@ -1,12 +1,16 @@
 """Exported networks as their users load them: in a Python without the toolkit."""
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file, save_file
 from test_export import trained_like
 from tiny import SPACE, images, randomize, tiny_model
@@ -14,6 +18,7 @@ from tiny import SPACE, images, randomize, tiny_model
 from tas_lora import Subnet, UserError, export_subnet
 from tas_lora.export import FORMATS, ParityCheck, Source, export_formats, find_formats, formats
 from tas_lora.export import onnx as onnx_format
+from tas_lora.export.int8 import quantise
 
 CHOSEN = Subnet(16, (2, 1, 2), (1.0, 2.0, 2.0))
 NAMES = [each.name for each in FORMATS]
@@ -178,6 +183,61 @@ def test_strangers_load_what_was_exported(exported, expected, tmp_path):
     assert expected.std() > 0.1
 
 
+# The version of the file format that came with an opset, by ONNX's docs/Versioning.md.
+IR_VERSIONS = {18: 8, 19: 9, 21: 10, 23: 11}
+
+
+def test_the_format_of_a_file_is_no_newer_than_its_opset_needs(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    onnx_format.save(net, images(1), tmp_path / 'model.onnx')
+    graph = onnx.load(tmp_path / 'model.onnx')
+    assert [entry.version for entry in graph.opset_import] == [18]
+    assert graph.ir_version == IR_VERSIONS[18]
+    onnx.checker.check_model(graph, full_check=True)
+    for opset, version in IR_VERSIONS.items():
+        assert onnx_format.ir_version_of({'': opset, 'com.microsoft': 1}) == version
+
+
+LOWEST = re.search('onnxruntime>=([0-9.]+)', (ROOT / 'setup.py').read_text()).group(1)
+OLD = """
+import sys
+folder, *files = sys.argv[1:]
+import numpy, onnxruntime
+for file in files:
+    session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
+    found = session.run(None, {'images': numpy.load(folder + '/images.npy')})[0]
+    numpy.save(file + '.npy', found)
+print(onnxruntime.__version__)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('release', [LOWEST, '1.17.3'])  # of setup.py; of April 2024
+def test_older_onnx_runtimes_load_the_files(source, expected, tmp_path, release):
+    home = tmp_path / 'home'
+    wanted = [f'onnxruntime=={release}', 'numpy<2']
+    pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--target', str(home), *wanted]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f'onnxruntime {release} cannot be installed: {done.stderr.splitlines()[-1]}')
+    onnx_format.write(source, tmp_path)
+    small = quantise(tmp_path)
+    np.save(tmp_path / 'images.npy', images(9).numpy())
+    files = (str(tmp_path / onnx_format.FILE), str(small))
+    done = subprocess.run(
+        [sys.executable, '-c', OLD, str(tmp_path), *files],
+        env=os.environ | dict(PYTHONPATH=str(home)),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [release]
+    found, rough = (torch.from_numpy(np.load(f'{file}.npy')) for file in files)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+    assert (rough - expected).abs().max() < expected.std()
+
+
 @pytest.mark.full
 @pytest.mark.parametrize('opset', onnx_format.OPSETS)
 def test_opsets(source, expected, tmp_path, opset):
@@ -185,6 +245,7 @@ def test_opsets(source, expected, tmp_path, opset):
     graph = onnx.load(tmp_path / 'model.onnx')
     onnx.checker.check_model(graph, full_check=True)
     assert {entry.version for entry in graph.opset_import if not entry.domain} == {opset}
+    assert graph.ir_version == IR_VERSIONS[opset]
     (logits,) = onnx_format.run(tmp_path, [images(9)])
     torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-4)
 

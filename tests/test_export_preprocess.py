@@ -14,9 +14,11 @@ import torch
 from conftest import call_tool
 from hypothesis import given
 from hypothesis import strategies as st
+from mmcv import transforms
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmpretrain import ImageClassificationInferencer
+from mmpretrain.datasets import transforms as mmpretrain_steps
 from mmpretrain.registry import TRANSFORMS
 from PIL import Image
 from test_export import trained_like
@@ -24,17 +26,21 @@ from tiny import IMAGE, SPACE, repeatable, tiny_model
 
 from tas_lora import UserError, export_subnet
 from tas_lora.export import Source, export_formats, find_formats, mmpretrain, preprocess
+from tas_lora.export.examples import take_examples
 from tas_lora.models.plain_vit import load_plain_vit
 
 FORMS = ['timm', 'huggingface', 'mmpretrain']
-TOLERANCES = {'huggingface': 1e-3, 'huggingface, as colour': 1e-3}  # it rounds elsewhere
-SIZES = [(8, 8), (14, 10), (24, 40), (64, 32)]  # width, height; crops begin at whole pixels
+SIZES = [(8, 8), (14, 10), (15, 10), (24, 40), (64, 32)]  # width, height
 PILLOW = dict(backend='pillow', interpolation='bilinear')
 CROPPED = (
     dict(type='ResizeEdge', scale=10, edge='short', **PILLOW),
     dict(type='CenterCrop', crop_size=8),
 )
 SQUEEZED = (dict(type='Resize', scale=8, **PILLOW),)
+PADDED = (
+    dict(type='Resize', scale=(8, 8), keep_ratio=True, **PILLOW),
+    dict(type='Pad', size=(8, 8), pad_val=90),
+)
 NORMAL = dict(mean=[120.0, 110.0, 100.0], std=[60.0, 50.0, 40.0])
 
 
@@ -68,8 +74,15 @@ def draw(folder, channels: int) -> list[str]:
 
 def by_supernet(model, dataset: dict, paths: list[str]) -> torch.Tensor:
     """Probabilities, by its own pipeline and preprocessor."""
-    steps = [step | dict(type='mmpretrain.' + step['type']) for step in dataset['pipeline']]
-    pipeline = Compose([TRANSFORMS.build(step) for step in steps])
+    scopes = dict(Pad='mmcv.')  # MMPretrain does not register it again
+    pipeline = Compose(
+        [
+            TRANSFORMS.build(
+                step | dict(type=scopes.get(step['type'], 'mmpretrain.') + step['type'])
+            )
+            for step in dataset['pipeline']
+        ]
+    )
     inputs = [pipeline(dict(img_path=path))['inputs'] for path in paths]
     with torch.no_grad():
         images = model.data_preprocessor(dict(inputs=inputs))['inputs']
@@ -88,9 +101,6 @@ sys.path.insert(0, folders[0] + '/timm')
 import tas_lora_vit
 
 def seen(folder, images):
-    model = timm.create_model('tas_lora_vit', pretrained=True, folder=folder + '/timm').eval()
-    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
-    yield 'timm', torch.cat([model(transform(image)[None]) for image in images])
     own = dict(trust_remote_code=True)
     processor = AutoImageProcessor.from_pretrained(folder + '/huggingface', **own)
     model = AutoModelForImageClassification.from_pretrained(folder + '/huggingface', **own)
@@ -98,6 +108,10 @@ def seen(folder, images):
                        [image.convert('RGB') for image in images])):
         inputs = [processor(image, return_tensors='pt') for image in each]
         yield name, torch.cat([model(**one).logits for one in inputs])
+    if Path(folder, 'timm').exists():
+        model = timm.create_model('tas_lora_vit', pretrained=True, folder=folder + '/timm').eval()
+        transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+        yield 'timm', torch.cat([model(transform(image)[None]) for image in images])
 
 found = []
 for folder in folders:
@@ -112,8 +126,10 @@ CASES = {
     'no mean': (dict(to_rgb=True), SQUEEZED),
     'one mean': (dict(to_rgb=True, mean=[120.0], std=[60.0]), CROPPED),
     'grey': (dict(mean=[120.0], std=[60.0]), CROPPED),
+    'padded': (NORMAL | dict(to_rgb=False), PADDED),
 }
-WITH_CONFIG = ('RGB', 'squeezed')  # of the supernet's test
+WITHOUT_TIMM = ('padded',)
+WITH_CONFIG = ('RGB', 'squeezed', 'padded')  # of the supernet's test
 
 
 @pytest.fixture(scope='module')
@@ -130,6 +146,8 @@ def seen(tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
         given = dict(test_dataloader=dict(dataset=dataset)) if case in WITH_CONFIG else {}
         source = Source.read(folder, data=given)
         for form in find_formats(FORMS)[0]:
+            if form.name == 'timm' and case in WITHOUT_TIMM:
+                continue
             (folder / form.name).mkdir()
             form.write(source, folder / form.name)
         found[case] = dict(
@@ -174,10 +192,9 @@ def by_our_tool(folder, paths: list[str]) -> torch.Tensor:
 def test_files_are_seen_as_by_the_supernet(seen, case):
     expected, others = seen[case]['supernet'], dict(seen[case])
     assert expected.std(dim=0).max() > 0.05  # what is shown matters
-    assert len(others) == 8
+    assert len(others) == 8 - (case in WITHOUT_TIMM)
     for name, probabilities in others.items():
-        tolerance = TOLERANCES.get(name, 1e-5)
-        torch.testing.assert_close(probabilities, expected, atol=tolerance, rtol=0, msg=name)
+        torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0, msg=name)
 
 
 @pytest.mark.full
@@ -240,24 +257,187 @@ def test_a_pipeline_says_how_images_are_prepared(tmp_path, dataset, to_rgb, expe
 
 
 @pytest.mark.parametrize(
-    'steps',
+    ('steps', 'named'),
     [
-        (),
-        (dict(type='CenterCrop', crop_size=8),),
-        (dict(type='CenterCrop', crop_size=8), dict(type='ResizeEdge', scale=10)),
-        (dict(type='ResizeEdge', scale=10, edge='long'), dict(type='CenterCrop', crop_size=8)),
-        (dict(type='ResizeEdge', scale=10), dict(type='CenterCrop', crop_size=6)),
-        (dict(type='ResizeEdge', scale=100), dict(type='CenterCrop', crop_size=8)),
-        (dict(type='Resize', scale=(8, 9)),),
-        (dict(type='Resize', scale=8, keep_ratio=True),),
-        (dict(type='RandomFlip', prob=1.0), *CROPPED),
+        ([dict(type='CenterCrop', crop_size=8)], 'the steps crop in this order'),
+        (CROPPED[::-1], 'the steps crop short in this order'),
+        (
+            [dict(type='ResizeEdge', scale=10, edge='long'), CROPPED[1]],
+            "ResizeEdge(scale=10, edge='long')",
+        ),
+        ([CROPPED[0], dict(type='CenterCrop', crop_size=6)], 'CenterCrop(crop_size=6)'),
+        ([dict(type='ResizeEdge', scale=100), CROPPED[1]], 'ResizeEdge(scale=100)'),
+        ([dict(type='Resize', scale=(8, 9))], 'Resize(scale=(8, 9))'),
+        ([dict(type='Resize', scale=8, keep_ratio=True)], 'the steps fit in this order'),
+        ([dict(type='ResizeEdge', scale=8, interpolation='area')], 'ResizeEdge(scale=8, interp'),
+        ([PADDED[0], dict(type='Pad', size_divisor=8)], 'Pad(size_divisor=8)'),
+        ([dict(type='RandomFlip', prob=1.0), *CROPPED], 'RandomFlip(prob=1.0)'),
+        ([dict(type='torchvision/Resize', size=8, max_size=9)], 'torchvision/Resize(size=8, max'),
     ],
 )
-def test_what_cannot_be_told_is_left_open(tmp_path, steps):
-    model = supernet_of(3, NORMAL)
-    export_subnet(model, SPACE.smallest(), tmp_path, dataset=dataset_of(*steps))
+def test_what_cannot_be_told_is_named(tmp_path, steps, named):
+    model, dataset = supernet_of(3, NORMAL | dict(to_rgb=True)), dataset_of(*steps)
+    export_subnet(model, SPACE.smallest(), tmp_path, dataset=dataset)
     found = load_plain_vit(tmp_path)[1]['preprocess']
-    assert set(found) == {'mean', 'std', 'channel_order'}
+    assert set(found) == {'mean', 'std', 'channel_order', 'unknown_steps'}
+    (step,) = found['unknown_steps']
+    assert step.startswith(named)
+    for name in ('timm', 'huggingface'):
+        with pytest.raises(UserError, match='which this format cannot say; change the step'):
+            find_formats([name])[0][0].write(Source.read(tmp_path), tmp_path)
+
+
+def test_a_preparation_that_is_unknown_is_refused(tmp_path, capsys):
+    dataset = dataset_of(dict(type='RandomFlip', prob=1.0), *CROPPED)
+    export_subnet(supernet_of(3, NORMAL), SPACE.smallest(), tmp_path, dataset=dataset)
+    (path, *_) = draw(tmp_path, 3)
+    options = (tmp_path, path, '--channel-order', 'RGB')
+    assert call_tool('predict.py', *options) == 2
+    assert 'prepares images by RandomFlip(prob=1.0), which' in capsys.readouterr().err
+    assert call_tool('predict.py', *options, '--crop-ratio', 0.8) == 0
+
+
+class CenterCrop(transforms.CenterCrop):
+    """A transform of another project, by a known name."""
+
+
+def test_a_step_of_another_project_is_not_taken_for_one_that_is_known(tmp_path):
+    steps = (CROPPED[0], dict(type=CenterCrop, crop_size=8))
+    export_subnet(supernet_of(3, NORMAL), SPACE.smallest(), tmp_path, dataset=dataset_of(*steps))
+    (step,) = load_plain_vit(tmp_path)[1]['preprocess']['unknown_steps']
+    assert step == 'test_export_preprocess.CenterCrop(crop_size=8)'
+
+
+# The description against the pipeline itself, on images
+
+BY_TORCHVISION = (
+    dict(type='NumpyToPIL', to_rgb=True),
+    dict(type='torchvision/Resize', size=10),
+    dict(type='torchvision/CenterCrop', size=8),
+)
+NORMALIZE = dict(type='mmcv.Normalize', to_rgb=True, **NORMAL)
+TOLD = {
+    'a step that normalises': (dict(), [*CROPPED, NORMALIZE]),
+    'both normalise, and turn channels round': (NORMAL | dict(to_rgb=True), [*CROPPED, NORMALIZE]),
+    'padded': (NORMAL, PADDED),
+    "torchvision's": (NORMAL, [*BY_TORCHVISION, dict(type='PILToNumpy', to_bgr=True)]),
+    "torchvision's tensors": (
+        dict(),
+        [
+            *BY_TORCHVISION,
+            dict(type='torchvision/ToTensor'),
+            dict(type='torchvision/Normalize', mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.3]),
+        ],
+    ),
+    'squeezed, then cropped': (NORMAL, [dict(type='Resize', scale=10, **PILLOW), CROPPED[1]]),
+    'classes': (
+        NORMAL,
+        [dict(step, type=getattr(mmpretrain_steps, step['type'])) for step in CROPPED],
+    ),
+    **{
+        f'OpenCV, {method}': (
+            NORMAL,
+            [dict(type='ResizeEdge', scale=10, interpolation=method), CROPPED[1]],
+        )
+        for method in ('nearest', 'bilinear', 'bicubic')
+    },
+}
+
+
+@pytest.fixture
+def folder_of_images(tmp_path):
+    """A dataloader of the images of a folder."""
+    (tmp_path / 'images' / 'a').mkdir(parents=True)
+    draw(tmp_path / 'images' / 'a', 3)
+
+    def make(*steps, **loading) -> dict:
+        given = dataset_of(*steps, **loading) | dict(data_root=str(tmp_path / 'images'))
+        return dict(batch_size=2, dataset=given)
+
+    return make
+
+
+def told(model, loader: dict, tmp_path) -> Source:
+    """An export and its test images."""
+    folder = export_subnet(model, SPACE.smallest(), tmp_path / 'told', dataset=loader['dataset'])
+    source = Source.read(folder, data=dict(test_dataloader=loader))
+    examples = take_examples(model, loader, source.description, tmp_path)
+    return replace(source, examples=examples)
+
+
+READ_AS_GREY = [('padded', 'grayscale'), ('OpenCV, bilinear', 'grayscale')]
+
+
+@pytest.mark.parametrize(('case', 'color'), [*((case, 'color') for case in TOLD), *READ_AS_GREY])
+def test_what_is_told_is_what_the_pipeline_does(folder_of_images, tmp_path, case, color):
+    data, steps = TOLD[case]
+    model, loader = supernet_of(3, data), folder_of_images(*steps, color=color)
+    source = told(model, loader, tmp_path)
+    assert len(source.examples.files) == len(SIZES)
+    assert source.examples.inputs.std() > 0.1
+    after, line = preprocess.compare(source)
+    assert after == source, line
+    assert '(within 1)' in line
+    assert 'unknown_steps' not in source.description['preprocess']
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(interpolation='nearest'),
+        dict(crop_ratio=1.0),
+        dict(channel_order='BGR'),
+        dict(mean=[0.0, 110.0, 100.0]),
+        dict(backend='cv2'),
+        dict(color='grey'),
+        dict(squash=True),
+        dict(pad_value=0),
+    ],
+)
+def test_what_is_told_wrongly_is_found_on_images(folder_of_images, tmp_path, change):
+    source = told(supernet_of(3, NORMAL | dict(to_rgb=True)), folder_of_images(*CROPPED), tmp_path)
+    assert '(within 1)' in preprocess.compare(source)[1]
+    wrong = source.description['preprocess'] | change
+    wrong = replace(source, description=source.description | dict(preprocess=wrong))
+    after, line = preprocess.compare(wrong)
+    assert '(ABOVE 1)' in line
+    steps = ['LoadImageFromFile, ResizeEdge, CenterCrop, PackInputs']
+    assert after.description['preprocess']['unknown_steps'] == steps
+    assert load_plain_vit(after.folder)[1] == after.description
+
+
+def test_a_format_that_prepares_images_otherwise_is_not_kept(folder_of_images, tmp_path):
+    model = supernet_of(3, NORMAL | dict(to_rgb=True))
+    source = told(model, folder_of_images(*CROPPED), tmp_path)
+    shifted = source.examples.inputs.roll(1, dims=3)
+    (form,) = find_formats(['safetensors'])[0]
+    wrong = replace(form, prepare=lambda *_: shifted)
+    (check,) = export_formats(model, source, [wrong], tmp_path / 'out')
+    assert not check.held
+    assert 'otherwise than the test pipeline: they differ by' in str(check)
+    right = replace(form, prepare=lambda *_: source.examples.inputs)
+    (check,) = export_formats(model, source, [right], tmp_path / 'out')
+    assert check.held, str(check)
+
+
+@pytest.mark.full
+def test_libraries_prepare_images_as_the_pipeline_does(folder_of_images, tmp_path):
+    """Crops that begin at half a pixel included; the inferencer by itself reads only colour."""
+    for color, forms in (('color', FORMS), ('grayscale', FORMS[1:])):
+        model, loader = supernet_of(3, NORMAL), folder_of_images(*CROPPED, color=color)
+        source = told(model, loader, tmp_path)
+        for check in export_formats(model, source, find_formats(forms)[0], tmp_path / color):
+            assert check.held, str(check)
+
+
+def test_timm_has_no_terms_for_all(tmp_path):
+    steps = (dict(type='ResizeEdge', scale=8), CROPPED[1])
+    model = supernet_of(3, NORMAL)
+    dataset = dataset_of(*steps, color='grayscale')
+    source = Source.read(export_subnet(model, SPACE.smallest(), tmp_path, dataset=dataset))
+    message = "timm's transforms have no reading colour images as grey, no OpenCV's resizing; leave"
+    with pytest.raises(UserError, match=message):
+        find_formats(['timm'])[0][0].write(source, tmp_path)
 
 
 @repeatable
@@ -277,6 +457,12 @@ def test_timm_resizes_to_the_same_edge(side, ratio):
         (dict(channel_order='GBR'), "preprocess.channel_order must be 'RGB' or 'BGR' or 'as loade"),
         (dict(crop_ratio=0), 'preprocess.crop_ratio must be None or a number from 0.1 to 1, got 0'),
         (dict(crop_ratio='1'), 'preprocess.crop_ratio must be None or a number'),
+        (dict(backend='gpu'), "preprocess.backend must be 'pillow', or 'cv2' with interpolation"),
+        (dict(backend='cv2', interpolation='lanczos'), 'preprocess.backend must be'),
+        (dict(color='colour'), "preprocess.color must be 'grey' or absent"),
+        (dict(squash=1), 'preprocess.squash must be true or false'),
+        (dict(pad_value=256), 'preprocess.pad_value must be None or an integer from 0 to 255'),
+        (dict(unknown_steps='a'), 'preprocess.unknown_steps must be a list of names'),
         (dict(interpolation='area'), "preprocess.interpolation must be 'nearest' or"),
         (dict(interpolation=['box']), 'preprocess.interpolation must be'),
     ],
@@ -315,6 +501,20 @@ def test_files_of_single_formats_say_how_images_are_prepared(tmp_path):
     extra = {'architecture.json': ''}
     torch.export.load(tmp_path / 'model.pt2', extra_files=extra)
     assert json.loads(extra['architecture.json']) == source.description
+
+
+def test_the_inferencer_finds_the_step_that_loads_given_as_a_class(tmp_path):
+    model, dataset = supernet_of(3, NORMAL), dataset_of(*CROPPED)
+    dataset['pipeline'][0]['type'] = transforms.LoadImageFromFile
+    folder = export_subnet(model, SPACE.smallest(), tmp_path / 'source', dataset=dataset)
+    mmpretrain.write(
+        Source.read(folder, data=dict(test_dataloader=dict(dataset=dataset))), tmp_path
+    )
+    inferencer = ImageClassificationInferencer(str(tmp_path / 'config.py'), device='cpu')
+    paths = draw(tmp_path, 3)
+    scores = torch.tensor(np.stack([found['pred_scores'] for found in inferencer(paths)]))
+    expected = by_supernet(model, dataset_of(*CROPPED), paths)
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
 
 
 def test_mmpretrain_keeps_the_imports_of_the_config(tmp_path):

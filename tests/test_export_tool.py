@@ -45,7 +45,7 @@ def export_tool(trained, digits_root, tmp_path):
     files = (ROOT / 'configs/digits_moLE.py', tmp_path / 'experts.pth')
     files += ('--subnet', tmp_path / 'subnet.json', '--out', tmp_path / 'out')
     at = ('--cfg-options', f'test_dataloader.dataset.data_root={digits_root}')
-    return lambda *options: call_tool('export.py', *files, *options, *at)
+    return lambda *options: call_tool('export.py', *files, *at, *options)
 
 
 MMPRETRAIN = """
@@ -108,12 +108,21 @@ def test_the_default_is_what_plain_torch_reads(export_tool, capsys, tmp_path):
     assert [line for line in lines if 'Exported' in line] == lines[-1:]
     assert 'logits of 64 random images differ from the supernet by at most' in lines[-1]
     assert re.search(r'at most \S+e-0[5-9], their deviation is \S+ \(within 1e-04', lines[-1])
+    (line,) = [line for line in lines if line.startswith('Preparation of images: ')]
+    assert line.endswith('gives by 0 of 255 levels on average, the most of 32 images (within 1)')
     files = {path.name for path in (tmp_path / 'out').iterdir()}
     assert files == ROOT_FILES
     card = (tmp_path / 'out' / 'MODEL_CARD.md').read_text()
     assert card.startswith('---\nlicense: "apache-2.0"\n')
     assert 'Not recorded: only the sizes of the subnet were given.' in card
     assert Source.read(tmp_path / 'out').description['classes'][7] == '7 - seven'
+
+
+def test_without_images_nothing_is_compared_and_that_is_said(export_tool, capsys, tmp_path):
+    assert export_tool('--cfg-options', f'test_dataloader.dataset.data_root={tmp_path}/none') == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith('Preparation of images: ')]
+    assert 'not compared with the test pipeline on real images: the data set of test' in line
 
 
 def test_the_tool_notices_a_difference(export_tool, capsys, tmp_path, monkeypatch):

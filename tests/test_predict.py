@@ -141,7 +141,7 @@ def test_the_table_shows_the_best_names(tmp_path, capsys):
     assert shown.index(names[best[0]]) < shown.index(names[best[1]])
 
 
-def test_names_in_the_export_are_used(tmp_path):
+def test_names_in_the_export_are_used(tmp_path, capsys):
     _, folder = exported(tmp_path / 'export')
     path = draw(tmp_path, [(8, 8)])[0]
     description = json.loads((folder / 'architecture.json').read_text())
@@ -152,6 +152,10 @@ def test_names_in_the_export_are_used(tmp_path):
     assert [found['class_name'] for found in result['predictions']] == [
         names[found['class_index']] for found in result['predictions']
     ]
+    for given, code in ((names, 0), (['Esche', *names[1:]], 0), (names[::-1], 2)):
+        (tmp_path / 'names.txt').write_text('\n'.join(given))
+        assert call_tool('predict.py', folder, path, '--classes', tmp_path / 'names.txt') == code
+    assert 'has the names of the export in another order' in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -182,6 +186,8 @@ def test_images_that_cannot_be_read(refused, tmp_path):
     assert 'more than 100 times as long as wide' in refused(tmp_path / 'line.png')
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / 'deep.png')
     assert 'deep.png has more than 8 bits per channel' in refused(tmp_path / 'deep.png')
+    cv2.imwrite(str(tmp_path / 'colour.png'), np.full((8, 8, 3), 4000, np.uint16))
+    assert 'colour.png has more than 8 bits per channel' in refused(tmp_path / 'colour.png')
 
 
 def test_folders_that_are_no_export(refused, tmp_path):

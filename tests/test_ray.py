@@ -173,7 +173,9 @@ def test_a_lost_machine_loses_nothing_and_a_new_one_gets_work(config, cluster, t
     cfg = config('moved', None, dict(type='TellAndWait', file=str(told), gate=str(gate)))
     with searching(cfg, workers=2, address=cluster.address) as running:
         pids = wait_for(told, 2)
-        os.kill(node.all_processes['raylet'][0].process.pid, signal.SIGKILL)
+        raylet = node.all_processes['raylet'][0].process
+        raylet.kill()
+        raylet.wait()
         wait_for_the_end_of(pids)
         gate.unlink()
         cluster.add_node(num_cpus=2)

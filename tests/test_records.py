@@ -264,3 +264,60 @@ def test_a_torn_history_is_cut_and_written_again(tmp_path):
             continue
         with pytest.warns(UserWarning, match='history.jsonl: the last line is truncated, ignored'):
             assert write_all() == whole
+
+
+# Files of a stranger
+
+
+def sealed(content: str) -> bytes:
+    """A line with the checksum that it should have."""
+    return f'{content[:-1]}, "crc32": {zlib.crc32(content.encode())}}}'.encode()
+
+
+ENTRY = dict(number=0, subnet=SMALL.to_dict(), precision='float32', images=None, metrics={})
+
+
+@pytest.mark.parametrize(
+    ('content', 'said'),
+    [
+        ('{"number": ' + '[' * 100_000 + ']' * 100_000 + '}', 'is damaged: '),
+        ('{}', 'expected a dict with number, metrics and losses'),
+        (json.dumps(dict(ENTRY)), 'expected a dict with number, metrics and losses'),
+        (json.dumps(dict(ENTRY, losses=None, number=None)), 'number must be an integer from 0'),
+        (json.dumps(dict(ENTRY, losses=None, number=[0])), 'number must be an integer from 0'),
+        (json.dumps(dict(ENTRY, losses=None, metrics=[1])), 'metrics must be a dict of numbers'),
+        (json.dumps(dict(ENTRY, losses=None, metrics=dict(a='1'))), 'metrics must be a dict of nu'),
+        (json.dumps(dict(ENTRY, losses='AAAA', images=[1, 0])), 'losses must be base64 of a float'),
+        (json.dumps(dict(ENTRY, losses='AAAAAA==', images=[2, 0])), 'losses must be base64 of a f'),
+        (json.dumps(dict(ENTRY, losses='AAAAAA==')), 'losses must be base64 of a float32'),
+        (json.dumps(dict(ENTRY, losses='\N{BULLET}', images=[1, 0])), 'losses must be base64 of a'),
+        (json.dumps(dict(ENTRY, losses=3, images=[1, 0])), 'losses must be base64 of a float32'),
+        (json.dumps(dict(ENTRY, losses='AAAA', images=3)), 'losses must be base64 of a float32'),
+    ],
+)
+def test_a_journal_with_the_right_checksum_may_still_be_wrong(path, content, said):
+    whole = sealed(json.dumps(dict(ENTRY, losses=None)))
+    path.write_bytes(whole + b'\n')
+    assert Journal(path).recall(TASKS[0][0]) == Outcome({}, None)
+    path.write_bytes(sealed(content) + b'\n' + whole + b'\n')
+    with pytest.raises(UserError, match=f'line 1.*{said}'):
+        Journal(path)
+
+
+def test_lines_left_at_the_end_of_a_search_are_refused(tmp_path):
+    path = tmp_path / 'search_history.jsonl'
+    line = dict(subnet=SMALL.to_dict(), phase='search', generation=1, precision='float32', loss=1.0)
+    random = [line | dict(phase='baseline'), line | dict(phase='finals')]
+
+    def finish(left: list[dict], with_random: bool):
+        path.write_text(''.join(json.dumps(each) + '\n' for each in (line, *left)))
+        history = History(path)
+        history.add(line)
+        history.finish(with_random)
+
+    finish([], with_random=True)
+    finish(random, with_random=False)  # that search included a random one
+    for left, with_random in (([line], False), (random, True), ([*random, line], False)):
+        said = rf'line 2 is of no subnet .*delete the last {len(left)} lines'
+        with pytest.raises(UserError, match=said):
+            finish(left, with_random)

@@ -40,6 +40,7 @@ def config(digits_config, tmp_path):
         if stage == 'fine-tune':  # one network
             cfg.train_cfg = dict(FINE_TUNE)
             cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+            cfg.test_cfg = dict()
         cfg.train_cfg.update(train_cfg)
         cfg.custom_imports = dict(imports=['faults'])
         cfg.work_dir = str(tmp_path / name)

@@ -172,6 +172,32 @@ def test_what_cannot_be_replayed(finished, capsys, tmp_path):
     (tmp_path / 'subnet.json').write_text(json.dumps(result_of(finished)['subnet']))
     assert 'needs checkpoint_sha256' in error('--replay', 'subnet.json')
     assert 'give CONFIG and CHECKPOINT, or --replay RESULT' in error('search.py')
+    line = error('--replay', finished, '--goals', 'params')
+    assert 'leave out options that change it' in line
+
+
+def test_a_replay_with_a_config_needs_that_of_the_search(searched, finished, capsys, tmp_path):
+    """Only a config that the user names may name parts of his own."""
+    changed = ('--cfg-options', 'val_cfg.evolution.seed=1')
+    assert searched('--replay', finished, *changed, folder='again')[0] == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert 'is not that of the search: val_cfg.evolution.seed was 0, is 1 now' in line
+    code, again = searched('--replay', finished, folder='again')
+    assert code == 0
+    assert 'The same result: cross_entropy' in capsys.readouterr().out
+    assert result_of(again)['subnet'] == result_of(finished)['subnet']
+    arguments = ('search.py', '--replay', finished, '--check-only')  # weights as recorded
+    assert call_tool('search.py', *arguments) == 0
+
+
+def test_lines_added_to_a_finished_search_are_refused(searched, finished, capsys):
+    path = finished / 'search_history.jsonl'
+    text = path.read_text()
+    path.write_text(text + text.splitlines()[-1] + '\n')
+    assert searched('--resume')[0] == 2
+    assert 'delete the last 1 lines' in capsys.readouterr().err.splitlines()[-1]
+    path.write_text(text)
+    assert searched('--resume')[0] == 0
 
 
 def test_the_best_of_a_budget_is_read_off(searched, capsys, tmp_path):
@@ -260,7 +286,6 @@ def test_a_signal_ends_a_search_that_can_go_on(searched, finished, capsys, monke
         ),
         (['--cfg-options', 'val_cfg.surrogate=3'], 'val_cfg.surrogate must be True or False'),
         (['--test', '--cfg-options', 'test_cfg=None'], 'has no test_cfg'),
-        (['--replay', 'x', '--goals', 'params'], 'leave out options that change it'),
         (['--work-dir', 'weights.pth'], 'work_dir weights.pth is a file; give a folder'),
     ],
 )

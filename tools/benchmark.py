@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.device import get_device
-from rich.console import Console
 from rich.table import Table
 
 from tas_lora import SearchSpace, cli
@@ -74,7 +73,7 @@ def measure(size: str, args, rates: dict[str, float]) -> dict:
 
     ``rates`` are multiply-adds a second by precision.
     """
-    cfg = load_config(CONFIGS / f'{SPACES[size]}_moLE.py', args.cfg_options)
+    cfg = load_config(CONFIGS / f'{SPACES[size]}_moLE.py', args.cfg_options, ('space',))
     space = SearchSpace.coerce(cfg.space)
     subnet = space.sample(np.random.default_rng(natural(args.seed, '--seed')))
     torch.manual_seed(args.seed)
@@ -206,7 +205,7 @@ def main():
     rates = {name: matrix_rate(args.device, dtype) for name, dtype in _PRECISIONS.items()}
     results = {size: measure(size, args, rates) for size in args.sizes}
     where, found = machine(args, rates), tables(results)
-    console = Console()
+    console = cli.SafeConsole()
     console.print(*found)
     console.print_json(data=where)
     if args.json:

@@ -27,7 +27,7 @@ def main():
     state_dict = from_autoformer(official)
     sizes = describe(state_dict)
     torch.save(dict(meta=dict(source='autoformer', **sizes), state_dict=state_dict), args.dst)
-    print(
+    cli.say(
         f'{args.dst}: {len(state_dict)} tensors, embed_dim {sizes["embed_dim"]}, '
         f'depth {sizes["depth"]}, heads {max(sizes["num_heads"])}'
     )

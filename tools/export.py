@@ -5,6 +5,7 @@ import tas_lora.startup  # noqa: F401  # isort: skip  signals, while the rest is
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,16 +15,20 @@ from mmengine.config import Config
 from tas_lora import SearchSpace, Subnet, UserError, apis, cli, export_subnet
 from tas_lora.export import FORMATS, Format, Source, export_formats, find_formats, model_card
 from tas_lora.export.data import class_names, innermost, labelled_batches
+from tas_lora.export.examples import take_examples
 from tas_lora.export.formats import ROOT
-from tas_lora.export.int8 import compare, compare_top1, quantise
+from tas_lora.export.int8 import compare as compare_int8
+from tas_lora.export.int8 import compare_top1, quantise
 from tas_lora.export.onnx import OPSETS, check_opset
 from tas_lora.export.parity import check_place, forms_in
+from tas_lora.export.preprocess import compare
 from tas_lora.models import SupernetClassifier
 from tas_lora.models.safe_load import read_checkpoint
 from tas_lora.provenance import read_json
 from tas_lora.work_lock import held
 
-DATA = ('train_dataloader', 'test_dataloader', 'test_evaluator', 'custom_imports')
+DATA = ('train_dataloader', 'test_dataloader', 'test_evaluator', 'data_preprocessor')
+DATA += ('custom_imports',)
 
 
 def parse_args() -> argparse.Namespace:
@@ -85,23 +90,38 @@ def read_source(
     args: argparse.Namespace, cfg: Config, model: SupernetClassifier, subnet: Subnet, folder: str
 ) -> Source:
     """Export into ``folder`` and add the config's settings of the data."""
-    loader, count = cfg.get('test_dataloader'), model.head.num_classes
-    classes = class_names(read_checkpoint(args.checkpoint), loader, count)
-    export_subnet(model, subnet, folder, classes, innermost(loader))
     data = {name: cfg.to_dict().get(name) for name in DATA}
+    data['test_dataloader'] = loader = data['test_dataloader'] or cfg.get('val_dataloader')
+    own = cfg.model.get('data_preprocessor')
+    data['data_preprocessor'] = own or data['data_preprocessor']
+    classes = class_names(read_checkpoint(args.checkpoint), loader, model.head.num_classes)
+    export_subnet(model, subnet, folder, classes, innermost(loader))
     return Source.read(folder, data=data, opset=args.opset)
+
+
+def compare_preparation(source: Source, model: SupernetClassifier, folder: Path) -> Source:
+    """Add test images, and print how the export's preparation of them compares with the test's."""
+    folder.mkdir()
+    try:
+        loader = source.data['test_dataloader']
+        examples = take_examples(model, loader, source.description, folder)
+        source, line = compare(replace(source, examples=examples))
+    except UserError as error:
+        line = f'not compared with the test pipeline on real images: {error}'
+    cli.say(f'Preparation of images: {line}')
+    return source
 
 
 def add_int8(cfg: Config, model: SupernetClassifier, source: Source, folder: Path) -> None:
     """Quantise the ONNX file in ``folder`` and report, with top-1 if the test set exists."""
     small = quantise(folder)
-    print(compare(source, folder, small))
+    cli.say(compare_int8(source, folder, small))
     try:
         found = compare_top1(folder, small, labelled_batches(model, cfg.get('test_dataloader')))
     except UserError as error:
-        print(f'Top-1 of int8 was not measured: {error}')
+        cli.say(f'Top-1 of int8 was not measured: {error}')
     else:
-        print(
+        cli.say(
             f'Top-1 on {found["images"]} test images: {found["int8"]:.2f} % in int8, '
             f'{found["float32"]:.2f} % in float32'
         )
@@ -133,14 +153,15 @@ def main():
         if not args.outside_space:  # it would fit the supernet and its experts
             check_space(cfg, subnet)
         card = partial(model_card, source.description, record, source.data, args.license)
+        source = compare_preparation(source, model, Path(folder, 'images'))
         card()  # refuses a damaged record before the formats are written
         before = forms_in(args.out)
         checks = export_formats(model, source, formats, args.out, card)
         gone = [each.name for each in before if each not in forms_in(args.out)]
         for line in (*checks, *(f'Skipped: {advice}' for advice in skipped)):
-            print(line)
+            cli.say(line)
         if gone:
-            print(f'Removed from {args.out}, as they held another network: {", ".join(gone)}')
+            cli.say(f'Removed from {args.out}, as they held another network: {", ".join(gone)}')
         for check in checks:
             if args.int8 and check.held and check.name == 'onnx':
                 with held(args.out):

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from tas_lora import UserError, cli
@@ -78,7 +77,7 @@ def main():
             source, args.runtimes, args.device, args.batch_size, args.rounds
         )
         tables.append(speed_table(args, figures['measured']))
-    console = Console(width=None if Console().is_terminal else 120)
+    console = cli.SafeConsole(width=None if cli.SafeConsole().is_terminal else 120)
     for table in tables:
         console.print(table)
     if args.out:

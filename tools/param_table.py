@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from mmengine.registry import MODELS
-from rich.console import Console
 from rich.table import Table
 
 from tas_lora import apis, cli
@@ -43,8 +42,8 @@ def main():
             worst = max(worst, abs(share - published))
             difference = f'{share - published:+.2f}'
             table.add_row(space.upper(), f'{rank}', f'{published}', f'{share:.2f}', difference)
-    Console().print(table)
-    print(f'Largest difference {worst:.2f} points, allowed {TOLERANCE}')
+    cli.SafeConsole().print(table)
+    cli.say(f'Largest difference {worst:.2f} points, allowed {TOLERANCE}')
     sys.exit(worst > TOLERANCE)
 
 

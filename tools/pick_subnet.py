@@ -39,13 +39,13 @@ def main():
     limits = {name: (None, number) for name, number in args.max}
     best = best_within(lines, limits, result['score'], result['rule'], estimates=True)
     if best.get('error'):
-        print(
+        cli.say(
             f'{result["score"]} of this subnet is an estimate, with a standard error of '
             f'{best["error"]:.2g}: the race dropped it. For exact scores, search with --exhaustive '
             'or with --goals',
             file=sys.stderr,
         )
-    print(json.dumps(best))
+    cli.say(json.dumps(best))
     if args.out:
         Path(args.out).write_text(json.dumps(best, indent=2) + '\n')
 

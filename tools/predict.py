@@ -7,18 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from rich.console import Console
+from PIL import ImageOps
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 from tas_lora import UserError, cli
 from tas_lora.checks import positive
-from tas_lora.errors import blame
+from tas_lora.datasets.image_depth import refuse_deep
+from tas_lora.errors import blame, printable
+from tas_lora.export.image_preparation import ImagePreparation, square
+from tas_lora.image_formats import open_image
 from tas_lora.models.plain_vit import PlainViT, load_plain_vit
 
-_MODES = {1: 'L', 3: 'RGB'}  # Pillow's, by number of channels
 _ORDERS = ('RGB', 'BGR')
 _LONGEST = 100  # times the short edge
 
@@ -48,7 +49,7 @@ def parse_args() -> argparse.Namespace:
 
 def load_export(folder: str) -> tuple[PlainViT, dict]:
     """Load the network and ``architecture.json``; raise :class:`UserError` if there are none."""
-    if not (Path(folder) / 'architecture.json').is_file():
+    if not (Path(folder) / 'architecture.json').exists():
         raise UserError(
             f'{folder} is not an export: it has no architecture.json; give the folder that '
             'tools/export.py wrote to'
@@ -69,24 +70,26 @@ def class_names(path: str | None, description: dict) -> list[str] | None:
     if names is not None and (not isinstance(names, list) or len(names) != count):
         found = len(names) if isinstance(names, list) else repr(names)
         raise UserError(f'{source}: {found} names for a network of {count} classes; give {count}')
-    return names and [str(name).strip() for name in names]
+    names = names and [str(name).strip() for name in names]
+    exported = description.get('classes')
+    if names != exported and sorted(names or ()) == sorted(map(str, exported or ())):
+        raise UserError(
+            f'{source} has the names of the export in another order, so that classes would be '
+            'mixed up; leave it out'
+        )
+    return names
 
 
 def read_image(
-    path: str, mode: str, side: int, crop_ratio: float | None, interpolation: str = 'bicubic'
+    path: str, mode: str, side: int, crop_ratio: float | None = 1.0, **shape
 ) -> np.ndarray:
-    """Read the central square of an image, cropped as in evaluations.
-
-    Resizes the short edge to ``side / crop_ratio`` and crops the centre, exactly as MMPretrain's
-    ``ResizeEdge`` (with its Pillow backend) and ``CenterCrop`` do.
+    """Read the square of an image that the network was tested on.
 
     Args:
         path: The file.
         mode: 'L' or 'RGB'.
         side: Side of the square in pixels.
-        crop_ratio: Share of the short edge that the square covers. None resizes the whole image to
-            the square, as MMPretrain's ``Resize`` does.
-        interpolation: Name of a Pillow resampling method.
+        crop_ratio, **shape: Further arguments of :func:`tas_lora.export.image_preparation.square`.
 
     Returns:
         (side, side) or (side, side, 3), values 0..255.
@@ -94,19 +97,16 @@ def read_image(
     if not Path(path).is_file():
         what = 'is not a file' if Path(path).exists() else 'does not exist'
         raise UserError(f'image {path} {what}')
-    with blame(f'image {path} cannot be read'), Image.open(path) as file:
+    refuse_deep(path)  # Pillow divides those in colour by 256
+    with blame(f'image {path} cannot be read'), open_image(path) as file:
         if file.mode.startswith(('I', 'F')):  # Pillow would clip values above 255
             raise UserError(f'image {path} has more than 8 bits per channel; save it with 8')
         image = ImageOps.exif_transpose(file).convert(mode)
-    short, method = min(image.size), Image.Resampling[interpolation.upper()]
-    if crop_ratio is None:
-        return np.asarray(image.resize((side, side), method), np.float32)
-    edge = round(side / crop_ratio)
-    if max(image.size) > _LONGEST * short:  # enlarged, it might not fit in memory
+    if crop_ratio is not None and max(image.size) > _LONGEST * min(
+        image.size
+    ):  # enlarged, it might not fit in memory
         raise UserError(f'image {path} is more than {_LONGEST} times as long as wide; crop it')
-    image = image.resize([edge * length // short for length in image.size], method)
-    left, top = (round((length - side) / 2) for length in image.size)
-    return np.asarray(image.crop((left, top, left + side, top + side)), np.float32)
+    return square(image, side, crop_ratio, **shape)
 
 
 class Preprocessing:
@@ -114,17 +114,18 @@ class Preprocessing:
 
     Args:
         description: Content of ``architecture.json``.
-        crop_ratio: As in :func:`read_image`; by default that of the export.
+        crop_ratio: Share of the short edge that a central crop covers; by default as exported.
         channel_order: 'RGB' or 'BGR', used if the export does not name it.
 
     Raises:
-        UserError: If the network's images have other than 1 or 3 channels, or the order is unknown.
+        UserError: If the network's images have other than 1 or 3 channels, or the order of channels
+            or a step of the test pipeline is unknown.
     """
 
     def __init__(self, description: dict, crop_ratio: float | None, channel_order: str | None):
         network, preprocess = description['network'], description['preprocess']
         channels = network['in_channels']
-        if channels not in _MODES:
+        if channels not in (1, 3):
             raise UserError(f'the network takes {channels} channels; image files have 1 or 3')
         order = preprocess.get('channel_order')
         if channels == 3 and order not in _ORDERS:
@@ -134,23 +135,21 @@ class Preprocessing:
                     '--channel-order to RGB, or to BGR if OpenCV read the training images'
                 )
             order = channel_order
-        self.flip = channels == 3 and order == 'BGR'
-        self.reading = dict(
-            mode=_MODES[channels],
-            side=network['img_size'],
-            crop_ratio=crop_ratio or preprocess.get('crop_ratio', 1.0),
-            interpolation=preprocess.get('interpolation', 'bicubic'),
-        )
-        mean, std = preprocess.get('mean') or [0.0], preprocess.get('std') or [1.0]
-        self.mean, self.std = (torch.tensor(value).view(-1, 1, 1) for value in (mean, std))
+        preprocess = preprocess | dict(channel_order=order)
+        if crop_ratio is not None:  # the user knows how images are resized
+            others = ('squash', 'pad_value', 'unknown_steps')
+            preprocess = {name: value for name, value in preprocess.items() if name not in others}
+            preprocess['crop_ratio'] = crop_ratio
+        try:
+            self.prepare = ImagePreparation(preprocess, channels, network['img_size'])
+        except ValueError as error:
+            raise UserError(f'{error}, or set --crop-ratio if a central crop will do') from None
 
     def __call__(self, paths: list[str]) -> Tensor:
         """Normalised images (B, channels, side, side)."""
-        images = [read_image(path, **self.reading) for path in paths]
-        batch = torch.from_numpy(np.stack(images))
-        batch = batch.view(*batch.shape[:3], -1)
-        batch = batch.flip(3) if self.flip else batch
-        return (batch.permute(0, 3, 1, 2) - self.mean) / self.std
+        prepare = self.prepare
+        images = [read_image(path, prepare.mode, prepare.side, **prepare.shape) for path in paths]
+        return torch.stack([prepare.normalised(image) for image in images])
 
 
 @torch.no_grad()
@@ -187,7 +186,7 @@ def table_of(results: list[dict]) -> Table:
         for rank, found in enumerate(result['predictions']):
             image = '' if rank else Path(result['image']).name
             label = found.get('class_name', str(found['class_index']))
-            cells = (escape(image), escape(label), f'{found["probability"]:.1%}')
+            cells = (*map(escape, map(printable, (image, label))), f'{found["probability"]:.1%}')
             table.add_row(*cells, style='dim' if rank else '')
         table.add_section()
     return table
@@ -209,7 +208,7 @@ def main() -> None:
         dict(image=path, predictions=ranked(probabilities, top, names))
         for path, probabilities in predict(model, preprocessing, args.images, batch_size)
     ]
-    Console().print(table_of(results))
+    cli.SafeConsole().print(table_of(results))
     if args.out:
         Path(args.out).write_text(json.dumps(results, indent=2) + '\n')
 

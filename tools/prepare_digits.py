@@ -36,7 +36,7 @@ def main():
     names = ('train-images-idx3', 't10k-images-idx3', 'train-labels-idx1', 't10k-labels-idx1')
     for name, array in zip(names, splits, strict=True):
         write_idx(out / f'{name}-ubyte', array)
-    print(f'{out}: {len(splits[0])} training digits, {len(splits[1])} test digits')
+    cli.say(f'{out}: {len(splits[0])} training digits, {len(splits[1])} test digits')
 
 
 if __name__ == '__main__':

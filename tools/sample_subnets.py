@@ -22,7 +22,7 @@ def main():
     """Parse, draw and write."""
     args = parse_args()
     positive(args.count, '--count', int)
-    cfg = apis.load_config(args.config, args.cfg_options)
+    cfg = apis.load_config(args.config, args.cfg_options, ('space',))
     if 'space' not in cfg:
         raise UserError(f'{args.config} has no space to draw from')
     space, rng = SearchSpace.coerce(cfg.space), np.random.default_rng(natural(args.seed, '--seed'))
@@ -31,7 +31,7 @@ def main():
     for i, subnet in enumerate(space.sample_distinct(args.count, rng)):
         path = folder / f'subnet_{i}.json'
         path.write_text(json.dumps(subnet.to_dict()) + '\n')
-        print(f'{path}  embed_dim {subnet.embed_dim}, depth {subnet.depth}')
+        cli.say(f'{path}  embed_dim {subnet.embed_dim}, depth {subnet.depth}')
 
 
 if __name__ == '__main__':

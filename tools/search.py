@@ -6,13 +6,15 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from tas_lora import UserError, apis, cli
+from tas_lora import UserError, apis, cli, packaged
 from tas_lora.config import checked_config
 from tas_lora.engine.search import (
     RAY_OPTIONS,
     check_checkpoint,
+    check_settings,
     compare_results,
     read_identity,
+    recorded_config,
 )
 
 
@@ -35,8 +37,8 @@ def parse_args():
     parser.add_argument(
         '--replay',
         metavar='RESULT',
-        help='in place of a config: repeat the search of this best_subnet.json (or its folder) '
-        'and compare the results; give CHECKPOINT only if the file has moved',
+        help='repeat the search of this best_subnet.json (or its folder) and compare the results; '
+        'CONFIG is needed if it names parts of your own, CHECKPOINT if the file has moved',
     )
     parser.add_argument(
         '--check-only', action='store_true', help='check config, checkpoint and data, then exit'
@@ -45,9 +47,19 @@ def parse_args():
     args = parser.parse_args()
     if args.replay is None and args.checkpoint is None:
         parser.error('give CONFIG and CHECKPOINT, or --replay RESULT')
-    if args.replay is not None and (args.model or args.goals or args.exhaustive or args.baseline):
+    if args.replay is not None and args.checkpoint is None and not _is_config(args.config):
+        args.config, args.checkpoint = None, args.config  # the only positional argument
+    changes = args.model or args.goals or args.exhaustive or args.baseline
+    if args.replay is not None and args.config is None and changes:
         parser.error('--replay repeats a search unchanged; leave out options that change it')
     return args
+
+
+def _is_config(name: str | None) -> bool:
+    """Whether the only argument next to --replay names a config rather than a checkpoint."""
+    if name is None or Path(name).suffix in ('.py', '.json', '.yaml', '.yml'):
+        return name is not None
+    return not Path(name).exists() and name.removeprefix(packaged.PREFIX) in packaged.configs()
 
 
 def add_kind(parser) -> None:
@@ -111,7 +123,7 @@ def searched_config(args) -> Config:
             'give one such as configs/digits_search.py'
         )
     if args.model is not None:
-        options = {k: v for k, v in (args.cfg_options or {}).items() if k.startswith('model.')}
+        options = args.cfg_options.below('model.')
         cfg.model = apis.load_config(args.model, options).model
         cfg.work_dir = args.work_dir or f'work_dirs/{Path(args.model).stem}_search'
     if args.goals:
@@ -120,21 +132,28 @@ def searched_config(args) -> Config:
         cfg.val_cfg.race = None
     if args.baseline:
         cfg.val_cfg.baseline = True
-    cfg.val_cfg.resume = args.resume
+    cfg.val_cfg.resume = args.resume or cfg.val_cfg.get('resume', False)
     return cfg
 
 
 def replayed_config(args) -> tuple[Config, str]:
-    """Config and checkpoint of a recorded search."""
+    """Config and checkpoint of a recorded search.
+
+    Only a config that the user names can name code; the one in the record is restricted.
+    """
     identity = read_identity(args.replay)
-    checkpoint = args.config or identity['checkpoint']  # the only positional argument
+    checkpoint = args.checkpoint or identity['checkpoint']
     apis.check_checkpoint_file(checkpoint, 'give the file as CHECKPOINT')
     check_checkpoint(checkpoint, identity)
-    cfg = checked_config(Config(identity['config']), args.cfg_options)
+    if args.config is not None:
+        cfg = searched_config(args)
+        check_settings(cfg, identity)
+    else:
+        cfg = checked_config(recorded_config(identity['config'], args.test), args.cfg_options)
+        cfg.val_cfg.resume = args.resume or cfg.val_cfg.get('resume', False)
     path = Path(args.replay).resolve()
     folder = path if path.is_dir() else path.parent
     cfg.work_dir = args.work_dir or f'{folder}_replay'
-    cfg.val_cfg.resume = args.resume
     if (folder / 'measured.jsonl').is_file():
         cfg.val_cfg.measured = str(folder / 'measured.jsonl')
     return cfg, checkpoint
@@ -154,7 +173,7 @@ def main():
     apis.search(cfg, checkpoint, test=args.test, report=not args.no_report)
     if args.replay is not None:
         same, text = compare_results(args.replay, cfg.work_dir)
-        print(text)
+        cli.say(text)
         raise SystemExit(0 if same else 1)
 
 

@@ -13,7 +13,6 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import DATASETS
-from rich.console import Console
 from rich.progress import Progress
 
 from tas_lora import SearchSpace, UserError, apis, cli, count_flops
@@ -23,6 +22,7 @@ from tas_lora.costs import space_costs as costs
 from tas_lora.costs import space_report as report
 from tas_lora.costs import space_timing as timing
 from tas_lora.costs.benchmark import batch_of, supernet
+from tas_lora.datasets.agreement import check_sources
 from tas_lora.engine.runner.strategy import build_strategy
 from tas_lora.errors import blame
 from tas_lora.models import SupernetClassifier
@@ -94,6 +94,7 @@ def read_data(cfg: Config, name: str, images: int | None) -> dict:
     except UserError:  # no files yet, which is fine here
         return dict(images=None, reading=0.0)
     with blame(f'{name} cannot be built or read'):
+        check_sources(cfg, (name,))
         dataset = DATASETS.build(loader['dataset'])
         return dict(images=len(dataset), **timing.try_reading(dataset))
 
@@ -181,12 +182,12 @@ def main():
     """Parse, count, measure, print and write."""
     args = parse_args()
     cfg = apis.load_config(args.config, args.cfg_options)
-    found, console = examine(cfg, args), Console()
+    found, console = examine(cfg, args), cli.SafeConsole()
     console.print(report.sizes(found))
     if 'timed' in found:
         console.print(report.times(found['timed']))
     for line in report.sentences(found):
-        print(line)
+        cli.say(line)
     if args.json:
         where = dict(config=args.config, device=args.device, threads=torch.get_num_threads())
         Path(args.json).write_text(json.dumps(where | found, indent=2) + '\n')

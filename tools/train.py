@@ -52,7 +52,7 @@ def main():
         apis.resume(cfg, None if args.resume == 'auto' else args.resume)
     if args.check_only:
         apis.check_training(cfg)
-        print(f'{args.config}: model, data and checkpoint are in place')
+        cli.say(f'{args.config}: model, data and checkpoint are in place')
     else:
         apis.train(cfg)
 

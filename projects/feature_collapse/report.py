@@ -50,12 +50,12 @@ def main() -> None:
     text += spaces(results / 'spaces.json')
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / 'tables.md', text)
-    print(text)
+    cli.say(text)
     for part in measured(nets):
         for path in figures.draw_all(nets, families, part, out):
-            print(path)
+            cli.say(path)
     regime.draw(points, out / 'regimes.png')
-    print(out / 'regimes.png')
+    cli.say(out / 'regimes.png')
 
 
 def nets_of(folder: Path, seeds: Sequence[int] | None = None) -> tuple[list[dict], list[dict]]:
@@ -76,10 +76,10 @@ def compare(nets: list[dict], families: list[dict], out: Path) -> None:
     """Tables of one condition, and the figures of its gains."""
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / 'tables.md', sections(nets, families))
-    print(out / 'tables.md')
+    cli.say(out / 'tables.md')
     for part in measured(nets):
         figures.draw_gains(nets, part, out / f'gains_{part}.png')
-        print(out / f'gains_{part}.png')
+        cli.say(out / f'gains_{part}.png')
 
 
 def measured(nets: list[dict]) -> list[str]:

@@ -16,10 +16,10 @@ from feature_collapse import stages, training
 from feature_collapse.edits import SPACES, drawn_subnets
 from feature_collapse.plan import METHODS, PARTS, nets_of
 from feature_collapse.settings import Study
-from mmengine.config import DictAction
 
 from tas_lora import Subnet, UserError, cli
 from tas_lora.atomic_files import write_atomic
+from tas_lora.cfg_options import Options
 
 HERE = Path(__file__).resolve().parent
 QUICK = dict(scale=0.05, images=500, options={'train_dataloader.dataset.count': 2560})
@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
     add('--out', help='folder of the records')
     add('--work-dir', help='folder of the checkpoints')
     add('--data-root', default='data/fashion_mnist', help='folder of the images')
-    add('--cfg-options', nargs='+', action=DictAction, default={}, help='for all configs')
+    cli.add_cfg_options(parser)
     return parser.parse_args()
 
 
@@ -59,7 +59,7 @@ def study_of(args: argparse.Namespace) -> Study:
     out = Path(args.out) if args.out else (work if args.quick else HERE) / 'results'
     extent = QUICK if args.quick else dict(scale=args.scale)
     extent = extent | dict(first=args.first, space=args.space)
-    options = extent.get('options', {}) | args.cfg_options
+    options = Options(extent.get('options', {}) | args.cfg_options, args.cfg_options.texts)
     subnets = drawn_subnets(args.space)
     settle_subnets(out / 'subnets.json', subnets)
     return Study(out, work, args.data_root, subnets, **(extent | dict(options=options)))

@@ -18,7 +18,6 @@ from feature_collapse.plan import METHODS, Net
 from feature_collapse.progress import Task, work_off
 from feature_collapse.searches import Scores, summary
 from feature_collapse.settings import Study
-from mmengine.config import DictAction
 from rich.progress import track
 
 from tas_lora import SearchSpace, UserError, cli
@@ -40,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     add('--out', default=HERE / 'results' / 'search', help='folder of the records of run.py')
     add('--work-dir', default='work_dirs/feature_collapse_search', help='its --work-dir')
     add('--data-root', default='data/fashion_mnist', help='folder of the images')
-    add('--cfg-options', nargs='+', action=DictAction, default={}, help='those of run.py')
+    cli.add_cfg_options(parser)
     return parser.parse_args()
 
 

@@ -14,7 +14,7 @@ from feature_collapse.edits import set_data_root
 from feature_collapse.plan import METHODS, Net
 from feature_collapse.progress import Task, work_off
 from feature_collapse.settings import CONFIGS, Study
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from tas_lora import Subnet, UserError, apis, cli
 from tas_lora.models import export_subnet
@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
     add('--subnets', type=int, nargs='+', default=[0, 1, 2], help='which of the six')
     add('--data-root', default='data/fashion_mnist', help='folder of the images they were made on')
     add('--digits', default='data/digits', help='folder of the digits')
-    add('--cfg-options', nargs='+', action=DictAction, default={}, help='for the config')
+    cli.add_cfg_options(parser)
     return parser.parse_args()
 
 
@@ -46,7 +46,7 @@ def drawn_subnets(results: Path) -> tuple[Subnet, ...]:
     path = results / 'subnets.json'
     if not path.is_file():
         raise UserError(f'{path} does not exist; run.py writes it, name its folder by --out')
-    return tuple(map(Subnet.coerce, json.loads(path.read_text())))
+    return tuple(map(Subnet.from_dict, json.loads(path.read_text())))
 
 
 def export(study: Study, net: Net, index: int) -> Path:

@@ -13,15 +13,19 @@ from mmengine.runner import Runner
 
 from ..checks import natural, of_part, positive
 from ..config import check_data, load_config
+from ..datasets.agreement import check_same_classes, check_sources, trained_classes
 from ..datasets.held_out_images import HeldOutImages
+from ..datasets.replay import readable
 from ..errors import UserError, blame
 from ..models import SupernetClassifier, load_supernet
+from ..models.safe_load import read_checkpoint
 from ..packaged import command
 from ..provenance import versions, weights_sha256
 from ..structures import SearchSpace, Subnet
 from .experts import require_experts
 
 LOADERS = ('heldout', 'val', 'test')
+_READ = ('space', 'heldout_dataloader')  # variables of a config that the tools read
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,8 @@ def check_names(names: Sequence[str], option: str) -> None:
 
 def config_of(net: Net, args: argparse.Namespace) -> Config:
     """Load its config; ``--cfg-options`` apply to CONFIG, not to those of ``--beside``."""
-    return load_config(net.config, args.cfg_options if net.config == args.config else None)
+    options = args.cfg_options if net.config == args.config else None
+    return load_config(net.config, options, _READ)
 
 
 def load(net: Net, args: argparse.Namespace, experts: bool = False) -> SupernetClassifier:
@@ -165,7 +170,7 @@ class Images:
 
     def __init__(self, config: Mapping, count: int | None, seed: int, field: str):
         with of_part(field), blame('cannot be built', ''):
-            self.held_out = HeldOutImages(Runner.build_dataloader(dict(config)))
+            self.held_out = HeldOutImages(Runner.build_dataloader(readable(config)))
         there = len(self.held_out)
         count = there if count is None else positive(count, '--images', int)
         if count > there:
@@ -179,13 +184,17 @@ class Images:
 
 def images_of(args: argparse.Namespace) -> Images:
     """Return the images of CONFIG that ``--data`` and ``--images`` choose."""
-    cfg = load_config(args.config, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options, _READ)
     field = f'{args.data}_dataloader'
     if not cfg.get(field):
         there = [name for name in LOADERS if cfg.get(f'{name}_dataloader')]
         raise UserError(f'{args.config} has no {field}; choose by --data from {there}')
     check_data(cfg, (field,))
-    return Images(cfg[field], args.images, args.seed, field)
+    check_sources(cfg, (field,))
+    images = Images(cfg[field], args.images, args.seed, field)
+    trained = trained_classes(read_checkpoint(args.checkpoint))
+    check_same_classes('the checkpoint', trained, field, images.held_out.dataset.metainfo)
+    return images
 
 
 def space_of(net: Net, args: argparse.Namespace, model: SupernetClassifier) -> SearchSpace:

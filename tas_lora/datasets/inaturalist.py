@@ -38,7 +38,7 @@ class INaturalist2019(BaseDataset):
         if the file lists none. The official ids are 0 to 1009.
         """
         advice = '; unpack the annotations of iNaturalist 2019 into data_root'
-        content = read_json(self.ann_file, advice=advice)
+        content = read_json(self.ann_file, advice=advice, most=None)
         try:
             files = {image['id']: image['file_name'] for image in content['images']}
             found = [(files[a['image_id']], a['category_id']) for a in content['annotations']]

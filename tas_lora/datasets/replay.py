@@ -17,7 +17,9 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from torch.utils.data import BatchSampler, DataLoader
 
 from ..errors import UserError
+from ..image_formats import restrict_pillow
 from ..registry import DATA_SAMPLERS, DATASETS
+from .image_depth import refuse_deep
 from .workers import end_workers_at_exit, leave_signals_to_the_parent
 
 UNREADABLE = 'unreadable'  # key in a batch: what could not be read
@@ -101,6 +103,7 @@ class ReplayDataset:
         is_config = isinstance(dataset, Mapping)
         self.dataset = MMENGINE_DATASETS.build(dataset) if is_config else dataset
         self.replace = replace
+        self.takes_deep = _keeps_depth(self.dataset)
 
     @property
     def metainfo(self) -> dict:
@@ -120,6 +123,7 @@ class ReplayDataset:
 
     def __getitems__(self, batch: list[int]) -> list:
         """Read the samples of a batch; called by loader workers."""
+        restrict_pillow()  # a worker that was spawned is a process of its own
         if isinstance(batch, SeededBatch):
             seed_everything(*batch.key)
         samples = [self._read(index) for index in batch]
@@ -131,13 +135,16 @@ class ReplayDataset:
         failed = []
         for _ in range(self.ATTEMPTS if self.replace else 1):
             try:
+                if not self.takes_deep:
+                    refuse_deep(self._name(index))
                 sample = self.dataset[index]
             except MemoryError:
                 raise
             except Exception as error:  # decoders and transforms raise all kinds of errors
                 if os.environ.get('TAS_LORA_DEBUG'):
                     raise
-                failed.append(f'{self._name(index)}: {_reason(error)}')
+                is_named = isinstance(error, UserError)
+                failed.append(str(error) if is_named else f'{self._name(index)}: {_reason(error)}')
                 index = int(np.random.randint(len(self)))
                 continue
             if failed:
@@ -151,6 +158,14 @@ class ReplayDataset:
             return self.dataset.get_data_info(index)['img_path']
         except (AttributeError, KeyError, TypeError):  # an image in memory
             return f'image {index}'
+
+
+def _keeps_depth(dataset) -> bool:
+    """Whether a pipeline inside of the wrappers reads images with all their bits."""
+    while not hasattr(dataset, 'pipeline') and hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
+    return any(getattr(step, 'color_type', None) == 'unchanged' for step in steps)
 
 
 def replayable(dataloader: Mapping | DataLoader):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..errors import blame
+from ..errors import blame, printable
 from .data import innermost
 from .formats import ROOT, Format
 
@@ -44,7 +44,7 @@ def model_card(
         json=json.dumps, dataset=_dataset, file_name=lambda path: Path(path).name
     )
     with blame('the search that found the subnet cannot be described'):
-        return environment.get_template('card.md.jinja').render(
+        text = environment.get_template('card.md.jinja').render(
             description=description,
             network=description['network'],
             preprocess=description['preprocess'],
@@ -56,6 +56,7 @@ def model_card(
             form=form,
             checks=checks or {},
         )
+    return printable(text)
 
 
 def _dataset(loader: Mapping | None) -> str:
@@ -67,8 +68,13 @@ def _dataset(loader: Mapping | None) -> str:
     while 'part' not in outer and isinstance(outer.get('dataset'), Mapping):
         outer = outer['dataset']
     split = [f'split {dataset["split"]}'] if dataset.get('split') else []
-    part = [f'part {outer["part"]} of {outer.get("type")}'] if outer.get('part') else []
-    return ', '.join([str(dataset.get('type')), *split, *part])
+    part = [f'part {outer["part"]} of {_kind(outer)}'] if outer.get('part') else []
+    return ', '.join([_kind(dataset), *split, *part])
+
+
+def _kind(config: Mapping) -> str:
+    kind = config.get('type')
+    return getattr(kind, '__name__', str(kind))
 
 
 def _metrics(record: Mapping) -> dict[str, float]:

@@ -7,6 +7,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS
 from torch import Tensor
 
+from ..datasets.agreement import check_folders, check_same_classes, trained_classes
 from ..errors import UserError, blame
 from ..models import SupernetClassifier
 
@@ -22,24 +23,28 @@ def innermost(loader: Mapping | None) -> Mapping:
 def class_names(checkpoint: object, loader: Mapping | None, count: int) -> list[str] | None:
     """Class names recorded by the training, or else those that the dataset declares.
 
-    Reads no file of the dataset: for a folder of images, only the training knows the names. A list
-    of other than ``count`` names belongs to other data.
+    Reads no image: for a folder of images that is not there, only the training knows the names. A
+    list of other than ``count`` names belongs to other data.
+
+    Raises:
+        UserError: If the training knows other names than the dataset declares, or these are not
+            the names of its folders.
     """
     dataset = innermost(loader)
-    of_class = getattr(DATASETS.get(str(dataset.get('type'))), 'METAINFO', {})
+    kind = dataset.get('type')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    of_class = getattr(kind, 'METAINFO', {})
     declared = dict(of_class) | dict(dataset.get('metainfo') or {})
-    for meta in (_trained_on(checkpoint), declared):
+    trained = trained_classes(checkpoint)
+    found = check_folders(loader, 'test_dataloader')
+    for names in (declared.get('classes'), found if 'classes' not in declared else None):
+        if len(names or ()) == len(trained.get('classes') or ()) == count:  # others are not used
+            check_same_classes('the checkpoint', trained, 'test_dataloader', dict(classes=names))
+    for meta in (trained, declared):
         names = meta.get('classes')
         if isinstance(names, (list, tuple)) and len(names) == count:
             return list(map(str, names))
     return None
-
-
-def _trained_on(checkpoint: object) -> Mapping:
-    """What MMEngine's runner records of the training data; empty without it."""
-    for key in ('meta', 'dataset_meta'):
-        checkpoint = checkpoint.get(key) if isinstance(checkpoint, Mapping) else None
-    return checkpoint if isinstance(checkpoint, Mapping) else {}
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from . import huggingface, mmpretrain, onnx, safetensors_format, timm, torch_export
+from .examples import Examples
 from .source import PLAIN_VIT, Source
 
 
@@ -20,6 +21,10 @@ class Format:
         name: Name on the command line, and of the sub-folder in the output folder.
         write: Writes the files into an empty folder.
         run: Reads the files and returns the logits of each batch of images.
+        prepare: Prepares image files for the network as the format's users would, (B, channels,
+            side, side); None if the format leaves that to them.
+        reads_files: Whether ``prepare`` reads files in the format's own way, and so cannot read
+            those written from arrays of a data set.
         file: A file that identifies a folder as this format.
         load: Python code for the model card that loads the network from the folder DIR.
         packages: Packages needed in addition to the toolkit.
@@ -32,6 +37,8 @@ class Format:
     run: Callable[[Path, list[Tensor]], list[Tensor]]
     file: str
     load: str
+    prepare: Callable[[Path, Examples], Tensor] | None = None
+    reads_files: bool = False
     packages: tuple[str, ...] = ()
     card: str = ''
     root: bool = False
@@ -82,6 +89,8 @@ FORMATS = (
         'mmpretrain',
         mmpretrain.write,
         mmpretrain.run,
+        prepare=mmpretrain.prepare,
+        reads_files=True,
         file=mmpretrain.CHECKPOINT,
         load="net = mmpretrain.get_model('DIR/config.py', pretrained=True)",
     ),
@@ -89,6 +98,7 @@ FORMATS = (
         'timm',
         timm.write,
         timm.run,
+        prepare=timm.prepare,
         file=timm.MODULE,
         load="sys.path.insert(0, 'DIR'); import tas_lora_vit; "
         "net = timm.create_model('tas_lora_vit', pretrained=True).eval().bake()",
@@ -98,6 +108,7 @@ FORMATS = (
         'huggingface',
         huggingface.write,
         huggingface.run,
+        prepare=huggingface.prepare,
         file=huggingface.MODULE,
         load='net = transformers.AutoModelForImageClassification.from_pretrained('
         "'DIR', trust_remote_code=True)",

@@ -1,5 +1,6 @@
 """The network as config and checkpoint for MMPretrain: its classifier and head, our backbone."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -8,10 +9,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..models.checkpoint import from_plain
-from ..models.export import stored_order
+from ..models.preparation import bare_name, loads_grey, stored_order
 from . import preprocess
 from .data import innermost
-from .isolated_run import run_alone
+from .examples import Examples
+from .isolated_run import prepare_alone, run_alone
 from .source import Source
 
 CONFIG, CHECKPOINT = 'config.py', 'checkpoint.pth'
@@ -20,7 +22,14 @@ from mmpretrain import get_model
 model = get_model(folder + '/config.py', pretrained=True)
 net = lambda images: model(images, mode='tensor')
 """
-_GREY = (0.125, 0.5625, 0.3125)  # BGR; near ITU-R 601, and exact in floats
+_GREY = (117 / 1024, 601 / 1024, 306 / 1024)  # BGR; ITU-R 601, with sums exact in floats
+_PREPARE = """
+from mmpretrain import ImageClassificationInferencer
+inferencer = ImageClassificationInferencer(folder + '/config.py')
+batches = (inferencer.preprocess([path]) for path in paths)
+found = [inferencer.model.data_preprocessor(next(one))['inputs'][0] for one in batches]
+"""
+_TO_GREY = dict(type='RandomGrayscale', prob=1.0, channel_weights=_GREY)
 _SPEC = ('img_size', 'patch_size', 'in_channels', 'head_dim', 'max_relative_position')
 
 
@@ -37,13 +46,18 @@ def write(source: Source, folder: Path) -> None:
     Config(_config(source)).dump(folder / CONFIG)
 
 
+def prepare(folder: Path, examples: Examples) -> Tensor:
+    """Files as the inferencer prepares them, in a separate process."""
+    return prepare_alone(_PREPARE, folder, examples.files, search=Path(__file__).parents[2])
+
+
 def run(folder: Path, batches: list[Tensor]) -> list[Tensor]:
     """Logits of each batch of images, by ``mmpretrain.get_model`` in a separate process."""
     return run_alone(_LOAD, folder, batches, search=Path(__file__).parents[2])
 
 
 def _config(source: Source) -> dict:
-    network, described = source.network, source.description['preprocess']
+    network = source.network
     backbone = dict(
         type='tas_lora.ElasticViT',
         arch=source.description['subnet'],
@@ -56,21 +70,12 @@ def _config(source: Source) -> dict:
         in_channels=network['embed_dim'],
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
     )
-    normalises = described.get('mean') or described.get('std')
-    mean, std = preprocess.normalisation(source) if normalises else (None, None)
     imports = source.data.get('custom_imports')
     data = _data(source)
-    order, stored = described.get('channel_order'), stored_order(innermost(data['test_dataloader']))
     return dict(
         **({} if imports is None else dict(custom_imports=imports)),
         default_scope='mmpretrain',
         model=dict(type='ImageClassifier', backbone=backbone, head=head),
-        data_preprocessor=dict(
-            num_classes=network['num_classes'],
-            mean=mean,
-            std=std,
-            to_rgb=order in ('RGB', 'BGR') and order != (stored or 'BGR'),  # reverses channels
-        ),
         **data,
         test_cfg=dict(),
         load_from='{{ fileDirname }}/' + CHECKPOINT,
@@ -81,23 +86,71 @@ def _data(source: Source) -> dict:
     """The supernet's test data, or else a folder of images whose path the user fills in."""
     given = source.data
     if given.get('test_dataloader') is not None:
-        evaluator = given.get('test_evaluator') or dict(type='Accuracy')
-        return dict(test_dataloader=given['test_dataloader'], test_evaluator=evaluator)
+        loader = deepcopy(dict(given['test_dataloader']))
+        dataset = innermost(loader)
+        dataset['pipeline'] = _for_inferencer(dataset.get('pipeline') or [])
+        if 'data_preprocessor' in given:
+            own = given['data_preprocessor'] or {}
+        else:
+            own = _preprocessor(source, stored_order(dataset))
+        return dict(
+            data_preprocessor=own,
+            test_dataloader=loader,
+            test_evaluator=given.get('test_evaluator') or dict(type='Accuracy'),
+        )
     dataset = dict(type='CustomDataset', data_root='data/test', pipeline=_pipeline(source))
     sampler = dict(type='DefaultSampler', shuffle=False)
     loader = dict(batch_size=64, num_workers=2, sampler=sampler, dataset=dataset)
-    return dict(test_dataloader=loader, test_evaluator=dict(type='Accuracy'))
+    return dict(
+        data_preprocessor=_preprocessor(source),
+        test_dataloader=loader,
+        test_evaluator=dict(type='Accuracy'),
+    )
+
+
+def _preprocessor(source: Source, stored: str | None = 'BGR') -> dict:
+    described = source.description['preprocess']
+    normalises = described.get('mean') or described.get('std')
+    mean, std = preprocess.normalisation(source) if normalises else (None, None)
+    order = described.get('channel_order')
+    reverses = order in ('RGB', 'BGR') and order != (stored or 'BGR')
+    return dict(num_classes=source.network['num_classes'], mean=mean, std=std, to_rgb=reverses)
+
+
+def _for_inferencer(pipeline: list[dict]) -> list[dict]:
+    """A test pipeline that the inferencer also runs as it is meant.
+
+    It loads images itself, in colour, in place of the step named 'LoadImageFromFile'. So a class
+    gets that name, and images are made grey after resizing if the step loads grey; those that are
+    grey already stay as they are.
+    """
+    loading = dict(type='LoadImageFromFile')
+    pipeline = [
+        dict(step) | loading if bare_name(step) == 'LoadImageFromFile' else step
+        for step in pipeline
+    ]
+    if not any(map(loads_grey, pipeline)):
+        return pipeline
+    resizing = [i for i, step in enumerate(pipeline) if bare_name(step) in ('Resize', 'ResizeEdge')]
+    place = resizing[0] + 1 if resizing else len(pipeline) - 1
+    return [*pipeline[:place], _TO_GREY, *pipeline[place:]]
 
 
 def _pipeline(source: Source) -> list[dict]:
     """Steps for image files; converts to grey for networks of one channel."""
+    preprocess.check_known(source)
     side, edge = source.network['img_size'], preprocess.resized_edge(source)
-    method = dict(backend='pillow', interpolation=preprocess.interpolation(source))
-    if edge is None:
-        steps = [dict(type='Resize', scale=(side, side), **method)]
-    else:
-        steps = [dict(type='ResizeEdge', scale=edge, edge='short', **method)]
-    if source.network['in_channels'] == 1:  # the inferencer reads every file as colour
-        steps.append(dict(type='RandomGrayscale', prob=1.0, channel_weights=_GREY))
-    steps.append(dict(type='CenterCrop', crop_size=side))
-    return [dict(type='LoadImageFromFile'), *steps, dict(type='PackInputs')]
+    described = source.description['preprocess']
+    method = dict(
+        backend=described.get('backend', 'pillow'), interpolation=preprocess.interpolation(source)
+    )
+    steps, last = [dict(type='ResizeEdge', scale=edge, edge='short', **method)], []
+    if described.get('pad_value') is not None:
+        steps = [dict(type='Resize', scale=(side, side), keep_ratio=True, **method)]
+        last = [dict(type='Pad', size=(side, side), pad_val=described['pad_value'])]
+    elif preprocess.is_squashed(source):
+        steps = [dict(type='Resize', scale=(edge, edge), **method)]
+    if source.network['in_channels'] == 1 or described.get('color') == 'grey':
+        steps.append(_TO_GREY)  # the inferencer reads every file as colour
+    crop = dict(type='CenterCrop', crop_size=side)
+    return [dict(type='LoadImageFromFile'), *steps, *(last or [crop]), dict(type='PackInputs')]

@@ -63,10 +63,24 @@ def save(
             opset_version=opset,
             verbose=False,
         )
-    for node in program.model.graph.all_nodes():
+    model = program.model
+    for node in model.graph.all_nodes():
         node.metadata_props.clear()  # source locations, most of the file's size
-    program.model.metadata_props.update(properties or {})
+    model.metadata_props.update(properties or {})
+    model.ir_version = ir_version_of(model.opset_imports)
     program.save(path, external_data=False)
+
+
+def ir_version_of(opsets: Mapping[str, int]) -> int:
+    """The oldest version of ONNX's file format that has these opsets, given by domain.
+
+    Every ONNX Runtime that knows the opsets reads it. torch's exporter writes a newer one, which
+    older runtimes refuse.
+    """
+    from onnx.helper import find_min_ir_version_for, make_opsetid
+
+    known = [make_opsetid(*opset) for opset in opsets.items()]
+    return find_min_ir_version_for(known, ignore_unknown=True)
 
 
 def run(folder: Path, batches: list[Tensor], name: str = FILE) -> list[Tensor]:

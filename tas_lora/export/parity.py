@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..models import SupernetClassifier
 from ..structures import Subnet
 from ..work_lock import check_free, held
+from .examples import LEVELS, Examples
 from .formats import FORMATS, ROOT, ROOT_FILES, Format
 from .source import Source
 
@@ -176,17 +177,31 @@ def _try(
     try:
         form.write(source, folder)
         logits = form.run(folder, [images, images[:_FEW]])
+        _compare_preparation(form, source.examples, folder)
     except Exception as error:  # of any library that writes or reads the format
         return replace(check, error=_reason(error))
     pairs = zip(logits, (expected, expected[:_FEW]), strict=True)
     return replace(check, difference=max(_difference(*pair) for pair in pairs))
 
 
+def _compare_preparation(form: Format, examples: Examples | None, folder: Path) -> None:
+    """Raise :class:`UserError` if a format prepares images otherwise than the test pipeline."""
+    if form.prepare is None or examples is None or (form.reads_files and examples.in_memory):
+        return
+    level, file = examples.largest_difference(form.prepare(folder, examples))
+    if level > LEVELS:
+        raise UserError(
+            f'{form.name} prepares {file} otherwise than the test pipeline: they differ by '
+            f'{level:.2g} of 255 levels on average, {LEVELS:g} is allowed; leave {form.name} out'
+        )
+
+
 def _reason(error: Exception) -> str:
     """The message for users; with TAS_LORA_DEBUG the error itself is raised."""
     if os.environ.get('TAS_LORA_DEBUG'):
         raise error
-    return f'{type(error).__name__}: {" ".join(str(error).split())[:600]}'
+    name = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
+    return f'{name}{" ".join(str(error).split())[:600]}'
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

@@ -1,5 +1,6 @@
 """The source of every format: an exported subnet, read back, with its description and data."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..models.plain_vit import PlainViT, load_plain_vit
+from .examples import Examples
 
 PLAIN_VIT = Path(__file__).parents[1] / 'models' / 'plain_vit.py'
 
@@ -21,9 +23,11 @@ class Source:
         net: The network, in evaluation mode.
         description: Content of ``architecture.json``.
         card: The model card in Markdown.
-        data: ``train_dataloader``, ``test_dataloader``, ``test_evaluator`` and
-            ``custom_imports`` of the supernet's config, where it has them.
+        data: ``train_dataloader``, ``test_dataloader``, ``test_evaluator``,
+            ``data_preprocessor`` and ``custom_imports`` of the supernet's config, where it has
+            them.
         opset: ONNX opset.
+        examples: Images of the test data, if there are any.
     """
 
     folder: Path
@@ -32,6 +36,7 @@ class Source:
     card: str = ''
     data: Mapping = field(default_factory=dict)
     opset: int = 18
+    examples: Examples | None = None
 
     @classmethod
     def read(cls, folder: str | Path, **known) -> 'Source':
@@ -52,16 +57,18 @@ class Source:
 
 
 def standing_alone(path: Path, package: str) -> str:
-    """Source code of a module of ours, changed to import ``plain_vit.py`` from its own folder.
+    """Source code of a module of ours, changed to import one other from its own folder.
 
     Args:
-        path: The module.
+        path: The module; it imports from ``..models.plain_vit``, say.
         package: Prefix of ``plain_vit``: '' for a folder on ``sys.path``, '.' for a package.
 
     Raises:
         ValueError: Unless the module has exactly one such import.
     """
-    ours, text = 'from ..models.plain_vit import', path.read_text('utf-8')
-    if text.count(ours) != 1:
-        raise ValueError(f'{path} imports from plain_vit {text.count(ours)} times, expected once')
-    return text.replace(ours, f'from {package}plain_vit import')
+    text, count = re.subn(
+        r'from \.\.\w+\.(\w+) import', rf'from {package}\1 import', path.read_text('utf-8')
+    )
+    if count != 1:
+        raise ValueError(f'{path} imports {count} times from us, expected once')
+    return text

@@ -1,6 +1,5 @@
 """The network as a model of Hugging Face transformers, loaded with ``trust_remote_code=True``."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -32,9 +31,12 @@ class TasLoraForImageClassification(PreTrainedModel):
 
     config_class = TasLoraConfig
     main_input_name = 'pixel_values'
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: TasLoraConfig):
         super().__init__(config)
+        self.loss_type = 'ForSequenceClassification'  # the name that old transformers know
+        self.gradient_checkpointing = False  # set by ``gradient_checkpointing_enable``
         self.vit = PlainViT(**config.network | dict(num_classes=config.num_labels))
         self.post_init()
 
@@ -47,14 +49,40 @@ class TasLoraForImageClassification(PreTrainedModel):
         return found
 
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> ImageClassifierOutput | tuple[Tensor, ...]:
-        """Logits (B, num_labels) of normalised images; with labels (B,) also the loss."""
-        logits = self.vit(pixel_values)
-        loss = None if labels is None else F.cross_entropy(logits, labels)
-        if return_dict is False:
-            return (logits,) if loss is None else (loss, logits)
-        return ImageClassifierOutput(loss=loss, logits=logits)
+        """As transformers' own image classifiers.
+
+        Args:
+            pixel_values: Normalised images (B, channels, side, side).
+            labels: For the loss of ``config.problem_type``: classes (B,) for
+                'single_label_classification', numbers (B, num_labels) in floating point for
+                'multi_label_classification' and 'regression'. Without a type, transformers tells
+                it from ``num_labels`` and the labels.
+            output_hidden_states: Also return the input of each block and the output of the last,
+                (B, N, C) each, the class token first.
+            return_dict: False for a tuple of what there is.
+
+        Returns:
+            ``logits`` (B, num_labels); with labels also ``loss``.
+        """
+        wanted = self.config.output_hidden_states
+        wanted = wanted if output_hidden_states is None else output_hidden_states
+        x, states = self.vit.embed(pixel_values), []
+        for block in self.vit.blocks:
+            states += [x] if wanted else []
+            if self.gradient_checkpointing and self.training:
+                x = self._gradient_checkpointing_func(block.__call__, x, self.vit.grid)
+            else:
+                x = block(x, self.vit.grid)
+        logits = self.vit.head(self.vit.pool(self.vit.norm(x)))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        output = ImageClassifierOutput(loss, logits, (*states, x) if wanted else None)
+        return output.to_tuple() if return_dict is False else output
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise weights and buffers that are missing from the file."""

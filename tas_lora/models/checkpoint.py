@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..checks import inside, one_of
 from ..errors import UserError
-from .safe_load import read_state_dict
+from .safe_load import read_state_dict, unwrapped
 from .transfer import ADAPTABLE, adapt_sizes
 
 # From official AutoFormer names to ours. There, `_k` and `_v` after rel_pos_embed mean key and
@@ -218,11 +218,15 @@ def _shape(state_dict: Mapping[str, Tensor], name: str, dims: int) -> tuple[int,
 
 
 def _rename(state_dict: dict[str, Tensor]) -> None:
+    _replace(state_dict, unwrapped(state_dict))
     for has_format, convert in ((is_autoformer, from_autoformer), (is_plain, from_plain)):
         if has_format(state_dict):
-            converted = convert(state_dict)
-            state_dict.clear()
-            state_dict.update(converted)
+            _replace(state_dict, convert(state_dict))
+
+
+def _replace(state_dict: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    state_dict.clear()
+    state_dict.update(other)
 
 
 def _check_same_architecture(file: dict, model: dict) -> None:

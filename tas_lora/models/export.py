@@ -14,10 +14,8 @@ from ..errors import UserError
 from ..search.complexity import count_flops, count_params
 from ..structures import Subnet
 from .classifiers.supernet_classifier import SupernetClassifier
-from .plain_vit import FORMAT, INTERPOLATIONS, POOLINGS
-
-_STORED_AS_RGB = ('CIFAR10', 'CIFAR100')  # MMPretrain datasets that hold RGB images in memory
-_HARMLESS = ('LoadImageFromFile', 'PackInputs')  # test steps that do not resize or crop
+from .plain_vit import FORMAT, POOLINGS
+from .preparation import describe
 
 
 def standalone_state_dict(model: SupernetClassifier, subnet: Subnet) -> dict[str, Tensor]:
@@ -63,7 +61,7 @@ def export_subnet(
         out_dir: Folder to write to; created if missing.
         classes: Names of the classes for the JSON, in the order of the logits.
         dataset: Config of the test dataset, the innermost one if they are nested. Its ``pipeline``
-            gives the JSON's cropping and channel order.
+            gives the JSON's ``preprocess``.
 
     Returns:
         ``out_dir``.
@@ -137,61 +135,7 @@ def _description(model: SupernetClassifier, subnet: Subnet, dataset: Mapping | N
         format=FORMAT,
         network=network,
         subnet=subnet.to_dict(),
-        preprocess=_preprocess(model.data_preprocessor, dataset or {}, spec['img_size']),
+        preprocess=describe(dataset or {}, model.data_preprocessor, spec['img_size']),
         params=count_params(subnet, **spec),
         flops=count_flops(subnet, **spec),
     )
-
-
-def _preprocess(data_preprocessor, dataset: Mapping, side: int) -> dict:
-    """How to prepare images, in the format of ``load_plain_vit``."""
-    mean, std = (getattr(data_preprocessor, name, None) for name in ('mean', 'std'))  # optional
-    return dict(
-        mean=None if mean is None else mean.flatten().tolist(),
-        std=None if std is None else std.flatten().tolist(),
-        channel_order=_channel_order(data_preprocessor.to_rgb, stored_order(dataset)),
-        **_resizing(dataset.get('pipeline') or (), side),
-    )
-
-
-def stored_order(dataset: Mapping) -> str | None:
-    """Channel order of a dataset's images, 'RGB' or 'BGR'; None if its config does not tell.
-
-    MMCV's ``LoadImageFromFile`` gives BGR with every backend.
-    """
-    if _name(dataset) in _STORED_AS_RGB:
-        return 'RGB'
-    loads = 'LoadImageFromFile' in map(_name, dataset.get('pipeline') or ())
-    return 'BGR' if loads else None
-
-
-def _channel_order(flips: bool, stored: str | None) -> str:
-    """Channel order of the network's input; if unknown, trust a preprocessor that flips to RGB."""
-    if stored is None:
-        return 'RGB' if flips else 'as loaded'
-    return 'RGB' if flips == (stored == 'BGR') else 'BGR'
-
-
-def _resizing(pipeline: Sequence[Mapping], side: int) -> dict:
-    """``crop_ratio`` and ``interpolation`` of a test pipeline; empty if it has other steps."""
-    steps = [step for step in pipeline if _name(step) not in _HARMLESS]
-    kinds = [_name(step) for step in steps]
-    if kinds[:1] not in (['Resize'], ['ResizeEdge']) or kinds[1:] not in ([], ['CenterCrop']):
-        return {}
-    resize, crops = steps[0], steps[1:]
-    scale, square = resize.get('scale'), (side, (side, side), [side, side])
-    if kinds[0] == 'Resize':  # to a square, whatever the shape
-        fits, ratio = scale in square and not resize.get('keep_ratio'), None
-    else:
-        is_short = resize.get('edge', 'short') == 'short'
-        fits = is_short and type(scale) is int and side <= scale <= 10 * side
-        ratio = side / scale if fits else None
-    if not fits or any(crop.get('crop_size') not in square for crop in crops):
-        return {}
-    method = resize.get('interpolation', 'bilinear')  # the default of both
-    return dict(crop_ratio=ratio) | (dict(interpolation=method) if method in INTERPOLATIONS else {})
-
-
-def _name(config: Mapping) -> str:
-    """Type of a config, without its scope."""
-    return str(config.get('type')).rsplit('.', 1)[-1]

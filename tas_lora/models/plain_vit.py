@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 FORMAT = 'tas_lora.plain_vit/1'
@@ -226,16 +227,18 @@ def load_plain_vit(folder: str | Path) -> tuple[PlainViT, dict]:
         The network in evaluation mode, baked (call ``train()`` before you train it), and the
         content of the JSON. Its ``preprocess`` says how to prepare images: ``mean`` and ``std`` of
         values 0..255, or None; ``channel_order``; ``interpolation``; and ``crop_ratio``, the part
-        of the short edge that a central crop keeps, or None to resize without a crop.
+        of the short edge that a central crop keeps, or None to resize without a crop. Where the
+        test differed it also has ``backend`` 'cv2' for OpenCV's resizing; ``color`` 'grey' if
+        images are read as grey; ``squash`` to resize to a square before the crop; ``pad_value``
+        to fit the long edge and fill the rest; or ``unknown_steps``, those it has no terms for.
 
     Raises:
         ValueError: If a file is missing or damaged, or the two do not belong together.
     """
     path = Path(folder) / 'weights.safetensors'
     description = _read_description(Path(folder) / 'architecture.json')
-    weights = _read_weights(path, description.get('weights_sha256'))
-    expected = _shapes(description['network'], len(weights))
-    found = {name: tuple(value.shape) for name, value in weights.items()}
+    found = _found_shapes(path, description.get('weights_sha256'))
+    expected = _shapes(description['network'], len(found))
     odd = sorted({name for name, _ in expected.items() ^ found.items()})
     if odd:  # checked first, so that only memory that the weights fill is allocated
         was, is_now = expected.get(odd[0], 'none'), found.get(odd[0], 'missing')
@@ -244,13 +247,15 @@ def load_plain_vit(folder: str | Path) -> tuple[PlainViT, dict]:
             f'{is_now} in the weights, {was} in the architecture'
         )
     model = PlainViT(**description['network'])
-    model.load_state_dict(weights)
+    model.load_state_dict(_read_weights(path))
     return model.eval().bake(), description
 
 
 def _read_description(path: Path) -> dict:
+    _check_file(path)
     try:
         description = json.loads(path.read_text('utf-8'))
+        json.dumps(description, ensure_ascii=False).encode('utf-8')  # no half of a surrogate pair
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f'{path} cannot be read: {error}') from error
     found = description.get('format') if isinstance(description, dict) else description
@@ -264,18 +269,39 @@ def _read_description(path: Path) -> dict:
     return description
 
 
-def _read_weights(path: Path, digest: str | None) -> dict[str, Tensor]:
+def _found_shapes(path: Path, digest: str | None) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights by name; the weights themselves are not in memory yet."""
+    _check_file(path)
     try:
-        content = path.read_bytes()
-        weights = load(content)
+        found = hashlib.sha256()
+        with path.open('rb') as file:
+            while block := file.read(2**20):
+                found.update(block)
+        with safe_open(path, 'pt') as weights:
+            names = weights.keys()
+            shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in names}
     except Exception as error:  # from safetensors, the system or torch
         raise ValueError(f'{path} cannot be read: {error}') from error
-    if digest not in (None, hashlib.sha256(content).hexdigest()):
+    if digest not in (None, found.hexdigest()):
         raise ValueError(f'{path} is damaged, or does not match architecture.json: SHA-256 differs')
+    return shapes
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        weights = load_file(path)
+    except Exception as error:
+        raise ValueError(f'{path} cannot be read: {error}') from error
     odd = [name for name, value in weights.items() if not value.is_floating_point()]
     if odd:
         raise ValueError(f'{path}: {odd[0]} is of {weights[odd[0]].dtype}, expected floating point')
     return weights
+
+
+def _check_file(path: Path) -> None:
+    """Refuse a pipe or a device, which may never end."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f'{path} cannot be read: it is not a file')
 
 
 def _check_network(network) -> None:
@@ -320,6 +346,23 @@ def _check_preprocess(preprocess, channels: int) -> None:
     ratio = preprocess.get('crop_ratio', 1.0)  # None: resize without a crop
     fits = ratio is None or (_is_finite(ratio) and 0.1 <= ratio <= 1)
     _require(fits, 'preprocess.crop_ratio', 'None or a number from 0.1 to 1', ratio)
+    _check_rarer(preprocess)
+
+
+def _check_rarer(preprocess: dict) -> None:
+    """Fields of ``preprocess`` that most exports lack."""
+    backend, method = preprocess.get('backend', 'pillow'), preprocess.get('interpolation')
+    fits = backend == 'pillow' or (backend == 'cv2' and method in INTERPOLATIONS[:3])
+    what = f"'pillow', or 'cv2' with interpolation {' or '.join(map(repr, INTERPOLATIONS[:3]))}"
+    _require(fits, 'preprocess.backend', what, backend)
+    color, squash = preprocess.get('color', 'grey'), preprocess.get('squash', False)
+    _require(color == 'grey', 'preprocess.color', "'grey' or absent", color)
+    _require(type(squash) is bool, 'preprocess.squash', 'true or false', squash)
+    value, steps = preprocess.get('pad_value'), preprocess.get('unknown_steps', [])
+    fits = value is None or (type(value) is int and 0 <= value <= 255)
+    _require(fits, 'preprocess.pad_value', 'None or an integer from 0 to 255', value)
+    fits = isinstance(steps, list) and all(isinstance(step, str) for step in steps)
+    _require(fits, 'preprocess.unknown_steps', 'a list of names', steps)
 
 
 def _is_finite(value) -> bool:

@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
+from shutil import copyfileobj
 from urllib.parse import urlparse
+from urllib.request import urlopen
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -19,14 +22,16 @@ from mmengine.logging import HistoryBuffer
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..atomic_files import check_seal
+from ..atomic_files import UNFINISHED, check_seal
 from ..errors import UserError, blame
+
+_PATIENCE = 60.0  # seconds that a server may be silent
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read weights from a checkpoint of ours, an export or an official AutoFormer file.
 
-    Names stay as stored.
+    Names stay as stored, but for :func:`unwrapped`.
 
     Args:
         path: A file, or the http(s) address of one.
@@ -34,28 +39,47 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: If the file is missing, is not a checkpoint, or holds other objects.
     """
-    checkpoint = read_checkpoint(path)
+    return weights_in(read_checkpoint(path), path)
+
+
+def weights_in(checkpoint: object, path: str | Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint that was read from ``path``, as :func:`read_state_dict`."""
     for key in ('state_dict', 'model'):
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(key), Mapping):
             checkpoint = checkpoint[key]
     if not isinstance(checkpoint, Mapping) or not _all_tensors(checkpoint):
         raise UserError(f'{path} holds no weights: expected a state dict of tensors')
-    return dict(checkpoint)
+    return unwrapped(checkpoint)
+
+
+def unwrapped(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without the prefixes of DDP and ``torch.compile``, where all names have them."""
+    for prefix in ('module.', '_orig_mod.') * 2:  # one may wrap the other
+        if state_dict and all(str(name).startswith(prefix) for name in state_dict):
+            state_dict = {name.removeprefix(prefix): v for name, v in state_dict.items()}
+    return dict(state_dict)
 
 
 def read_checkpoint(path: str | Path) -> object:
     """Read a full checkpoint to the CPU. Arguments and errors as in :func:`read_state_dict`."""
-    path = _local(path)
+    address, path = str(path), _local(path)
     if not path.is_file():
-        raise UserError(f'checkpoint {path} does not exist; check the path')
-    check_seal(path)
+        what = 'is not a file' if path.exists() else 'does not exist'
+        raise UserError(f'checkpoint {path} {what}; check the path')
+    # The name of the cached file would not tell whose it is.
+    what = f'{address}, downloaded to {path},' if '://' in address else str(path)
+    advice = '; delete the file to download it again' if '://' in address else ''
     try:
+        check_seal(path)
         if path.suffix == '.safetensors':
             return load_file(path)
         checkpoint = _load(path)
         _check_tensors(checkpoint)
+    except UserError as error:
+        raise UserError(f'{error}{advice}') from error
     except Exception as error:  # arbitrary bytes make the unpickler raise nearly anything
-        raise UserError(f'{path} is not a readable checkpoint: {_reason(error)}') from error
+        reason = f'{_reason(error)}{advice}'
+        raise UserError(f'{what} is not a readable checkpoint: {reason}') from error
     return checkpoint
 
 
@@ -124,11 +148,26 @@ def _local(path: str | Path) -> Path:
     file = Path(torch.hub.get_dir()) / 'checkpoints' / name
     for may_download in (is_main_process(), True):  # the main process, then other machines
         if may_download and not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
             with blame(f'{path} cannot be downloaded'):
-                torch.hub.download_url_to_file(str(path), str(file))
+                file.parent.mkdir(parents=True, exist_ok=True)
+                _download(str(path), file)
         barrier()
     return file
+
+
+def _download(address: str, file: Path) -> None:
+    """Download to a side file, which is renamed once it is complete."""
+    unfinished = file.with_name(f'.{file.name}.{uuid4().hex}{UNFINISHED}')
+    try:
+        with unfinished.open('xb') as content:
+            with urlopen(address, timeout=_PATIENCE) as answer:
+                copyfileobj(answer, content, 2**20)
+            expected = answer.headers.get('Content-Length')
+            if expected is not None and int(expected) != content.tell():
+                raise ConnectionError(f'cut after {content.tell():,} of {int(expected):,} bytes')
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _check_archive(path: Path) -> None:

@@ -12,6 +12,7 @@ from math import inf, isfinite
 from pathlib import Path
 
 from ..atomic_files import write_atomic
+from ..errors import printable
 from ..structures import Subnet
 from .drawing import as_svg, style
 from .figures import (
@@ -29,7 +30,7 @@ PAGE = 'report.html'
 _UNITS = dict(latency='\N{NO-BREAK SPACE}ms', memory='\N{NO-BREAK SPACE}MiB')
 
 
-def write_report(folder: str | Path, score: str = 'cross_entropy', rule: str = 'less') -> Path:
+def write_report(folder: str | Path, score: str = 'cross_entropy', rule: str | None = None) -> Path:
     """Write ``report.html`` and ``figures/*.png`` into the work directory of a search.
 
     If the search is still running or was killed, the page shows the results so far and says so.
@@ -37,7 +38,7 @@ def write_report(folder: str | Path, score: str = 'cross_entropy', rule: str = '
     Args:
         folder: The work directory; see :func:`read_results` for the files that are read.
         score: Metric by which candidates are ranked, unless the files name it.
-        rule: 'less' or 'greater', unless the files name it.
+        rule: 'less' or 'greater', unless the files name it; None infers it from the score.
 
     Returns:
         Path of the page.
@@ -70,7 +71,7 @@ def write_report(folder: str | Path, score: str = 'cross_entropy', rule: str = '
         test=results.best.get('test') or {},
         again=sum(c.generation == 0 for c in results.of('finals')),
     )
-    write_atomic(results.folder / PAGE, page)
+    write_atomic(results.folder / PAGE, printable(page))
     return results.folder / PAGE
 
 

@@ -6,8 +6,9 @@ from math import inf, isfinite, nan
 from pathlib import Path
 from reprlib import repr as short
 
-from ..checks import bounded, inside, natural, one_of
+from ..checks import bounded, inside, natural
 from ..errors import UserError, blame
+from ..metric_rules import settled_rule
 from ..provenance import read_json
 from ..search import read_history
 from ..structures import SearchSpace, Subnet
@@ -136,7 +137,7 @@ class SearchResults:
 
 
 def read_results(
-    folder: str | Path, score: str = 'cross_entropy', rule: str = 'less'
+    folder: str | Path, score: str = 'cross_entropy', rule: str | None = None
 ) -> SearchResults:
     """Read a search's work directory.
 
@@ -144,7 +145,7 @@ def read_results(
         folder: Directory with ``search_history.jsonl``. ``best_subnet.json``, ``search.json``,
             ``front.json``, ``gates.json`` and ``search_cost.json`` are read if they exist.
         score: Metric by which candidates are ranked, unless the files name it.
-        rule: 'less' or 'greater', unless the files name it.
+        rule: 'less' or 'greater', unless the files name it; None infers it from the score.
 
     Raises:
         UserError: If there is no history, no candidate has such a score, or a file does not have
@@ -159,9 +160,10 @@ def read_results(
         settings = (identity.get('config') or {}).get('val_cfg') or {}
         score = best.get('score', settings.get('score', score))
         rule = best.get('rule', settings.get('rule', rule))
-    one_of(rule, f'{folder}: the rule', ('less', 'greater'))
     most = max(line.get('images', 0) for line in lines)
     candidates = tuple(_numbered(lines, history, lambda line: _candidate(line, score, most)))
+    if rule is not None or any(isfinite(c.score) for c in candidates):
+        rule = settled_rule(score, rule, f'{folder}: the rule')
     front = _read(folder / 'front.json', list)
     marked = _numbered(front, folder / 'front.json', lambda line: _candidate(line, score))
     gates = _read(folder / 'gates.json', dict)

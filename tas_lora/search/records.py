@@ -19,8 +19,9 @@ from zlib import crc32
 import numpy as np
 
 from ..atomic_files import append_line
-from ..checks import bounded, inside
+from ..checks import bounded, inside, natural
 from ..errors import UserError
+from ..provenance import read_file
 from ..structures import Subnet
 from .task import Executor, Outcome, Task
 
@@ -85,6 +86,23 @@ class History:
             )
         self.place += 1
 
+    def finish(self, with_random: bool) -> None:
+        """Refuse lines that are left at the end of a search.
+
+        Args:
+            with_random: Whether the search included a random search; if not, the lines of an
+                earlier one may be left.
+
+        Raises:
+            UserError: If there are any others.
+        """
+        left = self.known[self.place :]
+        if left and (with_random or not all(map(_is_of_random_search, left))):
+            raise UserError(
+                f'{self.path}, line {self.place + 1} is of no subnet that this search scores: '
+                f'delete the last {len(left)} lines, or start a new search without --resume'
+            )
+
 
 class Journal:
     """Outcomes of tasks, written to disk one by one; a resumed search recalls them.
@@ -99,7 +117,7 @@ class Journal:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        entries = _read(self.path, 'search journal', _unsealed, resume=True)
+        entries = _read(self.path, 'search journal', _unsealed, _entry, resume=True)
         self.known = {entry['number']: entry for entry in entries}
         self.synced = -inf  # when
 
@@ -251,7 +269,7 @@ def _read(
     if resume and not Path(path).exists():
         return []
     try:
-        content = Path(path).read_bytes()
+        content = read_file(path)
     except (OSError, ValueError) as error:  # ValueError: an impossible path
         raise UserError(f'{what} {path} cannot be read: {error}') from error
     *lines, rest = content.split(b'\n')
@@ -285,12 +303,44 @@ def _numbers(record) -> dict:
 def _scored(record) -> dict:
     """Check a line of the history."""
     for name, value in _numbers(record).items():
-        fits_float = isinstance(value, float) or (type(value) is int and abs(value) < 10**300)
         if name in _TEXTS and not isinstance(value, str):
             raise UserError(f'{name} must be a string, got {short(value)}')
-        if name not in _TEXTS and not fits_float:
+        if name not in _TEXTS and not _is_number(value):
             raise UserError(f'{short(name)} must be a number, got {short(value)}')
     return record
+
+
+def _is_of_random_search(line: dict) -> bool:
+    """Whether a line is of the baseline, or of its finals."""
+    return line.get('phase') == 'baseline' or (
+        (line.get('phase'), line.get('generation')) == ('finals', 1)
+    )
+
+
+def _entry(record) -> dict:
+    """Check an entry of the journal: its task's number, metrics and losses."""
+    if not isinstance(record, dict) or not {'number', 'metrics', 'losses'} <= set(record):
+        raise UserError(f'expected a dict with number, metrics and losses, got {short(record)}')
+    natural(record['number'], 'number')
+    metrics, losses, images = (record.get(key) for key in ('metrics', 'losses', 'images'))
+    if not isinstance(metrics, dict) or not all(map(_is_number, metrics.values())):
+        raise UserError(f'metrics must be a dict of numbers, got {short(metrics)}')
+    try:
+        expected = 4 * images[0] if losses is not None else 0
+        is_whole = losses is None or len(b64decode(losses, validate=True)) == expected
+    except (TypeError, ValueError, LookupError):
+        is_whole = False
+    if not is_whole:
+        raise UserError(
+            f'losses must be base64 of a float32 for each of the images {short(images)}, or None, '
+            f'got {short(losses)}'
+        )
+    return record
+
+
+def _is_number(value) -> bool:
+    """Whether a value is a number that fits into a float."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 10**300)
 
 
 def _measurement(record) -> tuple[Subnet, dict[str, float]]:

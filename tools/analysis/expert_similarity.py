@@ -7,7 +7,6 @@ from functools import partial
 from math import isfinite
 from statistics import fmean
 
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -67,8 +66,8 @@ def main():
     table = Table('network', *lines, title='Mean similarity of two experts of a layer')
     for name in models:
         table.add_row(name, *(mean_of(lines[measure][name]) for measure in lines))
-    Console().print(table)
-    print(*paths, sep='\n')
+    cli.SafeConsole().print(table)
+    cli.say(*paths, sep='\n')
 
 
 if __name__ == '__main__':

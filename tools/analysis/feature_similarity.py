@@ -6,7 +6,6 @@ or in several groups by GROUP/NAME=CONFIG:CHECKPOINT.
 
 from functools import partial
 
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
@@ -103,8 +102,8 @@ def main():
     for measure, panels in found.items():
         for name, panel in panels.items():
             table.add_row(name, measure, *(f'{panel[k]:.4f}' for k in ('mean', 'min', 'max')))
-    Console().print(table)
-    print(*paths, sep='\n')
+    cli.SafeConsole().print(table)
+    cli.say(*paths, sep='\n')
 
 
 if __name__ == '__main__':

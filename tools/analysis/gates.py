@@ -3,7 +3,6 @@
 from functools import partial
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -51,8 +50,8 @@ def main():
         numbers = [f'{summary[k]:.3f}' for k in ('usage_entropy', 'entropy', 'largest')]
         table.add_row(name, *numbers, f'{summary["dead"]:.1%}')
     paths = write(args.out, 'gates', subjects.origin(args, nets), result, figures)
-    Console().print(table)
-    print(*paths, sep='\n')
+    cli.SafeConsole().print(table)
+    cli.say(*paths, sep='\n')
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ from rich.progress import track
 from tas_lora import SearchSpace, UserError, apis, cli
 from tas_lora.analysis.importance import layer_importance
 from tas_lora.checks import positive
+from tas_lora.datasets.agreement import check_sources
 
 
 def parse_args():
@@ -36,6 +37,7 @@ def main():
     cli.check_output(args.out)
     cfg = apis.load_config(args.config, args.cfg_options)
     apis.check_data(cfg, ('train_dataloader',))
+    check_sources(cfg, ('train_dataloader',))
     if 'space' not in (cfg.get('train_cfg') or {}):
         raise UserError(f'{args.config} has no train_cfg.space; use the config of a supernet')
     space = SearchSpace.coerce(cfg.train_cfg.space)
@@ -53,7 +55,7 @@ def main():
         raise UserError(f'blocks {unseen} were active in no batch; raise --batches')
     scores = (total / seen[:, None]).tolist()
     Path(args.out).write_text(json.dumps(scores) + '\n')
-    print(f'{args.out}: {len(scores)} blocks; set model.backbone.mole.importance={args.out}')
+    cli.say(f'{args.out}: {len(scores)} blocks; set model.backbone.mole.importance={args.out}')
 
 
 if __name__ == '__main__':

@@ -7,7 +7,6 @@ files (--scores). Also checks that the largest subnet beats the smallest.
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -98,7 +97,7 @@ def print_tables(predicted: dict[str, dict], tau: dict[str, dict]) -> None:
         ends = (f'{one[end]["top1"]:.2f}' for end in ('smallest', 'largest'))
         sane = 'yes' if all(one['sane'].values()) else 'NO'
         table.add_row(name, f'{tau[name]["top1"]:.3f}', *ends, sane)
-    Console().print(table)
+    cli.SafeConsole().print(table)
 
 
 def main():
@@ -122,7 +121,7 @@ def main():
     )
     paths = write(args.out, 'ranking', subjects.origin(args, nets + singles), result, figures)
     print_tables(predicted, tau)
-    print(*paths, sep='\n')
+    cli.say(*paths, sep='\n')
 
 
 if __name__ == '__main__':

@@ -13,9 +13,13 @@ def main():
     parser.add_argument(
         '--score', default='cross_entropy', help='metric to rank by, if the files do not name it'
     )
-    parser.add_argument('--rule', choices=['less', 'greater'], default='less', help='better scores')
+    parser.add_argument(
+        '--rule',
+        choices=['less', 'greater'],
+        help='which scores are better, if the files do not say (default: inferred from the metric)',
+    )
     args = parser.parse_args()
-    print(write_report(args.work_dir, args.score, args.rule))
+    cli.say(write_report(args.work_dir, args.score, args.rule))
 
 
 if __name__ == '__main__':

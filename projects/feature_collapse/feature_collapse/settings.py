@@ -75,7 +75,7 @@ class Study:
 
 def load(name: str, data_root: str, options: dict | None = None, space: str = 'nano') -> Config:
     """One of the project's configs, on the images in ``data_root``, of one of ``SPACES``."""
-    cfg = apis.load_config(CONFIGS / f'{name}.py', options)
+    cfg = apis.load_config(CONFIGS / f'{name}.py', options, ('heldout_dataloader',))
     set_data_root(cfg, data_root)
     if space != 'nano':
         set_space(cfg, space)

@@ -10,6 +10,8 @@ from mmengine.registry import RUNNERS
 from PIL import Image
 from torch import nn
 
+from tas_lora.image_formats import open_image
+
 from .choices import choices
 from .evaluation import Scorer
 from .linear import NASLoRALinear
@@ -88,7 +90,7 @@ def write_masks(probabilities: np.ndarray, path: Path) -> None:
 
 def read_masks(path: Path) -> np.ndarray:
     """Read a file of :func:`write_masks`: (n, H, H) from 0 to 1."""
-    grey = np.asarray(Image.open(path)) / 255
+    grey = np.asarray(open_image(path)) / 255
     return np.stack(np.split(grey, math.ceil(grey.shape[1] / grey.shape[0]), axis=1))
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
-from PIL import Image
 
 from tas_lora import UserError
 from tas_lora.errors import blame
+from tas_lora.image_formats import open_image
 
 from .comparison import read_masks
 from .methods import METHODS
@@ -136,7 +136,7 @@ def draw_masks(
 
 
 def _pictures(folder: Path, names: Sequence[str]) -> list[np.ndarray]:
-    return [np.asarray(Image.open(folder / name)) for name in names]
+    return [np.asarray(open_image(folder / name)) for name in names]
 
 
 def _masks(folder: Path, names: Sequence[str]) -> list[np.ndarray]:

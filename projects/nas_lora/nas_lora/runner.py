@@ -4,7 +4,8 @@ from mmengine.model import is_model_wrapper
 
 from tas_lora import UserError
 from tas_lora.engine import SupernetRunner
-from tas_lora.models.safe_load import read_checkpoint
+from tas_lora.engine.runner.resume_check import make_resumable
+from tas_lora.models.safe_load import read_checkpoint, unwrapped
 
 from .registry import RUNNERS
 
@@ -26,12 +27,12 @@ class SafeRunner(SupernetRunner):
         checkpoint = read_checkpoint(filename)
         if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
             raise UserError(f'{filename} is not a training checkpoint: it has no state_dict')
-        # `Runner.resume` would run the config inside a checkpoint as Python.
-        checkpoint.get('meta', {}).pop('config', None)
+        if self._resume:
+            make_resumable(checkpoint, self, filename)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model = self.model.module if is_model_wrapper(self.model) else self.model
         try:
-            model.load_state_dict(checkpoint['state_dict'])
+            model.load_state_dict(unwrapped(checkpoint['state_dict']))
         except RuntimeError as error:
             reason = ' '.join(str(error).split())[:300]
             raise UserError(f'{filename} does not fit the model: {reason}') from error

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tas_lora import UserError
+from tas_lora.image_formats import open_image
 
 PARTS = ('train', 'val', 'test')
 SHARES = (0.6, 0.2, 0.2)  # of objects and of photographs
@@ -56,7 +57,7 @@ def kind_of(stamp: Path) -> str:
 
 def cut_out(stamp: Path) -> Image.Image | None:
     """Crop a stamp to its opaque box, RGBA; None if its alpha shows no object."""
-    with Image.open(stamp) as picture:
+    with open_image(stamp) as picture:
         if 'A' not in picture.getbands() and 'transparency' not in picture.info:
             return None
         picture = picture.convert('RGBA')
@@ -112,7 +113,7 @@ def write_part(part: Part, out: Path, count: int, size: int, key: tuple[int, ...
     """
     for folder in ('images', 'masks'):
         (out / folder).mkdir(parents=True)
-    photographs = [Image.open(path).convert('RGB') for path in part.photographs]
+    photographs = [open_image(path).convert('RGB') for path in part.photographs]
     for i in range(count):
         turn, place = divmod(i, len(part.stamps))
         order = np.random.default_rng((*key, 0, turn)).permutation(len(part.stamps))

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import project_path
 import torch
-from mmengine.config import DictAction
 from nas_lora.comparison import train_and_measure
 from nas_lora.methods import METHODS, Run
 
@@ -33,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     add('--work-dir', type=Path, default=Path('work_dirs/nas_lora'), help='of the checkpoints')
     add('--data-root', default='data/nuclei', help='folder of prepare_nuclei.py')
     add('--pretrained', default='work_dirs/pretrain_stamps/epoch_5.pth', help='the tiny SAM')
-    add('--cfg-options', nargs='+', action=DictAction, default={}, help='for all configs')
+    cli.add_cfg_options(parser)
     return parser.parse_args()
 
 
@@ -59,10 +58,10 @@ def main() -> None:
     for run in runs:
         path = args.out / f'{run.name}.json'
         if path.is_file():
-            print(f'{run.name}: has a record', flush=True)
+            cli.say(f'{run.name}: has a record', flush=True)
             continue
         record = train(run, args)
-        print(describe(record), flush=True)
+        cli.say(describe(record), flush=True)
 
 
 def train(run: Run, args: argparse.Namespace) -> dict:

@@ -84,7 +84,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     save_taken(taken, args.out / 'weights.safetensors')
     write_atomic(args.out / 'report.json', json.dumps(report, indent=1) + '\n')
-    print(describe(report))
+    cli.say(describe(report))
 
 
 if __name__ == '__main__':

@@ -20,6 +20,7 @@ from PIL import Image
 
 from tas_lora import UserError, cli
 from tas_lora.checks import positive
+from tas_lora.image_formats import open_image
 
 WHEEL = 'stardist==0.9.2'
 IMAGE, MASK = 'stardist/data/images/img2d.tif', 'stardist/data/images/mask2d.tif'
@@ -36,7 +37,7 @@ def read(wheel: Path) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f'--wheel {wheel}: there is no such file')
     try:
         with zipfile.ZipFile(wheel) as archive:
-            image, mask = (Image.open(BytesIO(archive.read(name))) for name in (IMAGE, MASK))
+            image, mask = (open_image(BytesIO(archive.read(name))) for name in (IMAGE, MASK))
     except (zipfile.BadZipFile, KeyError, OSError) as error:
         raise UserError(
             f'--wheel {wheel} is not that of {WHEEL}: {error}; get it by '

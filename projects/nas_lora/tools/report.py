@@ -47,11 +47,11 @@ def main() -> None:
         draw_probabilities(found, out / 'choices.png')
     text = '\n\n'.join(f'## {title}\n\n{table}' for title, table in tables.items()) + '\n'
     write_atomic(out / 'report.md', text)
-    print(text)
+    cli.say(text)
     if (args.data_root / 'test').is_dir():
         draw_masks(args.records, args.data_root / 'test', out / 'masks.png')
     else:
-        print(f'--data-root {args.data_root} has no images: masks.png is not written')
+        cli.say(f'--data-root {args.data_root} has no images: masks.png is not written')
 
 
 if __name__ == '__main__':

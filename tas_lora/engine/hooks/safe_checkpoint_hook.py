@@ -1,19 +1,27 @@
 """Checkpoints that survive a crash while they are written, and one more at a signal to stop."""
 
+import logging
 import os
+import re
 import signal
 import threading
+from functools import partial
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 
 import torch
-from mmengine.dist import all_reduce, barrier, is_main_process
+from mmengine.dist import all_reduce, barrier, is_main_process, master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
 
 from ...atomic_files import UNFINISHED, seal, write_atomic
 from ...checks import boolean
 from ...errors import STOPPED, UserError, WriteError
+from ...metric_rules import GREATER, LESS, settled_rule
+from ...models.safe_load import read_checkpoint
 from ...registry import HOOKS
 
 _BACKEND = 'tas_lora'
@@ -68,17 +76,40 @@ class SafeCheckpointHook(CheckpointHook):
         **kwargs: As in ``CheckpointHook``.
     """
 
+    _default_less_keys = list(LESS)
+
     def __init__(self, *args, stop_on_signal: bool = True, **kwargs):
         super().__init__(*args, **kwargs)
         self.stop_on_signal = boolean(stop_on_signal, 'stop_on_signal')
         is_elsewhere = '://' in str(self.out_dir) or self.file_client_args is not None
+        self._check_names(is_elsewhere or self.backend_args is not None)
         if self.backend_args is None and not is_elsewhere:
             self.backend_args = dict(backend=_BACKEND)
         self.handlers: dict = {}
         self.is_told_to_stop = False
 
+    def _check_names(self, is_remote: bool) -> None:
+        """Refuse what would fail at the end, or lose checkpoints."""
+        if self.published_keys is not None and 'state_dict' not in self.published_keys:
+            raise UserError(
+                f"must include 'state_dict', the weights, got {self.published_keys}",
+                'published_keys',
+            )
+        if self.published_keys is not None and is_remote:
+            raise UserError('needs checkpoints in local files', 'published_keys')
+        if not re.fullmatch(
+            r'(?!best_|stopped_|\.)[^{}/]*\{[^{}]*\}[^{}/]*\.pth', self.filename_tmpl
+        ):
+            raise UserError(
+                "must have one {} and end with '.pth', without a folder and not as 'best_' or "
+                f"'stopped_' files, or no training could resume; got {self.filename_tmpl!r}",
+                'filename_tmpl',
+            )
+
     def before_train(self, runner):
         super().before_train(runner)
+        if not (self.save_optimizer and self.save_param_scheduler):
+            runner.logger.warning('Its checkpoints hold weights only: no training can resume.')
         if is_main_process():
             if '://' not in str(self.out_dir):  # later, one that is missing was removed
                 Path(self.out_dir).mkdir(parents=True, exist_ok=True)
@@ -95,6 +126,29 @@ class SafeCheckpointHook(CheckpointHook):
         wrapper = runner.optim_wrapper  # MMEngine's wrapper of several does not know if it stepped
         if told and (type(wrapper) is OptimWrapperDict or wrapper.should_update()):
             self._stop(runner)
+
+    def _init_rule(self, rules, key_indicators):
+        """As in MMEngine, but do not guess where a name has two senses, and warn of odd rules."""
+        if (self.greater_keys, self.less_keys) == (list(GREATER), list(LESS)):
+            rules = rules * len(key_indicators) if len(rules) == 1 else rules
+            warn = partial(print_log, logger='current', level=logging.WARNING)
+            rules = [
+                rule if metric == 'auto' else settled_rule(metric, rule, warn=warn)
+                for metric, rule in zip(key_indicators, rules, strict=True)
+            ]
+        super()._init_rule(rules, key_indicators)
+
+    @master_only
+    def _publish_model(self, runner, ckpt_path):
+        """As in MMEngine, in a folder of its own, from which no training resumes."""
+        checkpoint, content = read_checkpoint(ckpt_path), BytesIO()
+        kept = {key: checkpoint[key] for key in self.published_keys if key in checkpoint}
+        torch.save(kept, content)
+        name = f'{Path(ckpt_path).stem}-{sha256(content.getvalue()).hexdigest()[:8]}.pth'
+        path = Path(ckpt_path).parent / 'published' / name
+        path.parent.mkdir(exist_ok=True)
+        self.file_backend.put(content.getvalue(), path)
+        runner.logger.info(f'{", ".join(kept)} of {ckpt_path} are published as {path}.')
 
     def release_signals(self, runner):
         """Restore the signal handlers; our training loop always calls it at its end."""

@@ -35,7 +35,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
             the run. Each process counts its own; a resumed one continues the first's count.
         max_bad_steps: Number of steps with an infinite or NaN loss or gradient that may be
             skipped; one more stops the run. Needs the optimizer wrappers of this package.
-        allow_changes: Resume even if model, data, optimizer or schedule have changed.
+        allow_changes: Resume even if model, data, optimizer or schedule have changed, and start
+            from weights that were trained on images that are held out here.
         **kwargs: ``val_begin``, ``val_interval``, ... as in ``EpochBasedTrainLoop``.
     """
 
@@ -58,6 +59,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     def run(self):
         """Train and return the model."""
         check_same_run(self.runner, self.allow_changes)
+        self._check_known()
         note_start(self.runner)
         self.seed_of_run = self._settle_seed()
         self._settle_place()
@@ -113,6 +115,17 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
             # Update it first: the checkpoint of a best score is written during validation.
             self.runner.message_hub.update_info(_VALIDATED, self._epoch)
             self.runner.val_loop.run()
+
+    def _check_known(self) -> None:
+        """Refuse a checkpoint whose counters are not of their types."""
+        known = self.runner.message_hub.runtime_info
+        for key in (_SEED, _LENGTH, _VALIDATED, _BAD_STEPS):
+            natural(known.get(key, 0), f'{key} in the checkpoint')
+        texts = known.get(_BAD_IMAGES, [])
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise UserError(
+                f'must be a list of texts, got {texts!r}', f'{_BAD_IMAGES} in the checkpoint'
+            )
 
     def _settle_seed(self) -> int:
         """The seed of the first start, the same on all ranks."""

@@ -1,13 +1,18 @@
-"""Check that a resumed training or search is the one that was started."""
+"""Check that a resumed training or search is the one that was started, and its checkpoint sane."""
 
 import json
-from collections.abc import Iterator
+import os.path
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from mmengine.dist import get_world_size
+from mmengine.hooks import CheckpointHook
 
+from ...checks import natural
 from ...datasets.held_out_images import fingerprint
-from ...errors import UserError
+from ...errors import UserError, blame, printable
 
 # Every change in these sections matters, except to keys that only say where and how fast.
 _SECTIONS = (
@@ -43,7 +48,58 @@ _HARMLESS = {
 }
 _RECORD, _THREADS = 'run_record', 'threads'  # in the message hub, so also in checkpoints
 _IMAGES = 'training images'
+_BEST, _LAST = 'best_ckpt', 'last_ckpt'  # MMEngine's names there; a metric may follow the first
 _SHOWN = 5
+
+
+def make_resumable(checkpoint, runner, filename: str) -> None:
+    """Check a checkpoint to resume from, and take out, in place, what MMEngine would act upon.
+
+    MMEngine runs a config inside a checkpoint, and deletes the files that it names as the best.
+    Here a name counts only for a file of that name among the runner's own checkpoints.
+
+    Raises:
+        UserError: If it holds only weights, or its counters are not numbers.
+    """
+    keys = set(checkpoint) if isinstance(checkpoint, dict) else set()
+    if not {'meta', 'optimizer', 'message_hub'} <= keys:
+        raise UserError(
+            f'{filename} holds only weights; start from it with load_from, without resume'
+        )
+    with blame(f'{filename} is not a checkpoint of a training'):
+        meta, known = checkpoint['meta'], checkpoint['message_hub']['runtime_info']
+        meta.pop('config', None)  # `Runner.resume` would execute it as Python
+        for name in ('epoch', 'iter'):
+            natural(meta[name], f'{filename}: meta.{name}')
+        kept = known.get('keep_ckpt_ids')  # MMEngine deletes what it makes of them
+        if not isinstance(kept, (list, tuple)) or any(type(number) is not int for number in kept):
+            known.pop('keep_ckpt_ids', None)
+        for key in [key for key in known if key == _LAST or str(key).startswith(_BEST)]:
+            _keep_if_own(known, key, runner)
+
+
+def _keep_if_own(known: dict, key: str, runner) -> None:
+    """Replace a path by a file of that name among the runner's checkpoints, or remove it."""
+    name, folder = Path(str(known.pop(key))).name, _checkpoint_folder(runner)
+    own, is_best = f'{folder}/{name}', key != _LAST
+    # A remote folder is asked by the hook.
+    is_there = '://' in folder or os.path.isfile(own)
+    if is_there and (name.startswith('best_') or not is_best):
+        known[key] = own
+    elif is_best:  # a score without its file would keep out all others
+        known.pop(key.replace(_BEST, 'best_score', 1), None)
+        runner.logger.warning(
+            f'The best checkpoint so far, {name}, is not in {folder}; the best from now on is kept.'
+        )
+
+
+def _checkpoint_folder(runner) -> str:
+    """Where the runner's checkpoints go; MMEngine settles this only when training begins."""
+    hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+    folder = hooks[0].out_dir if hooks else None
+    if folder in (None, runner.work_dir):
+        return str(runner.work_dir)
+    return os.path.join(folder, os.path.basename(runner.work_dir.rstrip(os.path.sep)))
 
 
 def check_same_run(runner, allow_changes: bool) -> None:
@@ -65,7 +121,10 @@ def check_same_run(runner, allow_changes: bool) -> None:
         runner.logger.warning(
             'The checkpoint does not say by which settings it was trained; they are not compared.'
         )
-    before = json.loads(hub.runtime_info.get(_RECORD, 'null')) if runner._resume else None
+    before = None
+    if runner._resume and _RECORD in hub.runtime_info:
+        with blame('the settings in the checkpoint cannot be read'):
+            before = dict(json.loads(hub.runtime_info[_RECORD]))
     if before and _IMAGES not in before:
         runner.logger.warning(
             'The checkpoint does not say by which images it was trained; they are not compared.'
@@ -107,6 +166,17 @@ def run_record(config: dict, sections: tuple[str, ...]) -> dict[str, str]:
     return record
 
 
+def recorded_run(checkpoint: object) -> dict[str, str]:
+    """The record of the run that wrote a checkpoint; empty if it holds none that can be read."""
+    for key in ('message_hub', 'runtime_info', _RECORD):
+        checkpoint = checkpoint.get(key) if isinstance(checkpoint, Mapping) else None
+    with suppress(TypeError, ValueError, RecursionError):
+        record = json.loads(checkpoint)
+        if isinstance(record, dict):
+            return {key: value for key, value in record.items() if isinstance(value, str)}
+    return {}
+
+
 def differences(before: dict, now: dict) -> str:
     """Describe how two records differ, in one line; empty if they do not."""
     texts = []
@@ -115,7 +185,7 @@ def differences(before: dict, now: dict) -> str:
         if old != new:
             texts.append(f'{path} was {old}, is {new} now')
     more = len(texts) - _SHOWN
-    return '; '.join(texts[:_SHOWN]) + (f'; and {more} more' if more > 0 else '')
+    return printable('; '.join(texts[:_SHOWN]) + (f'; and {more} more' if more > 0 else ''))
 
 
 def _leaves(node, path: str) -> Iterator[tuple[str, str]]:

@@ -1,13 +1,28 @@
 """MMEngine's runner, with safe loading of checkpoints and early, clear errors."""
 
+import logging
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from mmengine.logging import MMLogger
 from mmengine.runner import BaseLoop, Runner
 
-from ...errors import UserError, blame
+from ...datasets.agreement import (
+    check_built,
+    check_recorded_draws,
+    check_same_classes,
+    check_sources,
+    trained_classes,
+)
+from ...errors import UserError, blame, printable
 from ...models.checkpoint import adapt_to_start
-from ...models.safe_load import read_checkpoint, read_state_dict
+from ...models.safe_load import read_checkpoint, weights_in
 from ..model_access import supernet_of
 from .resumable_train_loop import ResumableTrainLoop
+from .resume_check import make_resumable, recorded_run
 from .run_files import forget_starts, newest_whole
+
+_ESCAPE = ('val_cfg', 'search_on_training_images')
 
 
 class SupernetRunner(Runner):
@@ -19,15 +34,28 @@ class SupernetRunner(Runner):
     from an address, and executes a config found in a checkpoint.
     """
 
+    _classes_of_weights: Mapping = MappingProxyType({})  # what the loaded checkpoint says of them
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        """Build MMEngine's logger; texts from files cannot steer the terminal it writes to."""
+        logger = super().build_logger(*args, **kwargs)
+        logger.addFilter(_escape)
+        return logger
+
     def prepare(self, *stages: str) -> None:
-        """Build what the stages 'train', 'val' and 'test' need, before anything runs.
+        """Build what the stages 'train', 'val' and 'test' need, and check their data.
 
         Raises:
-            UserError: Naming the part of the config that cannot be built.
+            UserError: Naming the part of the config that cannot be built, or the data set that
+                does not mean what its config says.
         """
+        if self._val_loop is None:
+            stages = tuple(stage for stage in stages if stage != 'val')
+        check_sources(self.cfg, [f'{stage}_dataloader' for stage in stages])
         if 'train' in stages:
             with blame('train_cfg or train_dataloader cannot be built'):
                 self._train_loop = self.build_train_loop(self._train_loop)
+                _check_batches(self._train_loop.dataloader, 'train_dataloader')
             with blame('optim_wrapper cannot be built'):
                 self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
                 self.scale_lr(self.optim_wrapper, self.auto_scale_lr)
@@ -36,12 +64,16 @@ class SupernetRunner(Runner):
             with blame('param_scheduler cannot be built'):
                 if self.param_schedulers is not None:
                     self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
-        if 'val' in stages and self._val_loop is not None:
+        if 'val' in stages:
             with blame('val_cfg, val_dataloader or val_evaluator cannot be built'):
                 self._val_loop = self.build_val_loop(self._val_loop)
+                _check_batches(self._val_loop.dataloader, 'val_dataloader')
         if 'test' in stages:
             with blame('test_cfg, test_dataloader or test_evaluator cannot be built'):
                 self._test_loop = self.build_test_loop(self._test_loop)
+                _check_batches(self._test_loop.dataloader, 'test_dataloader')
+        check_built(self.cfg, self._datasets())
+        self._compare_classes()
 
     def load_or_resume(self) -> None:
         """Load or resume, as the config says; with ``resume`` alone from the newest checkpoint."""
@@ -58,15 +90,12 @@ class SupernetRunner(Runner):
         model = supernet_of(self)
         if self._resume:
             checkpoint = read_checkpoint(filename)
-            keys = set(checkpoint) if isinstance(checkpoint, dict) else set()
-            if not {'meta', 'optimizer', 'message_hub'} <= keys:
-                raise UserError(
-                    f'{filename} holds only weights; start from it with load_from, without resume'
-                )
-            checkpoint['meta'].pop('config', None)  # `Runner.resume` would execute it as Python
+            make_resumable(checkpoint, self, filename)
         else:
-            checkpoint = dict(state_dict=read_state_dict(filename))
-            if isinstance(self._train_loop, BaseLoop):  # it is built: training is about to start
+            checkpoint = read_checkpoint(filename)
+            self._check_data_of(checkpoint)
+            checkpoint = dict(state_dict=weights_in(checkpoint, filename))
+            if self._trains():
                 adapt_to_start(checkpoint['state_dict'], model.state_dict(keep_vars=True))
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model.load_state_dict(checkpoint['state_dict'])
@@ -74,7 +103,57 @@ class SupernetRunner(Runner):
         self.logger.info(f'Load checkpoint from {filename}')
         return checkpoint
 
+    def _trains(self) -> bool:
+        """Whether the loop of the training is built: it is about to start."""
+        return isinstance(self._train_loop, BaseLoop)
+
+    def _datasets(self) -> dict[str, object]:
+        """The data sets of the loops that are built, by name of the dataloader."""
+        loops = dict(train=self._train_loop, val=self._val_loop, test=self._test_loop)
+        return {
+            f'{stage}_dataloader': loop.dataloader.dataset
+            for stage, loop in loops.items()
+            if isinstance(loop, BaseLoop)
+        }
+
+    def _check_data_of(self, checkpoint: object) -> None:
+        """Compare the data that a checkpoint was trained on with those of this run."""
+        self._classes_of_weights = trained_classes(checkpoint)
+        self._compare_classes()
+        loops, draws = dict(self.cfg), recorded_run(checkpoint)
+        option = ('train_cfg', 'allow_changes') if self._trains() else _ESCAPE
+        held_out = isinstance(self._val_loop, BaseLoop) and self.cfg.val_dataloader
+        if held_out and not (loops.get(option[0]) or {}).get(option[1]):
+            escape = f'set {".".join(option)}=True if you know what you are doing'
+            check_recorded_draws(draws, held_out, escape, splits_only=self._trains())
+
+    def _compare_classes(self) -> None:
+        """Refuse to evaluate weights on other classes; a training may start from any."""
+        if self._trains() or not self._classes_of_weights:
+            return
+        for name, dataset in self._datasets().items():
+            classes = getattr(dataset, 'metainfo', {})
+            check_same_classes('the checkpoint', self._classes_of_weights, name, classes)
+
     def resume(self, filename: str, *args, **kwargs) -> None:
         """Resume from a checkpoint of the same config."""
         with blame(f'cannot resume from {filename}; it must be a checkpoint of this config'):
             super().resume(filename, *args, **kwargs)
+
+
+def _escape(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+
+def _check_batches(dataloader, field: str) -> None:
+    """Refuse a dataloader without a batch, which would train or evaluate nothing."""
+    if len(dataloader):
+        return
+    batches = dataloader.batch_sampler
+    size = getattr(getattr(batches, 'inner', batches), 'batch_size', 'more')
+    raise UserError(
+        f'has no batch: {len(batches.sampler)} images are there for a process, and {size} are in '
+        'a batch; lower batch_size, or set drop_last=False',
+        field,
+    )

@@ -150,6 +150,7 @@ class SearchDriver:
             self.logger.info('No further subnet within the limits was found.')
         if settings.random:
             self._run_phase('baseline', settings.random, 1)
+        self.scorer.history.finish(with_random=settings.random is not None)
 
     def _run_phase(self, phase: str, search: Evolution, keep: int) -> None:
         name = 'Generation' if phase == 'search' else 'Random search, generation'

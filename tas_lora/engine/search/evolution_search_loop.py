@@ -13,6 +13,7 @@ from ...datasets.held_out_images import HeldOutImages
 from ...datasets.replay import readable
 from ...errors import UserError
 from ...evaluation import CrossEntropy
+from ...metric_rules import settled_rule
 from ...registry import LOOPS
 from ...search import (
     NSGA2,
@@ -62,7 +63,8 @@ class EvolutionarySearchLoop(ValLoop):
         goals: Costs to minimise along with the score. With goals, the search is NSGA-II and its
             result the front of trade-offs; the race is then off.
         score: Name of the metric that ranks subnets.
-        rule: 'less' if a lower score is better, 'greater' for metrics like accuracy.
+        rule: 'less' if a lower score is better, 'greater' if a higher one is. None infers it from
+            the name, as MMEngine does for ``save_best``.
         race: Arguments of :class:`~tas_lora.search.RaceRules`, which drop subnets early if their
             ``cross_entropy`` is surely not among the best. None evaluates all on all images.
         surrogate: Let a regressor preselect children while it ranks them well.
@@ -85,6 +87,7 @@ class EvolutionarySearchLoop(ValLoop):
             must be the same search.
         search_on_test_set: Accept a dataset that is marked as a test set or is the config's test
             set.
+        search_on_training_images: Accept a checkpoint that was trained on images of the search.
         **kwargs: As in ``ValLoop``.
 
     Raises:
@@ -100,7 +103,7 @@ class EvolutionarySearchLoop(ValLoop):
         constraints: dict | None = None,
         goals: Sequence[str] = (),
         score: str = 'cross_entropy',
-        rule: str = 'less',
+        rule: str | None = None,
         race: dict | None = None,
         surrogate: bool = False,
         measure: dict | None = None,
@@ -114,10 +117,12 @@ class EvolutionarySearchLoop(ValLoop):
         log_interval: int = 10,
         resume: bool = False,
         search_on_test_set: bool = False,
+        search_on_training_images: bool = False,
         **kwargs,
     ):
         if kwargs.get('fp16'):
             raise UserError("must be False: use precision='bfloat16' for a search", 'fp16')
+        boolean(search_on_training_images, 'search_on_training_images')  # the runner reads it
         if not boolean(search_on_test_set, 'search_on_test_set'):
             with of_part('val_dataloader'):
                 refuse_test_set(runner.cfg)
@@ -128,7 +133,11 @@ class EvolutionarySearchLoop(ValLoop):
         self.model = supernet_of(runner)
         space = SearchSpace.coerce(space)
         self.model.backbone.check_space(space, 'the space')
-        one_of(rule, 'rule', ('less', 'greater'))
+        rule = settled_rule(score, rule, warn=runner.logger.warning)
+        if rule != 'less' and runner.cfg.get(
+            'val_cfg'
+        ):  # what a resumed search and a report must know
+            runner.cfg.val_cfg.rule = rule
         one_of(precision, 'precision', ('float32', 'bfloat16'))
         self.evaluate = CandidateEvaluator(runner, self.images, self.evaluator)
         self.executor = self._executor(ray)

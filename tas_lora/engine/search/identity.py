@@ -4,12 +4,12 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from ...atomic_files import write_atomic
+from ...datasets.sources import sources
 from ...errors import UserError
 from ...packaged import command
 from ...provenance import read_json, versions, weights_sha256
@@ -113,6 +113,7 @@ def read_identity(result: str | Path) -> dict:
     is_whole = (
         isinstance(found, dict)
         and 'checkpoint_sha256' in found
+        and isinstance(found.get('checkpoint'), (str, type(None)))
         and all(isinstance(found.get(key), dict) for key in ('config', 'settings', 'versions'))
         and isinstance(found['config'].get('val_cfg'), dict)
     )
@@ -134,6 +135,19 @@ def check_checkpoint(path: str, identity: dict) -> None:
         )
 
 
+def check_settings(config: dict, identity: dict) -> None:
+    """Raise :class:`UserError`, with what differs, unless ``config`` is that of the search."""
+    now = run_record(config, _SECTIONS)
+    known = {k: v for k, v in identity['settings'].items() if k.split('.')[0] in _SECTIONS}
+    for record in (known, now):
+        record.pop('val_cfg.measured', None)  # a replay itself takes the measurements of the first
+    if changes := differences(known, now):
+        raise UserError(
+            f'the config is not that of the search: {changes}; give the config and the options of '
+            'its command line'
+        )
+
+
 def refuse_test_set(config: dict) -> None:
     """Refuse a search on the test images.
 
@@ -141,15 +155,11 @@ def refuse_test_set(config: dict) -> None:
         UserError: If the dataset of the search is marked as a test set, or is the one of the test.
     """
     searched, tested = (
-        list(_innermost((config.get(loader) or {}).get('dataset')))
-        for loader in ('val_dataloader', 'test_dataloader')
+        sources(config.get(name), name) for name in ('val_dataloader', 'test_dataloader')
     )
-    marked = any(data.get('test_mode') or data.get('split') == 'test' for data in searched)
-    sources = [_source(data) for data in tested]
-    same = any(_source(data) in sources for data in searched)
-    outer = config['val_dataloader']['dataset'] if same else {}
-    is_held_out = (outer.get('type'), outer.get('part')) == ('tas_lora.HeldOutSplit', 'heldout')
-    if marked or (same and not is_held_out):
+    marked = any(s.config.get('test_mode') or s.config.get('split') == 'test' for s in searched)
+    whole = [s.read() for s in searched if all(cut.get('part') != 'heldout' for cut in s.splits)]
+    if marked or any(source.read() in whole for source in tested):
         raise UserError(
             'is the test set; a subnet found on it cannot be tested on it. Search on '
             'tas_lora.HeldOutSplit(part="heldout") of the training set, or set '
@@ -161,24 +171,3 @@ def refuse_test_set(config: dict) -> None:
 def _text(value) -> str:
     """Text of a value; a class or function of a pure Python config by its registry name."""
     return f'{value.__module__}.{value.__qualname__}' if callable(value) else str(value)
-
-
-def _innermost(dataset) -> Iterator[dict]:
-    """The datasets inside wrappers and concatenations."""
-    if not isinstance(dataset, dict):
-        return
-    inside = [dataset.get('dataset'), *(dataset.get('datasets') or ())]
-    if any(isinstance(part, dict) for part in inside):
-        for part in inside:
-            yield from _innermost(part)
-    else:
-        yield dict(dataset)
-
-
-def _source(dataset: dict) -> dict:
-    """Where the images of a dataset come from."""
-    source = {key: dataset.get(key) for key in ('type', 'ann_file', 'data_prefix', 'split')}
-    root = dataset.get('data_root')
-    return source | dict(
-        data_root=root and str(Path(root)), test_mode=bool(dataset.get('test_mode'))
-    )

@@ -23,6 +23,7 @@ from .worker import SearchWorker, to_arrays
 RAY_OPTIONS = ('workers', 'address', 'gpus_per_worker', 'cpus_per_worker')
 _DEATHS = 3  # workers that end at one task, or one after another at their start
 _LOOK = 10.0  # seconds between two looks at the size of the cluster
+_SAY = 60.0  # seconds between two lines that say that no worker runs
 _STORE = 0.8  # share of a machine's object store that the images may take
 
 
@@ -98,7 +99,7 @@ class RayExecutor:
         self.waiting, self.done = deque[Task](), deque[tuple[Task, Outcome]]()
         self.deaths = Counter[int]()  # workers that ended at a task, by its number
         self.retries = 0
-        self.looked = 0.0
+        self.looked, self.said = 0.0, time.monotonic()
 
     def __enter__(self) -> 'RayExecutor':
         samples = self.images.decoded()  # before Ray has threads: a loader's workers are forks
@@ -282,7 +283,7 @@ class RayExecutor:
             raise UserError('all workers were refused; see the log')
         ended = self.ray.wait(list(calls), timeout=timeout)[0]
         if not ended and not any(worker.is_ready for worker in self.workers):
-            self.runner.logger.info('No worker has started yet; the cluster may have no room.')
+            self._say_waiting()
         for call in ended:
             worker = calls[call]
             try:
@@ -293,6 +294,11 @@ class RayExecutor:
                 self._replace(worker, error)
             else:
                 self._accept(worker, found)
+
+    def _say_waiting(self) -> None:
+        if time.monotonic() - self.said > _SAY:
+            self.said = time.monotonic()
+            self.runner.logger.info('No worker runs yet: it is starting, or there is no room.')
 
     def _accept(self, worker: _Worker, found: dict | Outcome) -> None:
         worker.call = None

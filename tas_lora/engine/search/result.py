@@ -37,8 +37,12 @@ def _chosen_subnets(result: dict, front: list[dict]) -> dict[str, dict]:
 def _known_test(folder: Path, chosen: dict[str, dict]) -> dict[str, float] | None:
     """Metrics of an earlier test of exactly these subnets; None if there are none."""
     path = folder / TEST
-    known = read_json(path) if path.exists() else {}
-    return known['metrics'] if known.get('subnets') == chosen else None
+    known = read_json(path, kind=dict) if path.exists() else {}
+    metrics = known.get('metrics')
+    is_whole = isinstance(metrics, dict) and all(
+        isinstance(value, (int, float)) for value in metrics.values()
+    )
+    return metrics if is_whole and known.get('subnets') == chosen else None
 
 
 def _by_name(chosen: dict[str, dict], metrics: dict[str, float]) -> dict[str, dict]:
@@ -88,8 +92,11 @@ def read_result(folder: str | Path) -> dict:
     """
     path = Path(folder) / RESULT if Path(folder).is_dir() else Path(folder)
     result = read_json(path, 'search result', kind=dict)
-    if not {'subnet', 'score', 'rule', 'search'} <= set(result):
-        raise UserError(f'{path} is not a search result: it needs subnet, score, rule and search')
+    is_whole = {'subnet', 'score', 'rule', 'search'} <= set(result)
+    if not is_whole or not isinstance(result['score'], str):
+        raise UserError(
+            f'{path} is not a search result: it needs subnet, score (a name), rule and search'
+        )
     return result
 
 
