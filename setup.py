@@ -69,6 +69,7 @@ setup(
     install_requires=[
         'torch>=2.10',  # older ones believe the sizes that a file declares
         'torchvision>=0.25',
+        'filelock>=3.24',  # a lock whose file was deleted is not taken for one that holds
         'jinja2>=3.0',
         'lazy-loader>=0.4',
         'matplotlib>=3.6',

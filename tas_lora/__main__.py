@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from . import __version__, packaged
+from . import __version__, packaged, startup  # noqa: F401  startup handles signals
 from .errors import UserError
 
 

@@ -1,14 +1,19 @@
 """From a config to a running job: the functions that the tools call."""
 
 import inspect
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import LOOPS
 
-from .atomic_files import checkpoints_in, is_damaged, newest_whole
+from .atomic_files import is_damaged
 from .config import addressed, check_data, load_config
 from .engine import SubnetTestLoop, SupernetRunner
 from .engine.meaning import check_meaning
@@ -19,11 +24,13 @@ from .engine.rehearsal import (
     rehearse_training,
     scratch_config,
 )
+from .engine.runner.run_files import check_first_start, find_checkpoints, newest_whole
 from .engine.search import test_chosen
 from .errors import UserError, blame
 from .models import load_supernet
 from .report.page import write_report
 from .structures import Subnet
+from .work_lock import check_free, held
 
 __all__ = [
     'check_checkpoint_file',
@@ -35,6 +42,7 @@ __all__ = [
     'load_supernet',
     'prepare_search',
     'prepare_training',
+    'resume',
     'search',
     'train',
     'use_gloo',
@@ -61,19 +69,29 @@ def check_training(cfg: Config) -> None:
     """Take one batch through training step, validation, metrics and hooks; write nothing.
 
     Raises:
-        UserError: Naming the part of the config that fails, and why.
+        UserError: Naming the part of the config that fails, and why; or if another run is in the
+            work directory.
     """
+    check_free(cfg.get('work_dir') or '.')
     _check_work_dir(cfg)
     with scratch_config(cfg) as scratch, addressed(cfg):
         rehearse_training(prepare_training(scratch, RehearsalRunner))
 
 
-def train(cfg: Config) -> None:
-    """Train according to ``cfg``."""
-    runner = prepare_training(cfg)
-    with addressed(cfg):
-        check_monitors_early(runner)
-    runner.train()
+def train(cfg: Config) -> SupernetRunner:
+    """Train according to ``cfg``, as the only run in its work directory; return the runner.
+
+    Raises:
+        UserError: As :func:`prepare_training`; or if another run is in the work directory.
+    """
+    with work_dir_of(cfg) as note:
+        runner = prepare_training(cfg)
+        if note:
+            runner.logger.warning(note)
+        with addressed(cfg):
+            check_monitors_early(runner)
+        runner.train()
+    return runner
 
 
 def prepare_search(
@@ -98,6 +116,7 @@ def check_search(cfg: Config, checkpoint: str | Path, test: bool = False) -> Non
     """
     if test:
         _check_test(cfg)
+    check_free(cfg.get('work_dir') or '.')
     _check_work_dir(cfg)
     with scratch_config(cfg) as scratch, addressed(cfg):
         runner = prepare_search(scratch, checkpoint, RehearsalRunner)
@@ -119,12 +138,15 @@ def search(
     """
     if test:
         _check_test(cfg)
-    runner = prepare_search(cfg, checkpoint)
-    metrics = runner.val()
-    if test:
-        metrics = metrics | test_chosen(runner)
-    if report:
-        runner.logger.info(f'Report: {write_report(runner.work_dir)}')
+    with work_dir_of(cfg) as note:
+        runner = prepare_search(cfg, checkpoint)
+        if note:
+            runner.logger.warning(note)
+        metrics = runner.val()
+        if test:
+            metrics = metrics | test_chosen(runner)
+        if report:
+            runner.logger.info(f'Report: {write_report(runner.work_dir)}')
     return metrics
 
 
@@ -194,18 +216,83 @@ def _check_test_data(cfg: Config) -> None:
     check_data(cfg, ('test_dataloader',))
 
 
-def find_resumable(work_dir: str | Path) -> Path | None:
-    """The checkpoint from which training in ``work_dir`` resumes; None if there is none yet.
+@contextmanager
+def work_dir_of(cfg: Config) -> Iterator[str]:
+    """Hold the lock of a config's work directory, for all ranks by the first.
+
+    Yields:
+        A line for the log if the last run did not release it; else ''.
 
     Raises:
-        UserError: If there are checkpoints, but all are damaged.
+        UserError: If another run has it, with host, process and start of that one.
     """
-    found, files = newest_whole(work_dir), checkpoints_in(work_dir)
-    if files and found is None:
-        raise UserError(
-            f'{work_dir} has no intact checkpoint to resume from, {files[0]} is damaged'
+    _check_work_dir(cfg)
+    ranks = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+    rank = os.environ.get(ranks.get(cfg.get('launcher'), ''), '0')
+    if rank == '0' and cfg.get('work_dir'):
+        with held(cfg.work_dir) as note:
+            yield note
+    else:
+        yield ''
+
+
+def resume(cfg: Config, checkpoint: str | Path | None = None) -> None:
+    """Have a training resume, from the newest checkpoint of its work directory unless one is given.
+
+    Without any this is a first start, from the config's ``load_from``.
+
+    Raises:
+        UserError: As :func:`find_resumable`; or if the run in the work directory has no checkpoint
+            yet, and started from other weights.
+    """
+    if checkpoint is None:
+        checkpoint = find_resumable(cfg.work_dir, checkpoint_folder(cfg))
+    if checkpoint is not None:
+        cfg.resume, cfg.load_from = True, str(checkpoint)
+    elif not (cfg.get('train_cfg') or {}).get('allow_changes'):
+        check_first_start(cfg.work_dir, cfg.get('load_from'))
+
+
+def checkpoint_folder(cfg: Config) -> Path:
+    """Where a training writes its checkpoints: the work directory, or as ``out_dir`` says."""
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    work_dir = Path(cfg.work_dir)
+    return Path(hook['out_dir']) / work_dir.name if hook.get('out_dir') else work_dir
+
+
+def find_resumable(work_dir: str | Path, folder: str | Path | None = None) -> Path | None:
+    """The checkpoint from which training in ``work_dir`` resumes; None if there is none yet.
+
+    It is the furthest one by epoch and iteration that is intact and of this run. A line in the log
+    names the damaged ones that were skipped, and those of earlier runs if there is no other.
+
+    Args:
+        work_dir: The work directory.
+        folder: Where the checkpoints are, if elsewhere.
+
+    Raises:
+        UserError: If there are checkpoints of the run, but all are damaged.
+    """
+    folder = Path(folder or work_dir)
+    found = find_checkpoints(folder, work_dir)
+    damaged = ', '.join(path.name for path in found.damaged)
+    if damaged and found.newest is None and not found.of_others:
+        raise UserError(f'{folder} has no intact checkpoint to resume from: {damaged} damaged')
+    if damaged:
+        _warn(f'Skipped in {folder}, since damaged (truncated or changed): {damaged}')
+    if found.of_others and found.newest is None:
+        others = ', '.join(path.name for path in found.of_others)
+        _warn(
+            f'The run that was last started in {work_dir} has no checkpoint yet, so it starts '
+            f'again; not resumed, as of an earlier run: {others} (--resume FILE does)'
         )
-    return found
+    return found.newest
+
+
+def _warn(text: str) -> None:
+    """Log a line before there is a runner, on one rank."""
+    if os.environ.get('RANK', '0') == '0':
+        print_log(text, 'current', logging.WARNING)
 
 
 def check_checkpoint_file(path: str | Path | None, advice: str) -> None:

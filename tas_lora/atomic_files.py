@@ -3,10 +3,11 @@
 import hashlib
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, WriteError, system_reason
 from .provenance import sha256
 
 UNFINISHED = '.tmp'  # ends the name of a file that is being written
@@ -21,7 +22,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     Whatever happens, ``path`` is the complete old file or the complete new one.
 
     Raises:
-        OSError: If the file cannot be written, as on a full disk; ``path`` is then unchanged.
+        WriteError: If the file cannot be written, as on a full disk; ``path`` is then unchanged.
     """
     write_together({Path(path): content})
 
@@ -29,23 +30,39 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
 def write_together(contents: Mapping[Path, str | bytes]) -> None:
     """:func:`write_atomic` for related files of one folder, all renamed at the end."""
     unfinished = {path: path.with_name(f'.{path.name}{UNFINISHED}') for path in contents}
+    with _named(*contents):
+        try:
+            for path, content in contents.items():
+                with unfinished[path].open('wb') as file:
+                    file.write(content.encode() if isinstance(content, str) else content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            for path in contents:
+                unfinished[path].replace(path)
+        except BaseException:
+            for path in contents:
+                with suppress(OSError):  # the first error says more
+                    unfinished[path].unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # so that the renames survive a power failure
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def _named(*paths: str | Path) -> Iterator[None]:
+    """Turn the system's error into one that names what was to be written, and the reason."""
     try:
-        for path, content in contents.items():
-            with unfinished[path].open('wb') as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path in contents:
-            unfinished[path].replace(path)
-    except BaseException:
-        for path in contents:
-            unfinished[path].unlink(missing_ok=True)
+        yield
+    except WriteError:
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # so that the renames survive a power failure
-    finally:
-        os.close(folder)
+    except OSError as error:
+        names = ', '.join(map(str, paths))
+        raise WriteError(
+            f'{names} cannot be written: {system_reason(error, Path(paths[0]))}'
+        ) from error
 
 
 def append_line(path: str | Path, line: str, sync: bool = True) -> None:
@@ -53,7 +70,7 @@ def append_line(path: str | Path, line: str, sync: bool = True) -> None:
 
     Without ``sync`` a power failure may take more, a killed process still nothing.
     """
-    with Path(path).open('a') as file:
+    with _named(path), Path(path).open('a') as file:
         file.write(line + '\n')
         file.flush()
         if sync:
@@ -102,22 +119,3 @@ def is_damaged(path: str | Path) -> bool:
     """Whether a file is empty, or begins as an archive but is not whole."""
     with Path(path).open('rb') as file:
         return file.read(4) in (b'PK\x03\x04', b'') and not is_whole(path)
-
-
-def checkpoints_in(folder: str | Path) -> list[Path]:
-    """Training checkpoints, the newest first, without those of best scores.
-
-    The first is the one that the file ``last_checkpoint`` names, possibly in another folder. The
-    others are sorted by modification time, which copying a folder may change.
-    """
-    folder = Path(folder)
-    files = [path for path in folder.glob('*.pth') if not path.name.startswith('best_')]
-    files.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    note = folder / 'last_checkpoint'
-    named = Path(note.read_text().strip() or 'nothing') if note.is_file() else folder
-    return [named, *(path for path in files if path != named)] if named.is_file() else files
-
-
-def newest_whole(folder: str | Path) -> Path | None:
-    """The first of :func:`checkpoints_in` ``folder`` that is whole."""
-    return next(filter(is_whole, checkpoints_in(folder)), None)

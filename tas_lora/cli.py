@@ -3,8 +3,10 @@
 import argparse
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,27 +15,62 @@ from rich.console import Console
 from rich.segment import Segment
 from rich.table import Table
 
+from . import stopping
 from .cfg_options import Options, read_value
 from .config import load_config
-from .errors import UserError, printable
+from .errors import STOPPED, UserError, printable, system_reason
 
-_USER_MISTAKES = (UserError, OSError)  # OSError: a path that cannot be read or written
+# OSError: a path that cannot be read or written. DistNetworkError: processes that do not meet.
+_USER_MISTAKES = (UserError, OSError, torch.distributed.DistNetworkError)
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a tool; report a user's mistake in one line, with exit code 2."""
+    """Run a tool; report a user's mistake in one line, with exit code 2.
+
+    SIGTERM and SIGINT, where the work does not handle them, end it with a line and exit code 75.
+    """
+    stopping.end_with_launcher()
     try:
-        main()
+        with _interruptible():
+            main()
     except SystemExit as stop:
         _leave_group(stop.code)
         raise
+    except KeyboardInterrupt:
+        if os.environ.get('TAS_LORA_DEBUG'):
+            raise
+        stopping.say_stopped()
+        _leave_group(STOPPED)
+        sys.exit(STOPPED)
     except _USER_MISTAKES as error:
         if os.environ.get('TAS_LORA_DEBUG'):
             raise
         if os.environ.get('RANK', '0') == '0':
-            say(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+            say(f'error: {_in_one_line(error)}', file=sys.stderr)
         sys.exit(2)
     _leave_group(0)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have SIGTERM and SIGINT raise KeyboardInterrupt, so that what is open is closed."""
+    before = stopping.catch_signals(signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            is_ours = handler is stopping.leave  # the work is done
+            signal.signal(number, signal.SIG_DFL if is_ours else handler)
+
+
+def _in_one_line(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, torch.distributed.DistNetworkError):
+        text = f'the processes of this run cannot meet: {text.splitlines()[0]}; is the port free?'
+    elif isinstance(error, OSError) and not isinstance(error, UserError):
+        named = f'{error.filename}: ' if error.filename else ''
+        text = f'{named}{system_reason(error)}'
+    return ' '.join(text.split())
 
 
 def say(*values, **options) -> None:

@@ -1,9 +1,11 @@
 """The exception for mistakes of the user rather than of the program."""
 
+import errno
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 STOPPED = 75  # EX_TEMPFAIL: exit code of a training that a signal stopped; it can be resumed
 # Controls of a terminal, halves of a surrogate pair, and what reorders or breaks a line.
@@ -43,6 +45,10 @@ class UserError(ValueError):
         return printable(f'{name}{self.joint}{self.message}' if name else self.message)
 
 
+class WriteError(UserError, OSError):
+    """A file that cannot be written; the message has the file and the system's reason."""
+
+
 class NonFiniteError(UserError):
     """A training step was skipped because its loss or a gradient is infinite or NaN."""
 
@@ -64,3 +70,31 @@ def blame(what: str, field: str | None = None) -> Iterator[None]:
             raise
         reason = ' '.join(str(error).split()) or 'no reason given'
         raise UserError(f'{what}: {type(error).__name__}: {reason[:600]}', field) from error
+
+
+_ADVICE = {
+    errno.ENOSPC: 'make room',
+    errno.EDQUOT: 'make room, or have the quota raised',
+    errno.EFBIG: 'the system or the file system limits the size of files; raise the limit',
+    errno.EIO: 'the disk or its connection fails; see the system log, and copy what is left',
+    errno.ESTALE: 'the file server has removed or replaced the folder; mount it again',
+    errno.EROFS: 'the file system is read-only, by its mount or after a fault; see the system log',
+}
+
+
+def system_reason(error: OSError, path: str | Path | None = None) -> str:
+    """What the system says about a file, what that means, and what to do, without the file's name.
+
+    Args:
+        error: Of the system.
+        path: The file; by default the one that the error names.
+    """
+    path = path or error.filename
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.errno == errno.ENOENT and isinstance(path, (str, Path)):
+        above = Path(path).absolute().parents
+        missing = [folder for folder in above if not folder.exists()]
+        if missing:
+            return f'there is no folder {missing[-1]}; if there was one, it was moved or removed'
+    advice = _ADVICE.get(error.errno)
+    return f'{reason} ({advice})' if advice else reason

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -39,6 +40,18 @@ class FailAt(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter == self.iteration:
             raise RuntimeError('out of luck')
+
+
+@HOOKS.register_module(force=True)
+class RemoveWorkDir(Hook):
+    """Removes the work directory in an iteration, as a clean-up script does."""
+
+    def __init__(self, iteration: int):
+        self.iteration = iteration
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == self.iteration:
+            shutil.rmtree(runner.work_dir)
 
 
 @HOOKS.register_module(force=True)

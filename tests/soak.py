@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,12 +23,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tas_lora.atomic_files import is_whole, newest_whole
+from tas_lora.atomic_files import is_whole
+from tas_lora.engine.runner.run_files import newest_whole
 from tas_lora.errors import STOPPED
 from tas_lora.models.safe_load import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS, LAST = 5, 'epoch_5.pth'
+DATA_ROOT = 'train_dataloader.dataset.dataset.dataset.data_root'
 PROGRESS = re.compile(r'Epoch\(train\)\s+\[(\d+)\]')
 CONFIG = """
 _base_ = '{root}/configs/digits_{stage}.py'
@@ -44,6 +47,13 @@ val_cfg = dict(
     race=dict(first=60, strata=2, controls=4),
     baseline=True,
 )
+"""
+SLOW = """
+custom_hooks = [
+    dict(type='tas_lora.MoLEHook', router_warmup_epochs=2),
+    dict(type='tas_lora.MoLEStatsHook'),
+    dict(type='SlowDisk', seconds=20),
+]
 """
 NAN_LOSS = """
 custom_hooks = [dict(type='tas_lora.MoLEHook'), dict(type='SpoilInputs', iterations=[99])]
@@ -284,6 +294,86 @@ class Soak:
         where = f', {processes} processes' if processes > 1 else ''
         self.report(f'SIGKILL, search{where}', killed, lost)
 
+    def second_run(self) -> None:
+        """Others start in the work directory of a training; the first is not disturbed."""
+        run, lost = Run(self.folder / 'first_of_two', extra=SLOW), []
+        process = run.start(stdout=subprocess.DEVNULL)
+        wait_until(lambda: (run.work_dir / 'run.lock.json').exists())
+        for _ in range(self.times):
+            code, output = run.go()
+            if code != 2 or f'in use by process {process.pid} on' not in output:
+                lost.append(f'exit code {code}: {output[-300:]}')
+        process.wait()
+        if not same(self.expected('moLE'), run.result()):
+            lost.append('the weights differ from those of an undisturbed run')
+        self.report('second training in a work directory', self.times, lost)
+
+    def added_image(self) -> None:
+        """An image more in the data folder of a killed training."""
+        lost = []
+        for number in range(self.times):
+            data = shutil.copytree('data/digits', self.folder / f'data_{number}')
+            run = Run(self.folder / f'added_{number}')
+            process = run.start(f'{DATA_ROOT}={data}', stdout=subprocess.DEVNULL)
+            wait_until(lambda run=run: (run.work_dir / 'epoch_2.pth').exists())
+            signal_all(process)
+            process.wait()
+            add_image(data)
+            code, output = run.go(f'{DATA_ROOT}={data}', 'train_cfg.allow_changes=False')
+            if code != 2 or 'training images was ' not in output:
+                lost.append(f'exit code {code}: {output[-300:]}')
+            run.go()  # with the images of before
+            if not same(self.expected('moLE'), run.result()):
+                lost.append('the weights differ from those of an undisturbed run')
+        self.report('image added to the data, then resumed', self.times, lost)
+
+    def removed(self) -> None:
+        """The work directory is removed while a training runs."""
+        lost = []
+        for number in range(self.times):
+            run = Run(self.folder / f'removed_{number}')
+            process = run.start()
+            wait_for_training(process)
+            shutil.rmtree(run.work_dir, ignore_errors=True)
+            output = process.communicate()[0]
+            if process.returncode != 2 or 'Traceback' in output or run.work_dir.exists():
+                lost.append(f'exit code {process.returncode}: {output[-300:]}')
+            elif f'there is no folder {run.work_dir}' not in output:
+                lost.append(f'it is not named: {output[-300:]}')
+        self.report('work directory removed while running', self.times, lost)
+
+    def at_start(self, number: signal.Signals) -> None:
+        """A signal in the seconds from the first import to the first iterations."""
+        run, lost = Run(self.folder / f'{number.name}_start', extra=SLOW), []
+        for _ in range(self.times):
+            process = run.start()
+            wait_until(lambda process=process: handles(process.pid, number))
+            time.sleep(self.rng.uniform(0, 6))
+            process.send_signal(number)
+            output = process.communicate()[0]
+            if process.returncode != STOPPED or 'Traceback' in output:
+                lost.append(f'exit code {process.returncode}: {output[-300:]}')
+            elif output.count('Stopped by a signal') != 1:
+                lost.append(f'not one line says so: {output[-300:]}')
+        self.report(f'{number.name} at start-up', self.times, lost)
+
+    def killed_launcher(self) -> None:
+        """SIGKILL of torchrun alone; its processes end, and another run takes their place."""
+        run, lost = Run(self.folder / 'launcher', processes=2), []
+        for _ in range(self.times):
+            process = run.start()
+            wait_for_training(process)
+            with suppress(psutil.NoSuchProcess):
+                ranks = psutil.Process(process.pid).children(recursive=True)
+                process.kill()
+                process.communicate()
+                if psutil.wait_procs(ranks, timeout=60)[1]:
+                    lost.append('processes of a killed launcher are still there')
+        code, output = run.go()
+        if code != 0 or not same(self.expected('moLE', 2), run.result()):
+            lost.append(f'exit code {code}, or other weights: {output[-300:]}')
+        self.report('SIGKILL of the launcher alone, 2 processes', self.times, lost)
+
     def tests(self, fault: str, *selection: str) -> None:
         """Faults that tests of their own cover."""
         command = [sys.executable, '-m', 'pytest', '-q', '--no-header', *selection]
@@ -301,6 +391,32 @@ def wait_for_training(process: subprocess.Popen) -> int:
         if found := PROGRESS.search(line):
             return int(found.group(1))
     return 0
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Look often, for two minutes at most."""
+    deadline = time.monotonic() + 120
+    while not is_so() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def handles(process: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal (Linux)."""
+    with suppress(OSError):
+        caught = re.search(r'SigCgt:\s*(\w+)', Path(f'/proc/{process}/status').read_text())
+        return bool(int(caught.group(1), 16) >> (number - 1) & 1)
+    return True  # it has ended
+
+
+def add_image(data: Path) -> None:
+    """Append an image to MNIST's files, whose headers have the number and the size."""
+    for name, header, size in (('images-idx3', 16, 64), ('labels-idx1', 8, 1)):
+        path = data / f'train-{name}-ubyte'
+        content = bytearray(path.read_bytes())
+        count = int.from_bytes(content[4:8], 'big')
+        assert len(content) == header + count * size
+        content[4:8] = (count + 1).to_bytes(4, 'big')
+        path.write_bytes(content + bytes(size))
 
 
 def environment() -> dict[str, str]:
@@ -353,6 +469,12 @@ def main() -> None:
         soak.signalled(signal.SIGKILL, 'moLE', processes=2)
         soak.signalled(signal.SIGTERM, 'moLE', processes=2)
         soak.killed_while_writing()
+        soak.at_start(signal.SIGTERM)
+        soak.at_start(signal.SIGINT)
+        soak.killed_launcher()
+        soak.second_run()
+        soak.added_image()
+        soak.removed()
         soak.killed_search(1)
         soak.killed_search(2)
         soak.full_disk()

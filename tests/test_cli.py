@@ -1,10 +1,14 @@
 """Mistakes on the command line: one clear line, exit code 2, no traceback."""
 
+import errno
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -168,7 +172,7 @@ def test_converting_a_file_that_is_not_official(fails, experts, tmp_path):
 def dist_train(folder, *arguments) -> subprocess.CompletedProcess:
     return subprocess.run(
         [ROOT / 'tools' / 'dist_train.sh', *arguments],
-        env=os.environ | dict(PYTHON=sys.executable),
+        env=os.environ | dict(PYTHON=sys.executable, PYTHONPATH=str(ROOT)),
         cwd=folder,
         capture_output=True,
         text=True,
@@ -349,3 +353,100 @@ def test_a_process_of_gloo_keeps_its_exit_code(monkeypatch, code, expected):
     with pytest.raises(SystemExit):
         cli.run(lambda: sys.exit(code))
     assert ended == [expected]
+
+
+# Signals before there is anything to save
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_tool_is_imported(number):
+    """-v tells how far it is; each line of it names what is being imported."""
+    process = subprocess.Popen(
+        [sys.executable, '-v', ROOT / 'tools' / 'train.py', MOLE],
+        env=os.environ | dict(PYTHONPATH=str(ROOT)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    next(line for line in process.stderr if line.startswith("import 'torch"))
+    process.send_signal(number)
+    text = process.communicate()[1]
+    assert process.returncode == 75
+    assert text.count('Stopped by a signal. Exit code 75: start it again') == 1
+    assert 'Traceback' not in text
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_something_is_built(number, capfd):
+    """What is open is closed, as that of an export's temporary folder."""
+    closed = []
+
+    def build():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        finally:
+            closed.append(True)
+
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(SystemExit) as stop:
+        cli.run(build)
+    assert stop.value.code == 75
+    assert closed
+    found = capfd.readouterr().err
+    assert found.count('\n') == 1
+    assert found.startswith('Stopped by a signal. Exit code 75')
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As SIGINT in a job that a shell script starts in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cli.run(lambda: os.kill(os.getpid(), signal.SIGINT))
+
+
+@pytest.mark.parametrize(
+    ('error', 'said'),
+    [
+        (OSError(errno.EIO, 'Input/output error', 'a/x.json'), 'a/x.json: Input/output error (the'),
+        (OSError(errno.ENOENT, 'No such file', '/nowhere/b/x'), 'there is no folder /nowhere; if'),
+        (OSError('broken'), 'broken'),
+        (
+            torch.distributed.DistNetworkError('port: 29500, useIpv6: 0, error: EADDRINUSE\nat x'),
+            'cannot meet: port: 29500, useIpv6: 0, error: EADDRINUSE; is the port free?',
+        ),
+    ],
+)
+def test_errors_of_the_system_are_one_line(error, said, capsys):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(fail)
+    found = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert found.startswith('error: ')
+    assert said in found
+    assert '[Errno' not in found
+    assert found.count('\n') == 1
+
+
+@pytest.mark.full
+def test_a_port_that_is_in_use_is_one_line(digits_root, tmp_path, monkeypatch):
+    with socket.create_server(('', 0)) as other:
+        monkeypatch.setenv('PORT', str(other.getsockname()[1]))
+        arguments = ['--cfg-options', *at(digits_root, 'train', 'val')]
+        done = dist_train(tmp_path, SUPERNET, '2', *arguments)
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith('error: PORT is')]
+    assert len(errors) == 1
+    assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.full
+def test_skipped_blocks_in_several_processes(digits_root, tmp_path):
+    arguments = ['--cfg-options', 'find_unused_parameters=False', *at(digits_root, 'train', 'val')]
+    done = dist_train(tmp_path, SUPERNET, '2', *arguments)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count('find_unused_parameters is False, but must be True in several') == 1
+    assert 'Traceback' not in done.stderr

@@ -1,8 +1,12 @@
 """Contents of an export's folder after one run and after the next."""
 
+import itertools
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +16,7 @@ from tiny import SPACE, images, tiny_model
 
 from tas_lora import UserError, export_subnet
 from tas_lora.export import FORMATS, Source, export_formats
-from tas_lora.export.parity import check_place
+from tas_lora.export.parity import OLDER, check_place, restore_older
 
 FILES = {'weights.safetensors', 'architecture.json', 'plain_vit.py', 'MODEL_CARD.md'}
 
@@ -106,6 +110,70 @@ def test_what_a_killed_run_left_goes(model, sources, tmp_path):
     (tmp_path / '.export-abcd' / 'onnx' / 'model.onnx').write_text('x')
     assert export_formats(model, sources[0], [ROOT], tmp_path)[0].held
     assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+def files_of(folder) -> dict[str, bytes]:
+    """All files that are not hidden, without those kept of an earlier run."""
+    paths = [path.relative_to(folder) for path in folder.rglob('*') if path.is_file()]
+    shown = [path for path in paths if path.parts[0] != OLDER and path.parts[0][0] != '.']
+    return {
+        str(path): (folder / path).read_bytes() for path in shown if 'run.lock' not in str(path)
+    }
+
+
+def end_at_rename(number: int, job, *arguments) -> int:
+    """Do a job in another process, which ends like a killed one before a rename; its exit code."""
+    process = os.fork()
+    if process:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    left = [number]
+
+    def ending(rename):
+        def rename_or_end(*arguments):
+            left[0] -= 1
+            if not left[0]:
+                os._exit(9)
+            return rename(*arguments)
+
+        return rename_or_end
+
+    Path.rename, Path.replace = ending(Path.rename), ending(Path.replace)
+    try:
+        job(*arguments)
+    finally:
+        os._exit(1 if sys.exc_info()[0] else 0)
+
+
+def test_killed_at_any_rename_the_older_network_is_not_lost(model, sources, tmp_path, capsys):
+    """It is whole in its place or in `older-export`, and the next run puts it back."""
+    first, second = sources
+    forms = [ROOT, noted('onnx'), noted('timm')]
+    export_formats(model, first, forms, tmp_path / 'first')
+    export_formats(model, second, forms[:2], tmp_path / 'second')
+    old, new = files_of(tmp_path / 'first'), files_of(tmp_path / 'second')
+    ways = set()
+    for number in itertools.count(1):
+        out = shutil.copytree(tmp_path / 'first', tmp_path / str(number))
+        (out / 'notes.txt').write_text('mine')
+        if end_at_rename(number, export_formats, model, second, forms[:2], out) == 0:
+            break
+        kept = files_of(out / OLDER) if (out / OLDER).exists() else None
+        seen = files_of(out)
+        assert seen.pop('notes.txt') == b'mine'
+        assert old in (seen, kept) or seen == new, number
+        ways.add('in its place' if seen == old else 'kept' if kept == old else 'done')
+        if kept is not None:
+            assert end_at_rename(1, restore_older, out) == 9  # killed again
+            capsys.readouterr()
+            failing = [noted('onnx', fails=True)]
+            assert not export_formats(model, second, failing, out)[0].held
+            assert 'an earlier one, which is put back' in ' '.join(capsys.readouterr().out.split())
+            assert files_of(out) == old | {'notes.txt': b'mine'}
+            assert not (out / OLDER).exists()
+        export_formats(model, second, forms[:2], out)
+        assert files_of(out) == new | {'notes.txt': b'mine'}
+        assert [path.name for path in out.iterdir() if path.name[0] == '.'] == []
+    assert ways >= {'in its place', 'kept'}
 
 
 def test_small_logits_are_compared_with_their_deviation(tmp_path):

@@ -1,6 +1,8 @@
 """Files are either complete or absent."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -9,18 +11,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmengine.config import Config
 
 from tas_lora import UserError, apis
-from tas_lora.atomic_files import check_seal, is_damaged, is_whole, newest_whole, seal, write_atomic
+from tas_lora.atomic_files import (
+    append_line,
+    check_seal,
+    is_damaged,
+    is_whole,
+    seal,
+    write_atomic,
+)
 from tas_lora.engine.hooks.safe_checkpoint_hook import WholeFiles
+from tas_lora.engine.runner.run_files import newest_whole
 from tas_lora.models.safe_load import read_state_dict
 
 WEIGHTS = {'a': torch.arange(5000.0)}
 
 
-def sealed(path):
+def sealed(path, epoch: int = 1, iteration: int = 0):
     """A checkpoint as the hook writes it."""
-    torch.save(dict(state_dict=WEIGHTS), path)
+    meta = dict(epoch=epoch, iter=iteration)
+    torch.save(dict(state_dict=WEIGHTS, meta=meta), path)
     WholeFiles().put(path.read_bytes(), path)
     return path
 
@@ -80,6 +92,49 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ['a.txt']
 
 
+@pytest.mark.parametrize(
+    ('code', 'said'),
+    [
+        (errno.EIO, 'Input/output error (the disk or its connection fails'),
+        (errno.ESTALE, 'Stale file handle (the file server has removed or replaced the folder'),
+        (errno.ENOSPC, 'No space left on device (make room)'),
+    ],
+)
+def test_the_true_reason_is_said(tmp_path, monkeypatch, code, said):
+    """Of a checkpoint, a result and a line; a full disk is one reason among others."""
+    path = sealed(tmp_path / 'epoch_1.pth')
+    content = path.read_bytes()
+
+    def fail(_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, 'fsync', fail)
+    for write in (WholeFiles().put, lambda c, p: write_atomic(p, c)):
+        with pytest.raises(UserError) as error:
+            write(content, path)
+        assert f'{path} cannot be written: {said}' in str(error.value)
+        assert ('make room' in str(error.value)) == (code == errno.ENOSPC)
+    with pytest.raises(UserError, match='lines cannot be written: ') as error:
+        append_line(tmp_path / 'lines', 'one')
+    assert said in str(error.value)
+
+
+def test_a_removed_folder_is_named(tmp_path):
+    """The one that is gone, not a file in it or a folder below it; and it does not come back."""
+    path = tmp_path / 'work' / 'deep' / 'epoch_1.pth'
+    for write in (
+        WholeFiles().put,
+        lambda c, p: write_atomic(p, c),
+        lambda c, p: append_line(p, 'x'),
+    ):
+        with pytest.raises(UserError) as error:
+            write(b'x', path)
+        assert f'there is no folder {tmp_path / "work"}; if there was one, it was' in str(
+            error.value
+        )
+    assert not (tmp_path / 'work').exists()
+
+
 WRITER = """
 import sys
 from tas_lora.atomic_files import write_atomic
@@ -126,21 +181,41 @@ def test_a_full_disk_leaves_the_previous_file(tmp_path):
     assert os.listdir(tmp_path) == ['a.pth']
 
 
-def test_the_newest_whole_checkpoint(tmp_path):
+def test_the_newest_whole_checkpoint(tmp_path, capsys):
+    """By what the files say: the times of a copied folder are equal, or in any order."""
     assert newest_whole(tmp_path) is None
     assert apis.find_resumable(tmp_path) is None
-    for age, name in enumerate(('epoch_3.pth', 'epoch_2.pth', 'epoch_1.pth', 'best_x_epoch_3.pth')):
-        os.utime(sealed(tmp_path / name), ns=(0, 10**18 - age))
-    os.utime(tmp_path / 'best_x_epoch_3.pth', ns=(0, 10**18 + 1))
-    assert newest_whole(tmp_path).name == 'epoch_3.pth'
-    for name in ('epoch_3.pth', 'epoch_2.pth'):
+    places = {'epoch_3': (3, 12), 'stopped_iter_14': (3, 14), 'epoch_2': (2, 8), 'epoch_1': (1, 4)}
+    places['best_x_epoch_4'] = (4, 16)
+    for age, (name, place) in enumerate(places.items()):
+        os.utime(sealed(tmp_path / f'{name}.pth', *place), ns=(0, 10**18 + age))
+    torch.save(dict(state_dict=WEIGHTS), tmp_path / 'pretrained.pth')  # nothing to resume
+    (tmp_path / 'last_checkpoint').write_text('/nowhere/epoch_3.pth')
+    assert apis.find_resumable(tmp_path).name == 'stopped_iter_14.pth'
+    for name in ('stopped_iter_14.pth', 'epoch_3.pth', 'epoch_2.pth'):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1000])
-        os.utime(tmp_path / name, ns=(0, 2 * 10**18))
-    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_3.pth'))
+    content = bytearray(sealed(tmp_path / 'epoch_2.pth', 2, 8).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / 'epoch_2.pth').write_bytes(content)  # what it says can be read, yet it is damaged
+    capsys.readouterr()
     assert apis.find_resumable(tmp_path).name == 'epoch_1.pth'
+    said = ''.join(capsys.readouterr())
+    assert 'damaged (truncated or changed): epoch_3.pth, stopped_iter_14.pth, epoch_2.pth' in said
     (tmp_path / 'epoch_1.pth').write_bytes(b'')
-    with pytest.raises(UserError, match='has no intact checkpoint to resume from'):
+    with pytest.raises(UserError, match='has no intact checkpoint to resume from: epoch_1.pth, '):
         apis.find_resumable(tmp_path)
+
+
+def test_a_copied_folder_resumes_from_its_own_files(tmp_path):
+    """`last_checkpoint` names the original's by its full path."""
+    original = tmp_path / 'original'
+    original.mkdir()
+    for epoch in (1, 2):
+        sealed(original / f'epoch_{epoch}.pth', epoch)
+    (original / 'last_checkpoint').write_text(str(original / 'epoch_2.pth'))
+    copy = shutil.copytree(original, tmp_path / 'copy')
+    (copy / 'epoch_2.pth').unlink()
+    assert apis.find_resumable(copy) == copy / 'epoch_1.pth'
 
 
 def test_a_damaged_file_is_refused_and_a_whole_one_offered(digits_config, tmp_path):
@@ -171,12 +246,17 @@ def test_a_file_written_anew_is_not_deleted(tmp_path):
 
 
 def test_checkpoints_elsewhere_are_found(tmp_path):
-    work_dir, elsewhere = tmp_path / 'work', tmp_path / 'big_disk'
+    """Where the config has them written, not where a file of the work directory leads."""
+    work_dir, elsewhere = tmp_path / 'work', tmp_path / 'big_disk' / 'work'
     work_dir.mkdir()
-    elsewhere.mkdir()
+    elsewhere.mkdir(parents=True)
     path = sealed(elsewhere / 'epoch_1.pth')
     (work_dir / 'last_checkpoint').write_text(str(path))
-    assert apis.find_resumable(work_dir) == path
+    assert apis.find_resumable(work_dir) is None
+    hooks = dict(checkpoint=dict(out_dir=str(tmp_path / 'big_disk')))
+    cfg = Config(dict(work_dir=str(work_dir), default_hooks=hooks))
+    apis.resume(cfg)
+    assert cfg.load_from == str(path)
 
 
 def test_the_best_alone_is_no_checkpoint_to_resume(tmp_path):

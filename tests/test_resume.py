@@ -1,16 +1,20 @@
 """A training that was stopped and resumed ends with the weights of an undisturbed one."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from itertools import product
 from pathlib import Path
 
 import faults  # noqa: F401  registers what configs name
+import psutil
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, call_tool
+from PIL import Image
 
 from tas_lora import UserError, apis
 from tas_lora.engine.runner.resume_check import run_record
@@ -220,7 +224,7 @@ def test_speed_and_places_may_change(config, first):
 
 def dist_train(cfg, file, *options) -> subprocess.CompletedProcess:
     cfg.dump(file)
-    environment = os.environ | dict(PYTHONPATH=str(ROOT / 'tests'), OMP_NUM_THREADS='1')
+    environment = os.environ | dict(PYTHONPATH=f'{ROOT}:{ROOT / "tests"}', OMP_NUM_THREADS='1')
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
     command += [ROOT / 'tools/train.py', file, '--launcher=pytorch', *options]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -245,10 +249,36 @@ def test_two_processes_of_which_one_is_told_to_stop(config, tmp_path):
         assert_same(final(whole), final(again))
 
 
+@pytest.mark.full
+@pytest.mark.skipif(sys.platform != 'linux', reason='the system tells nobody of an end')
+def test_the_processes_of_a_killed_launcher_end(config, tmp_path):
+    """Each is told to stop, and writes a checkpoint; the run that replaces it finds it."""
+    cfg = config('supernet', 'orphans', max_epochs=1000, val_interval=1000)
+    cfg.default_hooks.checkpoint.interval = 1000
+    cfg.dump(tmp_path / 'config.py')
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+    command += [ROOT / 'tools/train.py', tmp_path / 'config.py', '--launcher=pytorch']
+    environment = os.environ | dict(PYTHONPATH=f'{ROOT}:{ROOT / "tests"}', OMP_NUM_THREADS='1')
+    with open(tmp_path / 'output', 'w') as output:
+        launcher = psutil.Popen(command, env=environment, stdout=output, stderr=output)
+    text = ''
+    while 'Epoch(train)' not in text and launcher.poll() is None:
+        time.sleep(0.2)
+        text = (tmp_path / 'output').read_text()
+    ranks = launcher.children(recursive=True)
+    assert len(ranks) >= 2, text[-3000:]
+    launcher.kill()
+    launcher.wait()
+    assert psutil.wait_procs(ranks, timeout=60)[1] == []
+    assert 'Stopped by a signal; ' in (tmp_path / 'output').read_text()
+    assert apis.find_resumable(cfg.work_dir).name.startswith('stopped_iter_')
+    assert not (Path(cfg.work_dir) / 'run.lock').exists()
+
+
 def train_apart(cfg, folder: Path, **environment) -> subprocess.CompletedProcess:
     """A training by the tool in a session of its own, as a shell starts it."""
     cfg.dump(folder / 'config.py')
-    variables = dict(PYTHONPATH=str(ROOT / 'tests'), OMP_NUM_THREADS='1') | environment
+    variables = dict(PYTHONPATH=f'{ROOT}:{ROOT / "tests"}', OMP_NUM_THREADS='1') | environment
     return subprocess.run(
         [sys.executable, ROOT / 'tools/train.py', folder / 'config.py'],
         env=os.environ | variables,
@@ -356,6 +386,179 @@ def test_a_data_set_that_grew_is_noticed(config, first):
     grown.train_dataloader.dataset.times = 2
     with pytest.raises(UserError, match='times was 1, is 2 now; iterations of an epoch was 4'):
         resume(grown, first / 'epoch_1.pth')
+
+
+def folders_config(config, root, name: str, **train_cfg):
+    """A training on image files in class folders, of which a part is held out."""
+    cfg = config('supernet', name, **train_cfg)
+    images = dict(type='CustomDataset', data_root=str(root), pipeline=[])
+    images['pipeline'] = [
+        dict(type='LoadImageFromFile', color_type='grayscale'),
+        dict(type='PackInputs'),
+    ]
+    split = dict(type='tas_lora.HeldOutSplit', part='train', size=8, dataset=images)
+    cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=split)
+    cfg.train_dataloader.batch_size = 8
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    return cfg
+
+
+def add_image(root, label: int, name: str) -> None:
+    (root / f'class{label}').mkdir(parents=True, exist_ok=True)
+    Image.new('L', (8, 8), 20 * label).save(root / f'class{label}' / name)
+
+
+def test_an_added_image_is_noticed(config, tmp_path):
+    """It also changes which images are held out, whatever the number of iterations."""
+    root = tmp_path / 'images'
+    for place in range(42):  # 34 to train on, twice: 9 iterations, also with two more
+        add_image(root, place % 10, f'{place}.png')
+    apis.train(folders_config(config, root, 'whole'))
+    checkpoint = tmp_path / 'whole' / 'epoch_1.pth'
+    resume(folders_config(config, root, 'same'), checkpoint)
+    (root / 'class0' / '0.png').rename(root / 'class0' / 'other.png')
+    with pytest.raises(UserError, match=r'training images was 34, checksum \w+, is 34, checksum'):
+        resume(folders_config(config, root, 'renamed'), checkpoint)
+    add_image(root, 3, 'new.png')
+    with pytest.raises(UserError, match=r'training images was 34, checksum \w+, is 35, checksum'):
+        resume(folders_config(config, root, 'grown'), checkpoint)
+    allowed = folders_config(config, root, 'allowed', allow_changes=True)
+    resume(allowed, checkpoint)
+    assert 'training images was 34' in log_of(allowed)
+
+
+def log_of(cfg) -> str:
+    return next(Path(cfg.work_dir).glob('*/*.log')).read_text()
+
+
+def test_another_number_of_threads_is_said(config, first, monkeypatch):
+    """Sums in another order: the last bits may differ, so this is no exact resume."""
+    cfg = config('supernet', 'threads')
+    resume(cfg, first / 'epoch_1.pth')
+    assert 'torch has' not in log_of(cfg)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
+    cfg = config('supernet', 'more_threads')
+    resume(cfg, first / 'epoch_1.pth')
+    assert 'torch has 2 threads, 1 when the checkpoint was written: the last bits may' in log_of(
+        cfg
+    )
+
+
+def train_until_killed(cfg) -> None:
+    """A training that ends before its first checkpoint, as by SIGKILL."""
+    cfg.custom_hooks = [*cfg.get('custom_hooks', ()), dict(type='FailAt', iteration=1)]
+    with pytest.raises(RuntimeError, match='out of luck'):
+        apis.train(cfg)
+
+
+def test_a_new_run_in_an_old_folder_is_the_one_that_counts(config, first, tmp_path, capsys):
+    """Killed before its first checkpoint, it begins again; the old one is resumed by name alone."""
+    shutil.copytree(first, tmp_path / 'again')
+    start = tmp_path / 'start.pth'
+    torch.save(dict(state_dict=apis.load_supernet(config('supernet', 'x')).state_dict()), start)
+    cfg = config('supernet', 'again')
+    cfg.load_from = str(start)
+    assert apis.find_resumable(cfg.work_dir).name == 'epoch_2.pth'
+    train_until_killed(cfg)
+
+    resumed = config('supernet', 'again')
+    resumed.load_from = str(start)
+    capsys.readouterr()
+    apis.resume(resumed)
+    said = ' '.join(''.join(capsys.readouterr()).split())
+    assert 'not resumed, as of an earlier run: epoch_1.pth, epoch_2.pth' in said
+    assert (resumed.get('resume', False), resumed.load_from) == (False, str(start))
+    other = config('supernet', 'again')
+    with pytest.raises(UserError, match=r'started from load_from=\S+start.pth, which is None now'):
+        apis.resume(other)
+    other.train_cfg.allow_changes = True
+    apis.resume(other)
+
+    resumed.train_cfg.max_epochs = 1  # it writes epoch_1.pth, beside epoch_2.pth of the old run
+    apis.train(resumed)
+    assert apis.find_resumable(cfg.work_dir).name == 'epoch_1.pth'
+    old = config('supernet', 'again')
+    apis.resume(old, tmp_path / 'again' / 'epoch_2.pth')
+    assert old.resume
+
+
+def test_a_run_that_went_back_counts_from_there(config, first, tmp_path):
+    """Resumed from its first epoch by name, its second epoch of before is no more of this run."""
+    shutil.copytree(first, tmp_path / 'back')
+    cfg = config('supernet', 'back', hooks=[dict(type='FailAt', iteration=5)], allow_changes=True)
+    apis.resume(cfg, tmp_path / 'back' / 'epoch_1.pth')
+    with pytest.raises(RuntimeError, match='out of luck'):
+        apis.train(cfg)
+    assert apis.find_resumable(cfg.work_dir).name == 'epoch_1.pth'
+    again = config('supernet', 'back', allow_changes=True)
+    apis.resume(again)
+    apis.train(again)
+    assert apis.find_resumable(cfg.work_dir).name == 'epoch_2.pth'
+
+
+def test_a_refused_resume_changes_nothing(config, first, tmp_path):
+    shutil.copytree(first, tmp_path / 'refused')
+    cfg = config('supernet', 'refused', seed=7)
+    with pytest.raises(UserError, match='train_cfg.seed was 0'):
+        resume(cfg, tmp_path / 'refused' / 'epoch_1.pth')
+    assert apis.find_resumable(cfg.work_dir).name == 'epoch_2.pth'
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{"starts": 3}', '{"starts": [[1]]}', '{"starts": []}'])
+def test_a_damaged_record_of_the_run_hides_nothing(first, tmp_path, text):
+    folder = shutil.copytree(first, tmp_path / 'copy')
+    (folder / 'training.json').write_text(text)
+    assert apis.find_resumable(folder).name == 'epoch_2.pth'
+
+
+def test_a_config_that_resumes_without_a_file(config, first, tmp_path):
+    """MMEngine would follow `last_checkpoint`, which leads to the original folder."""
+    shutil.copytree(first, tmp_path / 'copy')
+    (tmp_path / 'copy' / 'epoch_2.pth').unlink()
+    cfg = config('supernet', 'copy')
+    cfg.resume = True
+    apis.train(cfg)
+    assert f'Load checkpoint from {tmp_path / "copy" / "epoch_1.pth"}' in log_of_last(cfg)
+
+
+def log_of_last(cfg) -> str:
+    return max(Path(cfg.work_dir).glob('*/*.log')).read_text()
+
+
+def test_a_work_directory_removed_while_running(config, capsys):
+    """It is not made again in silence, and the error names it."""
+    cfg = config('supernet', 'removed', hooks=[dict(type='RemoveWorkDir', iteration=2)])
+    cfg.dump(f'{cfg.work_dir}.py')
+    assert call_tool('train.py', f'{cfg.work_dir}.py') == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error')]
+    assert len(error) == 1
+    assert f'there is no folder {cfg.work_dir}; if there was one, it was moved or' in error[0]
+    assert not Path(cfg.work_dir).exists()
+
+
+# What torch 2.14 says, shortened.
+UNUSED = (
+    'Expected to have finished reduction in the prior iteration before starting a new one. This '
+    'error indicates that your module has parameters that were not used in producing loss. You '
+    'can enable unused parameter detection by passing the keyword argument '
+    '`find_unused_parameters=True` to `torch.nn.parallel.DistributedDataParallel`, and by\n'
+    'making sure all `forward` function outputs participate in calculating loss.'
+)
+
+
+@pytest.mark.parametrize(
+    ('text', 'kind', 'said'),
+    [(UNUSED, UserError, '^some parameters got no gradient.*: set'), ('x', RuntimeError, '^x$')],
+)
+def test_parameters_without_gradients_in_several_processes(config, monkeypatch, text, kind, said):
+    def fail(*_):
+        raise RuntimeError(text)
+
+    cfg = config('fine-tune', 'unused')
+    runner = apis.prepare_training(cfg)
+    monkeypatch.setattr(runner.train_loop, 'run_iter', fail)
+    with pytest.raises(kind, match=said):
+        runner.train()
 
 
 def test_a_checkpoint_that_does_not_say_its_settings(config, first, tmp_path):

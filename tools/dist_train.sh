@@ -15,8 +15,17 @@ esac
 TRAIN=("$(dirname "$0")/train.py" "$1" "${@:3}")
 PYTHON=${PYTHON:-python}
 
+# torchrun would say it in a traceback.
+if [ "${NNODES:-1}${PORT:-}" != 1 ] && [ "${NODE_RANK:-0}" = 0 ] && ! "$PYTHON" -c '
+import socket, sys
+socket.create_server(("", int(sys.argv[1])))' "${PORT:-29500}" 2> /dev/null; then
+    echo "error: PORT is ${PORT:-29500}, which is no free port of this machine; set another, or" \
+        "none on a single machine" >&2
+    exit 2
+fi
+
 # Report a mistake in the config once, here, rather than in every process.
-"$PYTHON" "${TRAIN[@]}" --check-only || exit
+TAS_LORA_PROCESSES=$(($2 * ${NNODES:-1})) "$PYTHON" "${TRAIN[@]}" --check-only || exit
 
 # A single machine without a PORT uses a free one.
 if [ "${NNODES:-1}" = 1 ] && [ -z "${PORT:-}" ]; then

@@ -1,5 +1,7 @@
 """Export a subnet as a standalone network in several formats, read each back and compare."""
 
+import tas_lora.startup  # noqa: F401  # isort: skip  signals, while the rest is imported
+
 import argparse
 import sys
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from tas_lora.export.preprocess import compare
 from tas_lora.models import SupernetClassifier
 from tas_lora.models.safe_load import read_checkpoint
 from tas_lora.provenance import read_json
+from tas_lora.work_lock import held
 
 DATA = ('train_dataloader', 'test_dataloader', 'test_evaluator', 'data_preprocessor')
 DATA += ('custom_imports',)
@@ -161,7 +164,8 @@ def main():
             cli.say(f'Removed from {args.out}, as they held another network: {", ".join(gone)}')
         for check in checks:
             if args.int8 and check.held and check.name == 'onnx':
-                add_int8(cfg, model, source, check.folder)
+                with held(args.out):
+                    add_int8(cfg, model, source, check.folder)
     sys.exit(0 if all(check.held for check in checks) else 1)
 
 

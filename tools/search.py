@@ -1,5 +1,7 @@
 """Search for the best subnet within limits (stage 3)."""
 
+import tas_lora.startup  # noqa: F401  # isort: skip  signals, while the rest is imported
+
 from pathlib import Path
 
 from mmengine.config import Config

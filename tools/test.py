@@ -1,5 +1,7 @@
 """Test subnets of a checkpoint."""
 
+import tas_lora.startup  # noqa: F401  # isort: skip  signals, while the rest is imported
+
 import json
 from operator import methodcaller
 from pathlib import Path

@@ -1,5 +1,6 @@
 """Train a supernet (stage 1) or its experts and router (stage 2)."""
 
+import tas_lora.startup  # noqa: F401  # isort: skip  signals, while the rest is imported
 from tas_lora import UserError, apis, cli
 
 
@@ -50,9 +51,7 @@ def main():
             raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
-        found = apis.find_resumable(cfg.work_dir) if args.resume == 'auto' else args.resume
-        if found is not None:  # otherwise this is a first start, from the config's load_from
-            cfg.resume, cfg.load_from = True, str(found)
+        apis.resume(cfg, None if args.resume == 'auto' else args.resume)
     if args.check_only:
         apis.check_training(cfg)
         cli.say(f'{args.config}: one batch passed through training, validation and hooks')

@@ -73,8 +73,7 @@ def config_of(start: str, seed: int, exported: Path, args: argparse.Namespace) -
 
 def learn(start: str, seed: int, exported: Path, args: argparse.Namespace) -> dict:
     """Train one network on the digits; returns its top-1 on held-out and test images."""
-    runner = apis.prepare_training(config_of(start, seed, exported, args))
-    runner.train()
+    runner = apis.train(config_of(start, seed, exported, args))
     found = dict(heldout=runner.val_loop.run(), test=runner.test())
     return {name: round(metrics['accuracy/top1'], 3) for name, metrics in found.items()}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from mmengine.dataset import BaseDataset
+from mmengine.dataset import RepeatDataset
 from torch.utils.data import DataLoader
 
 from ..checks import bounded
@@ -62,14 +62,7 @@ class HeldOutImages:
 
     def fingerprint(self) -> str:
         """The number of images, and a checksum of their labels and file names."""
-        described = 0
-        data = self.dataset.dataset if isinstance(self.dataset, ReplayDataset) else self.dataset
-        if isinstance(data, BaseDataset):
-            for index in range(len(data)):
-                info = data.get_data_info(index)
-                text = f'{info.get("gt_label")} {Path(str(info.get("img_path", ""))).name}'
-                described = zlib.crc32(text.encode(), described)
-        return f'{len(self):,}, checksum {described:08x}'
+        return fingerprint(self.dataset)
 
     def batches(self, indices: Sequence[int] | None = None) -> Iterator[dict]:
         """Yield batches of the images with these indices, or of all, in order.
@@ -118,6 +111,22 @@ class HeldOutImages:
                 self.bytes += size_in_bytes(sample)
         if self.bytes / len(self.kept) * len(self) > self.limit:
             self.kept = None
+
+
+def fingerprint(dataset) -> str:
+    """The number of images, and a checksum of their labels and file names, in order.
+
+    Images that a dataset repeats count once. Of datasets that are not MMEngine's only the number
+    is known.
+    """
+    while isinstance(dataset, (ReplayDataset, RepeatDataset)):
+        dataset = dataset.dataset
+    described = 0
+    for index in range(len(dataset)) if hasattr(dataset, 'get_data_info') else ():
+        info = dataset.get_data_info(index)
+        text = f'{info.get("gt_label")} {Path(str(info.get("img_path", ""))).name}'
+        described = zlib.crc32(text.encode(), described)
+    return f'{len(dataset):,}, checksum {described:08x}'
 
 
 def free_memory() -> float:

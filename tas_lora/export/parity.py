@@ -1,20 +1,23 @@
 """Write formats, read each back, and keep those that reproduce the supernet's logits."""
 
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
 from ..errors import UserError
 from ..models import SupernetClassifier
 from ..structures import Subnet
+from ..work_lock import check_free, held
 from .examples import LEVELS, Examples
 from .formats import FORMATS, ROOT, ROOT_FILES, Format
 from .source import Source
@@ -23,6 +26,7 @@ TOLERANCE = 1e-4  # absolute; for small logits, relative to their standard devia
 _FEW = 3  # images of the second batch: a file with a fixed batch size fails
 _UNFINISHED = '.export-'  # prefix of temporary folders, where formats are written and checked
 _EARLIER = 'checked by an earlier run'
+OLDER = 'older-export'  # folder of the files that are being replaced
 
 Card = Callable[[Format, Mapping[Format, str]], str]
 
@@ -82,7 +86,8 @@ def export_formats(
 
     Formats are written to a temporary folder, then moved to replace the files of an earlier run.
     If those came from another network, all of its formats are removed. If no format agrees, the
-    earlier files stay.
+    earlier files stay. While files are replaced, the earlier export is whole in ``older-export``;
+    if the process is killed then, the next run puts it back before it does its own work.
 
     Args:
         model: The supernet that ``source`` was cut from.
@@ -96,25 +101,36 @@ def export_formats(
         One check per format; the files of those that failed are deleted.
 
     Raises:
-        UserError: If the folder cannot be written, or something is in the way.
+        UserError: If the folder cannot be written, something is in the way, or another run exports
+            to it.
     """
     out_dir = Path(out_dir)
     check_place(out_dir, formats)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    for left in out_dir.glob(f'{_UNFINISHED}*'):  # from a killed run
-        shutil.rmtree(left)
     images = source.random_images()
     expected = _supernet_logits(model, Subnet.from_dict(source.description['subnet']), images)
-    with TemporaryDirectory(prefix=_UNFINISHED, dir=out_dir) as place:
-        checked = [_try(form, source, Path(place), out_dir, images, expected) for form in formats]
-        return _keep(checked, source, Path(place), out_dir, card)
+    with held(out_dir) as note:
+        if note:
+            print_log(note, 'current', logging.WARNING)
+        if restore_older(out_dir):
+            print_log(
+                f'{out_dir}: the last export was killed while it replaced an earlier one, which '
+                'is put back',
+                'current',
+                logging.WARNING,
+            )
+        for left in out_dir.glob(f'{_UNFINISHED}*'):  # from a killed run
+            shutil.rmtree(left)
+        with TemporaryDirectory(prefix=_UNFINISHED, dir=out_dir) as name:
+            place = Path(name)
+            checked = [_try(form, source, place, out_dir, images, expected) for form in formats]
+            return _keep(checked, source, place, out_dir, card)
 
 
 def check_place(out_dir: str | Path, formats: Sequence[Format] = FORMATS) -> None:
     """Check that the formats can be written to a folder, and would replace nothing else.
 
     Raises:
-        UserError: With the path that is in the way.
+        UserError: With the path that is in the way, or the run that exports to the folder.
     """
     out_dir = Path(out_dir)
     above = next(p for p in (out_dir, *out_dir.absolute().parents) if os.path.lexists(p))
@@ -122,6 +138,7 @@ def check_place(out_dir: str | Path, formats: Sequence[Format] = FORMATS) -> Non
         raise UserError(f'the output folder {out_dir} cannot be created: {above} is a file')
     if not os.access(above, os.W_OK | os.X_OK):
         raise UserError(f'the output folder {out_dir} cannot be written: {above} is read-only')
+    check_free(out_dir)
     for name in ROOT_FILES:
         if (out_dir / name).is_dir():
             raise UserError(f'{out_dir / name} is a folder, but a file must go there; move it away')
@@ -206,10 +223,57 @@ def _keep(
             (place / form.name / form.card).write_text(card(form, seen), 'utf-8')
     (place / 'old').mkdir()
     if any(each.held for each in checked):
+        _keep_older(out_dir, place)
         for form in set(forms_in(out_dir)) - set(older):
             _set_aside(form, out_dir, place)
     moved = [_move(each, place, out_dir) for each in checked]
+    if (out_dir / OLDER).is_dir():  # the new one stands
+        (out_dir / OLDER).rename(place / OLDER)
     return [replace(each, older=not each.held and each.form.is_in(out_dir)) for each in moved]
+
+
+def _keep_older(out_dir: Path, place: Path) -> None:
+    """Link or copy the files of an earlier run to ``older-export``, which is whole or not there."""
+    names = [*ROOT_FILES, *(form.folder for form in forms_in(out_dir) if not form.root)]
+    _link(names, out_dir, place / OLDER)
+    if any((place / OLDER).iterdir()):
+        (place / OLDER).rename(out_dir / OLDER)
+
+
+def restore_older(out_dir: str | Path) -> bool:
+    """Put back what a run that was killed was about to replace; returns whether there was any.
+
+    Killed as well, it is done again.
+    """
+    out_dir = Path(out_dir)
+    if not (out_dir / OLDER).is_dir():
+        return False
+    with TemporaryDirectory(prefix=_UNFINISHED, dir=out_dir) as place:
+        (Path(place) / 'old').mkdir()
+        names = [path.name for path in (out_dir / OLDER).iterdir()]
+        for form in FORMATS:
+            if form.root or form.is_in(out_dir) or form.folder in names:
+                _set_aside(form, out_dir, Path(place))
+        _link(names, out_dir / OLDER, out_dir)
+        (out_dir / OLDER).rename(Path(place) / OLDER)
+    return True
+
+
+def _link(names: Iterable[str], source: Path, target: Path) -> None:
+    """Link files and folders from one folder to another, or copy them where links are refused."""
+    target.mkdir(exist_ok=True)
+    for name in names:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name, copy_function=_link_or_copy)
+        elif (source / name).exists():
+            _link_or_copy(source / name, target / name)
+
+
+def _link_or_copy(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _is_other(out_dir: Path, source: Source) -> bool:

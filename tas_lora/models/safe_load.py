@@ -73,10 +73,7 @@ def read_checkpoint(path: str | Path) -> object:
         check_seal(path)
         if path.suffix == '.safetensors':
             return load_file(path)
-        _check_archive(path)
-        allowed = [*resume_globals(), argparse.Namespace]  # Namespace: arguments of AutoFormer
-        with torch.serialization.safe_globals(allowed):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        checkpoint = _load(path)
         _check_tensors(checkpoint)
     except UserError as error:
         raise UserError(f'{error}{advice}') from error
@@ -84,6 +81,33 @@ def read_checkpoint(path: str | Path) -> object:
         reason = f'{_reason(error)}{advice}'
         raise UserError(f'{what} is not a readable checkpoint: {reason}') from error
     return checkpoint
+
+
+def read_progress(path: str | Path) -> tuple[dict, dict]:
+    """Read how far a training checkpoint is, without its tensors and its digest.
+
+    Returns:
+        Its ``meta`` and the ``runtime_info`` of its message hub; empty dicts where it has none.
+
+    Raises:
+        UserError: If it is not a readable checkpoint.
+    """
+    try:
+        checkpoint = _load(path, mmap=True)
+    except Exception as error:  # as in read_checkpoint
+        raise UserError(f'{path} is not a readable checkpoint: {_reason(error)}') from error
+    found = checkpoint if isinstance(checkpoint, Mapping) else {}
+    hub = found.get('message_hub')
+    parts = found.get('meta'), hub.get('runtime_info') if isinstance(hub, Mapping) else None
+    meta, info = (dict(part) if isinstance(part, Mapping) else {} for part in parts)
+    return meta, info
+
+
+def _load(path: str | Path, mmap: bool = False):
+    _check_archive(Path(path))
+    allowed = [*resume_globals(), argparse.Namespace]  # Namespace: arguments of AutoFormer
+    with torch.serialization.safe_globals(allowed):
+        return torch.load(str(path), map_location='cpu', weights_only=True, mmap=mmap)
 
 
 def resume_globals() -> list[type | tuple[Callable, str]]:

@@ -16,7 +16,6 @@ from .records import History
 from .task import Executor, Outcome, Task
 
 
-<<<<<<< HEAD
 @dataclass
 class _Generation:
     """A generation that is being scored."""
@@ -26,7 +25,8 @@ class _Generation:
     known: dict[Subnet, dict]  # lines of those scored before
     fresh: list[Subnet]  # the others, and those that race again
     tasks: range = range(0)  # of the fresh ones, without a race
-=======
+
+
 def check_score(metrics: dict[str, float], score: str) -> None:
     """Refuse metrics of a subnet without the score; if there are none, its memory ran out."""
     if metrics and score not in metrics:
@@ -34,7 +34,6 @@ def check_score(metrics: dict[str, float], score: str) -> None:
             f'val_cfg.score is {score!r}, but the numbers that val_evaluator gives are '
             f'{sorted(metrics)}'
         )
->>>>>>> early
 
 
 class CandidateScorer:
@@ -170,18 +169,11 @@ class CandidateScorer:
     def _write_whole(self, subnets: Sequence[Subnet], tasks: range, where: dict) -> None:
         """Write lines of subnets that are evaluated on all images, in their order."""
         outcomes, done = {}, 0
-<<<<<<< HEAD
         for number, outcome in self._outcomes(tasks):
-            outcomes[number] = self._checked(outcome)
+            check_score(outcome.metrics, self.score)
+            outcomes[number] = outcome
             while done < len(tasks) and tasks[done] in outcomes:
                 metrics = outcomes[tasks[done]].metrics
-=======
-        for place, outcome in self._evaluate(subnets, where['precision'], None):
-            check_score(outcome.metrics, self.score)
-            outcomes[place] = outcome
-            while done in outcomes:
-                metrics = outcomes[done].metrics
->>>>>>> early
                 numbers = dict(images=self.images if metrics else 0, error=0.0, **metrics)
                 self._write(subnets[done], where, numbers)
                 done += 1

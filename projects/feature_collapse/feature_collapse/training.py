@@ -54,11 +54,8 @@ def train(study: Study, net: Net) -> dict:
     cfg = study.config(net)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
-    stopped = apis.find_resumable(cfg.work_dir)
-    if stopped is not None:
-        cfg.resume, cfg.load_from = True, str(stopped)
-    runner = apis.prepare_training(cfg)
-    runner.train()
+    apis.resume(cfg)
+    runner = apis.train(cfg)
     write_atomic(study.weights(net), save(runner.model.state_dict()))
     return _course(runner.message_hub, cfg, runner.iter)
 

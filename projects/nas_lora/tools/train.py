@@ -27,15 +27,16 @@ def main() -> None:
     cfg = cli.config_from(args)
     check_data(cfg, ('train_dataloader', 'val_dataloader'))
     if args.resume:
-        found = apis.find_resumable(cfg.work_dir)
-        if found is not None:  # otherwise this is a first start
-            cfg.resume, cfg.load_from = True, str(found)
-    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
-        apis.use_gloo(cfg)
-    with blame(f'{args.config} cannot be trained'):
-        runner = RUNNERS.build(cfg)
-    runner.prepare('train', 'val')
-    runner.train()
+        apis.resume(cfg)
+    with apis.work_dir_of(cfg) as note:
+        if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+            apis.use_gloo(cfg)
+        with blame(f'{args.config} cannot be trained'):
+            runner = RUNNERS.build(cfg)
+        if note:
+            runner.logger.warning(note)
+        runner.prepare('train', 'val')
+        runner.train()
 
 
 if __name__ == '__main__':

@@ -19,7 +19,7 @@ from mmengine.optim import OptimWrapperDict
 
 from ...atomic_files import UNFINISHED, seal, write_atomic
 from ...checks import boolean
-from ...errors import STOPPED, UserError
+from ...errors import STOPPED, UserError, WriteError
 from ...metric_rules import GREATER, LESS, settled_rule
 from ...models.safe_load import read_checkpoint
 from ...registry import HOOKS
@@ -39,12 +39,11 @@ class WholeFiles(LocalBackend):
         """Write a checkpoint with its digest."""
         self.replaced = [path for path in self.replaced if path != str(filepath)]
         try:
-            Path(filepath).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(filepath, seal(obj))
-        except OSError as error:
+        except WriteError as error:
             raise UserError(
-                f'checkpoint {filepath} cannot be written: {error.strerror}; what was written '
-                'before is intact: make room and continue with --resume'
+                f'checkpoint {error}; checkpoints written before are intact where they still are: '
+                'continue with --resume'
             ) from error
 
     def remove(self, filepath) -> None:
@@ -112,6 +111,8 @@ class SafeCheckpointHook(CheckpointHook):
         if not (self.save_optimizer and self.save_param_scheduler):
             runner.logger.warning('Its checkpoints hold weights only: no training can resume.')
         if is_main_process():
+            if '://' not in str(self.out_dir):  # later, one that is missing was removed
+                Path(self.out_dir).mkdir(parents=True, exist_ok=True)
             for path in Path(self.out_dir).glob(f'.*.pth{UNFINISHED}'):  # left by a kill
                 path.unlink()
         if self.stop_on_signal and threading.current_thread() is threading.main_thread():

@@ -10,6 +10,7 @@ from ...datasets.replay import MODEL, UNREADABLE, ReplayBatchSampler, replayable
 from ...errors import NonFiniteError, UserError
 from ...registry import LOOPS
 from .resume_check import check_same_run
+from .run_files import note_start
 
 # In the message hub, so also in checkpoints.
 _SEED, _LENGTH, _VALIDATED = 'replay_seed', 'epoch_length', 'validated_epoch'
@@ -59,6 +60,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         """Train and return the model."""
         check_same_run(self.runner, self.allow_changes)
         self._check_known()
+        note_start(self.runner)
         self.seed_of_run = self._settle_seed()
         self._settle_place()
         try:
@@ -86,6 +88,13 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
                 self.run_iter(idx, data_batch)
             except NonFiniteError as error:
                 self._leave_out(error, idx, data_batch)
+            except RuntimeError as error:  # of torch's DDP, in the iteration after
+                if 'find_unused_parameters' not in str(error):
+                    raise
+                raise UserError(
+                    'some parameters got no gradient, for which torch waits in several processes: '
+                    'set find_unused_parameters=True'
+                ) from error
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
 

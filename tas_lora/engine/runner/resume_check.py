@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import CheckpointHook
 
 from ...checks import natural
+from ...datasets.held_out_images import fingerprint
 from ...errors import UserError, blame, printable
 
 # Every change in these sections matters, except to keys that only say where and how fast.
@@ -44,7 +46,8 @@ _HARMLESS = {
     'val_interval',
     'with_cp',
 }
-_RECORD = 'run_record'  # in the message hub, so also in checkpoints
+_RECORD, _THREADS = 'run_record', 'threads'  # in the message hub, so also in checkpoints
+_IMAGES = 'training images'
 _BEST, _LAST = 'best_ckpt', 'last_ckpt'  # MMEngine's names there; a metric may follow the first
 _SHOWN = 5
 
@@ -107,11 +110,13 @@ def check_same_run(runner, allow_changes: bool) -> None:
         allow_changes: Log the changes and continue.
 
     Raises:
-        UserError: If model, data, optimizer, schedule or number of processes have changed.
+        UserError: If model, data (number, labels and names of its images), optimizer, schedule or
+            number of processes have changed.
     """
     record, hub = run_record(runner.cfg, _SECTIONS), runner.message_hub
     record['processes'] = str(get_world_size())
     record['iterations of an epoch'] = str(len(runner.train_dataloader))
+    record[_IMAGES] = fingerprint(runner.train_dataloader.dataset)
     if runner._resume and _RECORD not in hub.runtime_info:
         runner.logger.warning(
             'The checkpoint does not say by which settings it was trained; they are not compared.'
@@ -120,6 +125,11 @@ def check_same_run(runner, allow_changes: bool) -> None:
     if runner._resume and _RECORD in hub.runtime_info:
         with blame('the settings in the checkpoint cannot be read'):
             before = dict(json.loads(hub.runtime_info[_RECORD]))
+    if before and _IMAGES not in before:
+        runner.logger.warning(
+            'The checkpoint does not say by which images it was trained; they are not compared.'
+        )
+        before[_IMAGES] = record[_IMAGES]
     changes = differences(before or record, record)
     if changes and not allow_changes:
         raise UserError(
@@ -133,6 +143,19 @@ def check_same_run(runner, allow_changes: bool) -> None:
             "with its rates and horizons, is the checkpoint's, not the config's."
         )
     hub.update_info(_RECORD, json.dumps(record))
+    _compare_threads(runner)
+
+
+def _compare_threads(runner) -> None:
+    """Say that sums are added up in another order, if torch divides them among other threads."""
+    threads, hub = torch.get_num_threads(), runner.message_hub
+    before = hub.runtime_info.get(_THREADS, threads) if runner._resume else threads
+    if before != threads:
+        runner.logger.warning(
+            f'torch has {threads} threads, {before} when the checkpoint was written: the last bits '
+            f'may differ from those of an undisturbed run; OMP_NUM_THREADS={before} keeps them.'
+        )
+    hub.update_info(_THREADS, threads)
 
 
 def run_record(config: dict, sections: tuple[str, ...]) -> dict[str, str]:

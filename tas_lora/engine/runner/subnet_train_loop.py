@@ -1,8 +1,11 @@
 """Training of subnets sampled for each iteration."""
 
+import os
+
 import numpy as np
 
 from ...checks import natural
+from ...errors import UserError
 from ...registry import LOOPS
 from ...structures import SearchSpace, Subnet
 from ..model_access import supernet_of
@@ -45,6 +48,8 @@ class SubnetSamplingTrainLoop(ResumableTrainLoop):
         self.seed = natural(seed, 'seed')
         self.model = supernet_of(runner)
         self.model.check_space(self.space, 'the space')
+        if min(self.space.depth) < self.model.backbone.arch.depth:
+            _check_wrapper(runner)
         self.strategy = build_strategy(strategy)
         self.strategy.check(runner)
 
@@ -67,3 +72,16 @@ class SubnetSamplingTrainLoop(ResumableTrainLoop):
         """Describe the current state of training, for messages."""
         subnets = '; '.join(map(str, self.draw(self._iter)))
         return f'{super().where()}, subnet {subnets}'
+
+
+def _check_wrapper(runner) -> None:
+    """Refuse DDP that waits for the gradients of skipped blocks; torch would, in iteration 2."""
+    waits = getattr(runner.model, 'find_unused_parameters', None) is False
+    # The launcher checks in one process what it then starts in several.
+    is_checked = int(os.environ.get('TAS_LORA_PROCESSES', '1')) > 1
+    is_plain = runner.cfg.get('model_wrapper_cfg') is None
+    if waits or (is_checked and is_plain and not runner.cfg.get('find_unused_parameters', False)):
+        raise UserError(
+            'find_unused_parameters is False, but must be True in several processes: blocks that '
+            'a subnet skips get no gradient'
+        )

@@ -21,7 +21,9 @@ from ...models.checkpoint import adapt_to_start
 from ...models.safe_load import read_checkpoint, weights_in
 from ..model_access import supernet_of
 from .label_check import check_dataset, check_metrics
+from .resumable_train_loop import ResumableTrainLoop
 from .resume_check import make_resumable, recorded_run
+from .run_files import forget_starts, newest_whole
 
 _ESCAPE = ('val_cfg', 'search_on_training_images')
 
@@ -87,6 +89,16 @@ class SupernetRunner(Runner):
         check_dataset(model, loop.dataloader.dataset, f'{stage}_dataloader')
         if stage != 'train':
             check_metrics(model, loop.evaluator, f'{stage}_evaluator')
+
+    def load_or_resume(self) -> None:
+        """Load or resume, as the config says; with ``resume`` alone from the newest checkpoint."""
+        if self._resume and self._load_from is None:
+            found = newest_whole(self.work_dir)
+            self._resume, self._load_from = found is not None, found and str(found)
+        super().load_or_resume()
+        is_training = isinstance(self._train_loop, BaseLoop)
+        if is_training and not isinstance(self._train_loop, ResumableTrainLoop):
+            forget_starts(self.work_dir)
 
     def load_checkpoint(self, filename: str, map_location='cpu', **kwargs) -> dict:
         """Load weights from a file or an http(s) address; when resuming, the whole checkpoint."""
