@@ -266,9 +266,7 @@ class Soak:
         def start(folder: str) -> subprocess.Popen:
             command = [sys.executable, ROOT / 'tools/search.py', config, weights, '--resume']
             if processes > 1:
-                launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node']
-                command[1:1] = [*launcher, str(processes)]
-                command += ['--launcher', 'pytorch']
+                command += ['--workers', str(processes)]
             command += ['--work-dir', self.folder / folder, '--no-report']
             return subprocess.Popen(
                 command,
@@ -291,7 +289,7 @@ class Soak:
         for file in ('search_history.jsonl', 'front.json'):
             if (whole / file).read_text() != (self.folder / name / file).read_text():
                 lost.append(f'{file} differs from that of an undisturbed search')
-        where = f', {processes} processes' if processes > 1 else ''
+        where = f', {processes} workers' if processes > 1 else ''
         self.report(f'SIGKILL, search{where}', killed, lost)
 
     def second_run(self) -> None:
@@ -484,6 +482,12 @@ def main() -> None:
         soak.nan_loss()
         soak.tests('images that cannot be read', 'tests/test_bad_data.py', '-k', 'image')
         soak.tests('candidate out of memory', 'tests/test_bad_data.py', '-k', 'out_of_memory')
+        soak.tests('worker of a search killed', 'tests/test_ray.py', '-k', 'killed_worker')
+        soak.tests('machine of a search lost', 'tests/test_ray.py', '-k', 'lost_machine')
+        soak.tests('machine joins a search', 'tests/test_ray.py', '-k', 'joins_late')
+        soak.tests('candidate too large for a worker', 'tests/test_ray.py', '-k', 'too_large')
+        soak.tests('worker with other images', 'tests/test_ray.py', '-k', 'other_images')
+        soak.tests('driver of workers killed', 'tests/test_ray.py', '-k', 'killed_driver')
         soak.tests('file made to run code', 'tests/test_malicious.py')
         soak.tests('other file of a stranger', 'tests/test_strangers.py')
     finish(soak, args, time.monotonic() - started)

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 from mmengine.config import Config
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -119,7 +118,7 @@ def main():
         found[name].append(run)
         alone[name] = run.work  # one worker is never idle
     table = table_of(found, alone)
-    Console().print(table)
+    cli.SafeConsole().print(table)
     if args.markdown:
         Path(args.markdown).write_text(cli.markdown([table]))
     if args.out:
@@ -129,7 +128,9 @@ def main():
         }
         figures = dict(search_scaling=partial(draw_scaling, speedups))
         made = dict(config=args.config, times=args.work_dir, images=images, slow=args.slow)
-        print(*write(args.out, 'search_scaling', made, dict(speedups=speedups), figures), sep='\n')
+        cli.say(
+            *write(args.out, 'search_scaling', made, dict(speedups=speedups), figures), sep='\n'
+        )
 
 
 if __name__ == '__main__':
