@@ -337,11 +337,37 @@ def _label_race(page: Canvas, axes, seen) -> None:
         page.text(658, 90 + i * 74, words, 10, align='left', linespacing=1.4)
 
 
+def task(theme: dict) -> Canvas:
+    """The way of a task through the files, and of its outcome back through the same calls."""
+    page = Canvas(960, 190, theme)
+    rooms = (
+        ('evolution.py', 'breeds', 'pale', 'slice'),
+        ('scorer.py', 'makes the task', 'pale', 'slice'),
+        ('records.py', 'recalls it, if known', 'pale', 'slice'),
+        ('ray_executor.py', 'finds a free worker', 'pale', 'slice'),
+        ('worker.py', 'holds the model', 'mint', 'router'),
+        ('candidate_evaluator.py', 'evaluates', 'mint', 'router'),
+    )
+    for place, (file, does, fill, edge) in enumerate(rooms):
+        x = 10 + 160 * place
+        page.box(x, 60, 136, 62, fill, edge)
+        page.text(x + 68, 80, file, 8.5 if len(file) < 20 else 7.6)
+        page.text(x + 68, 102, does, 8.5, 'soft')
+        if place:
+            page.arrow((x - 24, 78), (x, 78), 'expert')
+            page.arrow((x, 104), (x - 24, 104))
+    page.text(10, 30, 'the process of the search', 11, 'slice', align='left')
+    page.text(650, 30, 'a worker, on any machine', 11, 'router', align='left')
+    page.text(10, 155, 'upper arrows: subnet, then task', 10, 'expert', align='left')
+    page.text(290, 155, 'lower arrows: outcome, then score', 10, 'soft', align='left')
+    return page
+
+
 def main():
     """Draw all figures in both themes."""
     mpl.rcParams.update({'svg.fonttype': 'path', 'svg.hashsalt': 'tas-lora'})
     FOLDER.mkdir(exist_ok=True)
-    for draw in (method, linear, router, race):
+    for draw in (method, linear, router, race, task):
         draw(LIGHT).save(draw.__name__)
         draw(DARK).save(f'{draw.__name__}-dark')
 
