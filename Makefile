@@ -34,8 +34,8 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(PYTEST) $(PARALLEL) -m 'not full and not slow'
 
-test-all: $(INSTALLED)
-	$(PYTEST) $(PARALLEL)
+test-all: test
+	$(PYTEST) $(PARALLEL) -m 'full and not slow'
 
 coverage: $(INSTALLED)
 	$(PYTEST) $(PARALLEL) --cov --cov-report=term:skip-covered
