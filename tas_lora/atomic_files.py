@@ -33,7 +33,8 @@ def write_together(contents: Mapping[Path, str | bytes]) -> None:
     with _named(*contents):
         try:
             for path, content in contents.items():
-                with unfinished[path].open('wb') as file:
+                unfinished[path].unlink(missing_ok=True)  # a stranger's link is not followed
+                with unfinished[path].open('xb') as file:
                     file.write(content.encode() if isinstance(content, str) else content)
                     file.flush()
                     os.fsync(file.fileno())
@@ -68,13 +69,18 @@ def _named(*paths: str | Path) -> Iterator[None]:
 def append_line(path: str | Path, line: str, sync: bool = True) -> None:
     """Append a line and sync it to disk; only the last line can be truncated by a crash.
 
-    Without ``sync`` a power failure may take more, a killed process still nothing.
+    Without ``sync`` a power failure may take more, a killed process still nothing. A symbolic link
+    is refused: in a folder of a stranger it may lead anywhere.
     """
-    with _named(path), Path(path).open('a') as file:
+    with _named(path), open(path, 'a', opener=_open_no_link) as file:
         file.write(line + '\n')
         file.flush()
         if sync:
             os.fsync(file.fileno())
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def seal(archive: bytes) -> bytes:

@@ -167,7 +167,7 @@ def test_killed_at_any_rename_the_older_network_is_not_lost(model, sources, tmp_
             capsys.readouterr()
             failing = [noted('onnx', fails=True)]
             assert not export_formats(model, second, failing, out)[0].held
-            assert 'an earlier one, which is put back' in ' '.join(capsys.readouterr().out.split())
+            assert 'what was there before is put back' in ' '.join(capsys.readouterr().out.split())
             assert files_of(out) == old | {'notes.txt': b'mine'}
             assert not (out / OLDER).exists()
         export_formats(model, second, forms[:2], out)

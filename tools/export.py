@@ -13,19 +13,24 @@ from tempfile import TemporaryDirectory
 from mmengine.config import Config
 
 from tas_lora import SearchSpace, Subnet, UserError, apis, cli, export_subnet
-from tas_lora.export import FORMATS, Format, Source, export_formats, find_formats, model_card
+from tas_lora.export import FORMATS, Format, Source, find_formats, model_card
 from tas_lora.export.data import class_names, innermost, labelled_batches
 from tas_lora.export.examples import take_examples
 from tas_lora.export.formats import ROOT
 from tas_lora.export.int8 import compare as compare_int8
 from tas_lora.export.int8 import compare_top1, quantise
 from tas_lora.export.onnx import OPSETS, check_opset
-from tas_lora.export.parity import check_place, forms_in
+from tas_lora.export.parity import (
+    ParityCheck,
+    check_place,
+    forms_in,
+    held_for_export,
+    write_formats,
+)
 from tas_lora.export.preprocess import compare
 from tas_lora.models import SupernetClassifier
 from tas_lora.models.safe_load import read_checkpoint
 from tas_lora.provenance import read_json
-from tas_lora.work_lock import held
 
 DATA = ('train_dataloader', 'test_dataloader', 'test_evaluator', 'data_preprocessor')
 DATA += ('custom_imports',)
@@ -139,6 +144,15 @@ def check_formats(args: argparse.Namespace) -> tuple[list[Format], list[str]]:
     return formats, skipped
 
 
+def report(checks: list[ParityCheck], skipped: list[str], before: list[Format], out: str) -> None:
+    """Print what was exported, skipped and removed."""
+    for line in (*checks, *(f'Skipped: {advice}' for advice in skipped)):
+        cli.say(line)
+    gone = [each.name for each in before if each not in forms_in(out)]
+    if gone:
+        cli.say(f'Removed from {out}, as they held another network: {", ".join(gone)}')
+
+
 def main():
     """Parse, export and compare."""
     args = parse_args()
@@ -155,16 +169,12 @@ def main():
         card = partial(model_card, source.description, record, source.data, args.license)
         source = compare_preparation(source, model, Path(folder, 'images'))
         card()  # refuses a damaged record before the formats are written
-        before = forms_in(args.out)
-        checks = export_formats(model, source, formats, args.out, card)
-        gone = [each.name for each in before if each not in forms_in(args.out)]
-        for line in (*checks, *(f'Skipped: {advice}' for advice in skipped)):
-            cli.say(line)
-        if gone:
-            cli.say(f'Removed from {args.out}, as they held another network: {", ".join(gone)}')
-        for check in checks:
-            if args.int8 and check.held and check.name == 'onnx':
-                with held(args.out):
+        with held_for_export(args.out):
+            before = forms_in(args.out)
+            checks = write_formats(model, source, formats, args.out, card)
+            report(checks, skipped, before, args.out)
+            for check in checks:
+                if args.int8 and check.held and check.name == 'onnx':
                     add_int8(cfg, model, source, check.folder)
     sys.exit(0 if all(check.held for check in checks) else 1)
 

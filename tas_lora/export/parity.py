@@ -1,10 +1,11 @@
 """Write formats, read each back, and keep those that reproduce the supernet's logits."""
 
-import json
+import errno
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -14,8 +15,9 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, WriteError, system_reason
 from ..models import SupernetClassifier
+from ..provenance import read_json
 from ..structures import Subnet
 from ..work_lock import check_free, held
 from .examples import LEVELS, Examples
@@ -27,6 +29,8 @@ _FEW = 3  # images of the second batch: a file with a fixed batch size fails
 _UNFINISHED = '.export-'  # prefix of temporary folders, where formats are written and checked
 _EARLIER = 'checked by an earlier run'
 OLDER = 'older-export'  # folder of the files that are being replaced
+_NAMES = *ROOT_FILES, *(form.folder for form in FORMATS if not form.root)
+_NO_LINKS = errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK  # the file system has none
 
 Card = Callable[[Format, Mapping[Format, str]], str]
 
@@ -87,7 +91,8 @@ def export_formats(
     Formats are written to a temporary folder, then moved to replace the files of an earlier run.
     If those came from another network, all of its formats are removed. If no format agrees, the
     earlier files stay. While files are replaced, the earlier export is whole in ``older-export``;
-    if the process is killed then, the next run puts it back before it does its own work.
+    if the process is killed then, the next run puts it back before it does its own work. If the
+    system refuses one of the moves, it is put back at once.
 
     Args:
         model: The supernet that ``source`` was cut from.
@@ -103,27 +108,52 @@ def export_formats(
     Raises:
         UserError: If the folder cannot be written, something is in the way, or another run exports
             to it.
+        WriteError: If the system refuses to exchange the files.
+    """
+    check_place(out_dir, formats)
+    with held_for_export(out_dir):
+        return write_formats(model, source, formats, out_dir, card)
+
+
+@contextmanager
+def held_for_export(out_dir: str | Path) -> Iterator[None]:
+    """Hold the lock of an output folder, once what an unfinished run left in it is put right.
+
+    Raises:
+        UserError: If another run holds it.
     """
     out_dir = Path(out_dir)
-    check_place(out_dir, formats)
-    images = source.random_images()
-    expected = _supernet_logits(model, Subnet.from_dict(source.description['subnet']), images)
     with held(out_dir) as note:
         if note:
             print_log(note, 'current', logging.WARNING)
         if restore_older(out_dir):
             print_log(
-                f'{out_dir}: the last export was killed while it replaced an earlier one, which '
-                'is put back',
+                f'{out_dir}: the last export did not finish its exchange of files; what was there '
+                'before is put back',
                 'current',
                 logging.WARNING,
             )
-        for left in out_dir.glob(f'{_UNFINISHED}*'):  # from a killed run
+        for left in out_dir.glob(f'{_UNFINISHED}*'):
             shutil.rmtree(left)
-        with TemporaryDirectory(prefix=_UNFINISHED, dir=out_dir) as name:
-            place = Path(name)
-            checked = [_try(form, source, place, out_dir, images, expected) for form in formats]
-            return _keep(checked, source, place, out_dir, card)
+        yield
+
+
+def write_formats(
+    model: SupernetClassifier,
+    source: Source,
+    formats: Sequence[Format],
+    out_dir: str | Path,
+    card: Card | None = None,
+) -> list[ParityCheck]:
+    """:func:`export_formats` for a folder that the caller holds by :func:`held_for_export`."""
+    out_dir = Path(out_dir)
+    _check_contents(out_dir, formats)
+    images = source.random_images()
+    expected = _supernet_logits(model, Subnet.from_dict(source.description['subnet']), images)
+    with TemporaryDirectory(prefix=_UNFINISHED, dir=out_dir) as name:
+        place = Path(name)
+        checked = [_try(form, source, place, out_dir, images, expected) for form in formats]
+        return _keep(checked, source, place, out_dir, card)
 
 
 def check_place(out_dir: str | Path, formats: Sequence[Format] = FORMATS) -> None:
@@ -139,6 +169,11 @@ def check_place(out_dir: str | Path, formats: Sequence[Format] = FORMATS) -> Non
     if not os.access(above, os.W_OK | os.X_OK):
         raise UserError(f'the output folder {out_dir} cannot be written: {above} is read-only')
     check_free(out_dir)
+    _check_contents(out_dir, formats)
+
+
+def _check_contents(out_dir: Path, formats: Sequence[Format]) -> None:
+    _check_older(out_dir)
     for name in ROOT_FILES:
         if (out_dir / name).is_dir():
             raise UserError(f'{out_dir / name} is a folder, but a file must go there; move it away')
@@ -151,6 +186,18 @@ def check_place(out_dir: str | Path, formats: Sequence[Format] = FORMATS) -> Non
                 f'{folder} has files, but no {form.file} of an earlier export; the export would '
                 'replace it: move it away, or choose another output folder'
             )
+
+
+def _check_older(out_dir: Path) -> None:
+    """Refuse an ``older-export`` that an export did not leave: it would be put back or deleted."""
+    older = out_dir / OLDER
+    if not os.path.lexists(older):
+        return
+    if older.is_symlink() or not older.is_dir():
+        raise UserError(f'{older} is not a folder; move it away')
+    for path in older.iterdir():
+        if path.name not in _NAMES:
+            raise UserError(f'{path} is not of an earlier export; move {older} away')
 
 
 def forms_in(out_dir: str | Path) -> list[Format]:
@@ -221,31 +268,58 @@ def _keep(
     for form in [each.form for each in checked if each.held]:
         if card is not None and form.card:
             (place / form.name / form.card).write_text(card(form, seen), 'utf-8')
-    (place / 'old').mkdir()
     if any(each.held for each in checked):
+        gone = set(forms_in(out_dir)) - set(older)
+        _exchange([each.form for each in checked if each.held], gone, place, out_dir)
+    return [replace(each, older=not each.held and each.form.is_in(out_dir)) for each in checked]
+
+
+def _exchange(new: Iterable[Format], gone: Iterable[Format], place: Path, out_dir: Path) -> None:
+    """Move new formats from ``place`` to their folders, and older ones away; all of it or nothing.
+
+    Raises:
+        WriteError: If the system refuses; it says what is in the folder then.
+    """
+    (place / 'old').mkdir()
+    try:
         _keep_older(out_dir, place)
-        for form in set(forms_in(out_dir)) - set(older):
+        for form in gone:
             _set_aside(form, out_dir, place)
-    moved = [_move(each, place, out_dir) for each in checked]
-    if (out_dir / OLDER).is_dir():  # the new one stands
-        (out_dir / OLDER).rename(place / OLDER)
-    return [replace(each, older=not each.held and each.form.is_in(out_dir)) for each in moved]
+        for form in new:
+            _move(form, place, out_dir)
+        (out_dir / OLDER).rename(place / OLDER)  # the new one stands
+    except OSError as error:
+        raise WriteError(
+            f'{out_dir} cannot be written: {system_reason(error)}; {_put_back(out_dir)}'
+        ) from error
+
+
+def _put_back(out_dir: Path) -> str:
+    """Undo an exchange, and say what is in the folder."""
+    try:
+        restore_older(out_dir)
+    except OSError:
+        return f'what was there before is whole in {OLDER}, and the next export puts it back'
+    return 'what was there before is still there'
 
 
 def _keep_older(out_dir: Path, place: Path) -> None:
     """Link or copy the files of an earlier run to ``older-export``, which is whole or not there."""
-    names = [*ROOT_FILES, *(form.folder for form in forms_in(out_dir) if not form.root)]
-    _link(names, out_dir, place / OLDER)
-    if any((place / OLDER).iterdir()):
-        (place / OLDER).rename(out_dir / OLDER)
+    there = [form.folder for form in forms_in(out_dir) if not form.root]
+    _link([*ROOT_FILES, *there], out_dir, place / OLDER)
+    (place / OLDER).rename(out_dir / OLDER)
 
 
 def restore_older(out_dir: str | Path) -> bool:
-    """Put back what a run that was killed was about to replace; returns whether there was any.
+    """Put back what an unfinished run was about to replace; returns whether there was any.
 
     Killed as well, it is done again.
+
+    Raises:
+        UserError: If ``older-export`` has something else in it.
     """
     out_dir = Path(out_dir)
+    _check_older(out_dir)
     if not (out_dir / OLDER).is_dir():
         return False
     with TemporaryDirectory(prefix=_UNFINISHED, dir=out_dir) as place:
@@ -260,44 +334,43 @@ def restore_older(out_dir: str | Path) -> bool:
 
 
 def _link(names: Iterable[str], source: Path, target: Path) -> None:
-    """Link files and folders from one folder to another, or copy them where links are refused."""
+    """Link files and folders from one folder to another, or copy them where links are refused.
+
+    Symbolic links stay links.
+    """
     target.mkdir(exist_ok=True)
     for name in names:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, target / name, copy_function=_link_or_copy)
-        elif (source / name).exists():
-            _link_or_copy(source / name, target / name)
+        path = source / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, target / name, symlinks=True, copy_function=_link_or_copy)
+        elif os.path.lexists(path):
+            _link_or_copy(path, target / name)
 
 
 def _link_or_copy(source: str | Path, target: str | Path) -> None:
     try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS or os.path.lexists(target):
+            raise
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _is_other(out_dir: Path, source: Source) -> bool:
     """Whether a folder may contain a network other than ``source``."""
     try:
-        return json.loads((out_dir / ROOT.file).read_text('utf-8')) != source.description
-    except (OSError, ValueError, RecursionError):
+        return read_json(out_dir / ROOT.file, kind=dict) != source.description
+    except UserError:
         return True
 
 
-def _move(check: ParityCheck, place: Path, out_dir: Path) -> ParityCheck:
-    form = check.form
-    if not check.held:
-        return check
-    try:
-        if form.root:
-            for path in sorted((place / form.name).iterdir()):
-                path.replace(out_dir / path.name)
-        else:
-            _set_aside(form, out_dir, place)
-            (place / form.name).rename(out_dir / form.folder)
-    except OSError as error:
-        return replace(check, error=_reason(error))
-    return check
+def _move(form: Format, place: Path, out_dir: Path) -> None:
+    if form.root:
+        for path in sorted((place / form.name).iterdir()):
+            path.replace(out_dir / path.name)
+    else:
+        _set_aside(form, out_dir, place)
+        (place / form.name).rename(out_dir / form.folder)
 
 
 def _set_aside(form: Format, out_dir: Path, place: Path) -> None:
