@@ -7,23 +7,23 @@ from pathlib import Path
 from types import ModuleType
 
 from . import __version__, packaged, startup  # noqa: F401  startup handles signals
-from .errors import UserError
+from .errors import UserError, printable
 
 
 def main() -> None:
     """Run a tool, or list tools or configs; report a mistake in one line, with exit code 2."""
     name, *arguments = sys.argv[1:] or ['--help']
     if name in ('-h', '--help'):
-        print(_help())
+        print(printable(_help()))
     elif name == '--version':
-        print(f'tas-lora {__version__}')
+        print(printable(f'tas-lora {__version__}'))
     elif name == 'configs':
-        print('\n'.join(_listed(packaged.configs())))
+        print(printable('\n'.join(_listed(packaged.configs()))))
     else:
         try:
             path = packaged.find_tool(name)
         except UserError as error:
-            print(f'error: {error}', file=sys.stderr)
+            print(printable(f'error: {error}'), file=sys.stderr)
             sys.exit(2)
         _run(path, arguments)
 

@@ -13,6 +13,7 @@ from reprlib import repr as short
 from .errors import UserError
 
 _PACKAGES = ('tas-lora', 'torch', 'mmengine', 'mmpretrain', 'numpy', 'pymoo', 'scikit-learn')
+_DEEPEST = 50  # levels of a JSON file; those of ours have a dozen
 
 
 def read_json(
@@ -38,6 +39,8 @@ def read_json(
     try:
         value = json.loads(read_file(path, most).decode('utf-8'))
         json.dumps(value, ensure_ascii=False).encode('utf-8')  # no half of a surrogate pair
+        if _is_deeper(value, _DEEPEST):  # what walks through it would end in a RecursionError
+            raise ValueError(f'nested more than {_DEEPEST} deep')
     except OSError as error:
         raise UserError(f'{name} cannot be read: {error.strerror}{advice}') from error
     except (ValueError, RecursionError) as error:
@@ -45,6 +48,15 @@ def read_json(
     if not isinstance(value, kind):
         raise UserError(f'{name} must hold a {kind.__name__}, got {short(value)}{advice}')
     return value
+
+
+def _is_deeper(value, most: int) -> bool:
+    """Whether dicts and lists are nested more than ``most`` deep; without recursion."""
+    level = [value]
+    for _ in range(most + 1):
+        nodes = [x.values() if isinstance(x, dict) else x for x in level if type(x) in (dict, list)]
+        level = [item for node in nodes for item in node]
+    return bool(level)
 
 
 def read_file(path: str | Path, most: int | None = None) -> bytes:

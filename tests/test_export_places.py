@@ -1,5 +1,6 @@
 """Contents of an export's folder after one run and after the next."""
 
+import errno
 import itertools
 import os
 import shutil
@@ -16,7 +17,13 @@ from tiny import SPACE, images, tiny_model
 
 from tas_lora import UserError, export_subnet
 from tas_lora.export import FORMATS, Source, export_formats
-from tas_lora.export.parity import OLDER, check_place, restore_older
+from tas_lora.export.parity import (
+    OLDER,
+    _is_other,
+    _link_or_copy,
+    check_place,
+    restore_older,
+)
 
 FILES = {'weights.safetensors', 'architecture.json', 'plain_vit.py', 'MODEL_CARD.md'}
 
@@ -176,6 +183,56 @@ def test_killed_at_any_rename_the_older_network_is_not_lost(model, sources, tmp_
     assert ways >= {'in its place', 'kept'}
 
 
+def refused(left: int, lasting: bool, job, *arguments) -> str:
+    """Do a job; the system refuses one of its moves, and all later ones if ``lasting``."""
+    moves = {name: getattr(Path, name) for name in ('rename', 'replace')}
+
+    def failing(move):
+        def move_or_fail(path, target):
+            nonlocal left
+            left -= not path.name.endswith('.tmp')  # such is the lock's record
+            if left == 0 or (left < 0 and lasting):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return move(path, target)
+
+        return move_or_fail
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, move in moves.items():
+            patch.setattr(Path, name, failing(move))
+        try:
+            job(*arguments)
+        except UserError as error:
+            return str(error)
+    return ''
+
+
+@pytest.mark.parametrize('lasting', [False, True])
+@pytest.mark.parametrize('before', ['first', 'nothing'])
+def test_an_exchange_that_the_system_refuses_is_undone(model, sources, tmp_path, before, lasting):
+    """At each of its moves; if the disk stays broken, the next export undoes it."""
+    forms = [ROOT, noted('onnx'), noted('timm')]
+    (tmp_path / before).mkdir()
+    (tmp_path / before / 'notes.txt').write_text('mine')
+    if before == 'first':
+        export_formats(model, sources[0], forms, tmp_path / before)
+    old, ends = files_of(tmp_path / before), set()
+    for number in itertools.count(1):
+        out = shutil.copytree(tmp_path / before, tmp_path / str(number))
+        said = refused(number, lasting, export_formats, model, sources[1], forms[:2], out)
+        if not said:
+            break
+        assert f'{out} cannot be written: Input/output error' in said
+        ends.add(said.split('; ')[-1])
+        if (out / OLDER).exists():
+            assert 'the next export puts it back' in said
+            assert restore_older(out)
+        assert files_of(out) == old, number
+        assert [path for path in out.iterdir() if path.name[0] == '.'] == []
+    assert number > 5
+    assert len(ends) == 1 + lasting
+
+
 def test_small_logits_are_compared_with_their_deviation(tmp_path):
     """1e-5 is within the tolerance, and yet as much as a tenth of what images make."""
     small = tiny_model()
@@ -196,6 +253,63 @@ def test_small_logits_are_compared_with_their_deviation(tmp_path):
 
 
 # What is in the way
+
+
+def test_an_older_export_of_a_stranger_writes_nowhere(model, sources, tmp_path):
+    """Its files would be put to where links lead."""
+    victim = tmp_path / 'bashrc'
+    victim.write_text('mine')
+    out = tmp_path / 'out'
+    (out / OLDER).mkdir(parents=True)
+    (out / OLDER / 'x.txt').write_text('evil')
+    (out / 'x.txt').symlink_to(victim)
+    for work in (
+        lambda: export_formats(model, sources[0], [ROOT], out),
+        lambda: restore_older(out),
+    ):
+        with pytest.raises(UserError, match=r'x\.txt is not of an earlier export; move .* away'):
+            work()
+    (out / OLDER / 'x.txt').unlink()
+    for name in ('MODEL_CARD.md', 'onnx'):
+        (out / name).symlink_to(victim)
+    for name in ('architecture.json', 'timm'):  # stay links, whatever they lead to
+        (out / OLDER / name).symlink_to(victim)
+    (out / OLDER / 'onnx').mkdir()
+    (out / OLDER / 'MODEL_CARD.md').write_text('evil')
+    (out / OLDER / 'onnx' / 'model.onnx').symlink_to(victim)
+    assert restore_older(out)
+    assert (out / 'MODEL_CARD.md').read_text() == 'evil'
+    assert (out / 'architecture.json').is_symlink()
+    (out / 'timm').unlink()
+    assert export_formats(model, sources[0], [ROOT, noted('onnx')], out)[1].held
+    assert victim.read_text() == 'mine'
+    shutil.rmtree(out)
+    out.mkdir()
+    (out / OLDER).symlink_to(tmp_path)
+    with pytest.raises(UserError, match='older-export is not a folder; move it away'):
+        export_formats(model, sources[0], [ROOT], out)
+
+
+def test_copies_where_links_are_refused_replace_nothing(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, 'link', refuse)
+    (tmp_path / 'a').write_text('a')
+    for code in (errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EMLINK):
+        _link_or_copy(tmp_path / 'a', tmp_path / 'b')
+        with pytest.raises(OSError, match=os.strerror(code)):
+            _link_or_copy(tmp_path / 'a', tmp_path / 'b')
+        assert (tmp_path / 'b').read_text() == 'a'
+        (tmp_path / 'b').unlink()
+    code = errno.EIO
+    with pytest.raises(OSError, match='Input/output'):
+        _link_or_copy(tmp_path / 'a', tmp_path / 'b')
+
+
+def test_a_pipe_in_the_place_of_the_architecture_is_not_read(sources, tmp_path):
+    os.mkfifo(tmp_path / 'architecture.json')
+    assert _is_other(tmp_path, sources[0])
 
 
 def test_a_file_where_a_folder_is_to_go(model, sources, tmp_path):

@@ -119,6 +119,22 @@ def test_the_true_reason_is_said(tmp_path, monkeypatch, code, said):
     assert said in str(error.value)
 
 
+def test_links_of_a_stranger_are_not_written_through(tmp_path):
+    """A copied work directory may have them where temporary files and journals are written."""
+    victim = tmp_path / 'thesis.tex'
+    victim.write_text('years of work')
+    work = tmp_path / 'work'
+    work.mkdir()
+    for name in ('.training.json.tmp', 'training.json', 'history.jsonl'):
+        (work / name).symlink_to(victim)
+    write_atomic(work / 'training.json', 'new')
+    assert (work / 'training.json').read_text() == 'new'
+    with pytest.raises(UserError, match=r'history\.jsonl cannot be written: .* a symbolic link'):
+        append_line(work / 'history.jsonl', 'new')
+    assert victim.read_text() == 'years of work'
+    assert sorted(os.listdir(work)) == ['history.jsonl', 'training.json']
+
+
 def test_a_removed_folder_is_named(tmp_path):
     """The one that is gone, not a file in it or a folder below it; and it does not come back."""
     path = tmp_path / 'work' / 'deep' / 'epoch_1.pth'

@@ -176,6 +176,21 @@ def test_a_strangers_result_runs_nothing(canary, capsys, options):
     canary.unlink()
 
 
+def test_a_record_nested_deep_is_refused_in_one_line(tmp_path, capsys):
+    deep = []
+    for _ in range(900):
+        deep = [deep]
+    result = json.loads(RECORD.read_text())
+    result['search']['config']['custom_hooks'] = deep
+    path = tmp_path / 'best_subnet.json'
+    path.write_text(json.dumps(result))
+    (tmp_path / 'weights.pth').write_bytes(b'any')
+    assert call_tool('search.py', tmp_path / 'weights.pth', '--replay', path) == 2
+    assert 'nested more than 50 deep' in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(UserError, match=r'best_subnet\.json is not JSON: nested more than 50'):
+        read_json(path)
+
+
 # Checkpoints
 
 
@@ -394,9 +409,35 @@ def test_logs_cannot_steer_the_terminal(digits_config, capsys):
 
 def test_tools_print_through_the_escape():
     """A later line that forgets it is found here. The demo shows what other tools printed."""
-    files = [path for path in (ROOT / 'tools').rglob('*.py') if path.name != 'demo.py']
-    bare = re.compile(r'(?<![\w.])(print|Console)\(')
-    assert [path.name for path in files if bare.search(path.read_text())] == []
+    bare = re.compile(r'(?<![\w.`])(print\((?!\*?\(?printable\()|Console\()')
+    assert bare.search('print(name)')
+    assert [path for path in sources('demo.py') if bare.search(path.read_text('utf-8'))] == []
+
+
+def test_tools_write_beside_and_rename():
+    """So that a link is not followed and a full disk leaves the old file.
+
+    An export's formats are written in a temporary folder; the log of the demo grows line by line,
+    and a lock's file is empty.
+    """
+    plain = re.compile(
+        r"\.write_(text|bytes)\(|\bopen\(('w|[^()]*, 'w)|(savefig|save)\((args|folder|.*args\.)"
+    )
+    assert plain.search('Path(args.out).write_text(text)')
+    assert plain.search("path.open('wb')")
+    found = [
+        path.name
+        for path in sources('demo.py')
+        if path.parent != ROOT / 'tas_lora' / 'export' and plain.search(path.read_text('utf-8'))
+    ]
+    assert found == ['progress.py', 'processes.py']
+
+
+def sources(*without: str) -> list[Path]:
+    """The toolkit's Python files and the projects', without tests."""
+    folders = [ROOT / name for name in ('projects', 'tas_lora', 'tools')]
+    paths = (path for folder in folders for path in folder.rglob('*.py'))
+    return sorted(path for path in paths if path.name not in without and 'tests' not in path.parts)
 
 
 # Images

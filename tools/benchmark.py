@@ -20,6 +20,7 @@ from mmengine.device import get_device
 from rich.table import Table
 
 from tas_lora import SearchSpace, cli
+from tas_lora.atomic_files import write_atomic
 from tas_lora.checks import natural, positive
 from tas_lora.config import load_config
 from tas_lora.costs import benchmark, processes
@@ -210,9 +211,9 @@ def main():
     console.print_json(data=where)
     if args.json:
         report = results[args.sizes[0]] | dict(sizes=results, machine=where)
-        Path(args.json).write_text(json.dumps(report, indent=2) + '\n')
+        write_atomic(args.json, json.dumps(report, indent=2) + '\n')
     if args.markdown:
-        Path(args.markdown).write_text(cli.markdown(found))
+        write_atomic(args.markdown, cli.markdown(found))
 
 
 if __name__ == '__main__':

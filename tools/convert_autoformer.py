@@ -1,10 +1,12 @@
 """Convert an official AutoFormer checkpoint to the toolkit's format."""
 
 import argparse
+from io import BytesIO
 
 import torch
 
 from tas_lora import UserError, cli
+from tas_lora.atomic_files import write_atomic
 from tas_lora.models.checkpoint import describe, from_autoformer, is_autoformer
 from tas_lora.models.safe_load import read_state_dict
 
@@ -26,7 +28,9 @@ def main():
         raise UserError(f'{args.src} is not an official AutoFormer checkpoint')
     state_dict = from_autoformer(official)
     sizes = describe(state_dict)
-    torch.save(dict(meta=dict(source='autoformer', **sizes), state_dict=state_dict), args.dst)
+    content = BytesIO()
+    torch.save(dict(meta=dict(source='autoformer', **sizes), state_dict=state_dict), content)
+    write_atomic(args.dst, content.getvalue())
     cli.say(
         f'{args.dst}: {len(state_dict)} tensors, embed_dim {sizes["embed_dim"]}, '
         f'depth {sizes["depth"]}, heads {max(sizes["num_heads"])}'

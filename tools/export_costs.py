@@ -8,6 +8,7 @@ import torch
 from rich.table import Table
 
 from tas_lora import UserError, cli
+from tas_lora.atomic_files import write_atomic
 from tas_lora.checks import positive
 from tas_lora.costs.exported import RUNTIMES, check_costs, convention, counted_flops, measure
 from tas_lora.errors import blame
@@ -81,7 +82,7 @@ def main():
     for table in tables:
         console.print(table)
     if args.out:
-        Path(args.out).write_text(json.dumps(figures, indent=2) + '\n')
+        write_atomic(args.out, json.dumps(figures, indent=2) + '\n')
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from tas_lora import cli
+from tas_lora.atomic_files import write_atomic
 from tas_lora.engine.search import read_result
 from tas_lora.search import best_within, read_history
 
@@ -47,7 +48,7 @@ def main():
         )
     cli.say(json.dumps(best))
     if args.out:
-        Path(args.out).write_text(json.dumps(best, indent=2) + '\n')
+        write_atomic(args.out, json.dumps(best, indent=2) + '\n')
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from tas_lora import UserError, cli
+from tas_lora.atomic_files import write_atomic
 from tas_lora.checks import bounded, positive
 from tas_lora.datasets.image_depth import refuse_deep
 from tas_lora.errors import blame, printable
@@ -237,7 +238,7 @@ def main() -> None:
     ]
     cli.SafeConsole().print(table_of(results))
     if args.out:
-        Path(args.out).write_text(json.dumps(results, indent=2) + '\n')
+        write_atomic(args.out, json.dumps(results, indent=2) + '\n')
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tas_lora import UserError, cli
+from tas_lora.atomic_files import write_atomic
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -14,7 +15,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     unsigned_byte = 0x08
     header = struct.pack('>BBBB', 0, 0, unsigned_byte, array.ndim)
     sizes = struct.pack(f'>{array.ndim}I', *array.shape)
-    path.write_bytes(header + sizes + array.astype(np.uint8).tobytes())
+    write_atomic(path, header + sizes + array.astype(np.uint8).tobytes())
 
 
 def main():

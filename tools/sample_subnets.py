@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from tas_lora import SearchSpace, UserError, apis, cli
+from tas_lora.atomic_files import write_atomic
 from tas_lora.checks import natural, positive
 
 
@@ -30,7 +31,7 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     for i, subnet in enumerate(space.sample_distinct(args.count, rng)):
         path = folder / f'subnet_{i}.json'
-        path.write_text(json.dumps(subnet.to_dict()) + '\n')
+        write_atomic(path, json.dumps(subnet.to_dict()) + '\n')
         cli.say(f'{path}  embed_dim {subnet.embed_dim}, depth {subnet.depth}')
 
 

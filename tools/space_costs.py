@@ -5,7 +5,6 @@ including the load of other programs. Validations and checkpoints come on top.
 """
 
 import json
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -16,6 +15,7 @@ from mmengine.registry import DATASETS
 from rich.progress import Progress
 
 from tas_lora import SearchSpace, UserError, apis, cli, count_flops
+from tas_lora.atomic_files import write_atomic
 from tas_lora.checks import natural, positive
 from tas_lora.config import check_data
 from tas_lora.costs import space_costs as costs
@@ -190,7 +190,7 @@ def main():
         cli.say(line)
     if args.json:
         where = dict(config=args.config, device=args.device, threads=torch.get_num_threads())
-        Path(args.json).write_text(json.dumps(where | found, indent=2) + '\n')
+        write_atomic(args.json, json.dumps(where | found, indent=2) + '\n')
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ from pathlib import Path
 from mmengine.dist import is_main_process
 
 from tas_lora import UserError, apis, cli, read_subnet
+from tas_lora.atomic_files import write_atomic
 
 
 def parse_args():
@@ -43,7 +44,7 @@ def main():
     if args.out and is_main_process():
         # Matrices, and values by class, become lists.
         text = json.dumps(metrics, indent=2, default=methodcaller('tolist'))
-        Path(args.out).write_text(text + '\n')
+        write_atomic(args.out, text + '\n')
 
 
 if __name__ == '__main__':

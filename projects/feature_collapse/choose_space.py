@@ -88,7 +88,7 @@ def main() -> None:
         found = summary(name, args)
         known[f'{name}, {found["epochs"]} epochs'] = found
         write_atomic(path, json.dumps(known, indent=1) + '\n')
-        print(json.dumps(found, indent=1))
+        cli.say(json.dumps(found, indent=1))
 
 
 if __name__ == '__main__':

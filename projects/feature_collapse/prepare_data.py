@@ -31,7 +31,7 @@ def main() -> None:
             write_atomic(out / name, unzipped(Path(args.source), name))
     for split in ('train', 'test'):
         data = FashionMNIST(str(out), split, test_mode=split == 'test', download=not args.source)
-        print(f'{out}: {len(data):,} images, {split}')
+        cli.say(f'{out}: {len(data):,} images, {split}')
 
 
 def unzipped(folder: Path, name: str) -> bytes:

@@ -97,7 +97,7 @@ def main() -> None:
         found = summary(space, known, range(args.searches))
         rows += [dict(method=net.method, seed=net.seed, **row) for row in found]
     write_atomic(study.results / 'searches.json', json.dumps(rows, indent=1) + '\n')
-    print(f'{study.results / "searches.json"}: {len(rows)} rows')
+    cli.say(f'{study.results / "searches.json"}: {len(rows)} rows')
 
 
 if __name__ == '__main__':

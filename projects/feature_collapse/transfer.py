@@ -109,7 +109,7 @@ def main() -> None:
         for index in args.subnets
         for start in (SCRATCH, *args.methods)
     ]
-    work_off(tasks, lambda line: print(line, flush=True))
+    work_off(tasks, lambda line: cli.say(line, flush=True))
     study.records.gather(TRANSFER, [task.name for task in tasks])
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from functools import partial
+from io import BytesIO
 from math import inf, isfinite
 from pathlib import Path
 
@@ -198,5 +199,7 @@ def _draw(results: SearchResults) -> dict[str, list[dict]]:
 def _place(folder: Path, name: str, figure, alt: str) -> dict:
     """Write a figure as PNG and return it as the template takes it; ``width`` is in inches."""
     folder.mkdir(exist_ok=True)
-    figure.savefig(folder / f'{name}.png')
+    content = BytesIO()
+    figure.savefig(content)
+    write_atomic(folder / f'{name}.png', content.getvalue())
     return dict(alt=alt, svg=as_svg(figure, name), width=figure.get_figwidth())

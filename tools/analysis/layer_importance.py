@@ -5,7 +5,6 @@ batches in which its block is active.
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from rich.progress import track
 
 from tas_lora import SearchSpace, UserError, apis, cli
 from tas_lora.analysis.importance import layer_importance
+from tas_lora.atomic_files import write_atomic
 from tas_lora.checks import positive
 from tas_lora.datasets.agreement import check_sources
 
@@ -54,7 +54,7 @@ def main():
         unseen = ', '.join(map(str, seen.eq(0).nonzero().flatten().tolist()))
         raise UserError(f'blocks {unseen} were active in no batch; raise --batches')
     scores = (total / seen[:, None]).tolist()
-    Path(args.out).write_text(json.dumps(scores) + '\n')
+    write_atomic(args.out, json.dumps(scores) + '\n')
     cli.say(f'{args.out}: {len(scores)} blocks; set model.backbone.mole.importance={args.out}')
 
 

@@ -17,6 +17,7 @@ from tas_lora import SearchSpace, UserError, cli, count_flops, count_params
 from tas_lora.analysis.output import write
 from tas_lora.analysis.scaling import PLACES, Landscape, Plan, Simulation, TaskTimes, simulate
 from tas_lora.analysis.similarity_drawing import draw_scaling
+from tas_lora.atomic_files import write_atomic
 from tas_lora.checks import bounded, natural, positive
 from tas_lora.config import load_config
 from tas_lora.costs.benchmark import supernet
@@ -120,7 +121,7 @@ def main():
     table = table_of(found, alone)
     cli.SafeConsole().print(table)
     if args.markdown:
-        Path(args.markdown).write_text(cli.markdown([table]))
+        write_atomic(args.markdown, cli.markdown([table]))
     if args.out:
         speedups = {
             name: {run.workers: alone[name] / run.seconds for run in runs}

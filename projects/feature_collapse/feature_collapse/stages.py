@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from tas_lora import cli
 from tas_lora.analysis.features import feature_similarity
 
 from . import training
@@ -150,4 +151,4 @@ def _shown(measured: dict) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    cli.say(line, flush=True)

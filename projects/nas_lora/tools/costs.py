@@ -43,7 +43,7 @@ def main() -> None:
     write_atomic(args.out / f'costs_{args.size}.json', json.dumps(found, indent=1) + '\n')
     for name, record in found.items():
         low, high = record['time']['spread']
-        print(
+        cli.say(
             f'{name}: {record["trainable"]:,} trainable, {1e3 * record["seconds"]:.1f} ms, '
             f'{record["time"]["median"]:.3f} ({low:.3f} to {high:.3f}) of full, '
             f'{record["saved_mib"]:.1f} MiB saved, peak {record["peak_mib"]:.0f} MiB'

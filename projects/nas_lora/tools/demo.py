@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
 def call(title: str, tool: str, *arguments: str | Path) -> None:
     """Run a tool of this project, show its report, and stop if it fails."""
     command = [str(project_path.PROJECT.relative_to(ROOT) / 'tools' / tool), *map(str, arguments)]
-    print(f'\n{title}\n$ python {" ".join(command)}', flush=True)
+    cli.say(f'\n{title}\n$ python {" ".join(command)}', flush=True)
     # On such small tensors a second thread gains nothing.
     environment = os.environ | dict(OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore')
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -53,7 +53,7 @@ def call(title: str, tool: str, *arguments: str | Path) -> None:
         lines.append(line.rstrip())
         found = SHOWN.search(lines[-1])
         if found and ' loaded' not in line:
-            print(f'  {found.group()}', flush=True)
+            cli.say(f'  {found.group()}', flush=True)
     if process.wait():
         reason = next((li for li in lines[::-1] if li.startswith('error: ')), '\n'.join(lines[-9:]))
         raise UserError(f'{tool} failed: {reason.removeprefix("error: ")}')
@@ -71,7 +71,7 @@ def prepare(args: argparse.Namespace) -> Path:
         call('Stamps on photographs', 'prepare_stamps.py', '--out', stamps, *source)
     if stamps.is_dir():
         return stamps
-    print('\nNo stamps given (--deb or --folder): the SAM is pretrained on drawn shapes instead')
+    cli.say('\nNo stamps given (--deb or --folder): the SAM is pretrained on drawn shapes instead')
     write_shapes(WORK / 'shapes', dict(train=1000, val=60))
     return WORK / 'shapes'
 
@@ -106,7 +106,7 @@ def main() -> None:
     for level in ('fold', 'least_squares'):
         out = ['--level', level, '--out', WORK / level]
         call(f'Fold or merge: {level}', 'merge.py', *model, *out, *options)
-    print(
+    cli.say(
         f'\nmasks    {results}/masks.png\nchoices  {results}/choices.png\nmodels   {WORK}\n'
         'At this size the search need not win; the tables show what was measured.\n'
         f'{time.monotonic() - started:.0f} s in all'

@@ -100,7 +100,7 @@ def main():
     for part, rows in rows_of_parts(len(pictures)).items():
         for row in rows:
             _write_row(args.out / part, row, pictures[row], masks[row])
-        print(f'{args.out / part}: {len(rows) * len(pictures[0])} tiles')
+        cli.say(f'{args.out / part}: {len(rows) * len(pictures[0])} tiles')
 
 
 def _write_row(out: Path, row: int, pictures: list[np.ndarray], masks: list[np.ndarray]) -> None:

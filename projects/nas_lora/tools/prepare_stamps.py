@@ -16,6 +16,7 @@ from nas_lora.folders import check_new
 from nas_lora.stamps import PARTS, Part, parts_of, stamps_in, write_part
 
 from tas_lora import UserError, cli
+from tas_lora.atomic_files import write_atomic
 from tas_lora.checks import natural, positive
 
 PACKAGE = 'tuxpaint-stamps-default'
@@ -45,7 +46,7 @@ TEXTURES = (
 def unpack(deb: Path | None, folder: Path) -> None:
     """Unpack the package into a folder, from ``deb`` or downloaded from Debian."""
     if deb is None:
-        print(f'fetching {PACKAGE}, 161 MB')
+        cli.say(f'fetching {PACKAGE}, 161 MB')
         _run(['apt-get', 'download', PACKAGE], folder)
         deb = next(folder.glob('*.deb'))
     if not deb.is_file():
@@ -120,11 +121,11 @@ def _write_record(args: argparse.Namespace, parts: list[Part]) -> None:
             photographs=[path.name for path in part.photographs],
         )
         record[part.name] = dict(pictures=vars(args)[part.name], **names)
-        print(
+        cli.say(
             f'{args.out / part.name}: {vars(args)[part.name]} pictures of {len(part.stamps)} '
             f'objects on {len(part.photographs)} photographs'
         )
-    (args.out / 'made_of.json').write_text(json.dumps(record, indent=1) + '\n')
+    write_atomic(args.out / 'made_of.json', json.dumps(record, indent=1) + '\n')
 
 
 if __name__ == '__main__':

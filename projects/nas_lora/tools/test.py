@@ -22,7 +22,7 @@ def main() -> None:
     args = parse_args()
     cfg = cli.config_from(args)
     scores = Scorer(cfg, args.part)(load_model(cfg, args.checkpoint))
-    print(', '.join(f'{name} {value:.4f}' for name, value in scores.items()))
+    cli.say(', '.join(f'{name} {value:.4f}' for name, value in scores.items()))
 
 
 if __name__ == '__main__':
