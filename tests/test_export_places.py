@@ -22,7 +22,9 @@ from tas_lora.export.parity import (
     _is_other,
     _link_or_copy,
     check_place,
+    held_for_export,
     restore_older,
+    write_formats,
 )
 
 FILES = {'weights.safetensors', 'architecture.json', 'plain_vit.py', 'MODEL_CARD.md'}
@@ -250,6 +252,15 @@ def test_small_logits_are_compared_with_their_deviation(tmp_path):
     assert wrong.deviation == pytest.approx(deviation, rel=1e-3)
     assert str(wrong).endswith('(ABOVE 1e-04 of that)')
     assert contents(tmp_path / 'out') == dict(onnx='16')
+
+
+def test_who_holds_a_folder_writes_to_it_and_others_do_not(model, sources, tmp_path):
+    """The tool quantises after the export: the lock is held over both."""
+    with held_for_export(tmp_path):
+        assert write_formats(model, sources[0], [ROOT, noted('onnx')], tmp_path)[1].held
+        with pytest.raises(UserError, match='is in use by'):
+            export_formats(model, sources[0], [ROOT], tmp_path)
+    assert export_formats(model, sources[0], [ROOT], tmp_path)[0].held
 
 
 # What is in the way

@@ -18,6 +18,7 @@ from tas_lora import Subnet, UserError, export, export_subnet, load_supernet
 from tas_lora.export import Source, formats, mmpretrain
 from tas_lora.export import onnx as onnx_format
 from tas_lora.export.int8 import compare, compare_top1, quantise
+from tas_lora.work_lock import check_free
 
 CHOSEN = Subnet(24, (3, 2), (2.0, 4.0))
 ROOT_FILES = {'weights.safetensors', 'architecture.json', 'plain_vit.py', 'MODEL_CARD.md'}
@@ -209,7 +210,13 @@ def test_a_subnet_outside_of_the_space(digits_config, tmp_path, capsys, change, 
 
 
 @pytest.mark.full
-def test_int8_beside_float(export_tool, capsys, tmp_path):
+def test_int8_beside_float(export_tool, capsys, tmp_path, monkeypatch):
+    def quantise_while_held(folder):
+        with pytest.raises(UserError, match='is in use by'):
+            check_free(folder.parent)
+        return quantise(folder)
+
+    monkeypatch.setattr('tas_lora.export.int8.quantise', quantise_while_held)
     assert export_tool('--formats', 'onnx', '--int8') == 0
     out = capsys.readouterr().out
     assert 'on 64 random images logits differ by at most' in out

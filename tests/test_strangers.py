@@ -569,6 +569,19 @@ def test_a_damaged_download_is_named(answers, tmp_path):
         assert 'delete the file to download it again' in str(refused.value)
 
 
+def test_each_row_of_the_security_page_has_its_tests():
+    rows = [
+        line for line in (ROOT / 'docs/security.md').read_text().splitlines() if line[:1] == '|'
+    ]
+    known = {path.stem for path in (ROOT / 'tests').glob('test_*.py')}
+    known |= {path.stem for path in (ROOT / 'projects').glob('*/tests/test_*.py')}
+    assert len(rows) > 20
+    for row in rows[2:]:
+        named = re.findall(r'`(\w+)`', row.split(' | ')[-1])
+        assert named, row
+        assert set(named) <= known, row
+
+
 def test_mmengine_imports_what_a_type_names():
     """Else the tests of records would prove nothing."""
     assert MODELS.get('subprocess.Popen') is subprocess.Popen

@@ -1,7 +1,6 @@
 """Tables and figures of the records that run.py has written; nothing is trained or measured."""
 
 import argparse
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from feature_collapse.records import FILE, Records
 
 from tas_lora import UserError, cli
 from tas_lora.atomic_files import write_atomic
+from tas_lora.provenance import read_json
 
 HERE = Path(__file__).resolve().parent
 SEARCHED = ('heldout', 'test', 'regret', 'found_the_best')
@@ -90,7 +90,7 @@ def measured(nets: list[dict]) -> list[str]:
 def space_of(folder: Path) -> str | None:
     """The one of ``SPACES`` whose subnets the records in a folder are of."""
     path = folder / 'subnets.json'
-    subnets = json.loads(path.read_text()) if path.is_file() else None
+    subnets = read_json(path) if path.is_file() else None
     drawn = {name: [subnet.to_dict() for subnet in drawn_subnets(name)] for name in SPACES}
     return next((name for name, those in drawn.items() if those == subnets), None)
 
@@ -100,7 +100,7 @@ def found_by_searches(path: Path) -> str:
     if not path.is_file():
         return ''
     rows, runs = [['experts', 'budget, params', 'search', *SEARCHED]], defaultdict(list)
-    for row in json.loads(path.read_text()):
+    for row in read_json(path):
         runs[row['method'], row['share'], row['kind']].append(row)
     for (method, _, kind), own in runs.items():
         means = [tables.spread([row[name] for row in own], 4) for name in SEARCHED]
@@ -135,7 +135,7 @@ def spaces(path: Path) -> str:
     if not path.is_file():
         return ''
     rows = [['space', 'subnets', 'epochs', 'supernet', 'similarity', 'gap', '10 % more epochs']]
-    for name, found in json.loads(path.read_text()).items():
+    for name, found in read_json(path).items():
         top1 = found['supernet_top1']
         low, high = found['similarity']
         rows.append(

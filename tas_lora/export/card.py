@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ..errors import blame, printable
 from .data import innermost
@@ -34,17 +34,8 @@ def model_card(
     Raises:
         UserError: If ``record`` looks like a search's result, but its fields are malformed.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(
-        json=json.dumps, dataset=_dataset, file_name=lambda path: Path(path).name
-    )
     with blame('the search that found the subnet cannot be described'):
-        text = environment.get_template('card.md.jinja').render(
+        text = _template().render(
             description=description,
             network=description['network'],
             preprocess=description['preprocess'],
@@ -57,6 +48,19 @@ def model_card(
             checks=checks or {},
         )
     return printable(text)
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        json=json.dumps, dataset=_dataset, file_name=lambda path: Path(path).name
+    )
+    return environment.get_template('card.md.jinja')
 
 
 def _dataset(loader: Mapping | None) -> str:

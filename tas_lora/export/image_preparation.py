@@ -74,17 +74,23 @@ def square(
         (side, side) or (side, side, 3), values 0..255.
     """
     if pad_value is not None:
-        factor = side / max(image.size)
-        size = tuple(max(1, int(length * factor + 0.5)) for length in image.size)
-        filled = Image.new(image.mode, (side, side), (pad_value,) * len(image.getbands()))
-        filled.paste(_resize(image, size, interpolation, backend))
-        return np.asarray(filled)
+        return _padded(image, side, interpolation, backend, pad_value)
     edge, short = round(side / (crop_ratio or 1)), min(image.size)
     is_squashed = squash or crop_ratio is None
     size = tuple(edge if is_squashed else edge * length // short for length in image.size)
     image = _resize(image, size, interpolation, backend)
     left, top = (round((length - side) / 2) for length in size)
     return np.asarray(image.crop((left, top, left + side, top + side)))
+
+
+def _padded(
+    image: Image.Image, side: int, interpolation: str, backend: str, value: int
+) -> np.ndarray:
+    factor = side / max(image.size)
+    size = tuple(max(1, int(length * factor + 0.5)) for length in image.size)
+    filled = Image.new(image.mode, (side, side), (value,) * len(image.getbands()))
+    filled.paste(_resize(image, size, interpolation, backend))
+    return np.asarray(filled)
 
 
 def _resize(image: Image.Image, size: tuple, interpolation: str, backend: str) -> Image.Image:

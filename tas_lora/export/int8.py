@@ -29,9 +29,8 @@ def quantise(folder: Path) -> Path:
     unfinished = small.with_suffix('.tmp')
     with onnx.quiet(), blame(f'{whole} cannot be quantised'):
         model = onnx_files.load(whole)
-        del model.graph.value_info[
-            :
-        ]  # some ONNX Runtimes transpose weights, but not their recorded shapes
+        # Some ONNX Runtimes transpose weights, but not their recorded shapes.
+        model.graph.ClearField('value_info')
         try:
             quantize_dynamic(
                 model,

@@ -1,6 +1,5 @@
 """Tables and figures of the comparison, made from its records."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -10,6 +9,7 @@ import numpy as np
 from tas_lora import UserError
 from tas_lora.errors import blame
 from tas_lora.image_formats import open_image
+from tas_lora.provenance import read_json
 
 from .comparison import read_masks
 from .methods import METHODS
@@ -27,7 +27,7 @@ def read_records(folder: Path) -> dict[str, list[dict]]:
     found = []
     for path in sorted(folder.glob('*_seed*.json')):
         with blame(f'{path} is not a record; remove it and run compare.py again'):
-            record = json.loads(path.read_text())
+            record = read_json(path, kind=dict)
             found.append(record | dict(label=METHODS[record['method']]))
     if not found:
         raise UserError(f'{folder} has no records; tools/compare.py writes them')

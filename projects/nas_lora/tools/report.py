@@ -4,7 +4,6 @@ python projects/nas_lora/tools/report.py
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import project_path
@@ -20,6 +19,7 @@ from nas_lora.report import (
 
 from tas_lora import cli
 from tas_lora.atomic_files import write_atomic
+from tas_lora.provenance import read_json
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,7 +40,7 @@ def main() -> None:
     tables = {'Scores': scores_table(records), 'Levels': levels_table(records)}
     for path in sorted(args.records.glob('costs_*.json'), reverse=True):
         size = path.stem.removeprefix('costs_')
-        tables[f'Costs, {size}'] = costs_table(json.loads(path.read_text()))
+        tables[f'Costs, {size}'] = costs_table(read_json(path, kind=dict))
     if 'nas_lora' in records:
         found = mean_choices(records['nas_lora'])
         tables['Choices of NAS-LoRA, mean over seeds'] = probabilities_table(found)
