@@ -59,7 +59,8 @@ class SearchWorker:
         found = self.loop.images.fingerprint()
         if found != fingerprint:
             raise UserError(
-                f'{platform.node()} has other held-out images: {found}, the search has {fingerprint}'
+                f'{platform.node()} has other held-out images: {found}, not {fingerprint} as the '
+                'search'
             )
         if samples is not None:
             self.loop.images.adopt([to_tensors(sample) for sample in samples])
