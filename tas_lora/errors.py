@@ -78,7 +78,7 @@ _ADVICE = {
     errno.EFBIG: 'the system or the file system limits the size of files; raise the limit',
     errno.EIO: 'the disk or its connection fails; see the system log, and copy what is left',
     errno.ESTALE: 'the file server has removed or replaced the folder; mount it again',
-    errno.ELOOP: 'it is a symbolic link, or in a circle of them; put the file itself there',
+    errno.ELOOP: 'it is a symbolic link, which is not followed; remove it, or put the file there',
     errno.EROFS: 'the file system is read-only, by its mount or after a fault; see the system log',
 }
 

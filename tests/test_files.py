@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -133,6 +134,19 @@ def test_links_of_a_stranger_are_not_written_through(tmp_path):
         append_line(work / 'history.jsonl', 'new')
     assert victim.read_text() == 'years of work'
     assert sorted(os.listdir(work)) == ['history.jsonl', 'training.json']
+
+
+def test_the_name_of_the_last_checkpoint_is_not_written_through_a_link(digits_config, tmp_path):
+    victim = tmp_path / 'thesis.tex'
+    victim.write_text('years of work')
+    cfg = digits_config('supernet', images=32)
+    cfg.work_dir = str(tmp_path / 'work')
+    Path(cfg.work_dir).mkdir()
+    last = Path(cfg.work_dir) / 'last_checkpoint'
+    last.symlink_to(victim)
+    apis.train(cfg)
+    assert victim.read_text() == 'years of work'
+    assert last.read_text().endswith('.pth')
 
 
 def test_a_removed_folder_is_named(tmp_path):

@@ -115,6 +115,9 @@ class SafeCheckpointHook(CheckpointHook):
                 Path(self.out_dir).mkdir(parents=True, exist_ok=True)
             for path in Path(self.out_dir).glob(f'.*.pth{UNFINISHED}'):  # left by a kill
                 path.unlink()
+            last = Path(runner.work_dir) / 'last_checkpoint'
+            if last.is_symlink():  # MMEngine would write to where it leads
+                last.unlink()
         if self.stop_on_signal and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.handlers[number] = signal.signal(number, self._note_signal)
