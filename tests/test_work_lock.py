@@ -22,7 +22,8 @@ HOLDER = """
 import os, sys, time
 from tas_lora.work_lock import held
 with held(sys.argv[1]):
-    if sys.argv[2:] and sys.argv[2].isdigit() and os.fork() == 0:  # as a loader's worker, which outlives it for a while
+    # As a loader's worker, which outlives it for a while.
+    if sys.argv[2:] and sys.argv[2].isdigit() and os.fork() == 0:
         time.sleep(float(sys.argv[2]))
         os._exit(0)
     print('held', flush=True)
@@ -164,7 +165,7 @@ def test_who_only_looks_refuses_nobody(tmp_path):
     """The lock is taken to see whether it is free; another look, or a start, waits for that."""
     for take in (check_free, lambda folder: held(folder).__enter__()):
         (tmp_path / LOCK).touch()
-        glance = FileLock(tmp_path / LOCK)
+        glance = FileLock(tmp_path / LOCK, thread_local=False)
         glance.acquire()
         release = threading.Timer(0.2, glance.release)
         release.start()

@@ -103,9 +103,9 @@ def checkpoint_hook(runner) -> CheckpointHook | None:
 def _keep_own_numbers(known: dict, hook, is_own: Callable[[str], bool]) -> None:
     """Leave only numbers of own files, since MMEngine deletes what it makes of them."""
     numbers = known.pop(_KEPT, None)
-    if hook is None or not isinstance(numbers, (list, tuple)):
+    is_list = isinstance(numbers, (list, tuple))
+    if hook is None or not is_list or any(type(number) is not int for number in numbers):
         return
-    numbers = [number for number in numbers if type(number) is int]
     if own := [number for number in numbers if is_own(hook.filename_tmpl.format(number))]:
         known[_KEPT] = own
 

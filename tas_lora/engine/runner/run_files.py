@@ -73,7 +73,7 @@ def find_checkpoints(folder: str | Path, work_dir: str | Path | None = None) -> 
         folder: Where the checkpoints are.
         work_dir: Where ``training.json`` is, if elsewhere. Without that file all of them count.
     """
-    found, starts = Checkpoints(), _known_starts(Path(work_dir or folder))
+    found, starts = Checkpoints(), _record(Path(work_dir or folder) / FILE).get(_STARTS)
     own: list[tuple[Place, Path]] = []
     for path in sorted(Path(folder).glob('*.pth')):
         if path.name.startswith('best_') or not path.is_file():
@@ -233,17 +233,12 @@ def _record(path: Path) -> Mapping:
     """The content of ``training.json``; empty if it is missing, or not as we write it."""
     try:
         record = read_json(path, kind=dict)
-    except UserError:
+        record[_STARTS] = _checked(record[_STARTS])
+    except (KeyError, TypeError, ValueError):
         return {}
     texts = (record.get(key) for key in ('load_from', 'last_start'))
-    return record if all(isinstance(text, (str, type(None))) for text in texts) else {}
-
-
-def _known_starts(work_dir: Path) -> list[Start] | None:
-    try:
-        return _checked(_record(work_dir / FILE)[_STARTS]) or None
-    except (KeyError, TypeError, ValueError):
-        return None
+    is_ours = record[_STARTS] and all(isinstance(text, (str, type(None))) for text in texts)
+    return record if is_ours else {}
 
 
 def _starts(info: Mapping) -> list[Start]:
