@@ -288,7 +288,7 @@ def test_a_signal_ends_a_search_that_can_go_on(searched, finished, capsys, monke
         (['--test', '--cfg-options', 'test_cfg=None'], 'has no test_cfg'),
         (
             ['--work-dir', 'weights.pth'],
-            'weights.pth cannot be a folder: weights.pth is a file; give another folder',
+            'weights.pth cannot be a folder: weights.pth is a file;',
         ),
     ],
 )
