@@ -159,6 +159,26 @@ class TellAndWait(Hook):
 
 
 @HOOKS.register_module(force=True)
+class TellMeasurements(Hook):
+    """Writes the process that measures a subnet to a file, each time."""
+
+    def __init__(self, file: str):
+        self.file = file
+
+    def before_run(self, runner):
+        measured = runner.val_loop.settings.measured
+        measure = measured.measure
+
+        def tell(subnet):
+            with open(self.file, 'a') as file:
+                file.write(f'{os.getpid()}\n')
+            return measure(subnet)
+
+        if not runner.cfg['val_cfg'].get('ray'):
+            measured.measure = tell
+
+
+@HOOKS.register_module(force=True)
 class RunOut(Hook):
     """Has no memory for subnets of a width: an error of Python, or the end of the process."""
 

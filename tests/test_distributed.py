@@ -23,7 +23,7 @@ def in_order(cfg, batch_size: int):
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if 'router' in cfg.model:
         cfg.custom_hooks = [dict(type='tas_lora.MoLEHook', router_warmup_epochs=1)]
-        cfg.optim_wrapper.router.optimizer.lr = 1.0
+        cfg.optim_wrapper.router.optimizer.lr = 4.0
     return cfg
 
 

@@ -100,11 +100,16 @@ def add_workers(parser) -> None:
     )
     parser.add_argument(
         '--gpus-per-worker',
-        type=lambda text: text if text == 'auto' else float(text),
+        type=gpu_share,
         metavar='SHARE',
         help="GPUs of a worker, such as 0.5, or 'auto': as many workers as its memory allows",
     )
     parser.add_argument('--cpus-per-worker', type=float, help='cores, and threads, of a worker')
+
+
+def gpu_share(text: str) -> float | str:
+    """A number, or 'auto'."""
+    return text if text == 'auto' else float(text)
 
 
 def use_workers(cfg: Config, args) -> None:

@@ -11,13 +11,15 @@ if [ $# -lt 5 ]; then
     exit 2
 fi
 export PYTHON=${PYTHON:-python} PORT=${PORT:-6379}
+PATH=$(dirname "$(command -v "$PYTHON")"):$PATH  # Ray calls `ray` by its name
+export PATH
 SEARCH=("$(dirname "$0")/search.py" "$3" "$4" --work-dir "$5" "${@:6}")
 
 # Runs on each machine; Ray runs the search on the first of them.
 ON_EACH='
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$PORT
 exec "$PYTHON" -m ray.scripts.scripts symmetric-run --address "$HEAD" \
-    --min-nodes "$SLURM_JOB_NUM_NODES" -- "$PYTHON" "$@" --address "$HEAD"
+    --min-nodes "$SLURM_JOB_NUM_NODES" --num-cpus "${SLURM_CPUS_PER_TASK:-1}" -- "$PYTHON" "$@" --address "$HEAD"
 '
 # SRUN_ARGS is split into words on purpose.
 # shellcheck disable=SC2086
@@ -27,6 +29,6 @@ exec srun -p "$1" \
     --ntasks-per-node=1 \
     --gres=gpu:"${GPUS_PER_NODE:-8}" \
     --cpus-per-task="${CPUS_PER_NODE:-64}" \
-    --kill-on-bad-exit=1 \
+    --no-kill \
     ${SRUN_ARGS:-} \
     bash -c "$ON_EACH" slurm_search "${SEARCH[@]}"

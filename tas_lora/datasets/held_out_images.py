@@ -80,7 +80,7 @@ class HeldOutImages:
         for _ in self._samples(range(len(self))):
             if self.kept is None:
                 return None
-        kept, self.kept = self.kept, {}
+        kept, self.kept, self.bytes = self.kept, {}, 0
         return [kept[index] for index in range(len(self))]
 
     def adopt(self, samples: Sequence[dict]) -> None:

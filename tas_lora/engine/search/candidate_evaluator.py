@@ -47,7 +47,7 @@ class CandidateEvaluator:
                 metric.results.clear()
             return Outcome()
         if task.images is None:
-            if not (found := numbers_of(local_metrics(evaluator))):
+            if not (found := numbers_of(evaluator.evaluate(len(self.images)))):
                 raise UserError('val_evaluator gives no number to rank subnets by, only lists')
             return Outcome(found)
         results = evaluator.metrics[0].results
@@ -75,17 +75,6 @@ class CandidateEvaluator:
                 outputs = runner.model.val_step(batch)
             evaluator.process(data_samples=outputs, data_batch=batch)
             runner.call_hook('after_val_iter', batch_idx=place, data_batch=batch, outputs=outputs)
-
-
-def local_metrics(evaluator: Evaluator) -> dict:
-    """Metrics over what this rank has seen; ``evaluate`` would gather from all ranks."""
-    found = {}
-    for metric in evaluator.metrics:
-        prefix = f'{metric.prefix}/' if metric.prefix else ''
-        metrics = metric.compute_metrics(metric.results)
-        found |= {f'{prefix}{name}': value for name, value in metrics.items()}
-        metric.results.clear()
-    return found
 
 
 def numbers_of(metrics: dict) -> dict[str, float]:

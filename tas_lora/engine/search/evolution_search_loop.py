@@ -152,6 +152,12 @@ class EvolutionarySearchLoop(ValLoop):
                 '0, or race=None (--exhaustive)',
                 'evolution.overlap',
             )
+        if deployed is not None and search.overlap:
+            raise UserError(
+                f'is {search.overlap}, but latency is measured while nothing else runs; set it to '
+                '0, or measure=None',
+                'evolution.overlap',
+            )
         self.settings = SearchSettings(
             space=space,
             limits=limits,

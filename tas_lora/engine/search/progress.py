@@ -19,7 +19,7 @@ _WIDTH = 10  # of the bar: the text next to it fits in 80 columns
 
 
 class SearchProgress:
-    """Counts scored candidates and their time, on the leading rank.
+    """Counts scored candidates and their time.
 
     Args:
         runner: Provides logger and visualizer.

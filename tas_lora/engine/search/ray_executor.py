@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from math import ceil, floor
+from math import ceil, floor, inf
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from .worker import SearchWorker, to_arrays
 RAY_OPTIONS = ('workers', 'address', 'gpus_per_worker', 'cpus_per_worker')
 _DEATHS = 3  # workers that end at one task, or one after another at their start
 _LOOK = 10.0  # seconds between two looks at the size of the cluster
+_MOST = 8  # workers on a GPU
 _SAY = 60.0  # seconds between two lines that say that no worker runs
 _STORE = 0.8  # share of a machine's object store that the images may take
 
@@ -88,6 +89,11 @@ class RayExecutor:
         self.gpus = gpus_per_worker
         if gpus_per_worker not in (None, 'auto', 0):
             positive(gpus_per_worker, 'gpus_per_worker', float)
+            if gpus_per_worker > 1 and gpus_per_worker % 1:
+                raise UserError(
+                    f"must be a fraction up to 1, a whole number or 'auto', got {gpus_per_worker}",
+                    'gpus_per_worker',
+                )
         self.cpus = (
             None if cpus_per_worker is None else positive(cpus_per_worker, 'cpus_per_worker', float)
         )
@@ -99,35 +105,44 @@ class RayExecutor:
         self.waiting, self.done = deque[Task](), deque[tuple[Task, Outcome]]()
         self.deaths = Counter[int]()  # workers that ended at a task, by its number
         self.retries = 0
+        self.measurer: _Worker | None = None
+        self.measured_on: str | None = None
         self.looked, self.said = 0.0, time.monotonic()
 
     def __enter__(self) -> 'RayExecutor':
         samples = self.images.decoded()  # before Ray has threads: a loader's workers are forks
         self.was_running = self.ray.is_initialized()
-        if not self.was_running:
-            self._connect()
+        try:
+            if not self.was_running:
+                self._connect()
+            self._send(samples)
+            self._settle_shares()
+            for _ in range(self._room() if self.wanted is None else self.wanted):
+                self._add()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _send(self, samples: list[dict] | None) -> None:
+        """Put what each worker needs into the object store."""
         if samples is not None and not self._fits(size_in_bytes(samples)):
             samples = None
         config = self.runner.cfg.to_dict()
-        config['val_cfg'] = config['val_cfg'] | dict(ray=None, resume=False, measured=None)
-        config |= dict(load_from=None, launcher='none')
-        if samples is not None:
-            config['val_cfg']['memory_share'] = 0.0
-        self.arguments = [
-            self.ray.put(part)
-            for part in (
-                config,
-                to_arrays(supernet_of(self.runner).state_dict()),
-                self.images.fingerprint(),
-                samples and [to_arrays(sample) for sample in samples],
-            )
-        ]
-        self._settle_shares()
-        for _ in range(self.wanted or self._room()):
-            self._add()
-        return self
+        changes = dict(ray=None, resume=False, measured=None, memory_share=0.0)
+        config |= dict(val_cfg=config['val_cfg'] | changes, load_from=None, launcher='none')
+        parts = (
+            config | dict(cwd=os.getcwd()),
+            to_arrays(supernet_of(self.runner).state_dict()),
+            self.images.fingerprint(),
+            samples and [to_arrays(sample) for sample in samples],
+        )
+        self.arguments = [self.ray.put(part) for part in parts]
 
     def __exit__(self, *_) -> None:
+        idle = [worker for worker in self.workers if worker.is_ready and worker.call is None]
+        if idle:
+            self.ray.wait([worker.actor.stop.remote() for worker in idle], timeout=5)
         for worker in self.workers:
             self.ray.kill(worker.actor)
         if not self.was_running:
@@ -136,6 +151,7 @@ class RayExecutor:
     def submit(self, task: Task) -> None:
         """Put a task at the end of the queue."""
         self.waiting.append(task)
+        self._hand_out()
 
     def collect(self) -> tuple[Task, Outcome]:
         """Wait for the next outcome.
@@ -144,24 +160,28 @@ class RayExecutor:
             UserError: If a task fails, other than by the end of its worker; if no worker starts.
         """
         while not self.done:
-            self._hand_out()
             self._receive(timeout=_LOOK)
+            self._hand_out()  # before the search looks at what has come
         return self.done.popleft()
 
     def measure(self, subnet: Subnet) -> dict[str, float]:
-        """Measured costs of a subnet, always by the first worker while the others wait."""
-        while True:
-            worker = self._first()
+        """Measured costs of a subnet, always by the same worker while the others wait.
+
+        All are infinite for a subnet that ends the worker again and again.
+        """
+        for _ in range(_DEATHS):
+            worker = self._measurer()
             try:
                 return self.ray.get(worker.actor.measure.remote(subnet))
             except self.ray.exceptions.RayTaskError as error:
                 raise _as_user_error(worker, error) from error
             except self.ray.exceptions.RayError as error:
                 self._replace(worker, error)
+        return dict.fromkeys(('latency', 'latency_spread', 'memory'), inf)
 
     def device(self) -> str:
         """The device on which :meth:`measure` measures."""
-        return self._first().about['device']
+        return self._measurer().about['device']
 
     def usage(self) -> dict:
         """Number of workers and retries; host, tasks and busy share of each worker."""
@@ -184,11 +204,11 @@ class RayExecutor:
         if self.gpus is None:
             self.gpus = min(gpus, 1)
         if self.wanted is None and self.gpus == 0:
-            self.wanted = floor(cores / (self.cpus or 1))
-        if self.gpus != 'auto' and (needed := self.gpus * (self.wanted or 1)) > gpus:
+            self.wanted = max(floor(cores / (self.cpus or 1)), 1)
+        if self.gpus not in (0, 'auto') and (self.wanted or 1) > _workers_on(gpus, self.gpus):
             raise UserError(
-                f'is {self.wanted}: with {self.gpus:g} GPUs each they need {needed:g}, but this '
-                f'machine has {gpus}; lower it, or gpus_per_worker',
+                f'is {self.wanted or 1}: with {self.gpus:g} GPUs each, this machine has room for '
+                f'{_workers_on(gpus, self.gpus)}, for it has {gpus}; lower it, or gpus_per_worker',
                 'workers',
             )
         if self.cpus is None:
@@ -199,7 +219,8 @@ class RayExecutor:
         os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # it would report to its makers
         options = dict(log_to_driver=False, logging_level='ERROR', configure_logging=False)
         if self.address is None:
-            cores = ceil((self.wanted or 64) * self.cpus)
+            most = _MOST * torch.cuda.device_count() if self.wanted is None else self.wanted
+            cores = ceil(most * self.cpus)
             options |= dict(address='local', num_cpus=cores, include_dashboard=False)
         else:
             options |= dict(address=self.address)
@@ -234,21 +255,31 @@ class RayExecutor:
             self.gpus = 1
             probe = self._add()
             self._wait_for(probe)
-            self.gpus = 1 / workers_per_gpu(*self.ray.get(probe.actor.peak_memory.remote()))
+            try:
+                peak, total = self.ray.get(probe.actor.peak_memory.remote())
+            except self.ray.exceptions.RayError as error:
+                raise _as_user_error(probe, error) from error
+            self.gpus = 1 / workers_per_gpu(peak, total)
             self.runner.logger.info(f'{1 / self.gpus:.0f} workers share a GPU.')
             self.ray.kill(self.workers.pop().actor)
         self.cpus = self.cpus or 1
-        if not self._room():
+        room = self._room()
+        if self.wanted is None and not room:
             raise UserError(
                 f'a worker needs {self.gpus:g} GPUs and {self.cpus:g} cores, which no machine of '
-                f'the cluster has; lower val_cfg.ray.gpus_per_worker or cpus_per_worker'
+                'the cluster has; lower val_cfg.ray.gpus_per_worker or cpus_per_worker, or give '
+                'workers to wait for a machine'
+            )
+        if self.wanted is not None and room < self.wanted:
+            self.runner.logger.warning(
+                f'There is room for {room} of {self.wanted} workers; the others wait for it.'
             )
 
     def _room(self) -> int:
         """Number of workers that the cluster can hold."""
         return sum(
             min(
-                floor(node['Resources'].get(name, 0) / share + 1e-6)
+                _workers_on(node['Resources'].get(name, 0), share)
                 for name, share in (('CPU', self.cpus), ('GPU', self.gpus))
                 if share
             )
@@ -264,7 +295,7 @@ class RayExecutor:
     def _start(self, worker: _Worker) -> None:
         actor = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus)(SearchWorker)
         worker.actor, worker.task, worker.is_ready = actor.remote(), None, False
-        worker.call = worker.actor.start.remote(*self.arguments)
+        worker.call = worker.actor.start.remote(*self.arguments, self.gpus)
 
     def _hand_out(self) -> None:
         if self.wanted is None and time.monotonic() - self.looked > _LOOK:
@@ -308,14 +339,8 @@ class RayExecutor:
             self.done.append((worker.task, found))
             worker.task = None
             return
-        device = worker.about.get('device', found['device'])
         worker.about, worker.is_ready, worker.deaths = found, True, 0
         worker.since = worker.since or time.monotonic()
-        if worker.number == 0 and found['device'] != device:
-            self.runner.logger.warning(
-                f'{worker} is on {found["device"]} now, before on {device}: measured latencies of '
-                'the two cannot be compared.'
-            )
 
     def _refuse(self, worker: _Worker, error: Exception) -> None:
         """An error in a task ends the search; one at the start only puts its worker aside.
@@ -332,7 +357,7 @@ class RayExecutor:
         """After the end of a worker, start another and give its task to the next free one."""
         reason, task = _reason(error), worker.task
         if task is not None:
-            self.deaths[task.number] += 1
+            self.deaths[task.number] += self._is_to_blame(worker, error)
             if self.deaths[task.number] < _DEATHS:
                 self.retries += 1
                 self.waiting.appendleft(task)
@@ -357,18 +382,39 @@ class RayExecutor:
         worker.call = None
         self.runner.logger.warning(f'{said}. The search continues without it.')
 
-    def _first(self) -> _Worker:
-        self._wait_for(self.workers[0])
-        return self.workers[0]
+    def _is_to_blame(self, worker: _Worker, error: Exception) -> bool:
+        """Whether a task may have ended its worker: not if the machine has gone, too."""
+        nodes = [node['NodeID'] for node in self._nodes()]
+        is_out_of_reach = isinstance(error, self.ray.exceptions.ActorUnavailableError)
+        return worker.about['node'] in nodes and not is_out_of_reach
+
+    def _measurer(self) -> _Worker:
+        """The worker that measures: the first that is ready, as long as it can be replaced."""
+        while self.measurer is None or not self.measurer.is_ready:
+            if self.measurer is None or self.measurer.call is None:
+                self.measurer = next((w for w in self.workers if w.is_ready), None)
+            if self.measurer is None or not self.measurer.is_ready:
+                self._receive()
+        device = self.measurer.about['device']
+        if self.measured_on not in (None, device):
+            self.runner.logger.warning(
+                f'{self.measurer} measures on {device} now, before on {self.measured_on}: the '
+                'latencies of the two cannot be compared.'
+            )
+        self.measured_on = device
+        return self.measurer
 
     def _wait_for(self, worker: _Worker) -> None:
         while not worker.is_ready:
-            if worker.call is None:
-                raise UserError(f'{worker} was refused, see the log; it was to measure latency')
             self._receive()
 
 
-def workers_per_gpu(needed: int, total: int, most: int = 8) -> int:
+def _workers_on(resource: float, share: float) -> int:
+    """How many workers fit; a fraction of a GPU never spans two."""
+    return floor(resource) * floor(1 / share + 1e-6) if share < 1 else floor(resource / share)
+
+
+def workers_per_gpu(needed: int, total: int, most: int = _MOST) -> int:
     """How many workers fit on a GPU of ``total`` bytes, each with a peak of ``needed`` bytes.
 
     Each also gets 0.6 GB for its CUDA context, and a tenth of the memory stays free.
