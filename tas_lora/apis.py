@@ -1,16 +1,15 @@
 """From a config to a running job: the functions that the tools call."""
 
+import copy
 import inspect
-import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import print_log
 from mmengine.registry import LOOPS
 
 from .atomic_files import is_damaged
@@ -24,13 +23,23 @@ from .engine.rehearsal import (
     rehearse_training,
     scratch_config,
 )
-from .engine.runner.run_files import check_first_start, find_checkpoints, newest_whole
+from .engine.runner import ResumableTrainLoop
+from .engine.runner.resume_check import check_resumes
+from .engine.runner.run_files import (
+    checkpoint_folder,
+    checkpoint_or_first_start,
+    find_resumable,
+    is_remote,
+    newest_whole,
+)
 from .engine.search import test_chosen
+from .engine.search.identity import check_resumes_search
 from .errors import UserError, blame
 from .models import load_supernet
+from .ranks import is_first_rank
 from .report.page import write_report
 from .structures import Subnet
-from .work_lock import check_free, held
+from .work_lock import check_free, check_path, held
 
 __all__ = [
     'check_checkpoint_file',
@@ -56,35 +65,50 @@ def prepare_training(cfg: Config, kind: type[SupernetRunner] = SupernetRunner) -
         UserError: If config, data or checkpoint do not exist or do not fit.
     """
     check_data(cfg, ('train_dataloader', 'val_dataloader'))
-    check_checkpoint_file(
-        cfg.get('load_from'),
-        'train the previous stage, or give another file by --cfg-options load_from=FILE',
-    )
+    if is_first_rank(cfg.get('launcher', 'none')):  # it chooses from which file all resume
+        check_checkpoint_file(
+            cfg.get('load_from'),
+            'train the previous stage, or give another file by --cfg-options load_from=FILE',
+        )
     runner = _prepared(cfg, 'train', 'val', kind=kind)
     check_meaning(runner)
     return runner
 
 
-def check_training(cfg: Config) -> None:
+def check_training(cfg: Config, resume: str | Path | bool = False) -> None:
     """Take one batch through training step, validation, metrics and hooks; write nothing.
+
+    Args:
+        cfg: A config.
+        resume: As in :func:`train`. The settings are then compared with those of the checkpoint.
 
     Raises:
         UserError: Naming the part of the config that fails, and why; or if another run is in the
             work directory.
     """
-    check_free(cfg.get('work_dir') or '.')
-    _check_work_dir(cfg)
+    _check_free(cfg)
+    cfg = copy.deepcopy(cfg)
+    _resume(cfg, resume or (cfg.get('resume') and not cfg.get('load_from')))
     with scratch_config(cfg) as scratch, addressed(cfg):
-        rehearse_training(prepare_training(scratch, RehearsalRunner))
+        runner = prepare_training(scratch, RehearsalRunner)
+        is_resumed = cfg.get('resume') and cfg.get('load_from')
+        if is_resumed and isinstance(runner.train_loop, ResumableTrainLoop):
+            check_resumes(runner, cfg.load_from, runner.train_loop.allow_changes)
+        rehearse_training(runner)
 
 
-def train(cfg: Config) -> SupernetRunner:
+def train(cfg: Config, resume: str | Path | bool = False) -> SupernetRunner:
     """Train according to ``cfg``, as the only run in its work directory; return the runner.
+
+    Args:
+        cfg: A config.
+        resume: A checkpoint to resume from, or True for the newest one; see :func:`resume`.
 
     Raises:
         UserError: As :func:`prepare_training`; or if another run is in the work directory.
     """
     with work_dir_of(cfg) as note:
+        _resume(cfg, resume)
         runner = prepare_training(cfg)
         if note:
             runner.logger.warning(note)
@@ -116,12 +140,13 @@ def check_search(cfg: Config, checkpoint: str | Path, test: bool = False) -> Non
     """
     if test:
         _check_test(cfg)
-    check_free(cfg.get('work_dir') or '.')
-    _check_work_dir(cfg)
+    _check_free(cfg)
     with scratch_config(cfg) as scratch, addressed(cfg):
         runner = prepare_search(scratch, checkpoint, RehearsalRunner)
         if test:
             runner.prepare('test')
+        if cfg.get('work_dir'):
+            check_resumes_search(runner, Path(cfg.work_dir))
         rehearse_search(runner)
 
 
@@ -159,6 +184,8 @@ def evaluate(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -
         subnets: Subnets to test by name, instead of those of ``cfg.test_cfg``.
     """
     _check_test_data(cfg)
+    if cfg.get('work_dir'):
+        check_path(cfg.work_dir)
     check_checkpoint_file(checkpoint, 'check the path')
     cfg.load_from = str(checkpoint)
     if subnets:
@@ -177,7 +204,6 @@ def _prepared(
     cfg: Config, *stages: str, kind: type[SupernetRunner] = SupernetRunner
 ) -> SupernetRunner:
     """Build a runner with everything that the stages need."""
-    _check_work_dir(cfg)
     if cfg.get('launcher', 'none') == 'pytorch' and not torch.cuda.is_available():
         use_gloo(cfg)
     if find_spec('tensorboard') is not None:
@@ -187,11 +213,6 @@ def _prepared(
             runner = kind.from_cfg(cfg)
         runner.prepare(*stages)
         return runner
-
-
-def _check_work_dir(cfg: Config) -> None:
-    if Path(cfg.get('work_dir') or '.').is_file():
-        raise UserError(f'work_dir {cfg.work_dir} is a file; give a folder by --work-dir')
 
 
 def _check_test(cfg: Config) -> None:
@@ -218,81 +239,67 @@ def _check_test_data(cfg: Config) -> None:
 
 @contextmanager
 def work_dir_of(cfg: Config) -> Iterator[str]:
-    """Hold the lock of a config's work directory, for all ranks by the first.
+    """Hold the locks of a config's work directory and folder of checkpoints, by the first rank.
 
     Yields:
-        A line for the log if the last run did not release it; else ''.
+        A line for the log if the last run did not release them; else ''.
 
     Raises:
-        UserError: If another run has it, with host, process and start of that one.
+        UserError: If another run has one, with host, process, start and command of that one.
     """
-    _check_work_dir(cfg)
-    ranks = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
-    rank = os.environ.get(ranks.get(cfg.get('launcher'), ''), '0')
-    if rank == '0' and cfg.get('work_dir'):
-        with held(cfg.work_dir) as note:
-            yield note
-    else:
-        yield ''
+    with ExitStack() as stack:
+        folders = _folders(cfg) if is_first_rank(cfg.get('launcher', 'none')) else []
+        yield ' '.join(filter(None, [stack.enter_context(held(folder)) for folder in folders]))
+
+
+def _folders(cfg: Config) -> list[Path]:
+    """The local folders that a run writes to."""
+    if not cfg.get('work_dir'):
+        return []
+    work_dir, folder = Path(cfg.work_dir), _checkpoint_folder(cfg)
+    is_elsewhere = cfg.get('train_cfg') is not None and not is_remote(folder)
+    return [work_dir, *([Path(folder)] if is_elsewhere and _differ(work_dir, folder) else [])]
+
+
+def _differ(*paths: str | Path) -> bool:
+    return len({os.path.realpath(path) for path in paths}) > 1
+
+
+def _check_free(cfg: Config) -> None:
+    for folder in _folders(cfg):
+        check_free(folder)
 
 
 def resume(cfg: Config, checkpoint: str | Path | None = None) -> None:
     """Have a training resume, from the newest checkpoint of its work directory unless one is given.
 
-    Without any this is a first start, from the config's ``load_from``.
+    Without any this is a first start, from the config's ``load_from``. Call it where the lock of
+    :func:`work_dir_of` is held, or leave it to :func:`train`: no other run then writes a newer one.
+    In a distributed run the first rank chooses, and the runner tells the others.
 
     Raises:
         UserError: As :func:`find_resumable`; or if the run in the work directory has no checkpoint
             yet, and started from other weights.
     """
     if checkpoint is None:
-        checkpoint = find_resumable(cfg.work_dir, checkpoint_folder(cfg))
+        if not is_first_rank(cfg.get('launcher', 'none')):
+            return
+        allow_changes = (cfg.get('train_cfg') or {}).get('allow_changes', False)
+        checkpoint = checkpoint_or_first_start(
+            cfg.work_dir, _checkpoint_folder(cfg), cfg.get('load_from'), allow_changes
+        )
     if checkpoint is not None:
         cfg.resume, cfg.load_from = True, str(checkpoint)
-    elif not (cfg.get('train_cfg') or {}).get('allow_changes'):
-        check_first_start(cfg.work_dir, cfg.get('load_from'))
 
 
-def checkpoint_folder(cfg: Config) -> Path:
-    """Where a training writes its checkpoints: the work directory, or as ``out_dir`` says."""
+def _resume(cfg: Config, checkpoint: str | Path | bool) -> None:
+    if checkpoint:
+        resume(cfg, None if checkpoint is True else checkpoint)
+
+
+def _checkpoint_folder(cfg: Config) -> str:
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    work_dir = Path(cfg.work_dir)
-    return Path(hook['out_dir']) / work_dir.name if hook.get('out_dir') else work_dir
-
-
-def find_resumable(work_dir: str | Path, folder: str | Path | None = None) -> Path | None:
-    """The checkpoint from which training in ``work_dir`` resumes; None if there is none yet.
-
-    It is the furthest one by epoch and iteration that is intact and of this run. A line in the log
-    names the damaged ones that were skipped, and those of earlier runs if there is no other.
-
-    Args:
-        work_dir: The work directory.
-        folder: Where the checkpoints are, if elsewhere.
-
-    Raises:
-        UserError: If there are checkpoints of the run, but all are damaged.
-    """
-    folder = Path(folder or work_dir)
-    found = find_checkpoints(folder, work_dir)
-    damaged = ', '.join(path.name for path in found.damaged)
-    if damaged and found.newest is None and not found.of_others:
-        raise UserError(f'{folder} has no intact checkpoint to resume from: {damaged} damaged')
-    if damaged:
-        _warn(f'Skipped in {folder}, since damaged (truncated or changed): {damaged}')
-    if found.of_others and found.newest is None:
-        others = ', '.join(path.name for path in found.of_others)
-        _warn(
-            f'The run that was last started in {work_dir} has no checkpoint yet, so it starts '
-            f'again; not resumed, as of an earlier run: {others} (--resume FILE does)'
-        )
-    return found.newest
-
-
-def _warn(text: str) -> None:
-    """Log a line before there is a runner, on one rank."""
-    if os.environ.get('RANK', '0') == '0':
-        print_log(text, 'current', logging.WARNING)
+    return checkpoint_folder(cfg.work_dir, hook.get('out_dir'))
 
 
 def check_checkpoint_file(path: str | Path | None, advice: str) -> None:

@@ -19,6 +19,7 @@ from . import stopping
 from .cfg_options import Options, read_value
 from .config import load_config
 from .errors import STOPPED, UserError, printable, system_reason
+from .ranks import is_first_rank, note_launcher
 
 # OSError: a path that cannot be read or written. DistNetworkError: processes that do not meet.
 _USER_MISTAKES = (UserError, OSError, torch.distributed.DistNetworkError)
@@ -45,7 +46,7 @@ def run(main: Callable[[], None]) -> None:
     except _USER_MISTAKES as error:
         if os.environ.get('TAS_LORA_DEBUG'):
             raise
-        if os.environ.get('RANK', '0') == '0':
+        if is_first_rank():
             say(f'error: {_in_one_line(error)}', file=sys.stderr)
         sys.exit(2)
     _leave_group(0)
@@ -168,6 +169,7 @@ def check_output(path: str) -> None:
 
 def config_from(args: argparse.Namespace) -> Config:
     """The config of a parsed command line, with work directory and launcher set."""
+    note_launcher(getattr(args, 'launcher', None))
     for option, argument in (('launcher', 'launcher'), ('load_from', 'checkpoint')):
         if option in args.cfg_options and hasattr(args, argument):
             raise UserError(f'--cfg-options {option}: it would be ignored; give the {argument}')

@@ -7,6 +7,7 @@ import sys
 import threading
 
 from .errors import STOPPED
+from .ranks import is_first_rank
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LINE = f'Stopped by a signal. Exit code {STOPPED}: start it again, a training with --resume.\n'
@@ -15,7 +16,7 @@ _PR_SET_PDEATHSIG = 1
 
 def say_stopped() -> None:
     """Say once, not on every rank, that a signal has ended this process."""
-    if os.environ.get('RANK', '0') == '0':
+    if is_first_rank():
         os.write(2, LINE.encode())
 
 

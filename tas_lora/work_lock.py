@@ -22,6 +22,8 @@ from .errors import UserError, printable, system_reason
 from .provenance import read_json
 
 LOCK, RECORD = 'run.lock', 'run.lock.json'
+_SHOWN = 100  # characters of a command
+_GLANCE = 1.0  # seconds; that long, at most, somebody else looks whether it is free
 _LAST_CALL = 10.0  # seconds; loader workers of a killed process see within 5 that it has gone
 
 
@@ -35,10 +37,15 @@ def held(folder: str | Path) -> Iterator[str]:
         A line for the log if the last holder ended without releasing the lock; else ''.
 
     Raises:
-        UserError: If another process holds it, with what is known of that one.
+        UserError: If another process holds it, with what is known of that one; or if the path
+            cannot be a folder.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'{folder} cannot be created: {system_reason(error)}') from error
     with _locked(folder):
         left = _record(folder)
         try:
@@ -56,9 +63,22 @@ def check_free(folder: str | Path) -> None:
     Raises:
         UserError: As :func:`held`.
     """
+    check_path(folder)
     if (Path(folder) / LOCK).exists():
         with _locked(Path(folder)):
             pass
+
+
+def check_path(folder: str | Path) -> None:
+    """Refuse a path that is a file, or leads through one.
+
+    Raises:
+        UserError: If so.
+    """
+    folder = Path(folder)
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f'{folder} cannot be a folder: {path} is a file; give another folder')
 
 
 @contextmanager
@@ -98,7 +118,7 @@ def _record(folder: Path) -> Mapping:
 def _patience(folder: Path) -> float:
     """Seconds to wait for the lock: for what a dead process of this machine has started."""
     record = _record(folder)
-    return _LAST_CALL if record and _is_here(record) and not _is_alive(record) else 0.0
+    return _LAST_CALL if record and _is_here(record) and not _is_alive(record) else _GLANCE
 
 
 def _is_here(record: Mapping) -> bool:
@@ -118,7 +138,10 @@ def _holder(record: Mapping) -> str:
         return 'another process'
     what = ('process', 'host', 'started')
     number, host, started = (str(record.get(key, '?'))[:60] for key in what)
-    return printable(f'process {number} on {host}, started {started}')
+    command = record.get('command')
+    line = ' '.join(map(str, command)) if isinstance(command, list) else ''
+    line = f': {line[:_SHOWN]}{"..." if len(line) > _SHOWN else ""}' if line else ''
+    return ' '.join(printable(f'process {number} on {host}, started {started}{line}').split())
 
 
 def _refusal(folder: Path) -> str:

@@ -24,6 +24,7 @@ LAYERS = (
         'tas_lora.atomic_files',
         'tas_lora.image_formats',
         'tas_lora.registry',
+        'tas_lora.ranks',
         'tas_lora.stopping',
         'tas_lora.startup',
         'tas_lora.work_lock',

@@ -11,6 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, METRICS, TRANSFORMS
 
 from tas_lora import UserError, apis
+from tas_lora.engine.search.identity import begin_search, search_identity
 
 NAMES = 'largest/accuracy/top1, smallest/accuracy/top1'
 
@@ -128,6 +129,34 @@ def test_a_checkpoint_of_another_run_keeps_its_files(digits_config, tmp_path):
     cfg.resume, cfg.load_from = True, str(work / 'epoch_1.pth')
     apis.check_training(cfg)
     assert {path: path.stat().st_mtime_ns for path in files_below(work)} == before
+
+
+def test_a_resume_that_would_be_refused_is_refused(digits_config):
+    cfg = digits_config('supernet', images=64)
+    cfg.train_cfg.max_epochs = 1
+    apis.train(cfg)
+    work = Path(cfg.work_dir)
+    before = {path: path.stat().st_mtime_ns for path in files_below(work)}
+    cfg.load_from, cfg.resume = None, False
+    apis.check_training(cfg, resume=True)
+    cfg.train_dataloader.batch_size = 8
+    apis.check_training(cfg)
+    with pytest.raises(UserError, match='train_dataloader.batch_size was 16, is 8 now'):
+        apis.check_training(cfg, resume=True)
+    cfg.resume = True
+    with pytest.raises(UserError, match='train_dataloader.batch_size was 16, is 8 now'):
+        apis.check_training(cfg)
+    cfg.train_cfg.allow_changes = True
+    apis.check_training(cfg)
+    assert cfg.load_from is None
+    assert {path: path.stat().st_mtime_ns for path in files_below(work)} == before
+
+
+def test_a_profiler_leaves_no_trace(digits_config, tmp_path):
+    cfg = digits_config('supernet', images=64)
+    cfg.custom_hooks = [dict(type='ProfilerHook', json_trace_path=str(tmp_path / 'trace.json'))]
+    apis.check_training(cfg)
+    assert files_below(tmp_path) == []
 
 
 SAVE_BEST = {'default_hooks.checkpoint.save_best': 'accuracy/top1'}
@@ -267,6 +296,25 @@ def test_a_search_is_rehearsed_and_writes_nothing(search, tmp_path):
     search('tas_lora.CrossEntropy', 'Accuracy', 'ConfusionMatrix', race=RACE)
     search('tas_lora.CrossEntropy', 'Accuracy', precision='bfloat16', test=True)
     assert [path.name for path in files_below(tmp_path)] == ['weights.pth']
+
+
+def test_another_search_is_not_resumed(search, tmp_path):
+    """As the start would say."""
+    work = Path(search.cfg.work_dir)
+    work.mkdir()
+    options = dict(race=RACE, resume=True)
+    search('tas_lora.CrossEntropy', **options)  # nothing to resume yet
+    loop = apis.prepare_search(search.cfg, 'weights.pth').val_loop
+    identity = search_identity(loop.runner.cfg, 'weights.pth', loop.images.fingerprint())
+    begin_search(work, identity, resume=True)
+    before = (work / 'search.json').read_bytes()
+    search('tas_lora.CrossEntropy', **options)
+    with pytest.raises(UserError, match='is of another search: val_cfg.race.first was 20, is 30'):
+        search('tas_lora.CrossEntropy', **options | dict(race=RACE | dict(first=30)))
+    assert (work / 'search.json').read_bytes() == before
+    (work / 'search.json').rename(work / 'search_history.jsonl')
+    with pytest.raises(UserError, match=r'has search_history.jsonl, but not search.json'):
+        search('tas_lora.CrossEntropy', **options)
 
 
 def test_a_search_without_its_score_is_refused(search):

@@ -8,18 +8,23 @@ import sys
 import time
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import faults  # noqa: F401  registers what configs name
 import psutil
 import pytest
 import torch
 from conftest import ROOT, call_tool
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 from PIL import Image
 
 from tas_lora import UserError, apis
 from tas_lora.engine.runner.resume_check import run_record
+from tas_lora.engine.runner.run_files import checkpoint_folder
 from tas_lora.errors import STOPPED
 from tas_lora.models.safe_load import read_checkpoint, read_state_dict
+from tas_lora.work_lock import LOCK
 
 AUGMENTED = [dict(type='RandomCrop', crop_size=8, padding=1), dict(type='PackInputs')]
 MIXUP = dict(augments=[dict(type='Mixup', alpha=0.8)])
@@ -504,11 +509,20 @@ def test_a_refused_resume_changes_nothing(config, first, tmp_path):
     assert apis.find_resumable(cfg.work_dir).name == 'epoch_2.pth'
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{"starts": 3}', '{"starts": [[1]]}', '{"starts": []}'])
+DAMAGED = ['', '[]', *(f'{{"starts": {value}}}' for value in ('3', '[[1]]', '[]', '{"a": 1}'))]
+DAMAGED += ['{"starts": [["a", 1e999, 0]]}', '{"starts": [["a", -1, 0]]}', '{"load_from": 3}']
+
+
+@pytest.mark.parametrize('text', DAMAGED)
 def test_a_damaged_record_of_the_run_hides_nothing(first, tmp_path, text):
     folder = shutil.copytree(first, tmp_path / 'copy')
     (folder / 'training.json').write_text(text)
     assert apis.find_resumable(folder).name == 'epoch_2.pth'
+    for path in folder.glob('*.pth'):
+        path.unlink()
+    cfg = Config(dict(work_dir=str(folder), load_from='x.pth'))
+    apis.resume(cfg)
+    assert cfg.load_from == 'x.pth'
 
 
 def test_a_config_that_resumes_without_a_file(config, first, tmp_path):
@@ -519,6 +533,85 @@ def test_a_config_that_resumes_without_a_file(config, first, tmp_path):
     cfg.resume = True
     apis.train(cfg)
     assert f'Load checkpoint from {tmp_path / "copy" / "epoch_1.pth"}' in log_of_last(cfg)
+
+
+def test_a_config_that_resumes_from_elsewhere(config, first, tmp_path):
+    """Where its checkpoints are written, with the same lines and refusals as --resume."""
+    elsewhere = shutil.copytree(first, tmp_path / 'disk' / 'work')
+    cfg = config('supernet', 'work')
+    cfg.default_hooks.checkpoint.out_dir = str(tmp_path / 'disk')
+    (elsewhere / 'epoch_2.pth').write_bytes((elsewhere / 'epoch_2.pth').read_bytes()[:-1000])
+    cfg.resume = True
+    apis.train(cfg)
+    log = log_of_last(cfg)
+    assert f'Load checkpoint from {elsewhere / "epoch_1.pth"}' in log
+    assert 'Skipped in' in log
+    for path in elsewhere.glob('*.pth'):
+        path.write_bytes(path.read_bytes()[:-1000])
+    again = config('supernet', 'work')
+    again.resume, again.load_from = True, None
+    again.default_hooks.checkpoint.out_dir = str(tmp_path / 'disk')
+    with pytest.raises(UserError, match='has no intact checkpoint to resume from'):
+        apis.train(again)
+
+
+@pytest.mark.parametrize(
+    ('out_dir', 'expected'),
+    [
+        (None, '/runs/work'),
+        ('/runs/work', '/runs/work'),
+        ('/disk', '/disk/work'),
+        ('disk', 'disk/work'),
+        ('s3://bucket/x', 's3://bucket/x/work'),
+    ],
+)
+def test_where_checkpoints_are(out_dir, expected):
+    """As MMEngine's hook settles it."""
+    hook = CheckpointHook(out_dir=out_dir)
+    assert checkpoint_folder('/runs/work/', out_dir) == expected
+    assert checkpoint_folder('/runs/work', out_dir) == expected
+    if '://' not in expected:
+        hub = SimpleNamespace(runtime_info={})
+        logger = SimpleNamespace(info=lambda text: None)
+        hook.before_train(SimpleNamespace(work_dir='/runs/work', message_hub=hub, logger=logger))
+        assert hook.out_dir == expected
+
+
+def test_an_address_is_not_searched(config):
+    cfg = config('supernet', 'work')
+    cfg.default_hooks.checkpoint.out_dir = 's3://bucket/x'
+    with pytest.raises(UserError, match='s3://bucket/x/work is not searched .* --resume FILE'):
+        apis.resume(cfg)
+    apis.resume(cfg, 'epoch_1.pth')
+    assert cfg.load_from == 'epoch_1.pth'
+
+
+def test_the_checkpoint_is_chosen_when_no_other_run_can_write_one(config, first, monkeypatch):
+    """Inside the lock, and by the first rank; the others are told."""
+    shutil.copytree(first, (cfg := config('supernet', 'work')).work_dir)
+    chosen = []
+
+    def look(work_dir, *_):
+        chosen.append((Path(work_dir) / LOCK).exists())
+
+    monkeypatch.setattr(apis, 'checkpoint_or_first_start', look)
+    cfg.train_cfg.max_epochs = 1
+    apis.train(cfg, resume=True)
+    assert chosen == [True]
+    cfg = config('supernet', 'other')
+    cfg.launcher = 'pytorch'
+    monkeypatch.setenv('RANK', '1')
+    apis.resume(cfg)
+    assert (chosen, cfg.load_from) == ([True], None)
+
+    def told(values):
+        values[:] = True, str(first / 'epoch_1.pth')
+
+    cfg.launcher = 'none'
+    runner = apis.prepare_training(cfg)
+    monkeypatch.setattr('tas_lora.engine.runner.supernet_runner.broadcast_object_list', told)
+    runner.load_or_resume()
+    assert runner.iter == 4
 
 
 def log_of_last(cfg) -> str:

@@ -286,7 +286,10 @@ def test_a_signal_ends_a_search_that_can_go_on(searched, finished, capsys, monke
         ),
         (['--cfg-options', 'val_cfg.surrogate=3'], 'val_cfg.surrogate must be True or False'),
         (['--test', '--cfg-options', 'test_cfg=None'], 'has no test_cfg'),
-        (['--work-dir', 'weights.pth'], 'work_dir weights.pth is a file; give a folder'),
+        (
+            ['--work-dir', 'weights.pth'],
+            'weights.pth cannot be a folder: weights.pth is a file;',
+        ),
     ],
 )
 def test_options_that_make_no_sense(searched, capsys, options, message):

@@ -26,6 +26,7 @@ from test_export import trained_like
 from tiny import SPACE, tiny_model
 
 from tas_lora import UserError, apis, export_subnet
+from tas_lora.engine.hooks import SafeCheckpointHook
 from tas_lora.engine.runner.resume_check import make_resumable
 from tas_lora.engine.search import recorded_config
 from tas_lora.engine.search.recorded import _known
@@ -194,19 +195,33 @@ def test_a_record_nested_deep_is_refused_in_one_line(tmp_path, capsys):
 # Checkpoints
 
 
-def resumed(tmp_path, known: dict, out_dir=None) -> tuple[dict, str]:
+A, B = ['a', 0, 0], ['b', 0, 0]  # starts of two runs
+
+
+def of_run(path: Path, *starts: list, place: tuple = (1, 4)) -> Path:
+    """A checkpoint that names the starts of its run; without any, one of 0.1."""
+    path.parent.mkdir(exist_ok=True)
+    info = dict(starts=json.dumps(starts)) if starts else {}
+    meta = dict(epoch=place[0], iter=place[1])
+    torch.save(dict(meta=meta, message_hub=dict(runtime_info=info), state_dict={}), path)
+    return path
+
+
+def resumed(tmp_path, known: dict, out_dir=None, at: str = 'work') -> tuple[dict, str]:
     """The message hub's values after the check, and what was logged."""
     logged, work = [], tmp_path / 'work'
     work.mkdir(exist_ok=True)
     runner = SimpleNamespace(
-        work_dir=str(work), hooks=[], logger=SimpleNamespace(warning=logged.append)
+        work_dir=str(work),
+        hooks=[SafeCheckpointHook(out_dir=out_dir)],
+        logger=SimpleNamespace(warning=logged.append),
     )
     checkpoint = dict(
         meta=dict(epoch=1, iter=4, config='evil'),
         optimizer={},
         message_hub=dict(runtime_info=dict(known)),
     )
-    make_resumable(checkpoint, runner, 'epoch_1.pth')
+    make_resumable(checkpoint, runner, str(tmp_path / at / 'epoch_1.pth'))
     assert 'config' not in checkpoint['meta']
     return checkpoint['message_hub']['runtime_info'], ' '.join(logged)
 
@@ -216,8 +231,8 @@ def test_only_files_of_the_work_directory_count_as_best(tmp_path):
     for folder in (others, tmp_path / 'work'):
         folder.mkdir()
         for name in (best, 'epoch_1.pth'):
-            (folder / name).write_bytes(b'x')
-    (others / 'best_x.pth').write_bytes(b'x')
+            of_run(folder / name)
+    of_run(others / 'best_x.pth')
     own = str(tmp_path / 'work' / best)
     for named in (own, others / best, f'{own}/', f'elsewhere/../{best}'):
         known, _ = resumed(tmp_path, dict(best_ckpt=str(named), best_score=0.5))
@@ -237,8 +252,72 @@ def test_only_files_of_the_work_directory_count_as_best(tmp_path):
 
 @pytest.mark.parametrize('kept', ['abc', ['../../x'], [1, '2'], [True], {1: 2}, [1.5]])
 def test_numbers_of_checkpoints_to_delete_are_numbers(tmp_path, kept):
+    for number in (1, 2):
+        of_run(tmp_path / 'work' / f'epoch_{number}.pth')
     assert resumed(tmp_path, dict(keep_ckpt_ids=kept))[0] == {}
     assert resumed(tmp_path, dict(keep_ckpt_ids=[1, 2]))[0] == dict(keep_ckpt_ids=[1, 2])
+
+
+NAMED = dict(keep_ckpt_ids=[1], best_ckpt='best_x_epoch_1.pth', best_score=0.5)
+
+
+@pytest.mark.parametrize(
+    ('files', 'place', 'starts', 'at', 'is_own'),
+    [
+        ([A], (1, 4), [A], 'elsewhere', True),
+        ([A], (1, 4), [A, ['c', 1, 4]], 'work', True),
+        ([B], (1, 4), [A], 'work', False),  # of an earlier run in the folder
+        ([A], (1, 5), [A], 'work', False),  # from after the checkpoint
+        ([A], (2, 8), [A, ['c', 1, 4]], 'work', False),  # left by a run that went back
+        ([A], (1, 4), [], 'work', False),
+        ([], (1, 4), [], 'work', True),  # both of 0.1
+        ([], (1, 4), [], 'elsewhere', False),  # a stranger's: nothing says whose they are
+        ([], (1, 4), [[None, 0, 0]], 'elsewhere', False),
+    ],
+)
+def test_only_files_of_the_same_run_may_be_deleted(tmp_path, files, place, starts, at, is_own):
+    for name in ('epoch_1.pth', 'best_x_epoch_1.pth'):
+        of_run(tmp_path / 'work' / name, *files, place=place)
+    known = NAMED | (dict(starts=json.dumps(starts)) if starts else {})
+    found, _ = resumed(tmp_path, known, at=at)
+    found.pop('starts', None)
+    best = str(tmp_path / 'work' / 'best_x_epoch_1.pth')
+    assert found == (NAMED | dict(best_ckpt=best) if is_own else {})
+
+
+def test_nothing_is_deleted_that_cannot_be_looked_at(tmp_path):
+    assert resumed(tmp_path, NAMED, out_dir='s3://bucket/runs')[0] == {}
+
+
+def test_a_checkpoint_deletes_no_others_of_its_work_directory(digits_config, tmp_path):
+    """By numbers to keep, of which MMEngine deletes those too many; its settings unknown."""
+    cfg = digits_config('supernet', images=64)
+    cfg.default_hooks.checkpoint.update(max_keep_ckpts=2)
+    apis.train(cfg)
+    work = Path(cfg.work_dir)
+    checkpoint = read_checkpoint(work / 'epoch_1.pth')
+    info = checkpoint['message_hub']['runtime_info']
+    del info['run_record'], info['starts']
+    info['keep_ckpt_ids'] = [7, 8, 9, 10]
+    torch.save(checkpoint, tmp_path / 'evil.pth')
+    for number in (7, 8):
+        shutil.copy(work / 'epoch_2.pth', work / f'epoch_{number}.pth')
+    apis.train(cfg, tmp_path / 'evil.pth')
+    assert {'epoch_2.pth', 'epoch_7.pth', 'epoch_8.pth'} <= {p.name for p in work.glob('*.pth')}
+
+
+DEEP = '[' * 100_000 + ']' * 100_000
+
+
+@pytest.mark.parametrize('starts', [DEEP, '[["a", 1e999, 0]]', '[["a", -1, 0]]', '[[{}, 1, 0]]', 3])
+def test_starts_of_any_content_are_no_traceback(tmp_path, starts):
+    found, _ = resumed(tmp_path, NAMED | dict(starts=starts))
+    assert found == dict(starts=starts)
+    path = of_run(tmp_path / 'work' / 'epoch_1.pth')
+    checkpoint = read_checkpoint(path)
+    checkpoint['message_hub']['runtime_info']['starts'] = starts
+    torch.save(checkpoint, path)
+    assert apis.find_resumable(tmp_path / 'work') == path
 
 
 @pytest.mark.parametrize(

@@ -6,20 +6,24 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 
 import pytest
 import torch
 from conftest import ROOT, call_tool
+from filelock import FileLock
 
 from tas_lora import UserError, apis
+from tas_lora.ranks import is_first_rank
 from tas_lora.work_lock import LOCK, RECORD, check_free, held
 
 HOLDER = """
 import os, sys, time
 from tas_lora.work_lock import held
 with held(sys.argv[1]):
-    if sys.argv[2:] and os.fork() == 0:  # as a loader's worker, which outlives it for a while
+    # As a loader's worker, which outlives it for a while.
+    if sys.argv[2:] and sys.argv[2].isdigit() and os.fork() == 0:
         time.sleep(float(sys.argv[2]))
         os._exit(0)
     print('held', flush=True)
@@ -46,7 +50,7 @@ def refused(job, *arguments) -> None:
 
 
 def test_the_second_is_refused_by_name(tmp_path):
-    with holder(tmp_path / 'work') as first:
+    with holder(tmp_path / 'work', 'x' * 500) as first:
         for take in (
             lambda: held(tmp_path / 'work').__enter__(),
             lambda: check_free(tmp_path / 'work'),
@@ -55,6 +59,8 @@ def test_the_second_is_refused_by_name(tmp_path):
                 take()
             text = str(error.value)
             assert f'is in use by process {first.pid} on {socket.gethostname()}, started 2' in text
+            assert ': -c ' in text  # its command, shortened
+            assert len(text) < 500
             assert 'choose another folder' in text
             assert '\n' not in text
         record = json.loads((tmp_path / 'work' / RECORD).read_text())
@@ -153,6 +159,68 @@ def test_two_searches(digits_config, tmp_path):
         refused(apis.search, cfg, weights)
         refused(apis.check_search, cfg, weights)
         assert files_in(tmp_path) == before
+
+
+def test_who_only_looks_refuses_nobody(tmp_path):
+    """The lock is taken to see whether it is free; another look, or a start, waits for that."""
+    for take in (check_free, lambda folder: held(folder).__enter__()):
+        (tmp_path / LOCK).touch()
+        glance = FileLock(tmp_path / LOCK, thread_local=False)
+        glance.acquire()
+        release = threading.Timer(0.2, glance.release)
+        release.start()
+        take(tmp_path)
+        release.join()
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / 'file').write_text('x')
+    for path in (tmp_path / 'file', tmp_path / 'file' / 'work'):
+        for take in (check_free, lambda folder: held(folder).__enter__()):
+            with pytest.raises(UserError, match=rf'{path} cannot be a folder: \S+/file is a file'):
+                take(path)
+
+
+def test_one_folder_of_checkpoints(digits_config, tmp_path):
+    """Of two work directories of one name, whose checkpoints go to the same place."""
+    configs = [digits_config('supernet') for _ in 'ab']
+    for cfg, parent in zip(configs, 'ab', strict=True):
+        cfg.work_dir = str(tmp_path / parent / 'run')
+        cfg.default_hooks.checkpoint.out_dir = str(tmp_path / 'disk')
+    with apis.work_dir_of(configs[0]), holder(tmp_path / 'a' / 'other'):
+        assert (tmp_path / 'disk' / 'run' / LOCK).exists()
+    with holder(tmp_path / 'disk' / 'run'):
+        refused(apis.train, configs[1])
+        refused(apis.check_training, configs[1])
+    configs[1].default_hooks.checkpoint.out_dir = 's3://bucket/x'
+    with apis.work_dir_of(configs[1]):
+        assert [path.name for path in tmp_path.iterdir() if ':' in path.name] == []
+
+
+def test_without_a_work_directory_no_folder_is_asked(digits_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = digits_config('supernet', images=32)
+    cfg.work_dir = None
+    with holder(tmp_path):
+        apis.check_training(cfg)
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'name'),
+    [('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID'), ('mpi', 'OMPI_COMM_WORLD_RANK')],
+)
+def test_the_first_rank_speaks(monkeypatch, capsys, launcher, name):
+    """Of each launcher; a job whose processes are runs of their own has several first ones."""
+    for variable in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, '1')
+    assert is_first_rank('none')
+    assert not is_first_rank(launcher)
+    monkeypatch.setenv('RANK', '1' if launcher == 'pytorch' else '0')
+    for chosen, said in ((launcher, False), ('none', launcher != 'pytorch')):
+        assert call_tool('train.py', 'no_config.py', '--launcher', chosen) == 2
+        assert ('no_config.py' in capsys.readouterr().err) == said
+        monkeypatch.setenv('RANK', '1' if launcher == 'pytorch' else '0')
 
 
 def test_two_exports_by_the_tool(tmp_path, capsys):

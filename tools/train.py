@@ -50,13 +50,12 @@ def main():
         if 'auto_scale_lr' not in cfg:
             raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
-        apis.resume(cfg, None if args.resume == 'auto' else args.resume)
+    resume = args.resume == 'auto' or args.resume or False
     if args.check_only:
-        apis.check_training(cfg)
+        apis.check_training(cfg, resume)
         cli.say(f'{args.config}: one batch passed through training, validation and hooks')
     else:
-        apis.train(cfg)
+        apis.train(cfg, resume)
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ Nothing is written: work directory and logs go to a scratch folder, checkpoints 
 import copy
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,8 +16,8 @@ import torch
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, DumpResults
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.hooks import CheckpointHook, Hook
-from mmengine.runner import IterBasedTrainLoop
+from mmengine.hooks import CheckpointHook, Hook, ProfilerHook
+from mmengine.runner import BaseLoop, IterBasedTrainLoop
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.compiler import set_stance
 from torch.utils.data import DataLoader, Subset
@@ -110,7 +110,7 @@ def rehearse_training(runner: SupernetRunner) -> None:
         UserError: Naming the part of the config that failed, and why.
     """
     loop = runner.train_loop
-    loop.dataloader = _cut(loop.dataloader, 'train_dataloader')
+    loop.dataloader = _cut(loop.dataloader)
     loop.val_begin, loop.dynamic_milestones, loop.dynamic_intervals = 1, [0], [1]
     if isinstance(loop, IterBasedTrainLoop):
         loop.dataloader_iterator = _InfiniteDataloaderIterator(loop.dataloader)
@@ -151,11 +151,10 @@ def _try_candidate(runner: SupernetRunner) -> dict[str, float]:
     loader = DataLoader(subset, batch_size=len(images), collate_fn=loop.dataloader.collate_fn)
     evaluate = CandidateEvaluator(runner, HeldOutImages(loader), loop.evaluator)
     subnet, precision = loop.settings.space.largest(), loop.settings.precision
-    with _without_dumps(loop.evaluator):
-        metrics = evaluate(Task(0, subnet, precision)).metrics
-        check_score(metrics, loop.settings.score)
-        if loop.settings.race is not None:
-            evaluate(Task(1, subnet, precision, np.arange(len(images))))
+    metrics = evaluate(Task(0, subnet, precision)).metrics
+    check_score(metrics, loop.settings.score)
+    if loop.settings.race is not None:
+        evaluate(Task(1, subnet, precision, np.arange(len(images))))
     return metrics
 
 
@@ -217,7 +216,8 @@ def _monitored(runner) -> Iterator[tuple[object, str, str]]:
 
 @contextmanager
 def _conducted(runner) -> Iterator[None]:
-    """Run with hooks that write nothing; blame what fails on a part of the config."""
+    """Run with hooks and metrics that write nothing; blame what fails on a part of the config."""
+    runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, ProfilerHook)]
     for hook in runner.hooks:
         if getattr(hook, 'out_dir', None) is not None:  # most hooks have none
             hook.out_dir = None
@@ -227,7 +227,10 @@ def _conducted(runner) -> Iterator[None]:
     conductor = _Conductor()
     runner.register_hook(conductor)
     try:
-        with set_stance('force_eager'):
+        with set_stance('force_eager'), ExitStack() as stack:
+            for loop in (runner._val_loop, runner._test_loop):
+                if isinstance(loop, BaseLoop):
+                    stack.enter_context(_without_dumps(loop.evaluator))
             yield
     except Exception as error:
         with of_part(_culprit(error, runner.cfg)), blame(f'{conductor.place} fails'):
@@ -247,7 +250,6 @@ def _culprit(error: Exception, cfg: Config) -> str:
 def _shorten(loop) -> None:
     """Cut a validation or test to one batch, of images from all over the dataset."""
     loop.dataloader = _spread(loop.dataloader, loop.dataloader.batch_size or _FEW)
-    loop.evaluator.metrics = [m for m in loop.evaluator.metrics if not isinstance(m, DumpResults)]
 
 
 @contextmanager
@@ -271,15 +273,9 @@ def _spread(loader: DataLoader, count: int) -> DataLoader:
     return _of(loader, _some(loader, count))
 
 
-def _cut(loader: DataLoader, field: str) -> DataLoader:
+def _cut(loader: DataLoader) -> DataLoader:
     """The first batch of a loader."""
-    indices = next(iter(loader.batch_sampler), None)
-    if indices is None:
-        raise UserError(
-            f'{field} has no batch: {len(loader.dataset)} images are less than a batch, and '
-            'drop_last is True; lower batch_size'
-        )
-    return _of(loader, list(indices))
+    return _of(loader, list(next(iter(loader.batch_sampler))))
 
 
 def _of(loader: DataLoader, indices: Sequence[int]) -> DataLoader:

@@ -161,7 +161,7 @@ FOLDED = 'runs/nas_fold_seed0/epoch_1.pth'
         ('merge.py', 'nas_fold', [FOLDED, '--level', 'fold', '--out', 'sam.pth'], 'is a file'),
         ('test.py', 'nas_token', [FOLDED], 'does not fit the model: .*Unexpected key'),
         ('test.py', 'nas_fold', ['none.pth'], 'checkpoint none.pth does not exist'),
-        ('train.py', 'lora', ['--work-dir', 'sam.pth'], 'cannot be trained: FileExistsError'),
+        ('train.py', 'lora', ['--work-dir', 'sam.pth'], 'sam.pth is a file; give another'),
     ],
 )
 def test_tools_refuse_in_one_line(compared, capsys, tool, config, arguments, message):

@@ -26,9 +26,9 @@ def main() -> None:
     args = parse_args()
     cfg = cli.config_from(args)
     check_data(cfg, ('train_dataloader', 'val_dataloader'))
-    if args.resume:
-        apis.resume(cfg)
     with apis.work_dir_of(cfg) as note:
+        if args.resume:
+            apis.resume(cfg)
         if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
             apis.use_gloo(cfg)
         with blame(f'{args.config} cannot be trained'):

@@ -2,7 +2,7 @@
 
 import json
 import os.path
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from mmengine.hooks import CheckpointHook
 from ...checks import natural
 from ...datasets.held_out_images import fingerprint
 from ...errors import UserError, blame, printable
+from ...models.safe_load import read_checkpoint
+from .run_files import checkpoint_folder, is_of_same_run, is_remote
 
 # Every change in these sections matters, except to keys that only say where and how fast.
 _SECTIONS = (
@@ -47,59 +49,79 @@ _HARMLESS = {
     'with_cp',
 }
 _RECORD, _THREADS = 'run_record', 'threads'  # in the message hub, so also in checkpoints
-_IMAGES = 'training images'
-_BEST, _LAST = 'best_ckpt', 'last_ckpt'  # MMEngine's names there; a metric may follow the first
+_IMAGES, _PROCESSES = 'training images', 'processes'
+_ITERATIONS = 'iterations of an epoch'
+# MMEngine's names there; a metric may follow the first.
+_BEST, _LAST, _KEPT = 'best_ckpt', 'last_ckpt', 'keep_ckpt_ids'
 _SHOWN = 5
 
 
 def make_resumable(checkpoint, runner, filename: str) -> None:
     """Check a checkpoint to resume from, and take out, in place, what MMEngine would act upon.
 
-    MMEngine runs a config inside a checkpoint, and deletes the files that it names as the best.
-    Here a name counts only for a file of that name among the runner's own checkpoints.
+    MMEngine runs a config inside a checkpoint, and deletes the files that it names as the best or
+    by number. Here these count only if they are among the runner's own checkpoints, and of the run
+    that the checkpoint is of.
 
     Raises:
         UserError: If it holds only weights, or its counters are not numbers.
     """
+    with blame(f'{filename} is not a checkpoint of a training'):
+        meta, known = _state(checkpoint, filename)
+        meta.pop('config', None)  # `Runner.resume` would execute it as Python
+        hook = checkpoint_hook(runner)
+        folder = checkpoint_folder(runner.work_dir, hook and hook.out_dir)
+        # Files at an address cannot be looked at, so that none of them is to be deleted.
+        is_own = (
+            (lambda name: False)
+            if is_remote(folder)
+            else lambda name: is_of_same_run(Path(folder, name), Path(filename), meta, known)
+        )
+        _keep_own_numbers(known, hook, is_own)
+        for key in [key for key in known if key == _LAST or str(key).startswith(_BEST)]:
+            _keep_if_own(known, key, folder, is_own, runner.logger)
+
+
+def _state(checkpoint, filename: str) -> tuple[dict, dict]:
+    """The ``meta`` and the ``runtime_info`` of a checkpoint to resume from, checked."""
     keys = set(checkpoint) if isinstance(checkpoint, dict) else set()
     if not {'meta', 'optimizer', 'message_hub'} <= keys:
         raise UserError(
             f'{filename} holds only weights; start from it with load_from, without resume'
         )
-    with blame(f'{filename} is not a checkpoint of a training'):
-        meta, known = checkpoint['meta'], checkpoint['message_hub']['runtime_info']
-        meta.pop('config', None)  # `Runner.resume` would execute it as Python
-        for name in ('epoch', 'iter'):
-            natural(meta[name], f'{filename}: meta.{name}')
-        kept = known.get('keep_ckpt_ids')  # MMEngine deletes what it makes of them
-        if not isinstance(kept, (list, tuple)) or any(type(number) is not int for number in kept):
-            known.pop('keep_ckpt_ids', None)
-        for key in [key for key in known if key == _LAST or str(key).startswith(_BEST)]:
-            _keep_if_own(known, key, runner)
+    meta, known = checkpoint['meta'], checkpoint['message_hub']['runtime_info']
+    for name in ('epoch', 'iter'):
+        natural(meta[name], f'{filename}: meta.{name}')
+    return meta, known
 
 
-def _keep_if_own(known: dict, key: str, runner) -> None:
-    """Replace a path by a file of that name among the runner's checkpoints, or remove it."""
-    name, folder = Path(str(known.pop(key))).name, _checkpoint_folder(runner)
-    own, is_best = f'{folder}/{name}', key != _LAST
-    # A remote folder is asked by the hook.
-    is_there = '://' in folder or os.path.isfile(own)
-    if is_there and (name.startswith('best_') or not is_best):
-        known[key] = own
+def checkpoint_hook(runner) -> CheckpointHook | None:
+    """The hook that writes the runner's checkpoints, None if there is none."""
+    return next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+
+
+def _keep_own_numbers(known: dict, hook, is_own: Callable[[str], bool]) -> None:
+    """Leave only numbers of own files, since MMEngine deletes what it makes of them."""
+    numbers = known.pop(_KEPT, None)
+    is_list = isinstance(numbers, (list, tuple))
+    if hook is None or not is_list or any(type(number) is not int for number in numbers):
+        return
+    if own := [number for number in numbers if is_own(hook.filename_tmpl.format(number))]:
+        known[_KEPT] = own
+
+
+def _keep_if_own(known: dict, key: str, folder: str, is_own, logger) -> None:
+    """Replace a path by the own file of that name, or remove it."""
+    name = Path(str(known.pop(key))).name
+    is_best = key != _LAST
+    if (name.startswith('best_') or not is_best) and is_own(name):
+        known[key] = os.path.join(folder, name)
     elif is_best:  # a score without its file would keep out all others
         known.pop(key.replace(_BEST, 'best_score', 1), None)
-        runner.logger.warning(
-            f'The best checkpoint so far, {name}, is not in {folder}; the best from now on is kept.'
+        logger.warning(
+            f'The best checkpoint so far, {name}, is not in {folder}, or of another run; the best '
+            'from now on is kept.'
         )
-
-
-def _checkpoint_folder(runner) -> str:
-    """Where the runner's checkpoints go; MMEngine settles this only when training begins."""
-    hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
-    folder = hooks[0].out_dir if hooks else None
-    if folder in (None, runner.work_dir):
-        return str(runner.work_dir)
-    return os.path.join(folder, os.path.basename(runner.work_dir.rstrip(os.path.sep)))
 
 
 def check_same_run(runner, allow_changes: bool) -> None:
@@ -113,24 +135,65 @@ def check_same_run(runner, allow_changes: bool) -> None:
         UserError: If model, data (number, labels and names of its images), optimizer, schedule or
             number of processes have changed.
     """
-    record, hub = run_record(runner.cfg, _SECTIONS), runner.message_hub
-    record['processes'] = str(get_world_size())
-    record['iterations of an epoch'] = str(len(runner.train_dataloader))
+    record, hub = _record_of(runner), runner.message_hub
+    if runner._resume:
+        _compare(_before(hub.runtime_info, runner.logger), record, allow_changes, runner.logger)
+    hub.update_info(_RECORD, json.dumps(record))
+    _compare_threads(runner)
+
+
+def check_resumes(runner, filename: str, allow_changes: bool) -> None:
+    """:func:`check_same_run` with a file, before training and without changing anything.
+
+    The number of processes is not compared: a rehearsal has one.
+
+    Args:
+        runner: A runner whose training loop is built.
+        filename: The checkpoint to resume from.
+        allow_changes: Log the changes.
+
+    Raises:
+        UserError: As :func:`check_same_run`, or if ``filename`` is no checkpoint of a training.
+    """
+    checkpoint = read_checkpoint(filename)
+    with blame(f'{filename} is not a checkpoint of a training'):
+        _, known = _state(checkpoint, filename)
+    before, record = _before(known, runner.logger), _record_of(runner)
+    for found in (before, record):
+        for key in (_PROCESSES, _ITERATIONS):
+            found.pop(key, None)
+    _compare(before, record, allow_changes, runner.logger)
+
+
+def _record_of(runner) -> dict[str, str]:
+    """What must be the same in a resumed run."""
+    record = run_record(runner.cfg, _SECTIONS)
+    record[_PROCESSES] = str(get_world_size())
+    record[_ITERATIONS] = str(len(runner.train_dataloader))
     record[_IMAGES] = fingerprint(runner.train_dataloader.dataset)
-    if runner._resume and _RECORD not in hub.runtime_info:
-        runner.logger.warning(
+    return record
+
+
+def _before(known: Mapping, logger) -> dict[str, str]:
+    """The record in a checkpoint; empty, with a line in the log, if it has none."""
+    if _RECORD not in known:
+        logger.warning(
             'The checkpoint does not say by which settings it was trained; they are not compared.'
         )
-    before = None
-    if runner._resume and _RECORD in hub.runtime_info:
-        with blame('the settings in the checkpoint cannot be read'):
-            before = dict(json.loads(hub.runtime_info[_RECORD]))
+        return {}
+    with blame('the settings in the checkpoint cannot be read'):
+        before = dict(json.loads(known[_RECORD]))
     if before and _IMAGES not in before:
-        runner.logger.warning(
+        logger.warning(
             'The checkpoint does not say by which images it was trained; they are not compared.'
         )
-        before[_IMAGES] = record[_IMAGES]
-    changes = differences(before or record, record)
+    return before
+
+
+def _compare(before: dict, record: dict, allow_changes: bool, logger) -> None:
+    """Refuse or log how a record differs from the one in a checkpoint, if there is any."""
+    known = {_IMAGES: record[_IMAGES]} | before if before else record
+    changes = differences(known, record)
     if changes and not allow_changes:
         raise UserError(
             f'this is not the run of the checkpoint: {changes}. A resumed run keeps its settings; '
@@ -138,12 +201,10 @@ def check_same_run(runner, allow_changes: bool) -> None:
             'changes by --cfg-options train_cfg.allow_changes=True'
         )
     if changes:
-        runner.logger.warning(
+        logger.warning(
             f'Changed since the checkpoint: {changes}. The state of optimizer and schedules, '
             "with its rates and horizons, is the checkpoint's, not the config's."
         )
-    hub.update_info(_RECORD, json.dumps(record))
-    _compare_threads(runner)
 
 
 def _compare_threads(runner) -> None:

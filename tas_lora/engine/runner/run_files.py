@@ -7,6 +7,7 @@ times nor stored paths count: copying a folder changes the former, and the latte
 """
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,11 +16,14 @@ from pathlib import Path
 from uuid import uuid4
 
 from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.logging import print_log
 
 from ...atomic_files import is_whole, write_atomic
+from ...checks import natural
 from ...errors import UserError
 from ...models.safe_load import read_progress
 from ...provenance import read_json
+from ...ranks import is_first_rank
 
 FILE = 'training.json'
 _STARTS = 'starts'  # in the message hub, so also in checkpoints
@@ -44,6 +48,24 @@ class Checkpoints:
     of_others: list[Path] = field(default_factory=list)
 
 
+def checkpoint_folder(work_dir: str | Path, out_dir: str | Path | None = None) -> str:
+    """Where MMEngine's ``CheckpointHook`` writes: the work directory, or its name in ``out_dir``.
+
+    Args:
+        work_dir: The work directory.
+        out_dir: The hook's argument; may be an address, as 's3://bucket/runs'.
+    """
+    work_dir = os.path.abspath(work_dir)
+    if out_dir is None or out_dir == work_dir:
+        return work_dir
+    return os.path.join(out_dir, os.path.basename(work_dir))
+
+
+def is_remote(folder: str | Path) -> bool:
+    """Whether a folder of checkpoints is an address rather than a path."""
+    return '://' in str(folder)
+
+
 def find_checkpoints(folder: str | Path, work_dir: str | Path | None = None) -> Checkpoints:
     """Look through the training checkpoints of a folder, without those of best scores.
 
@@ -51,7 +73,7 @@ def find_checkpoints(folder: str | Path, work_dir: str | Path | None = None) -> 
         folder: Where the checkpoints are.
         work_dir: Where ``training.json`` is, if elsewhere. Without that file all of them count.
     """
-    found, starts = Checkpoints(), _known_starts(Path(work_dir or folder))
+    found, starts = Checkpoints(), _record(Path(work_dir or folder) / FILE).get(_STARTS)
     own: list[tuple[Place, Path]] = []
     for path in sorted(Path(folder).glob('*.pth')):
         if path.name.startswith('best_') or not path.is_file():
@@ -61,7 +83,7 @@ def find_checkpoints(folder: str | Path, work_dir: str | Path | None = None) -> 
         except UserError:
             found.damaged.append(path)
             continue
-        if (place := _place(meta)) is None:
+        if (place := place_of(meta)) is None:
             continue  # weights alone
         if starts is None or _is_of_run(place, _starts(info), starts):
             own.append((place, path))
@@ -78,6 +100,90 @@ def find_checkpoints(folder: str | Path, work_dir: str | Path | None = None) -> 
 def newest_whole(folder: str | Path) -> Path | None:
     """The furthest intact checkpoint of the run in a folder."""
     return find_checkpoints(folder).newest
+
+
+def find_resumable(work_dir: str | Path, folder: str | Path | None = None) -> Path | None:
+    """The checkpoint from which training in ``work_dir`` resumes; None if there is none yet.
+
+    It is the furthest one by epoch and iteration that is intact and of this run. A line in the log
+    names the damaged ones that were skipped, and those of earlier runs if there is no other.
+
+    Args:
+        work_dir: The work directory.
+        folder: Where the checkpoints are, if elsewhere.
+
+    Raises:
+        UserError: If there are checkpoints of the run, but all are damaged; or if ``folder`` is an
+            address.
+    """
+    if folder is not None and is_remote(folder):
+        raise UserError(
+            f'{folder} is not searched for a checkpoint to resume from: copy one to this machine, '
+            'and give it by --resume FILE'
+        )
+    folder = Path(folder or work_dir)
+    found = find_checkpoints(folder, work_dir)
+    damaged = ', '.join(path.name for path in found.damaged)
+    if damaged and found.newest is None and not found.of_others:
+        raise UserError(f'{folder} has no intact checkpoint to resume from: {damaged} damaged')
+    if damaged:
+        _warn(f'Skipped in {folder}, since damaged (truncated or changed): {damaged}')
+    if found.of_others and found.newest is None:
+        others = ', '.join(path.name for path in found.of_others)
+        _warn(
+            f'The run that was last started in {work_dir} has no checkpoint yet, so it starts '
+            f'again; not resumed, as of an earlier run: {others} (--resume FILE does)'
+        )
+    return found.newest
+
+
+def checkpoint_or_first_start(
+    work_dir: str | Path, folder: str | Path, load_from: str | None, allow_changes: bool
+) -> Path | None:
+    """:func:`find_resumable`, with :func:`check_first_start` if there is none.
+
+    Args:
+        work_dir: The work directory.
+        folder: Where the checkpoints are.
+        load_from: The weights of a first start.
+        allow_changes: Start from other weights than before.
+
+    Raises:
+        UserError: As these two.
+    """
+    found = find_resumable(work_dir, folder)
+    if found is None and not allow_changes:
+        check_first_start(work_dir, load_from)
+    return found
+
+
+def _warn(text: str) -> None:
+    """Log a line, maybe before there is a runner, on one rank."""
+    if is_first_rank():
+        print_log(text, 'current', logging.WARNING)
+
+
+def is_of_same_run(path: Path, checkpoint: Path, meta: Mapping, info: Mapping) -> bool:
+    """Whether a local file is of the run that a checkpoint is of, and from no later place.
+
+    A file that names no start, as those of 0.1, counts only beside the checkpoint.
+
+    Args:
+        path: The file.
+        checkpoint: Where the checkpoint is.
+        meta: That of the checkpoint.
+        info: The ``runtime_info`` of its message hub.
+    """
+    if not path.is_file() or (here := place_of(meta)) is None:
+        return False
+    try:
+        its_meta, its_info = read_progress(path)
+    except UserError:
+        return False
+    place, own = place_of(its_meta), _starts(its_info)
+    if own[-1][0] is None and path.resolve().parent != checkpoint.resolve().parent:
+        return False
+    return place is not None and _is_of_run(place, own, [*_starts(info), (None, *here)])
 
 
 def note_start(runner) -> None:
@@ -120,33 +226,35 @@ def check_first_start(work_dir: str | Path, load_from: str | None) -> None:
 
 
 def _absolute(path: str | None) -> str | None:
-    return path if not path or '://' in path else os.path.abspath(path)
+    return path if not path or is_remote(path) else os.path.abspath(path)
 
 
 def _record(path: Path) -> Mapping:
+    """The content of ``training.json``; empty if it is missing, or not as we write it."""
     try:
-        return read_json(path, kind=dict)
-    except UserError:
-        return {}
-
-
-def _known_starts(work_dir: Path) -> list[Start] | None:
-    try:
-        return _checked(_record(work_dir / FILE)[_STARTS]) or None
+        record = read_json(path, kind=dict)
+        record[_STARTS] = _checked(record[_STARTS])
     except (KeyError, TypeError, ValueError):
-        return None
+        return {}
+    texts = (record.get(key) for key in ('load_from', 'last_start'))
+    is_ours = record[_STARTS] and all(isinstance(text, (str, type(None))) for text in texts)
+    return record if is_ours else {}
 
 
 def _starts(info: Mapping) -> list[Start]:
     """The starts in a message hub."""
     try:
         return _checked(json.loads(info[_STARTS])) or [_BEFORE]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return [_BEFORE]
 
 
 def _checked(starts) -> list[Start]:
-    return [(None if name is None else str(name), int(e), int(i)) for name, e, i in starts]
+    """Starts from a file; raises TypeError or ValueError if they are anything else."""
+    checked = [(name, natural(epoch, ''), natural(done, '')) for name, epoch, done in starts]
+    if not all(isinstance(name, (str, type(None))) for name, *_ in checked):
+        raise TypeError('the name of a start must be a text')
+    return checked
 
 
 def _is_of_run(place: Place, own: list[Start], starts: list[Start]) -> bool:
@@ -158,6 +266,13 @@ def _is_of_run(place: Place, own: list[Start], starts: list[Start]) -> bool:
     return all(place <= (epoch, iteration) for _, epoch, iteration in later)
 
 
-def _place(meta: Mapping) -> Place | None:
-    place = meta.get('epoch'), meta.get('iter')
-    return place if all(isinstance(number, int) for number in place) else None
+def place_of(meta: Mapping) -> Place | None:
+    """Epochs and iterations that the ``meta`` of a checkpoint says are done; None if it does not.
+
+    Args:
+        meta: From a file, so of any content.
+    """
+    try:
+        return natural(meta['epoch'], 'epoch'), natural(meta['iter'], 'iter')
+    except (KeyError, UserError):
+        return None

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
@@ -22,8 +23,8 @@ from ...models.safe_load import read_checkpoint, weights_in
 from ..model_access import supernet_of
 from .label_check import check_dataset, check_metrics
 from .resumable_train_loop import ResumableTrainLoop
-from .resume_check import make_resumable, recorded_run
-from .run_files import forget_starts, newest_whole
+from .resume_check import checkpoint_hook, make_resumable, recorded_run
+from .run_files import checkpoint_folder, checkpoint_or_first_start, forget_starts
 
 _ESCAPE = ('val_cfg', 'search_on_training_images')
 
@@ -55,30 +56,30 @@ class SupernetRunner(Runner):
         if self._val_loop is None:
             stages = tuple(stage for stage in stages if stage != 'val')
         check_sources(self.cfg, [f'{stage}_dataloader' for stage in stages])
-        if 'train' in stages:
-            with blame('train_cfg or train_dataloader cannot be built'):
-                self._train_loop = self.build_train_loop(self._train_loop)
-                _check_batches(self._train_loop.dataloader, 'train_dataloader')
-            with blame('optim_wrapper cannot be built'):
-                self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
-                self.scale_lr(self.optim_wrapper, self.auto_scale_lr)
-                # Done; train() would refuse to, once schedulers are built.
-                self.auto_scale_lr = None
-            with blame('param_scheduler cannot be built'):
-                if self.param_schedulers is not None:
-                    self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
-        if 'val' in stages:
-            with blame('val_cfg, val_dataloader or val_evaluator cannot be built'):
-                self._val_loop = self.build_val_loop(self._val_loop)
-                _check_batches(self._val_loop.dataloader, 'val_dataloader')
-        if 'test' in stages:
-            with blame('test_cfg, test_dataloader or test_evaluator cannot be built'):
-                self._test_loop = self.build_test_loop(self._test_loop)
-                _check_batches(self._test_loop.dataloader, 'test_dataloader')
+        for stage in stages:
+            self._build(stage)
         check_built(self.cfg, self._datasets())
         self._compare_classes()
         for stage in stages:
             self._check_labels(stage)
+
+    def _build(self, stage: str) -> None:
+        """Build the loop of a stage and, to train, what steps the weights."""
+        evaluator = '' if stage == 'train' else f' or {stage}_evaluator'
+        joint = ' or' if stage == 'train' else ','
+        with blame(f'{stage}_cfg{joint} {stage}_dataloader{evaluator} cannot be built'):
+            loop = getattr(self, f'{stage}_loop')  # built on first access
+            _check_batches(loop.dataloader, f'{stage}_dataloader')
+        if stage != 'train':
+            return
+        with blame('optim_wrapper cannot be built'):
+            self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+            self.scale_lr(self.optim_wrapper, self.auto_scale_lr)
+            # Done; train() would refuse to, once schedulers are built.
+            self.auto_scale_lr = None
+        with blame('param_scheduler cannot be built'):
+            if self.param_schedulers is not None:
+                self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
 
     def _check_labels(self, stage: str) -> None:
         """Refuse data and metrics that do not suit the head of a supernet."""
@@ -92,13 +93,24 @@ class SupernetRunner(Runner):
 
     def load_or_resume(self) -> None:
         """Load or resume, as the config says; with ``resume`` alone from the newest checkpoint."""
-        if self._resume and self._load_from is None:
-            found = newest_whole(self.work_dir)
-            self._resume, self._load_from = found is not None, found and str(found)
+        if not self._has_loaded:
+            self._settle_start()
         super().load_or_resume()
         is_training = isinstance(self._train_loop, BaseLoop)
         if is_training and not isinstance(self._train_loop, ResumableTrainLoop):
             forget_starts(self.work_dir)
+
+    def _settle_start(self) -> None:
+        """Settle what to load: the first process chooses for all, that may see other files."""
+        if self._resume and self._load_from is None and is_main_process():
+            hook = checkpoint_hook(self)
+            folder = checkpoint_folder(self.work_dir, hook and hook.out_dir)
+            allow_changes = (self.cfg.get('train_cfg') or {}).get('allow_changes', False)
+            found = checkpoint_or_first_start(self.work_dir, folder, None, allow_changes)
+            self._resume, self._load_from = found is not None, found and str(found)
+        chosen = [self._resume, self._load_from]
+        broadcast_object_list(chosen)
+        self._resume, self._load_from = chosen
 
     def load_checkpoint(self, filename: str, map_location='cpu', **kwargs) -> dict:
         """Load weights from a file or an http(s) address; when resuming, the whole checkpoint."""

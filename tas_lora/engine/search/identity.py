@@ -17,6 +17,7 @@ from ..runner.resume_check import differences, run_record
 from .result import HISTORY, JOURNAL
 
 FILE = 'search.json'
+_DEVICE = 'measured on'  # name of a setting
 _SECTIONS = (
     'model',
     'data_preprocessor',
@@ -48,7 +49,7 @@ def search_identity(
     """
     settings = run_record(config, _SECTIONS) | {'held-out images': images}
     if measured_on is not None:
-        settings['measured on'] = measured_on
+        settings[_DEVICE] = measured_on
     kept = {key: value for key, value in dict(config).items() if key not in _OF_THE_RUN}
     loop = kept.get('val_cfg') or {}
     kept['val_cfg'] = {k: v for k, v in loop.items() if k not in ('resume', 'ray')}
@@ -74,29 +75,64 @@ def begin_search(folder: Path, identity: dict, resume: bool) -> dict:
     """
     path = folder / FILE
     if not (resume and path.exists()):
-        left = [name for name in (HISTORY, JOURNAL) if resume and (folder / name).exists()]
-        if left:
-            raise UserError(
-                f'{folder} has {left[0]}, but not {FILE}, which says what search it is from; start '
-                'a new search, without --resume'
-            )
+        if resume:
+            _check_nothing_left(folder)
         write_atomic(path, json.dumps(identity, indent=2) + '\n')
         return identity
-    before = read_identity(path)
-    records = [
-        dict(found['settings'], checkpoint_sha256=found['checkpoint_sha256'])
-        for found in (before, identity)
-    ]
-    if changes := differences(*records):
-        raise UserError(
-            f'{path} is of another search: {changes}; start a new one, without --resume'
-        )
+    before = _same_search(path, identity)
     if changes := differences(before['versions'], identity['versions']):
         warnings.warn(f'The search is resumed with other versions: {changes}', stacklevel=2)
     now = identity['config']['val_cfg']
     if 'baseline' in now:  # a random search may be added to a finished search
         before['config']['val_cfg']['baseline'] = now['baseline']
     write_atomic(path, json.dumps(before, indent=2) + '\n')
+    return before
+
+
+def check_resumes_search(runner, folder: Path) -> None:
+    """The comparison of :func:`begin_search` before a search that resumes; it changes nothing.
+
+    The device of measurements is not compared: workers would have to start to name it.
+
+    Args:
+        runner: A runner with a search loop, built, and the path of its weights.
+        folder: The work directory.
+
+    Raises:
+        UserError: As :func:`begin_search`.
+    """
+    if not runner.val_loop.settings.resume:
+        return
+    if not (folder / FILE).exists():
+        _check_nothing_left(folder)
+        return
+    images = runner.val_loop.images.fingerprint()
+    identity = search_identity(runner.cfg, runner._load_from, images)
+    _same_search(folder / FILE, identity, ignored=_DEVICE)
+
+
+def _check_nothing_left(folder: Path) -> None:
+    """Refuse a history or journal without an identity."""
+    if left := [name for name in (HISTORY, JOURNAL) if (folder / name).exists()]:
+        raise UserError(
+            f'{folder} has {left[0]}, but not {FILE}, which says what search it is from; start '
+            'a new search, without --resume'
+        )
+
+
+def _same_search(path: Path, identity: dict, ignored: str = '') -> dict:
+    """The identity in a file, which must be that of the same search."""
+    before = read_identity(path)
+    records = [
+        dict(found['settings'], checkpoint_sha256=found['checkpoint_sha256'])
+        for found in (before, identity)
+    ]
+    for record in records:
+        record.pop(ignored, None)
+    if changes := differences(*records):
+        raise UserError(
+            f'{path} is of another search: {changes}; start a new one, without --resume'
+        )
     return before
 
 
