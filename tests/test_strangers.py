@@ -664,3 +664,15 @@ def test_each_row_of_the_security_page_has_its_tests():
 def test_mmengine_imports_what_a_type_names():
     """Else the tests of records would prove nothing."""
     assert MODELS.get('subprocess.Popen') is subprocess.Popen
+
+
+def test_a_link_in_place_of_the_config_is_not_written_through(digits_config, tmp_path):
+    cfg = digits_config('supernet', images=64)
+    victim, link = tmp_path / 'victim', Path(cfg.work_dir) / Path(cfg.filename).name
+    victim.write_text('mine')
+    link.parent.mkdir()
+    link.symlink_to(victim)
+    apis.prepare_training(cfg)
+    assert victim.read_text() == 'mine'
+    assert not link.is_symlink()
+    assert 'SupernetClassifier' in link.read_text()

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 from mmengine.dist import broadcast_object_list, is_main_process
@@ -45,6 +46,13 @@ class SupernetRunner(Runner):
         logger = super().build_logger(*args, **kwargs)
         logger.addFilter(_escape)
         return logger
+
+    def dump_config(self) -> None:
+        """Write the config to the work directory; not through a link that a copy of one holds."""
+        for path in Path(self.work_dir).glob('*.py'):
+            if path.is_symlink():
+                path.unlink()
+        super().dump_config()
 
     def prepare(self, *stages: str) -> None:
         """Build what the stages 'train', 'val' and 'test' need, and check their data.
