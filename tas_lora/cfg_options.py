@@ -26,8 +26,9 @@ class Options(dict):
 
 def read_value(text: str):
     """Read a value as MMEngine's ``DictAction`` does, but keep blanks, and quotes mean text."""
-    if len(text) > 1 and text[0] in _QUOTES and text[-1] == text[0]:
-        return text[1:-1]
+    inside = text[1:-1]
+    if len(text) > 1 and text[0] in _QUOTES and text[-1] == text[0] and text[0] not in inside:
+        return inside
     try:
         inner = re.sub(r'(?<=[^\s,(\[])\s(?=\s*[^\s,)\]])', _GAP, text)
         value = DictAction._parse_iterable(inner)

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.hooks import EarlyStoppingHook
 from mmengine.logging import print_log
+from mmengine.optim.scheduler import ReduceOnPlateauParamScheduler
 from mmengine.registry import (
     DATASETS,
     HOOKS,
@@ -124,7 +126,7 @@ def _check_is_read(cfg: Config, key: str, read: set[str]) -> None:
     made = fields_made_from(cfg.to_dict(), first, read)
     names = list(dict.fromkeys(f'{path}.{rest}'.strip('.') for path in made))
     more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
-    advice = f'change the fields made from it: {", ".join(names[:_SHOWN])}{more}'
+    advice = f'change the fields of its value that are meant: {", ".join(names[:_SHOWN])}{more}'
     raise UserError(
         f'--cfg-options {key}: {first} is a variable, which only the config itself reads, before '
         f'options apply; {advice if names else "no field has its value; edit the config"}'
@@ -192,13 +194,17 @@ def check_numbers(cfg: Config) -> None:
         _check_number(cfg.get(loader), loader, 'num_workers', natural)
 
 
+_WATCHERS = (EarlyStoppingHook, ReduceOnPlateauParamScheduler)
+
+
 def settle_rules(cfg: Config) -> None:
     """Give each part that watches a metric its ``rule``, which MMEngine sets to 'less' for some."""
     for field, registry in (('param_scheduler', PARAM_SCHEDULERS), ('custom_hooks', HOOKS)):
         for path, node in _dicts(cfg.get(field), field):
-            arguments = _parameters(_component(node, registry)) if 'type' in node else {}
-            if {'monitor', 'rule'} <= set(arguments):
-                metric = node.get('monitor', arguments['monitor'].default)
+            component = _component(node, registry) if 'type' in node else None
+            arguments = _parameters(component)
+            metric = node.get('monitor')
+            if metric and inspect.isclass(component) and issubclass(component, _WATCHERS):
                 rule = settled_rule(metric, node.get('rule'), f'{path}.rule', _warn)
                 if rule != arguments['rule'].default:
                     node['rule'] = rule

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import call_tool
 from mmengine.registry import init_default_scope
+from mmpretrain.datasets import MNIST
 from mmpretrain.registry import DATASETS
 from PIL import Image
 
@@ -18,6 +19,7 @@ from tas_lora.datasets.agreement import (
     check_built,
     check_draws,
     check_recorded_draws,
+    check_same_classes,
     check_sources,
     trained_classes,
 )
@@ -406,9 +408,9 @@ def test_the_next_stage_keeps_what_was_held_out(digits_config, trained):
 
 def test_classes_of_the_checkpoint(digits_config, trained):
     cfg = digits_config('supernet')
-    names = [f'digit {i}' for i in range(10)]
+    names = MNIST.METAINFO['classes'][::-1]
     cfg.test_dataloader.dataset.metainfo = dict(classes=names)
-    message = "class 0 is '0 - zero' in the checkpoint, but 'digit 0' in test_dataloader"
+    message = "class 0 is '0 - zero' in the checkpoint, but '9 - nine' in test_dataloader"
     with pytest.raises(UserError, match=message):
         apis.evaluate(cfg, trained)
     checkpoint = torch.load(trained, weights_only=False)
@@ -417,7 +419,7 @@ def test_classes_of_the_checkpoint(digits_config, trained):
     search = digits_config('search', options=SMALL)
     search.model = cfg.model
     search.val_dataloader.dataset.dataset.metainfo = dict(classes=names)
-    with pytest.raises(UserError, match="'digit 0' in val_dataloader"):
+    with pytest.raises(UserError, match="'9 - nine' in val_dataloader"):
         apis.check_search(search, trained)
 
 
@@ -454,3 +456,34 @@ def test_a_test_set_without_labels(tmp_path, digits_config, trained, capsys, kin
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('error: test_dataloader: its images have no labels')
     assert 'tools/predict.py' in line
+
+
+HONEST = {
+    'an argument of its own': (dict(type='Own', part='train'), dict(type='Own', part='val')),
+    'roots alone': (
+        dict(type='ImageNet', data_root='x/train'),
+        dict(type='ImageNet', data_root='x/val'),
+    ),
+    'indices': (dict(type='Own', indices=[0, 1]), dict(type='Own', indices=[2, 3])),
+}
+
+
+@pytest.mark.parametrize('case', HONEST)
+def test_honest_data_sets_are_not_refused(case):
+    trained, held_out = (dict(dataset=dataset) for dataset in HONEST[case])
+    cfg = dict(train_dataloader=trained, val_dataloader=held_out)
+    check_draws(cfg, ('train_dataloader', 'val_dataloader'))
+    record = run_record(cfg, ('train_dataloader',))
+    check_recorded_draws(record, held_out, 'no escape')
+
+
+def test_classes_in_other_words_are_reported_and_others_refused():
+    wnids = dict(classes=['n01440764', 'n01443537'])
+    check_same_classes('the checkpoint', dict(classes=['tench', 'goldfish']), 'val', wnids)
+    with pytest.raises(UserError, match="class 0 is 'tench' in the checkpoint, but 'goldfish'"):
+        check_same_classes(
+            'the checkpoint',
+            dict(classes=['tench', 'goldfish']),
+            'val',
+            dict(classes=['goldfish', 'tench']),
+        )

@@ -102,6 +102,7 @@ def test_no_subnet_is_asked_for_twice(space, seed):
     assert len(asked) == len(set(asked))
 
 
+@pytest.mark.full
 @given(spaces(), st.integers(0, 3), st.integers(0, 1000))
 @few
 def test_generations_that_overlap_share_no_subnet(space, overlap, seed):

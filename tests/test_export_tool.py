@@ -14,8 +14,8 @@ from mmengine.config import Config
 from mmpretrain import ImageClassificationInferencer
 from test_export import trained_like
 
-from tas_lora import Subnet, UserError, export, export_subnet, load_supernet
-from tas_lora.export import Source, formats, mmpretrain
+from tas_lora import Subnet, UserError, export_subnet, load_supernet
+from tas_lora.export import Source, formats, mmpretrain, parity
 from tas_lora.export import onnx as onnx_format
 from tas_lora.export.int8 import compare, compare_top1, quantise
 from tas_lora.work_lock import check_free
@@ -149,7 +149,7 @@ def test_the_tool_says_what_it_skips(export_tool, capsys, monkeypatch):
     monkeypatch.setattr(formats, 'find_spec', lambda name: None if name in hidden else find(name))
     written = []
     monkeypatch.setattr(
-        export, 'export_formats', lambda model, source, forms, *_: written.extend(forms) or []
+        parity, 'write_formats', lambda model, source, forms, *_: written.extend(forms) or []
     )
     assert export_tool('--formats', 'all') == 0
     assert [each.name for each in written] == ['safetensors', 'torch_export', 'mmpretrain']

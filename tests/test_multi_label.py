@@ -167,6 +167,7 @@ def test_the_search_scores_the_binary_cross_entropy(trained):
     assert (trained / 'found' / 'report.html').is_file()
 
 
+@pytest.mark.full
 def test_mmpretrain_tests_an_export_alike(trained, tmp_path):
     """Its own classifier and head, in MMEngine's own loop, give the metrics of the search."""
     folder = exported(trained, 'mmpretrain')

@@ -171,6 +171,7 @@ def test_augmentation_differs_between_epochs(config, workers, persistent):
     assert changed > 0.5  # 8 of 9 shifts are no identity
 
 
+@pytest.mark.full
 def test_the_seed_of_the_first_start_is_kept(config):
     """With `randomness.seed=None` every start would draw another."""
     whole = config('supernet', 'whole')

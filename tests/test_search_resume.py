@@ -271,6 +271,7 @@ def test_what_a_search_was_is_on_disk(first):
     assert stored['config']['val_cfg']['constraints'] == dict(params=[20e3, 40e3])
 
 
+@pytest.mark.full
 def test_the_tool_resumes(config, tmp_path, capsys):
     cfg = config('tool')
     cfg.dump(tmp_path / 'search.py')

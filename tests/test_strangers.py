@@ -289,6 +289,7 @@ def test_nothing_is_deleted_that_cannot_be_looked_at(tmp_path):
     assert resumed(tmp_path, NAMED, out_dir='s3://bucket/runs')[0] == {}
 
 
+@pytest.mark.full
 def test_a_checkpoint_deletes_no_others_of_its_work_directory(digits_config, tmp_path):
     """By numbers to keep, of which MMEngine deletes those too many; its settings unknown."""
     cfg = digits_config('supernet', images=64)
@@ -332,6 +333,7 @@ def test_a_checkpoint_of_another_form_is_refused(change):
         make_resumable(whole | change, runner, 'x.pth')
 
 
+@pytest.mark.full
 def test_resuming_a_copy_leaves_the_original_alone(digits_config, tmp_path):
     victim = tmp_path / 'thesis.tex'
     victim.write_text('years of work')

@@ -143,7 +143,7 @@ def check_built(cfg: Config | Mapping, datasets: Mapping[str, object]) -> None:
 
 
 def check_same_classes(first: str, one: Mapping, second: str, other: Mapping) -> None:
-    """Refuse two lists of classes that differ; a missing one is not compared."""
+    """Refuse two lists of classes that differ; lists without a common name are only reported."""
     names, others = (
         list(map(str, meta.get('classes') or ()))
         if isinstance(meta.get('classes'), (list, tuple))
@@ -151,6 +151,9 @@ def check_same_classes(first: str, one: Mapping, second: str, other: Mapping) ->
         for meta in (one, other)
     )
     if not names or not others or names == others:
+        return
+    if len(names) == len(others) and not set(names) & set(others):
+        warn(f'{first} and {second} have other names for classes; taken for the same, in order.')
         return
     if len(names) != len(others):
         what = f'{first} has {len(names):,} classes, {second} has {len(others):,}'
@@ -186,11 +189,11 @@ def _named_folders(loader: Mapping | None, field: str) -> list[tuple[Source, lis
 
 def _paths(dataset: object) -> Iterator[str]:
     for source in built_sources(dataset):
+        first = [source.get_data_info(i).get('img_path') for i in range(min(2, len(source)))]
+        if None in first or len(set(first)) < len(first):
+            continue  # images in memory, or all in one file
         for index in range(len(source)):
-            path = source.get_data_info(index).get('img_path')
-            if path is None:
-                break  # images in memory
-            yield os.path.abspath(path)
+            yield os.path.abspath(source.get_data_info(index)['img_path'])
 
 
 def _check_labels(name: str, dataset: object) -> None:
@@ -229,8 +232,8 @@ def _is_on_purpose(trained: Source, other: Source) -> bool:
 
 def _is_telling(one: Source, other: Source) -> bool:
     """Whether what two configs name says which images they read, without the folder of data."""
-    kind, *named = one.named()
-    return kind != 'CustomDataset' or any(named) or bool(one.splits and other.splits)
+    _, *named = one.named()
+    return any(named) or bool(one.splits and other.splits)
 
 
 def _clash(source: Source, other: Source, drawn: str = 'the training draws') -> str:

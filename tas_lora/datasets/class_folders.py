@@ -58,8 +58,8 @@ def check_class_names(source: Source, data: CustomDataset, folders: Sequence[str
     if faults := _odd_folders(folders, expected, 'the classes'):
         raise UserError(
             f'{place} {faults}. Labels are places of folders, so classes would be mixed up: name '
-            'the folders as metainfo.classes does, add an empty one for a class without images, or '
-            'name them in metainfo.folders'
+            'the folders as metainfo.classes does, add an empty one for a class that a test lacks, '
+            'or name them in metainfo.folders'
         )
     at = next(
         i for i, (one, other) in enumerate(zip(expected, folders, strict=True)) if one != other
@@ -77,7 +77,8 @@ def check_same_folders(one: tuple[Source, Sequence[str]], other: tuple[Source, S
         return
     raise UserError(
         f'{second.place} {_odd_folders(others, folders, first.place)}. Labels are places of '
-        'folders, so classes would be mixed up: rename or remove a folder, or add an empty one'
+        'folders, so classes would be mixed up: rename or remove a folder, or add an empty one to '
+        'a validation or test set'
     )
 
 

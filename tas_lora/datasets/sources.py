@@ -22,6 +22,9 @@ _DEFAULTS = dict(
     HeldOutSplit=dict(part=None, size=10_000, seed=0, images=None, stratify=False),
     KFoldDataset=dict(fold=0, num_splits=5, test_mode=False, seed=None),
 )
+_NO_CHOICE = ('type', 'pipeline', 'test_mode', 'lazy_init', 'serialize_data', 'max_refetch')
+_NO_CHOICE += ('metainfo', 'data_root', 'data_prefix', 'ann_file', 'download', 'classes')
+_NO_CHOICE += ('with_label', 'extensions', 'filter_cfg')
 _LAST = ('size', 'part', 'fold', 'test_mode')  # of splits that share an order of images
 
 
@@ -60,18 +63,24 @@ class Source:
         paths = [os.path.normpath(str(path or '')) for _, path in prefixes]
         paths = [path for path in (*paths, str(self.config.get('ann_file') or '')) if path != '.']
         told = 'test_mode' if kind in ('MNIST', 'FashionMNIST') else 'split'
-        return kind, *filter(None, (*paths, self.config.get(told)))
+        indices = self.config.get('indices')
+        return kind, *filter(None, (*paths, self.config.get(told), indices and str(indices)))
 
     def read(self) -> tuple:
         """The images that are read: files if they are known, else what the config names."""
-        data, indices = self.opened(), self.config.get('indices')
+        data = self.opened()
+        # Any other argument may choose among the images, as one called `part` does.
+        chosen = {k: str(v) for k, v in self.config.items() if k not in _NO_CHOICE}
+        if isinstance(data, MNIST):
+            chosen.pop('split', None)  # test_mode alone chooses
+        rest = str(sorted(chosen.items()))
         if data is None:
-            return *self.named(), self.config.get('data_root'), str(indices)
+            return *self.named(), self.config.get('data_root'), rest
         if isinstance(data, CustomDataset):
-            return _absolute(data.ann_file or data.img_prefix), str(indices)
+            return _absolute(data.ann_file or data.img_prefix), rest
         files = tuple(map(_absolute, (data.ann_file, *data.data_prefix.values())))
-        told = data.test_mode if isinstance(data, MNIST) else self.config.get('split')
-        return kind_of(self.config), *files, told, str(indices)
+        told = data.test_mode if isinstance(data, MNIST) else None
+        return kind_of(self.config), *files, told, rest
 
 
 def sources(loader: Mapping | None, field: str) -> list[Source]:

@@ -91,7 +91,10 @@ def _odd_lengths(runner):
                 ' the router never trains.'
             )
         is_of_unit = isinstance(hook, CheckpointHook) and hook.by_epoch == by_epoch
-        if is_of_unit and not hook.save_last and not hook.save_begin <= most >= hook.interval > 0:
+        if not is_of_unit or hook.save_last:
+            continue
+        first = hook.save_begin or hook.interval
+        if first > most or hook.interval <= 0:
             yield f'default_hooks.checkpoint writes none by {unit} {most} without save_last.'
 
 

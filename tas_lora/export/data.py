@@ -8,16 +8,14 @@ from mmpretrain.registry import DATASETS
 from torch import Tensor
 
 from ..datasets.agreement import check_folders, check_same_classes, trained_classes
+from ..datasets.sources import sources
 from ..errors import UserError, blame
 from ..models import SupernetClassifier
 
 
 def innermost(loader: Mapping | None) -> Mapping:
-    """Config of the innermost dataset of a dataloader; empty if there is none."""
-    dataset = (loader or {}).get('dataset') or {}
-    while isinstance(dataset.get('dataset'), Mapping):
-        dataset = dataset['dataset']
-    return dataset
+    """Config of the first innermost dataset of a dataloader; empty if there is none."""
+    return next((source.config for source in sources(loader, '')), {})
 
 
 def class_names(checkpoint: object, loader: Mapping | None, count: int) -> list[str] | None:

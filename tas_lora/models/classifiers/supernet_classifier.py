@@ -17,13 +17,11 @@ from ..backbones import ElasticViT
 from ..checkpoint import adapt_state_dict
 from ..heads import Router
 from ..heads.elastic_cls_head import (
-    SlicedLinear,
     check_labels,
-    final_linear,
     labels_are_checked,
     slice_head,
 )
-from ..layers import ElasticLinear, expert_parameters
+from ..layers import expert_parameters
 
 # Types of the arguments passed on to MMPretrain; all but the first may be None.
 _KINDS = dict(
@@ -34,7 +32,7 @@ _KINDS = dict(
     init_cfg=(dict, list),
 )
 _LINEAR = (
-    'tas_lora.ElasticClsHead',
+    'ElasticClsHead',
     'LinearClsHead',
     'MultiLabelLinearClsHead',
     'VisionTransformerClsHead',
@@ -145,9 +143,7 @@ class SupernetClassifier(ImageClassifier):
     def check_space(self, space: SearchSpace, what: str) -> None:
         """Raise :class:`UserError` unless backbone, neck and head can run all of ``space``."""
         self.backbone.check_space(space, what)
-        layer, narrow = final_linear(self.head), space.smallest()
-        if isinstance(layer, (ElasticLinear, SlicedLinear)) and not self.with_neck:
-            return
+        narrow = space.smallest()
         if self.head is not None and narrow.embed_dim < self.backbone.arch.embed_dim:
             self._try(narrow)
 
@@ -218,7 +214,8 @@ class SupernetClassifier(ImageClassifier):
     def _build_head(self, head: dict | nn.Module | None) -> nn.Module | None:
         width = self.backbone.arch.embed_dim
         if isinstance(head, dict):
-            is_linear = str(head.get('type')).removeprefix('mmpretrain.') in _LINEAR
+            kind = head.get('type')
+            is_linear = getattr(kind, '__name__', str(kind)).split('.')[-1] in _LINEAR
             with blame('cannot be built', 'head'):
                 head = MODELS.build((dict(in_channels=width) if is_linear else {}) | head)
         if head is not None and not isinstance(head, nn.Module):
