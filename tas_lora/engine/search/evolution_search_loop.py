@@ -146,18 +146,7 @@ class EvolutionarySearchLoop(ValLoop):
         limits = self._limits(constraints, goals, deployed)
         search = _algorithm(evolution, space, limits, boolean(surrogate, 'surrogate'))
         race = None if limits.goals else self._race_rules(race, score, rule)
-        if race is not None and search.overlap:
-            raise UserError(
-                f'is {search.overlap}, but a generation races against the one before; set it to '
-                '0, or race=None (--exhaustive)',
-                'evolution.overlap',
-            )
-        if deployed is not None and search.overlap:
-            raise UserError(
-                f'is {search.overlap}, but latency is measured while nothing else runs; set it to '
-                '0, or measure=None',
-                'evolution.overlap',
-            )
+        _check_overlap(search.overlap, race, deployed)
         self.settings = SearchSettings(
             space=space,
             limits=limits,
@@ -254,6 +243,18 @@ def _algorithm(
     costs = {name: partial(limits.cost, name) for name in limits.goals}
     own = {name: value for name, value in arguments.items() if name in _OF_NSGA2}
     return NSGA2(space, limits.allow, costs, **own)
+
+
+def _check_overlap(overlap: int, race: RaceRules | None, deployed: Measured | None) -> None:
+    """Refuse generations that overlap where each must wait for the one before."""
+    if overlap and (race is not None or deployed is not None):
+        why = 'latency is measured while nothing else runs; set it to 0, or measure=None'
+        if race is not None:
+            why = (
+                'a generation races against the one before; set it to 0, or race=None '
+                '(--exhaustive)'
+            )
+        raise UserError(f'is {overlap}, but {why}', 'evolution.overlap')
 
 
 def _random_search(search: Evolution | NSGA2) -> Evolution:

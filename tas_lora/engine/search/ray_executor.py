@@ -198,7 +198,8 @@ class RayExecutor:
         return dict(processes=len(self.workers), retries=self.retries, workers=shares)
 
     def _divide_machine(self) -> None:
-        gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
+        gpus = torch.cuda.device_count()
+        cores = getattr(os, 'process_cpu_count', os.cpu_count)() or 1
         if self.gpus == 'auto' and not gpus:
             raise UserError("is 'auto', but this machine has no GPU", 'gpus_per_worker')
         if self.gpus is None:
