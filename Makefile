@@ -2,8 +2,8 @@
 # make demo     the whole path on real images, in minutes on two cores
 #
 # make lint     style, spelling, prose, and the documentation
-# make test     what a change is likely to break: under 5 minutes on two cores
-# make test-all all tests but the slow ones: under ten minutes
+# make test     what a change is likely to break: some 6 minutes on two cores
+# make test-all make test, then all others but the slow ones: twenty minutes
 # make coverage the same, and which lines of tas_lora they run
 #
 # make nightly  10,000 made-up inputs for each reader, long runs that must hold no more at their end, the tutorial, the slow tests: some 40 minutes
