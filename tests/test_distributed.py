@@ -102,7 +102,7 @@ RACE = dict(first=60, strata=2, controls=4)
 @pytest.mark.parametrize(
     ('race', 'counts'),
     [
-        (RACE, (1, 2)),
+        pytest.param(RACE, (1, 2), marks=SLOW),  # test_ray compares more
         pytest.param(RACE, (1, 4), marks=SLOW),
         pytest.param(None, (1, 2), marks=SLOW),
     ],

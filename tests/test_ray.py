@@ -203,7 +203,13 @@ def test_a_machine_that_joins_late_gets_work(config, cluster, tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize('killed', [False, True], ids=['error', 'killed'])
+@pytest.mark.parametrize(
+    'killed',
+    [
+        pytest.param(False, id='error'),
+        pytest.param(True, id='killed', marks=pytest.mark.slow),  # a minute
+    ],
+)
 def test_a_candidate_that_is_too_large_is_infeasible(config, killed):
     """Whether Python is told or the system ends the worker, as in one process that is told."""
     hook = dict(type='RunOut', embed_dim=32)
@@ -264,7 +270,9 @@ def test_a_killed_driver_resumes_and_leaves_no_process(config, tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    'number', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_it_with_a_line(config, tmp_path, number):
     told = tmp_path / 'told'
     cfg = config('stopped', None, dict(type='TellAndWait', file=str(told), seconds=0.2))
