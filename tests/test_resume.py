@@ -559,22 +559,22 @@ def test_a_config_that_resumes_from_elsewhere(config, first, tmp_path):
 @pytest.mark.parametrize(
     ('out_dir', 'expected'),
     [
-        (None, '/runs/work'),
-        ('/runs/work', '/runs/work'),
-        ('/disk', '/disk/work'),
-        ('disk', 'disk/work'),
-        ('s3://bucket/x', 's3://bucket/x/work'),
+        (None, '/runs/first'),
+        ('/runs/first', '/runs/first'),
+        ('/disk', '/disk/first'),
+        ('disk', 'disk/first'),
+        ('s3://bucket/x', 's3://bucket/x/first'),
     ],
 )
 def test_where_checkpoints_are(out_dir, expected):
     """As MMEngine's hook settles it."""
     hook = CheckpointHook(out_dir=out_dir)
-    assert checkpoint_folder('/runs/work/', out_dir) == expected
-    assert checkpoint_folder('/runs/work', out_dir) == expected
+    assert checkpoint_folder('/runs/first/', out_dir) == expected
+    assert checkpoint_folder('/runs/first', out_dir) == expected
     if '://' not in expected:
         hub = SimpleNamespace(runtime_info={})
         logger = SimpleNamespace(info=lambda text: None)
-        hook.before_train(SimpleNamespace(work_dir='/runs/work', message_hub=hub, logger=logger))
+        hook.before_train(SimpleNamespace(work_dir='/runs/first', message_hub=hub, logger=logger))
         assert hook.out_dir == expected
 
 
