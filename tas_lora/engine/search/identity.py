@@ -18,7 +18,7 @@ from .result import HISTORY, JOURNAL
 
 FILE = 'search.json'
 _DEVICE = 'measured on'  # name of a setting
-_SECTIONS = (
+SECTIONS = (
     'model',
     'data_preprocessor',
     'custom_hooks',
@@ -47,7 +47,7 @@ def search_identity(
         images: Fingerprint of the held-out images.
         measured_on: Device on which latency and memory are measured, if they are.
     """
-    settings = run_record(config, _SECTIONS) | {'held-out images': images}
+    settings = run_record(config, SECTIONS) | {'held-out images': images}
     if measured_on is not None:
         settings[_DEVICE] = measured_on
     kept = {key: value for key, value in dict(config).items() if key not in _OF_THE_RUN}
@@ -173,8 +173,8 @@ def check_checkpoint(path: str, identity: dict) -> None:
 
 def check_settings(config: dict, identity: dict) -> None:
     """Raise :class:`UserError`, with what differs, unless ``config`` is that of the search."""
-    now = run_record(config, _SECTIONS)
-    known = {k: v for k, v in identity['settings'].items() if k.split('.')[0] in _SECTIONS}
+    now = run_record(config, SECTIONS)
+    known = {k: v for k, v in identity['settings'].items() if k.split('.')[0] in SECTIONS}
     for record in (known, now):
         record.pop('val_cfg.measured', None)  # a replay itself takes the measurements of the first
     if changes := differences(known, now):

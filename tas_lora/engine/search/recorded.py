@@ -28,6 +28,7 @@ from mmengine.registry import (
 from mmpretrain.registry import BATCH_AUGMENTS
 
 from ...errors import UserError
+from .identity import SECTIONS
 
 _OURS, _MMPRETRAIN = 'tas_lora', 'mmpretrain'
 # What each part may do was reviewed; docs/security.md says how. MMPretrain's scope finds
@@ -69,14 +70,6 @@ _FORBIDDEN = ('collect_dir', 'out_dir', 'work_dir', 'out_file_path', 'pretrained
 _BACKENDS = ('backend_args', 'file_client_args')  # one of MMEngine's extends sys.path
 _LOCAL = (None, {}, dict(backend='local'), dict(backend='disk'))
 _UNPICKLED = tuple(f'.{ending}' for ending in file_handlers if ending not in ('json', 'txt'))
-_SECTIONS = (
-    'model',
-    'data_preprocessor',
-    'custom_hooks',
-    'val_cfg',
-    'val_dataloader',
-    'val_evaluator',
-)
 _OF_TEST = ('test_cfg', 'test_dataloader', 'test_evaluator')
 _ADVICE = (
     '; a record is data and names only parts that come with the toolkit: give the config that you '
@@ -95,7 +88,7 @@ def recorded_config(config: Mapping, test: bool = False) -> Config:
         UserError: If it names other parts than those that may be named, or arguments that lead to
             code; it names the place.
     """
-    kept = {name: config[name] for name in _SECTIONS + _OF_TEST * test if name in config}
+    kept = {name: config[name] for name in SECTIONS + _OF_TEST * test if name in config}
     for place, node in _dicts(kept, ''):
         for key, value in node.items():
             _check(f'{place}.{key}'.removeprefix('.'), key, value)
