@@ -135,9 +135,8 @@ class EvolutionarySearchLoop(ValLoop):
         space = SearchSpace.coerce(space)
         self.model.check_space(space, 'the space')
         rule = settled_rule(score, rule, warn=runner.logger.warning)
-        if rule != 'less' and runner.cfg.get(
-            'val_cfg'
-        ):  # what a resumed search and a report must know
+        if rule != 'less' and runner.cfg.get('val_cfg'):
+            # What a resumed search and a report must know.
             runner.cfg.val_cfg.rule = rule
         one_of(precision, 'precision', ('float32', 'bfloat16'))
         self.evaluate = CandidateEvaluator(runner, self.images, self.evaluator)

@@ -63,8 +63,8 @@ class RayExecutor:
             the duration of the search.
         gpus_per_worker: GPUs of a worker; with a fraction, several share one. 'auto' takes the
             fraction that the memory of the largest subnet allows. Default: 1 if there are GPUs.
-        cpus_per_worker: Cores of a worker, which are its threads. Default: an equal share of this
-            machine's, or 1 on a running cluster.
+        cpus_per_worker: Cores of a worker, and its threads unless OMP_NUM_THREADS is set. Default:
+            an equal share of this machine's, or 1 on a running cluster.
 
     Raises:
         UserError: If Ray is not installed, nobody listens at the address, or there are fewer GPUs
