@@ -247,6 +247,25 @@ class ElasticViT(BaseModule):
             largest = replace(space.largest(), patch_size=patch_size)
             self.check_fits(largest, f'the largest subnet of {what}')
 
+    def is_full(self, subnet: Subnet) -> bool:
+        """Whether ``subnet`` is the whole supernet, with its smallest patches."""
+
+        def sizes(net: Subnet) -> tuple:
+            return net.embed_dim, net.num_heads, net.hidden_dims, self.patch_size_of(net)
+
+        return sizes(subnet) == sizes(self.arch)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Layer of a parameter and number of layers, as MMPretrain's layer decay of rates asks.
+
+        Patches, tokens and positions are layer 0, block i is i + 1, and what follows is the last.
+        """
+        layers = self.arch.depth + 2
+        name = param_name.removeprefix(prefix)
+        if not param_name.startswith(prefix) or name.startswith('norm.'):
+            return layers - 1, layers
+        return (int(name.split('.')[1]) + 1 if name.startswith('blocks.') else 0), layers
+
     def patch_size_of(self, subnet: Subnet) -> int:
         """Side of a patch in pixels: the subnet's own, by default the smallest."""
         return subnet.patch_size or self.patch_sizes[0]

@@ -21,7 +21,7 @@ from ..heads.elastic_cls_head import (
     labels_are_checked,
     slice_head,
 )
-from ..layers import expert_parameters
+from ..layers import LAYER_KINDS, expert_parameters
 
 # Types of the arguments passed on to MMPretrain; all but the first may be None.
 _KINDS = dict(
@@ -54,6 +54,9 @@ class SupernetClassifier(ImageClassifier):
             labels. Their ``in_channels`` default to the backbone's width.
         router: Config of the router of the experts; required if the backbone has ``mole``.
         freeze_supernet: With a router, train only the experts and the router (TAS-LoRA).
+        keep_parent: Run the subnet of full size, which is the supernet itself, without experts:
+            training then leaves it as it was, to the last bit. Needs a router and
+            ``freeze_supernet``.
         **kwargs: As in ``ImageClassifier``: ``data_preprocessor``, ``train_cfg``, ...
 
     Raises:
@@ -67,6 +70,7 @@ class SupernetClassifier(ImageClassifier):
         head: dict | None = None,
         router: dict | None = None,
         freeze_supernet: bool = True,
+        keep_parent: bool = False,
         **kwargs,
     ):
         _refuse_pretrained(dict(kwargs, backbone=backbone, head=head, router=router))
@@ -82,7 +86,15 @@ class SupernetClassifier(ImageClassifier):
         self._check_data_preprocessor()
         for name, part in (('backbone', self.backbone), ('router', self.router)):
             _check_kind(part and part.init_cfg, f'{name}.init_cfg', _KINDS['init_cfg'])
-        if boolean(freeze_supernet, 'freeze_supernet') and self.router is not None:
+        self.is_frozen = boolean(freeze_supernet, 'freeze_supernet') and self.router is not None
+        self.keep_parent = boolean(keep_parent, 'keep_parent')
+        if self.keep_parent and not self.is_frozen:
+            raise UserError(
+                'is True, but the weights of the parent are trained: add experts (backbone.mole '
+                'and router) and leave freeze_supernet at True',
+                'keep_parent',
+            )
+        if self.is_frozen:
             self.requires_grad_(False)
             self.router.requires_grad_(True)
             for parameter in expert_parameters(self):
@@ -107,17 +119,29 @@ class SupernetClassifier(ImageClassifier):
         """
         subnet = Subnet.coerce(subnet)
         self.backbone.check_fits(subnet)
-        if self.router is not None:
+        if self.router is not None and not self.keeps(subnet):
             self.router.check(subnet)
         self.unmerge_experts()
         self._subnet = subnet
 
+    def keeps(self, subnet: Subnet) -> bool:
+        """Whether ``subnet`` is a parent that is kept: it runs without experts."""
+        return self.keep_parent and self.backbone.is_full(subnet)
+
+    def gates(self, subnet: Subnet) -> Tensor:
+        """Mixture weights (L, 4, K) of the experts of ``subnet``; zeros if it is kept."""
+        if self.keeps(subnet):
+            shape = (subnet.depth, len(LAYER_KINDS), self.backbone.num_experts)
+            return self.backbone.pos_embed.new_zeros(shape)
+        return self.router(subnet)
+
     def merge_experts(self) -> None:
         """Merge the experts for the active subnet, with a graph if gradients are enabled.
 
-        Without experts it does nothing. Merging again replaces the merged weights.
+        Without experts, or for a parent that is kept, it does nothing. Merging again replaces the
+        merged weights.
         """
-        if self.router is None:
+        if self.router is None or self.keeps(self.subnet):
             return
         with torch.autocast(self.backbone.pos_embed.device.type, enabled=False):  # in float32
             self.backbone.merge_experts(self.subnet, self.router(self.subnet))
@@ -236,9 +260,18 @@ class SupernetClassifier(ImageClassifier):
             )
         if self.router is not None and num_experts != self.router.num_experts:
             raise UserError(
-                f'is {num_experts}, but router.space has {self.router.num_experts} groups '
-                f'({" x ".join(self.router.attributes)}); set it to {self.router.num_experts}',
+                f'is {num_experts}, but router.space has '
+                f'{self.router.num_experts - self.router.num_shared} groups '
+                f'({" x ".join(self.router.attributes)}){_and_shared(self.router.num_shared)}; '
+                f'set it to {self.router.num_experts}',
                 'backbone.mole.num_experts',
+            )
+        fewest = min((len(m.lora_a) for m in self.backbone.mole_layers()), default=num_experts)
+        if self.router is not None and self.router.num_shared and fewest < num_experts:
+            raise UserError(
+                f'is {self.router.num_shared}, but a layer has {fewest} of the {num_experts} '
+                'experts; leave out backbone.mole.layer_experts, or shared',
+                'router.shared',
             )
 
     def _check_data_preprocessor(self) -> None:
@@ -261,6 +294,10 @@ class SupernetClassifier(ImageClassifier):
         self.unmerge_experts()
         if not prefix:  # as part of a larger model, the names are not ours to check
             adapt_state_dict(state_dict, self.state_dict())
+
+
+def _and_shared(count: int) -> str:
+    return f', and {count} shared' if count else ''
 
 
 def _check_kind(value, field: str, kinds: tuple[type, ...]) -> None:
