@@ -15,7 +15,7 @@ from ...models.layers import expert_parameters
 from ...registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 from .supernet_optim import SupernetOptimWrapper
 
-_PARTS = ('experts', 'router', 'supernet')
+_PARTS = ('experts', 'router', 'supernet', 'feature_map')
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -81,8 +81,9 @@ class MoLEOptimWrapperConstructor:
 
     Args:
         optim_wrapper_cfg: A config of an ``OptimWrapper`` for each of 'experts' and 'router', and
-            for 'supernet' if ``model.freeze_supernet`` is False. Each may have MMEngine's
-            ``paramwise_cfg``. Other keys, such as ``type`` or ``amp``, are defaults for all.
+            for 'supernet' if ``model.freeze_supernet`` is False, for 'feature_map' if the model has
+            one. Each may have MMEngine's ``paramwise_cfg``. Other keys, such as ``type`` or
+            ``amp``, are defaults for all.
         paramwise_cfg: Refused; it belongs in the parts.
 
     Raises:
@@ -112,6 +113,10 @@ class MoLEOptimWrapperConstructor:
         if model.router is None:
             raise UserError('this optim_wrapper trains experts and a router; the model has none')
         added = dict(experts=[*expert_parameters(model)], router=[*model.router.parameters()])
+        if model.feature_map is not None:
+            added['feature_map'] = [*model.feature_map.parameters()]
+        if ('feature_map' in added) != ('feature_map' in self.configs):
+            raise UserError('goes with model.feature_map=True; set both or neither', 'feature_map')
         added_ids = {id(parameter) for part in added.values() for parameter in part}
         others = [p for p in model.parameters() if p.requires_grad and id(p) not in added_ids]
         if bool(others) != ('supernet' in self.configs):

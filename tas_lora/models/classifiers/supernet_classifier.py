@@ -17,11 +17,12 @@ from ..backbones import ElasticViT
 from ..checkpoint import adapt_state_dict
 from ..heads import Router
 from ..heads.elastic_cls_head import (
+    SlicedLinear,
     check_labels,
     labels_are_checked,
     slice_head,
 )
-from ..layers import LAYER_KINDS, expert_parameters
+from ..layers import LAYER_KINDS, expert_parameters, unmerged
 
 # Types of the arguments passed on to MMPretrain; all but the first may be None.
 _KINDS = dict(
@@ -57,6 +58,8 @@ class SupernetClassifier(ImageClassifier):
         keep_parent: Run the subnet of full size, which is the supernet itself, without experts:
             training then leaves it as it was, to the last bit. Needs a router and
             ``freeze_supernet``.
+        feature_map: Have a linear map from a subnet's features to those of the full width, which
+            begins as the identity. Only distillation of features uses it; exports leave it out.
         **kwargs: As in ``ImageClassifier``: ``data_preprocessor``, ``train_cfg``, ...
 
     Raises:
@@ -71,6 +74,7 @@ class SupernetClassifier(ImageClassifier):
         router: dict | None = None,
         freeze_supernet: bool = True,
         keep_parent: bool = False,
+        feature_map: bool = False,
         **kwargs,
     ):
         _refuse_pretrained(dict(kwargs, backbone=backbone, head=head, router=router))
@@ -94,9 +98,13 @@ class SupernetClassifier(ImageClassifier):
                 'and router) and leave freeze_supernet at True',
                 'keep_parent',
             )
+        self.feature_map = (
+            self._build_feature_map() if boolean(feature_map, 'feature_map') else None
+        )
         if self.is_frozen:
             self.requires_grad_(False)
-            self.router.requires_grad_(True)
+            for trained in filter(None, (self.router, self.feature_map)):
+                trained.requires_grad_(True)
             for parameter in expert_parameters(self):
                 parameter.requires_grad_(True)
         self._subnet = self.backbone.arch
@@ -199,9 +207,42 @@ class SupernetClassifier(ImageClassifier):
         return dict(**self.backbone.image_spec, num_classes=self.head.num_classes)
 
     def forward(self, inputs, data_samples=None, mode: str = 'tensor'):
-        """As ``ImageClassifier.forward``; ``mode='tensor'`` returns the logits (B, classes)."""
+        """As ``ImageClassifier.forward``; ``mode='tensor'`` returns the logits (B, classes).
+
+        ``mode='distill'`` returns logits and features; see :meth:`logits_and_features`.
+        """
         with self._experts_in_place():
+            if mode == 'distill':
+                return self.logits_and_features(self.extract_feat(inputs), self.feature_map)
             return super().forward(inputs, data_samples, mode)
+
+    def logits_and_features(
+        self, feats: tuple[Tensor, ...], feature_map: nn.Module | None = None
+    ) -> tuple[Tensor | None, Tensor]:
+        """Logits (B, classes), None without a head, and the features (B, C) that they are from.
+
+        Features go through ``feature_map``, if there is one. Maps become (B, patches, C).
+        """
+        features = feats[-1] if self.head is None else self.head.pre_logits(feats)
+        features = features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
+        logits = None if self.head is None else self.head(feats)
+        return logits, features if feature_map is None else feature_map(features)
+
+    @torch.no_grad()
+    def parent_outputs(self, inputs: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Logits and features of the supernet's own weights at full size, in evaluation mode.
+
+        The active subnet, its merged experts, and the mode of each module stay as they are.
+        """
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            with unmerged(self.backbone.mole_layers()):
+                feats = self.backbone(inputs)
+            return self.logits_and_features(self.neck(feats) if self.with_neck else feats)
+        finally:
+            for module, training in modes:  # one by one: some may have been in evaluation mode
+                module.training = training
 
     def extract_feat(self, inputs, stage: str = 'neck'):
         """As ``ImageClassifier.extract_feat``, for the active subnet."""
@@ -256,6 +297,14 @@ class SupernetClassifier(ImageClassifier):
             )
         slice_head(head, parts)
         return head
+
+    def _build_feature_map(self) -> SlicedLinear:
+        parts = self.backbone.feature_parts
+        width = self.backbone.arch.embed_dim * parts
+        layer = SlicedLinear(width, width, parts)
+        nn.init.eye_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return layer
 
     def _check_router(self) -> None:
         num_experts = self.backbone.num_experts
