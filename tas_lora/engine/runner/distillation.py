@@ -68,6 +68,7 @@ class ParentDistillation(SubnetStrategy):
         self.logits = bounded(logits, 'logits', most=1e9)
         self.features = bounded(features, 'features', most=1e9)
         self.labels = bounded(labels, 'labels', most=1e9)
+        self.needs_labels = self.labels > 0
         if not self.logits + self.features + self.labels:
             raise UserError('is 0, as are features and labels: there is no loss', 'logits')
         self.temperature = positive(temperature, 'temperature', float)

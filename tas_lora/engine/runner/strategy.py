@@ -17,6 +17,8 @@ from ..model_access import refuse_accumulation, supernet_of
 class SubnetStrategy:
     """Base class; by default the model trains the one subnet sampled."""
 
+    needs_labels = True  # whether data without labels are refused
+
     def check(self, runner) -> None:
         """Raise :class:`UserError` if the config of ``runner`` does not suit the strategy."""
 
