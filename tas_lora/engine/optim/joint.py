@@ -7,6 +7,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import OPTIMIZERS
+from mmpretrain.engine import LearningRateDecayOptimWrapperConstructor
 from torch import Tensor, nn
 
 from ...checks import of_part
@@ -151,13 +152,15 @@ def parameter_groups(
         model: Model whose parameter names and layer types the rules match.
         parameters: The parameters to group, some of ``model``.
         optimizer: Config of the optimizer, with the rate and decay that the rules multiply.
-        paramwise: MMEngine's ``paramwise_cfg``.
+        paramwise: MMEngine's ``paramwise_cfg``; with ``layer_decay_rate``, that of MMPretrain's
+            ``LearningRateDecayOptimWrapperConstructor``.
     """
     single, wanted = [], {id(parameter) for parameter in parameters}
-    rules = DefaultOptimWrapperConstructor(dict(optimizer=optimizer), paramwise)
-    rules.add_params(single, model)
-    groups = {}
+    decays = 'layer_decay_rate' in paramwise
+    kind = LearningRateDecayOptimWrapperConstructor if decays else DefaultOptimWrapperConstructor
+    kind(dict(optimizer=optimizer), paramwise).add_params(single, model)
+    groups, own = {}, {'params', 'param_name'}
     for group in single:
-        options = tuple(sorted((key, value) for key, value in group.items() if key != 'params'))
+        options = tuple(sorted((key, value) for key, value in group.items() if key not in own))
         groups.setdefault(options, []).extend(p for p in group['params'] if id(p) in wanted)
     return [dict(options, params=params) for options, params in groups.items() if params]
