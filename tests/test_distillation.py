@@ -1,5 +1,6 @@
 """Training from a pretrained network: the original as a frozen teacher, and kept as it is."""
 
+import re
 from copy import deepcopy
 from pathlib import Path
 
@@ -96,8 +97,7 @@ def expected_loss(student, teacher, images, labels, temperature, weights, distan
     return [weight * loss for weight, loss in zip(weights, losses, strict=True)]
 
 
-@pytest.mark.parametrize('stage', ['moLE', 'supernet'])
-@pytest.mark.parametrize('distance', ['cosine', 'mse'])
+@pytest.mark.parametrize(('stage', 'distance'), [('moLE', 'cosine'), ('supernet', 'mse')])
 def test_the_loss_and_its_gradient_by_hand(config, stage, distance):
     weights = dict(logits=0.7, features=2.0, labels=0.3)
     strategy = dict(**weights, temperature=3.0, distance=distance)
@@ -289,6 +289,45 @@ def test_checkpoints_with_and_without_a_map(config, tmp_path):
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'mapped.pth')
     del cfg.model.feature_map
     assert load_supernet(cfg, tmp_path / 'mapped.pth').feature_map is None
+
+
+def test_weights_are_trained_in_bfloat16_too(config):
+    """Autocast keeps what it has cast; were the teacher's kept, students would learn nothing."""
+    cfg = config('moLE', dict(features=1.0), feature_map=True, freeze_supernet=False)
+    cfg.optim_wrapper.amp = 'bfloat16'
+    cfg.optim_wrapper.supernet = dict(optimizer=dict(type='SGD', lr=0.1))
+    runner = started(cfg)
+    before = {name: value.detach().clone() for name, value in runner.model.named_parameters()}
+    subnet = runner.train_loop.draw(0)[0]
+    runner.train_loop.run_iter(0, next(iter(runner.train_dataloader)))
+    moved = {n for n, v in runner.model.named_parameters() if not torch.equal(v, before[n])}
+    assert {f'backbone.blocks.{i}.fc1.weight' for i in range(subnet.depth)} <= moved
+    assert {'backbone.patch_embed.weight', 'head.fc.weight', 'feature_map.weight'} <= moved
+
+
+@pytest.mark.parametrize('stage', ['supernet', 'moLE'])
+def test_layer_decay(config, stage):
+    """Rates fall by a quarter for each block further down, as MMPretrain's constructor does it."""
+    cfg = config(stage, freeze_supernet=False)
+    decay = dict(
+        optimizer=dict(type='AdamW', lr=1e-2, weight_decay=0.1),
+        paramwise_cfg=dict(layer_decay_rate=0.75, flat_decay_mult=0.0),
+    )
+    if stage == 'supernet':
+        cfg.optim_wrapper.update(decay, constructor='LearningRateDecayOptimWrapperConstructor')
+    else:
+        cfg.optim_wrapper.supernet = decay
+    runner = loaded(cfg)
+    wrapper = runner.optim_wrapper if stage == 'supernet' else runner.optim_wrapper['supernet']
+    found = {p: group for group in wrapper.optimizer.param_groups for p in group['params']}
+    names = {n: p for n, p in runner.model.named_parameters() if p in found}
+    assert {'head.fc.weight', 'backbone.norm.weight', 'backbone.cls_token'} < set(names)
+    for name, parameter in names.items():
+        block = re.match(r'backbone\.blocks\.(\d)', name)
+        last = name.startswith(('head.', 'backbone.norm.'))
+        below = 0 if last else 4 - int(block.group(1)) if block else 5
+        assert found[parameter]['lr'] == pytest.approx(1e-2 * 0.75**below), name
+        assert found[parameter]['weight_decay'] == (0.1 if parameter.ndim > 1 else 0), name
 
 
 # One expert to start from

@@ -115,12 +115,13 @@ class ParentDistillation(SubnetStrategy):
         self._note_teacher(runner)
         model = supernet_of(runner)
         batch = model.data_preprocessor(data_batch, training=True)
+        mode = 'distill' if self.logits + self.labels else 'features'
         # A context of its own: autocast would keep the weights that it has cast without a graph.
         with runner.optim_wrapper.optim_context(runner.model):
             teacher = (self._teacher or model).parent_outputs(batch['inputs'])
 
         def losses_of(name: str, batch: dict) -> dict[str, Tensor]:
-            outputs = runner.model(inputs=batch['inputs'], mode='distill')
+            outputs = runner.model(inputs=batch['inputs'], mode=mode)
             losses = self._losses(model, outputs, teacher, batch.get('data_samples'))
             return {f'loss_{name}{part}': loss for part, loss in losses.items()}
 

@@ -209,15 +209,20 @@ class SupernetClassifier(ImageClassifier):
     def forward(self, inputs, data_samples=None, mode: str = 'tensor'):
         """As ``ImageClassifier.forward``; ``mode='tensor'`` returns the logits (B, classes).
 
-        ``mode='distill'`` returns logits and features; see :meth:`logits_and_features`.
+        ``mode='distill'`` returns :meth:`logits_and_features`, and 'features' these alone: several
+        processes wait for the gradients of all that is computed.
         """
         with self._experts_in_place():
-            if mode == 'distill':
-                return self.logits_and_features(self.extract_feat(inputs), self.feature_map)
+            if mode in ('distill', 'features'):
+                feats = self.extract_feat(inputs)
+                return self.logits_and_features(feats, self.feature_map, mode == 'distill')
             return super().forward(inputs, data_samples, mode)
 
     def logits_and_features(
-        self, feats: tuple[Tensor, ...], feature_map: nn.Module | None = None
+        self,
+        feats: tuple[Tensor, ...],
+        feature_map: nn.Module | None = None,
+        with_logits: bool = True,
     ) -> tuple[Tensor | None, Tensor]:
         """Logits (B, classes), None without a head, and the features (B, C) that they are from.
 
@@ -225,7 +230,7 @@ class SupernetClassifier(ImageClassifier):
         """
         features = feats[-1] if self.head is None else self.head.pre_logits(feats)
         features = features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
-        logits = None if self.head is None else self.head(feats)
+        logits = self.head(feats) if with_logits and self.head is not None else None
         return logits, features if feature_map is None else feature_map(features)
 
     @torch.no_grad()
