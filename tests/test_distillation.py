@@ -1,5 +1,6 @@
 """Training from a pretrained network: the original as a frozen teacher, and kept as it is."""
 
+import json
 import re
 from copy import deepcopy
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from tas_lora import Subnet, UserError, apis, load_supernet
 from tas_lora.engine import MoLEHook, SupernetRunner
+from tas_lora.models.export import standalone_state_dict
 from tas_lora.models.safe_load import read_checkpoint
 
 DISTILL = 'tas_lora.ParentDistillation'
@@ -234,6 +236,10 @@ def test_the_parent_comes_out_to_the_last_bit(config, tmp_path, shared):
     assert torch.equal(logits_of(after, images, arch), parent)
     assert not torch.allclose(logits_of(after, images, small), other, atol=1e-2)
     after.set_subnet(arch)
+    exported, original = (
+        standalone_state_dict(model, arch) for model in (after, plain_network(cfg, None))
+    )
+    assert all(torch.equal(value, original[name]) for name, value in exported.items())
     with torch.no_grad():  # as an evaluation's hook does
         after.merge_experts()
     assert not after.is_merged
@@ -261,6 +267,30 @@ def test_a_kept_parent_uses_no_expert(config):
     assert torch.equal(model.gates(smaller), model.router(smaller))
     # Another ratio of the same width is the same network.
     assert model.keeps(Subnet(40, [3] * 4, [4.0 + 1e-9] * 4))
+
+
+def test_a_search_scores_the_parent_as_it_was(digits_config, config, tmp_path):
+    """Next to subnets whose experts are merged in the turns between."""
+    cfg = config('moLE', keep_parent=True)
+    runner = started(cfg)
+    torch.save(dict(state_dict=runner.model.state_dict()), tmp_path / 'trained.pth')
+    space = dict(embed_dim=[32, 40], depth=[4], num_heads=[3], mlp_ratio=[4.0])
+    scores = []
+    for stage, file in (('search', tmp_path / 'trained.pth'), ('supernet', cfg.load_from)):
+        search = digits_config('search')
+        search.work_dir = str(tmp_path / stage)
+        search.val_cfg.update(space=space, constraints=dict(params=(None, 1e6)), race=None)
+        search.val_cfg.evolution = dict(population=2, generations=1, mutations=0, crossovers=0)
+        search.model.keep_parent = True
+        if stage == 'supernet':
+            search.model.router = search.model.backbone.mole = None
+            search.model.keep_parent = False
+        apis.search(search, file)
+        lines = (tmp_path / stage / 'search_history.jsonl').read_text().splitlines()
+        found = {r['subnet']['embed_dim']: r for r in map(json.loads, lines) if 'subnet' in r}
+        scores.append({width: record['cross_entropy'] for width, record in found.items()})
+    assert scores[0][40] == scores[1][40]
+    assert scores[0][32] != scores[1][32]
 
 
 # The map of features
