@@ -84,12 +84,14 @@ def pretrained(weights: str, img_size: int, num_classes: int, pool: str) -> torc
         MODEL, img_size=img_size, num_classes=num_classes, global_pool=pool, fc_norm=False
     )
     state = load_file(weights)
-    state['pos_embed'] = resample_abs_pos_embed(
-        state['pos_embed'], list(model.patch_embed.grid_size), num_prefix_tokens=1
-    )
-    missing, unknown = model.load_state_dict(state, strict=False)
-    if unknown or set(missing) != {'head.weight', 'head.bias'}:
-        raise UserError(f'{weights} is not of {MODEL}: missing {missing}, unknown {unknown}')
+    if 'pos_embed' in state:
+        state['pos_embed'] = resample_abs_pos_embed(
+            state['pos_embed'], list(model.patch_embed.grid_size), num_prefix_tokens=1
+        )
+    expected = {n: v.shape for n, v in model.state_dict().items() if not n.startswith('head.')}
+    if {name: value.shape for name, value in state.items()} != expected:
+        raise UserError(f'{weights} is not the backbone of {MODEL}; fetch.py writes it')
+    model.load_state_dict(state, strict=False)
     return model
 
 
