@@ -32,9 +32,9 @@ class ElasticLinear(nn.Module):
     """Linear layer of which a subnet uses the first rows and columns.
 
     With ``parts`` P > 1 it holds P maps of the same input, sliced alike, and concatenates their
-    outputs. With the attribute ``bias_by_part`` the bias of each is sliced like its rows. By default
-    it follows AutoFormer: all biases are one vector of which the first P o entries are used in
-    order, so the entry of a channel depends on o.
+    outputs. By default their biases follow AutoFormer: they are one vector of which the first P o
+    entries are used in order, so the entry of a channel depends on o. With the attribute
+    ``bias_by_part`` each is sliced like its rows.
 
     Args:
         in_features: Full input width I.
