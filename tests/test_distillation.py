@@ -322,7 +322,6 @@ def test_checkpoints_with_and_without_a_map(config, tmp_path):
 
 
 def test_weights_are_trained_in_bfloat16_too(config):
-    """Autocast keeps what it has cast; were the teacher's kept, students would learn nothing."""
     cfg = config('moLE', dict(features=1.0), feature_map=True, freeze_supernet=False)
     cfg.optim_wrapper.amp = 'bfloat16'
     cfg.optim_wrapper.supernet = dict(optimizer=dict(type='SGD', lr=0.1))
@@ -440,15 +439,24 @@ def test_another_file_in_the_place_of_the_teacher(config):
         apis.train(deepcopy(cfg), resume=True)
 
 
-def other_classes(cfg, _):
+def test_a_run_resumed_elsewhere_does_not_take_its_own_weights_for_the_original(config, tmp_path):
+    cfg = config('supernet')
+    apis.train(deepcopy(cfg))
+    checkpoint, original = Path(cfg.work_dir) / 'epoch_1.pth', cfg.load_from
+    cfg.work_dir = str(tmp_path / 'elsewhere')
+    cfg.resume, cfg.load_from = True, str(checkpoint)
+    refused(cfg, 'checkpoint is missing: all weights are trained')
+    cfg.train_cfg.strategy.checkpoint = original
+    cfg.train_cfg.allow_changes = True  # this field is another
+    apis.train(cfg)
+    assert (tmp_path / 'elsewhere' / 'epoch_2.pth').exists()
+
+
+def other_classes(cfg):
     state = torch.load(cfg.load_from)
     state['state_dict']['head.fc.weight'] = torch.zeros(3, 40)
     state['state_dict']['head.fc.bias'] = torch.zeros(3)
     torch.save(state, cfg.load_from)
-
-
-def no_head(cfg, _):
-    cfg.model.head = None
 
 
 REFUSED = {
@@ -470,8 +478,8 @@ def test_a_mistake_in_the_strategy_is_one_line(config, case):
 
 CHANGES = {
     'no teacher': (lambda cfg: cfg.merge_from_dict(dict(load_from=None)), 'checkpoint is missing'),
-    'classes': (lambda cfg: other_classes(cfg, None), 'teacher .*num_classes 3 in the checkpoint'),
-    'no head': (lambda cfg: no_head(cfg, None), 'logits must be 0, and labels'),
+    'classes': (other_classes, 'teacher .*num_classes 3 in the checkpoint'),
+    'no head': (lambda cfg: cfg.model.update(head=None), 'logits must be 0, and labels'),
     'map': (lambda cfg: cfg.model.update(feature_map=True), 'features is 0, so that .*feature_map'),
     'accumulation': (
         lambda cfg: (
