@@ -5,6 +5,7 @@ import pytest
 from tiny import CLASSES, IMAGE, SEARCHED, SPACE, autoformer, tiny_model
 
 from tas_lora import count_flops, count_params
+from tas_lora.structures import ViTStyle
 
 
 @pytest.mark.parametrize(
@@ -64,4 +65,5 @@ def test_count_is_the_parameters_of_a_model_of_that_size(seed):
 
 
 def test_model_tells_how_to_count_it():
-    assert tiny_model().image_spec == IMAGE | dict(num_classes=CLASSES)
+    built = dict(style=ViTStyle(), feature_parts=1)
+    assert tiny_model().image_spec == IMAGE | built | dict(num_classes=CLASSES)
