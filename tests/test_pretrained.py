@@ -9,6 +9,7 @@ import torch
 from conftest import call_tool
 from mmengine.config import Config
 from mmengine.runner import save_checkpoint
+from mmpretrain import get_model
 from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import MODELS
 from safetensors.torch import load_file, save_file
@@ -132,13 +133,13 @@ def test_a_slice_is_the_network_of_the_sliced_tensors():
 
 
 def tags_of_timm() -> list[str]:
-    names = {n for module in ('vision_transformer', 'deit') for n in timm.list_models(module=module)}
+    names = {*timm.list_models(module='vision_transformer'), *timm.list_models(module='deit')}
     return [tag for tag in timm.list_pretrained() if tag.partition('.')[0] in names]
 
 
 def refusal(tag: str, **options) -> str:
     with torch.device('meta'):
-        vit = timm.create_model(tag, **options)
+        vit = timm.create_model(tag, weight_init='skip', **options)
     try:
         model_config_of(vit)
     except UserError as error:
@@ -370,7 +371,7 @@ def files(tmp_path) -> dict:
 
 def test_files_load_as_the_models_do(tmp_path):
     """By ``load_supernet``, and by ``init_cfg`` of the backbone."""
-    for name, (original, file) in files(tmp_path).items():
+    for original, file in files(tmp_path).values():
         model = supernet_from(original)
         config = model_config_of(original)
         side = model.backbone.image_spec['img_size']
@@ -448,9 +449,10 @@ def test_files_that_do_not_fit(tmp_path):
     wide = timm_model('deit', embed_dim=96).state_dict()
     with pytest.raises(UserError, match='attention_width 96 x 3 in the checkpoint, 48 x 3 in'):
         deit.load_state_dict(wide)
+    state = timm_model('deit').state_dict()
+    normless = {name: value for name, value in state.items() if not name.startswith('norm.')}
     with pytest.raises(UserError, match='differ in 2 tensors, the first backbone.norm.bias'):
-        state = timm_model('deit').state_dict()
-        deit.load_state_dict({k: v for k, v in state.items() if not k.startswith('norm.')})
+        deit.load_state_dict(normless)
     state = timm_model('deit').state_dict() | {'attn_pool.latent': torch.zeros(1, 1, 48)}
     with pytest.raises(UserError, match='timm: the supernet has no part for attn_pool.latent'):
         deit.load_state_dict(state)
@@ -496,7 +498,13 @@ def test_sources_by_name(tmp_path):
         assert_close(output(model, pictures(56)), original(pictures(56)).logits)
     assert model.data_preprocessor.mean.flatten().tolist() == pytest.approx([127.5, 102, 76.5])
 
-    from mmpretrain import get_model
+    config = transformers.CLIPConfig(vision_config=CLIP, projection_dim=20)
+    whole = perturbed(transformers.CLIPModel(config))
+    whole.save_pretrained(tmp_path / 'clip')
+    model = supernet_from(f'hf:{tmp_path}/clip')
+    with torch.no_grad():
+        expected = whole.get_image_features(pictures(64)).pooler_output
+        assert_close(output(model, pictures(64)), expected)
 
     original = perturbed(get_model('deit-tiny_4xb256_in1k'))
     torch.save(dict(state_dict=original.state_dict()), tmp_path / 'mm.pth')
@@ -510,10 +518,10 @@ def test_sources_by_name(tmp_path):
     [
         ('resnet50', "source must be a model, 'timm:NAME'"),
         ('keras:x', "source must be a model, 'timm:NAME'"),
-        ('hf:nowhere', 'nowhere/config.json'),
+        ('hf:nowhere', 'hf: takes a folder'),
         ('timm:no_such_vit', "timm cannot build 'no_such_vit'"),
         ('mmpretrain:no_such_vit', "MMPretrain cannot build 'no_such_vit'"),
-        ('timm:vit_tiny_patch16_224', 'does not fit timm'),
+        ('timm:vit_tiny_patch16_224', 'does not fit vit_tiny_patch16_224 of timm'),
     ],
 )
 def test_mistakes_of_the_tool(source, message, tmp_path, capsys):

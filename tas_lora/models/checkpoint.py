@@ -131,9 +131,7 @@ def adapt_to_start(state_dict: dict[str, Tensor], model_state: Mapping[str, Tens
     adapt_sizes(state_dict, model_state, file, model)
 
 
-def _matched(
-    state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor]
-) -> tuple[dict, dict]:
+def _matched(state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor]) -> tuple[dict, dict]:
     """Rename weights, and give them the form of the model where that changes no output, in place.
 
     Returns:

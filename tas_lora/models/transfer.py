@@ -50,45 +50,43 @@ def adapt_sizes(
 def layouts(tokens: int, prefix: int) -> list[tuple[int, int]]:
     """Ways to read the rows of a position embedding: rows of prefix tokens, patches along a side.
 
+    There is none if the patches are no square.
+
     Args:
         tokens: All rows.
-        prefix: Prefix tokens P of the network; they have rows, or have none.
-
-    Raises:
-        UserError: If the patches are not a square.
+        prefix: Prefix tokens P of the network; all of them have rows, or none has.
     """
     found = [(rows, isqrt(tokens - rows)) for rows in dict.fromkeys((prefix, 0)) if tokens > rows]
-    found = [(rows, grid) for rows, grid in found if grid**2 + rows == tokens]
-    if not found:
-        raise UserError(
-            f'the checkpoint has {tokens} tokens, which is not a square of patches and '
-            f'{prefix or "no"} prefix tokens; positions can only be resized from one square grid '
-            'to another'
-        )
-    return found
+    return [(rows, grid) for rows, grid in found if grid**2 + rows == tokens]
 
 
 def match_prefix(state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor]) -> None:
-    """Add or fold the positions of prefix tokens, in place, if the model has other rows for them.
+    """Fold the positions of prefix tokens, in place, if the model has no rows for them.
 
-    A position of a token is added to the token itself; a missing one is zero. Neither changes what
-    the network computes.
+    They are added to the tokens themselves, which does not change what the network computes.
+
+    Raises:
+        UserError: If the patches of ``state_dict`` are not a square.
     """
     prefix = state_dict[_CLASS].shape[1] if _CLASS in state_dict else 0
-    lengths = [len(state[_POSITIONS][0]) for state in (state_dict, model_state)]
-    same_tokens = _CLASS in model_state and model_state[_CLASS].shape[1] == prefix
-    if not prefix or not same_tokens or lengths[0] == lengths[1]:
+    tokens, own = (state[_POSITIONS].shape[1] for state in (state_dict, model_state))
+    if tokens == own or (_CLASS in model_state and model_state[_CLASS].shape[1] != prefix):
         return
-    pairs = product(*(layouts(length, prefix) for length in lengths))
+    pairs = product(layouts(tokens, prefix), layouts(own, prefix))
+    pairs = [(file, model) for file, model in pairs if file[0] >= model[0]]
+    if not pairs:
+        raise UserError(
+            f'the checkpoint has {tokens} tokens, which is not a square of patches and '
+            f'{prefix or "no"} prefix tokens, as in the model; positions can only be resized from '
+            'one square grid to another'
+        )
     # The same grid if possible, else the same rows: two squares may differ by as many as P.
-    (rows, _), (wanted, _) = min(pairs, key=lambda p: (p[0][1] != p[1][1], p[0][0] != p[1][0]))
-    positions = state_dict[_POSITIONS]
-    if rows > wanted:
-        state_dict[_CLASS] = state_dict[_CLASS] + positions[:, :prefix]
+    file, model = min(pairs, key=lambda p: (p[0][1] != p[1][1], p[0][0] != p[1][0]))
+    if file[0] > model[0]:
+        positions = state_dict[_POSITIONS]
+        if positions.shape[2] == state_dict[_CLASS].shape[2]:
+            state_dict[_CLASS] = state_dict[_CLASS] + positions[:, :prefix]
         state_dict[_POSITIONS] = positions[:, prefix:]
-    elif wanted > rows:
-        zeros = torch.zeros_like(state_dict[_CLASS])
-        state_dict[_POSITIONS] = torch.cat([zeros, positions], dim=1)
 
 
 def resample_table(table: Tensor, grids: tuple[int, int], max_offset: int) -> Tensor:

@@ -18,9 +18,7 @@ from ..safe_load import read_state_dict
 from .original import Original
 
 # Reader of each library, by the first name of its modules; and by the first word of a source.
-_READERS = dict(
-    timm='from_timm', transformers='from_transformers', mmpretrain='from_mmpretrain'
-)
+_READERS = dict(timm='from_timm', transformers='from_transformers', mmpretrain='from_mmpretrain')
 _SOURCES = dict(timm='from_timm', hf='from_transformers', mmpretrain='from_mmpretrain')
 _NEEDED = dict(timm='timm', hf='transformers', mmpretrain='mmpretrain')
 _TOLERANCE = 1e-5  # of the largest output, in float32

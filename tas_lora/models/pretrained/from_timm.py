@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ...errors import UserError, blame
+from ...errors import blame
 from ..foreign_names import from_timm
 from ..safe_load import read_state_dict
 from .original import (
@@ -67,13 +67,13 @@ def load(vit: nn.Module, state: dict[str, Tensor], file: str | Path) -> nn.Modul
     """Load weights as timm loads its own, positions of other sizes included."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 
-    with blame(f'{file} does not fit timm\'s {kind(vit)} "{_name(vit)}"'):
+    with blame(f'{file} does not fit {_name(vit)} of timm'):
         vit.load_state_dict(checkpoint_filter_fn(state, vit, adapt_layer_scale=True))
     return vit
 
 
 def _name(vit: nn.Module) -> str:
-    return getattr(vit, 'pretrained_cfg', {}).get('architecture', 'of your own')
+    return getattr(vit, 'pretrained_cfg', {}).get('architecture', kind(vit))
 
 
 def _network(vit: nn.Module) -> Iterator[tuple[str, object, bool, str]]:

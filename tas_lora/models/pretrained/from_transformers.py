@@ -83,7 +83,8 @@ def read(model: nn.Module, img_size: int | None) -> Original:
         name = next(key for key in state if 'embeddings.position_embedding' in key)
         state[name] = _positions(base, conv, side)
     facts, weights = _facts(base, found, side), from_huggingface(state)
-    return Original(config_of(facts, weights, _LIBRARY), weights, _Output(model, found, side != own))
+    forward = _Output(model, found, side != own)
+    return Original(config_of(facts, weights, _LIBRARY), weights, forward)
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,13 @@ def open_model(folder: str, checkpoint: str | Path | None) -> nn.Module:
     """
     import transformers
 
-    config = read_json(Path(folder) / 'config.json', 'config of the model')
+    advice = '; hf: takes a folder as save_pretrained writes it, downloaded beforehand'
+    config = read_json(Path(folder) / 'config.json', 'config of the model', advice)
+    config = config if isinstance(config, dict) else {}
     name = (config.get('architectures') or [None])[0]
+    if name == 'CLIPModel':  # of a whole CLIP, the image encoder
+        name = 'CLIPVisionModelWithProjection'
+        config = dict(projection_dim=config.get('projection_dim')) | config.get('vision_config', {})
     known = name in _CLASSES
     check_parts(_LIBRARY, [(f'{folder}: architectures', name, known, ', '.join(_CLASSES))])
     with blame(f'{folder}/config.json is not that of a {name}'):
@@ -163,7 +169,7 @@ def _weights_file(folder: Path) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f'{folder} has no weights: no {" and no ".join(names)}; give them as checkpoint')
+    raise UserError(f'{folder} has no {" and no ".join(names)}; give the weights as checkpoint')
 
 
 def _blocks(base: nn.Module) -> list[nn.Module]:
