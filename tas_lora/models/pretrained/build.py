@@ -155,7 +155,8 @@ def _built(original: Original) -> tuple[SupernetClassifier, float | None]:
     if not found <= _TOLERANCE:
         raise UserError(
             f'the supernet differs from the original by {found:.1e} of its largest output, more '
-            f'than {_TOLERANCE:.0e}: the model has a part that was changed after it was built'
+            f'than {_TOLERANCE:.0e}: a part was changed after the model was built, or this release '
+            'of its library has another forward; use the class as a recent release has it'
         )
     return model, found
 
@@ -165,8 +166,9 @@ def _difference(model: SupernetClassifier, original: Original) -> float:
     spec = model.backbone.image_spec
     shape = (2, spec['in_channels'], spec['img_size'], spec['img_size'])
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
+    with torch.no_grad(), blame(f'the original cannot run on images of {spec["img_size"]} pixels'):
         expected = original.output(images)
+    with torch.no_grad():
         found = model(images, mode='tensor')
     found = found[-1] if isinstance(found, tuple) else found  # features, without a head
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))

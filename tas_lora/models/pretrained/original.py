@@ -135,8 +135,9 @@ def is_none(module: nn.Module | None) -> bool:
 def side_of(value, part: str, library: str) -> int:
     """One side of a square, given as a number or a pair."""
     sides = tuple(value) if isinstance(value, Sequence) else (value, value)
-    check_parts(library, [(part, sides, len(sides) == 2 and sides[0] == sides[1], 'squares')])
-    return int(sides[0])
+    square = len(sides) == 2 and sides[0] == sides[1] and isinstance(sides[0], int)
+    check_parts(library, [(part, sides, square, 'squares')])
+    return sides[0]
 
 
 def check_patches(conv: nn.Module, library: str, part: str = 'patch_embed') -> None:
