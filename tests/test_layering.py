@@ -50,6 +50,7 @@ LAYERS = (
     ('tas_lora.analysis',),
     ('tas_lora.export',),
     ('tas_lora.costs',),
+    ('tas_lora.ordering',),
     ('tas_lora.engine',),
     (
         'tas_lora.apis',
