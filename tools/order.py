@@ -22,7 +22,7 @@ from tas_lora.ordering import blocks, files, inputs, report
 from tas_lora.ordering.damage import Probe, measure_dimensions, smaller_choices, spec_of
 from tas_lora.ordering.permute import apply_order
 from tas_lora.ordering.scores import ChannelScore
-from tas_lora.ordering.space import check_limits, check_reachable, propose_space
+from tas_lora.ordering.space import Proposal, check_limits, check_reachable, propose_space
 from tas_lora.registry import TASK_UTILS, build_part
 
 LOADERS = ('train_dataloader', 'val_dataloader')
@@ -70,18 +70,17 @@ def parse_args():
 
 
 class Clock:
-    """Seconds of each phase, which it shows while it runs."""
+    """Shows each phase while it runs, and keeps its seconds."""
 
-    def __init__(self):
-        self.seconds = {}
+    def __init__(self, progress: Progress):
+        self.progress, self.seconds = progress, {}
 
     @contextmanager
     def __call__(self, name: str, total: int | None = None):
         """Time a phase; yields a function to call after each of ``total`` steps."""
-        start = time.perf_counter()
-        with Progress(transient=True) as progress:
-            task = progress.add_task(name, total=total)
-            yield lambda: progress.advance(task)
+        start, task = time.perf_counter(), self.progress.add_task(name, total=total)
+        yield lambda: self.progress.advance(task)
+        self.progress.remove_task(task)
         self.seconds[name] = time.perf_counter() - start
 
 
@@ -114,9 +113,8 @@ def order(model, score, scored, held_out, choices, clock) -> dict:
     )
 
 
-def main():
-    """Load, order, propose and write."""
-    args, clock = parse_args(), Clock()
+def examine(args, clock) -> tuple[dict, Proposal, list[Path]]:
+    """Load, order, propose and write; returns what to say."""
     cfg = apis.load_config(args.config, args.cfg_options)
     check_data(cfg, LOADERS)
     check_sources(cfg, LOADERS)
@@ -135,13 +133,20 @@ def main():
     found = order(model, score, scored, held_out, choices, clock)
     proposal = propose_space(arch, spec, found['after'], args.limits, multiple)
     found['smallest'] = Probe(model, held_out)(proposal.space.smallest())
-    found['seconds'] = clock.seconds
+    found |= dict(seconds=clock.seconds, has_head=weights['has_head'])
     space = report.space_record(proposal, args.limits, multiple, rates)
-    paths = files.write(cfg, args, weights, model, found, space)
+    return found, proposal, files.write(cfg, args, weights, model, found, space)
+
+
+def main():
+    """Order and report."""
+    args = parse_args()
+    with Progress(transient=True) as progress:
+        found, proposal, paths = examine(args, Clock(progress))
     console = cli.SafeConsole()
     for table in report.tables(found, proposal):
         console.print(table)
-    cli.say(*report.sentences(found, proposal, weights['has_head']), *paths, sep='\n')
+    cli.say(*report.sentences(found, proposal), *paths, sep='\n')
 
 
 if __name__ == '__main__':

@@ -36,6 +36,7 @@ def draw_damage(
             axes.yaxis.set_major_formatter('{x:.0%}')
         if field == 'damage':
             axes.set_yscale('symlog', linthresh=0.01)
+            axes.yaxis.set_major_formatter('{x:g}')
             axes.set(ylabel=f'damage ({measure})', ylim=(0, None))
     add_legend(figure, all_axes[0], columns=4)
     return figure

@@ -86,13 +86,15 @@ def config_text(
         for name in loops:
             whole[name].space = dict(space)
         return '\n'.join([*header, whole.pretty_text])
-    base = dict(_delete_=True, **space)
+    values = ', '.join(f'{name}={value}' for name, value in space.items())
+    replaced = 'dict(_delete_=True, **proposed)'
     lines = [
         f'_base_ = [{str(Path(cfg.filename).resolve())!r}]',
         f'load_from = {weights!r}',
         f'model = dict(backbone=dict(block_order={order}, init_cfg=None))',
-        f'space = {base if "space" in cfg else dict(space)}',
-        *(f'{name} = dict(space={base})' for name in loops),
+        f'proposed = dict({values})',
+        f'space = {replaced if "space" in cfg else "proposed"}',
+        *(f'{name} = dict(space={replaced})' for name in loops),
     ]
     return '\n'.join([*header, *lines, ''])
 

@@ -11,7 +11,7 @@ from .drawing import saved_macs
 from .files import as_dict
 from .space import Proposal
 
-_FORMS = dict(damage='{:.3g}', agreement='{:.1%}', top1='{:.1f}')
+_FORMS = dict(damage='{:.4f}', agreement='{:.1%}', top1='{:.1f}')
 
 
 def difference(model: SupernetClassifier, before: Tensor, after: Tensor, orders: Mapping) -> float:
@@ -46,7 +46,7 @@ def tables(found: Mapping, proposal: Proposal) -> list[Table]:
     return [_damage(found['before'], found['after'], proposal), _seconds(found['seconds'])]
 
 
-def sentences(found: Mapping, proposal: Proposal, has_head: bool = True) -> list[str]:
+def sentences(found: Mapping, proposal: Proposal) -> list[str]:
     """What else is worth a line."""
     shares = ', '.join(f'{name} {share:.2f}' for name, share in proposal.shares.items())
     measures = ', '.join(
@@ -59,28 +59,25 @@ def sentences(found: Mapping, proposal: Proposal, has_head: bool = True) -> list
         f'Space: {as_dict(proposal.space)}, {proposal.space.size:,} subnets; the smallest costs '
         f'{shares} of the original; untrained: {measures}',
     ]
-    if not has_head:
+    if not found['has_head']:
         lines.append('The head is untrained (init_cfg holds a backbone), so its damage says little')
     return lines
 
 
 def _damage(before: Mapping, after: Mapping, proposal: Proposal) -> Table:
     fields = [name for name in _FORMS if name in after['neurons'][0]]
-    columns = [f'{name} {when}' for name in fields for when in ('before', 'after')]
-    table = Table(
-        'dimension', 'size', 'MACs saved', *columns, 'in the space', title='Each dimension alone'
-    )
+    title = 'Each dimension alone, before and after ordering; * is in the space'
+    table = Table('', 'size', 'MACs saved', *fields, title=title)
     chosen = set(proposal.added)
     for name in DIMENSIONS:
         for i, saved in enumerate(saved_macs(after[name])):
-            cells = [
-                _FORMS[field].format(rows[name][i][field])
-                for field in fields
-                for rows in (before, after)
-            ]
+            cells = []
+            for field in fields:
+                values = [_FORMS[field].format(rows[name][i][field]) for rows in (before, after)]
+                cells.append('  '.join(values))
             size = after[name][i]['size']
-            mark = 'yes' if i == 0 or (name, size) in chosen else ''
-            table.add_row(name, f'{size}', f'{saved:.1%}', *cells, mark)
+            mark = ' *' if i == 0 or (name, size) in chosen else ''
+            table.add_row(name, f'{size}{mark}', f'{saved:.1%}', *cells)
     return table
 
 
