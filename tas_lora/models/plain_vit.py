@@ -11,13 +11,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 FORMAT = 'tas_lora.plain_vit/1'
-POOLINGS = ('avg_featmap', 'cls_token')
+POOLINGS = ('avg_featmap', 'cls_token', 'cls_avg')
 
-_SIZES = ('embed_dim', 'img_size', 'patch_size', 'in_channels', 'num_classes')
-_SIZES += ('head_dim', 'max_relative_position')
+_SIZES = ('embed_dim', 'img_size', 'patch_size', 'in_channels', 'num_classes', 'head_dim')
+_FIELDS = {*_SIZES, 'max_relative_position', 'num_heads', 'hidden_dims', 'pooling'}
+_CHOICES = dict(  # of optional fields; the first is the default
+    prefix_positions=(True, False),
+    pre_norm=(False, True),
+    final_norm=('tokens', 'pooled', 'none'),
+    act=('gelu', 'gelu_tanh', 'quick_gelu'),
+)
 _ORDERS = ('RGB', 'BGR', 'as loaded')
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'lanczos', 'box', 'hamming')
-_MOST_PATCHES = 64  # along a side; position indices grow with its third power
+_MOST_PATCHES = 64  # along a side; indices of relative positions grow with its third power
 
 
 class Grid(nn.Module):
@@ -27,37 +33,37 @@ class Grid(nn.Module):
     blanks that make D + W a multiple of 16, which is fast in kernels. ``to_offset`` (N, W) maps
     lines to the 2 (2G - 1) offsets of both axes. ``to_line`` (N, 4G - 1) maps back, its last entry
     to the line of all tokens. Both map to a blank if there is no counterpart. ``marks`` (N, W) are
-    1 at the lines of a token. The class token, the first, is on no row or column.
+    1 at the lines of a token. The P prefix tokens, the first, are on no row or column.
     """
 
-    def __init__(self, side: int, max_offset: int, head_dim: int):
+    def __init__(self, side: int, max_offset: int, head_dim: int, num_prefix_tokens: int = 1):
         super().__init__()
-        self.sizes = side, max_offset, head_dim
+        self.sizes = side, max_offset, head_dim, num_prefix_tokens
         for name, value in self.indices().items():
             self.register_buffer(name, value, persistent=False)
 
     def indices(self) -> dict[str, Tensor]:
         """Compute all buffers, by name."""
-        side, most, head_dim = self.sizes
+        side, most, head_dim, prefix = self.sizes
         span, blanks = 2 * side - 1, 2 + -(head_dim + 2 * side + 2) % 16
         patch, axis, shift = torch.arange(side**2), torch.arange(2)[:, None], side - 1
         place = torch.stack([patch // side, patch % side], dim=1)[..., None]  # (patches, 2, 1)
         offset = torch.arange(span) - shift
         to_offset, line = torch.arange(side) - place + shift + span * axis, place + offset
         to_line = torch.where((line >= 0) & (line < side), line + side * axis, 2 * side)
-        to_line = F.pad(to_line.flatten(1), (0, 1, 1, 0), value=2 * side)
-        marks = F.pad(F.one_hot(place[..., 0], side).flatten(1).float(), (0, blanks, 1, 0))
+        to_line = F.pad(to_line.flatten(1), (0, 1, prefix, 0), value=2 * side)
+        marks = F.pad(F.one_hot(place[..., 0], side).flatten(1).float(), (0, blanks, prefix, 0))
         to_line[:, -1], marks[:, 2 * side + 1] = 2 * side + 1, 1  # the line of all tokens
         return dict(
-            table_rows=offset.clamp(-most, most) + most + 1,  # row 0: pairs with the class token
-            to_offset=F.pad(to_offset.flatten(1), (0, blanks, 1, 0), value=2 * span),
+            table_rows=offset.clamp(-most, most) + most + 1,  # row 0: pairs with a prefix token
+            to_offset=F.pad(to_offset.flatten(1), (0, blanks, prefix, 0), value=2 * span),
             to_line=to_line,
             marks=marks,
         )
 
 
 class PlainAttention(nn.Module):
-    """Attention of H heads of width D with AutoFormer's relative positions, clipped at R.
+    """Attention of H heads of width D, with AutoFormer's relative positions clipped at R, or none.
 
     Softmax ignores what all keys of a query share, so key positions may be taken relative to the
     class token's. What is left depends only on a key's row and column. Queries are extended by
@@ -66,29 +72,34 @@ class PlainAttention(nn.Module):
     token, which all keys share, have a weight of 1. A single kernel computes this exactly.
     """
 
-    def __init__(self, width: int, num_heads: int, head_dim: int, max_offset: int):
+    def __init__(self, width: int, num_heads: int, head_dim: int, max_offset: int | None):
         super().__init__()
         self.num_heads, self.head_dim = num_heads, head_dim
         self.qkv = nn.Linear(width, 3 * num_heads * head_dim)
         self.proj = nn.Linear(num_heads * head_dim, width)
-        for name in ('key_rows', 'key_columns', 'value_rows', 'value_columns'):
+        tables = () if max_offset is None else ('key_rows', 'key_columns')
+        for name in (*tables, *(name.replace('key', 'value') for name in tables)):
             table = nn.Parameter(torch.zeros(2 * max_offset + 2, head_dim))
             self.register_parameter(name, table)
         for name in ('baked_keys', 'baked_values'):
             self.register_buffer(name, None, persistent=False)
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid | None) -> Tensor:
         """Map (B, N, C) to (B, N, C)."""
         (B, N, _), H, D = x.shape, self.num_heads, self.head_dim
-        q, k, v = self.qkv(x).view(B, N, 3, H, D).permute(2, 0, 3, 1, 4)  # (B, H, N, D)
-        keys, values = self.by_offset(grid)
+        qkv = self.qkv(x).view(B, N, 3, H, D).permute(2, 0, 3, 1, 4)  # 3 x (B, H, N, D)
+        y = F.scaled_dot_product_attention(*qkv) if grid is None else self.relative(*qkv, grid)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+    def relative(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
+        """Attention with relative positions; all are (B, H, N, D)."""
+        (B, H, _, D), (keys, values) = q.shape, self.by_offset(grid)
         marks = grid.marks.to(q.dtype).expand(B, H, -1, -1)
         seen = (q @ keys.T).gather(-1, grid.to_offset.expand(B, H, -1, -1))  # (B, H, N, W)
         wide = (torch.cat(pair, dim=-1) for pair in ((q, seen), (k, marks), (v, marks)))
         y = F.scaled_dot_product_attention(*wide, scale=D**-0.5)  # (B, H, N, D + W)
         by_offset = y[..., D:].gather(-1, grid.to_line.expand(B, H, -1, -1))
-        y = y[..., :D] + by_offset @ values
-        return self.proj(y.transpose(1, 2).flatten(2))
+        return y[..., :D] + by_offset @ values
 
     def by_offset(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """Key and value vectors of all offsets relative to the class token's: (4G - 1, D) each.
@@ -124,18 +135,34 @@ class PlainAttention(nn.Module):
 class PlainBlock(nn.Module):
     """Pre-norm block of :class:`PlainAttention` and an MLP of width ``hidden``."""
 
-    def __init__(self, width: int, num_heads: int, head_dim: int, max_offset: int, hidden: int):
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        head_dim: int,
+        max_offset: int | None,
+        hidden: int,
+        norm_eps: float = 1e-5,
+        act: str = 'gelu',
+    ):
         super().__init__()
-        self.attn_norm = nn.LayerNorm(width)
+        self.act = act
+        self.attn_norm = nn.LayerNorm(width, norm_eps)
         self.attn = PlainAttention(width, num_heads, head_dim, max_offset)
-        self.ffn_norm = nn.LayerNorm(width)
+        self.ffn_norm = nn.LayerNorm(width, norm_eps)
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid | None) -> Tensor:
         """Map (B, N, C) to (B, N, C)."""
         x = x + self.attn(self.attn_norm(x), grid)
-        return x + self.fc2(F.gelu(self.fc1(self.ffn_norm(x))))
+        return x + self.fc2(self.activate(self.fc1(self.ffn_norm(x))))
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Activation of the MLP."""
+        if self.act == 'quick_gelu':
+            return x * torch.sigmoid(1.702 * x)
+        return F.gelu(x, approximate='tanh' if self.act == 'gelu_tanh' else 'none')
 
 
 class PlainViT(nn.Module):
@@ -145,10 +172,18 @@ class PlainViT(nn.Module):
         embed_dim: Width C.
         num_heads, hidden_dims: Heads and MLP width of each block.
         img_size, patch_size: Sides of the image and of a patch in pixels.
-        in_channels, num_classes: Numbers of image channels and of logits.
+        in_channels, num_classes: Numbers of image channels and of logits. Without classes the
+            output is the pooled feature.
         head_dim: Width of a head.
-        max_relative_position: Offset at which relative positions are clipped.
-        pooling: 'avg_featmap' or 'cls_token'.
+        max_relative_position: Offset at which relative positions are clipped; None: there are none.
+        pooling: 'avg_featmap', the mean over patches; 'cls_token'; or 'cls_avg', both, one after
+            the other.
+        num_prefix_tokens: Learned tokens P in front of the patches: the class token, and registers.
+        prefix_positions: Whether they have position embeddings.
+        pre_norm: Whether a LayerNorm precedes the blocks.
+        final_norm: The last LayerNorm is over the 'tokens', over the 'pooled' feature, or 'none'.
+        norm_eps: Epsilon of LayerNorms.
+        act: Activation of the MLPs: 'gelu', 'gelu_tanh' or 'quick_gelu'.
     """
 
     def __init__(
@@ -161,50 +196,75 @@ class PlainViT(nn.Module):
         in_channels: int,
         num_classes: int,
         head_dim: int,
-        max_relative_position: int,
+        max_relative_position: int | None,
         pooling: str,
+        num_prefix_tokens: int = 1,
+        prefix_positions: bool = True,
+        pre_norm: bool = False,
+        final_norm: str = 'tokens',
+        norm_eps: float = 1e-5,
+        act: str = 'gelu',
     ):
         super().__init__()
-        side, self.pooling = img_size // patch_size, pooling
+        self.side, self.pooling, self.final_norm = img_size // patch_size, pooling, final_norm
+        self.num_prefix_tokens, self.prefix_positions = num_prefix_tokens, prefix_positions
         self.image_shape = in_channels, img_size, img_size
         self.patch_embed = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, side**2 + 1, embed_dim))
+        rows = self.side**2 + num_prefix_tokens * prefix_positions
+        self.pos_embed = nn.Parameter(torch.zeros(1, rows, embed_dim))
+        if num_prefix_tokens:
+            self.cls_token = nn.Parameter(torch.zeros(1, num_prefix_tokens, embed_dim))
+        self.pre_norm = nn.LayerNorm(embed_dim, norm_eps) if pre_norm else nn.Identity()
+        rest = norm_eps, act
         self.blocks = nn.ModuleList(
-            PlainBlock(embed_dim, heads, head_dim, max_relative_position, hidden)
+            PlainBlock(embed_dim, heads, head_dim, max_relative_position, hidden, *rest)
             for heads, hidden in zip(num_heads, hidden_dims, strict=True)
         )
-        self.norm = nn.LayerNorm(embed_dim)
-        self.head = nn.Linear(embed_dim, num_classes)
-        self.grid = Grid(side, max_relative_position, head_dim)
+        has_norm, parts = final_norm != 'none', 2 if pooling == 'cls_avg' else 1
+        self.norm = nn.LayerNorm(embed_dim, norm_eps) if has_norm else nn.Identity()
+        self.head = nn.Linear(parts * embed_dim, num_classes) if num_classes else nn.Identity()
+        self.grid = None
+        if max_relative_position is not None:
+            self.grid = Grid(self.side, max_relative_position, head_dim, num_prefix_tokens)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of normalised images; raises the errors of :meth:`tokens`."""
+        """Logits (B, num_classes) of normalised images; raises the errors of :meth:`embed`."""
         return self.head(self.pool(self.tokens(images)))
 
     def tokens(self, images: Tensor) -> Tensor:
-        """Features of all tokens (B, N, C), the class token first.
+        """Features of all tokens (B, N, C), prefix tokens first; raises those of :meth:`embed`."""
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x, self.grid)
+        return self.finish(x)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Input of the first block, (B, N, C).
 
         Raises:
             ValueError: If the images are not (B, channels, side, side).
         """
-        x = self.embed(images)
-        for block in self.blocks:
-            x = block(x, self.grid)
-        return self.norm(x)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Input of the first block, (B, N, C); raises the errors of :meth:`tokens`."""
         if tuple(images.shape[1:]) != self.image_shape:
             expected = ', '.join(map(str, self.image_shape))
             raise ValueError(f'images must be (B, {expected}), got {tuple(images.shape)}')
         x = self.patch_embed(images).flatten(2).transpose(1, 2)
-        first = self.cls_token.expand(x.shape[0], -1, -1)  # len(x) would be exported as a constant
-        return torch.cat([first, x], dim=1) + self.pos_embed
+        x = x if self.prefix_positions else x + self.pos_embed
+        if self.num_prefix_tokens:  # len(x) would be exported as a constant
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        return self.pre_norm(x + self.pos_embed if self.prefix_positions else x)
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """Apply the final norm, if it is over tokens, to the last block's output (B, N, C)."""
+        return self.norm(tokens) if self.final_norm == 'tokens' else tokens
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Input of the classifier, (B, C)."""
-        return tokens[:, 0] if self.pooling == 'cls_token' else tokens[:, 1:].mean(dim=1)
+        """Input of the classifier, (B, C), or (B, 2 C) with 'cls_avg'."""
+        parts = [] if self.pooling == 'avg_featmap' else [tokens[:, 0]]
+        if self.pooling != 'cls_token':
+            parts.append(tokens[:, self.num_prefix_tokens :].mean(dim=1))
+        if self.final_norm == 'pooled':
+            parts = [self.norm(part) for part in parts]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     def bake(self) -> 'PlainViT':
         """Compute once what depends only on weights, for faster inference; return itself.
@@ -305,11 +365,12 @@ def _check_file(path: Path) -> None:
 
 
 def _check_network(network) -> None:
-    fields = {*_SIZES, 'num_heads', 'hidden_dims', 'pooling'}
-    is_whole = isinstance(network, dict) and set(network) == fields
-    _require(is_whole, 'network', f'a dict of {sorted(fields)}', network)
+    optional = {*_CHOICES, 'num_prefix_tokens', 'norm_eps'}
+    is_whole = isinstance(network, dict) and _FIELDS <= set(network) <= _FIELDS | optional
+    what = f'a dict of {sorted(_FIELDS)}, and of any of {sorted(optional)}'
+    _require(is_whole, 'network', what, network)
     for name in _SIZES:
-        _check_size(network[name], f'network.{name}')
+        _check_size(network[name], f'network.{name}', least=int(name != 'num_classes'))
     for name in ('num_heads', 'hidden_dims'):
         sizes = network[name]
         _require(isinstance(sizes, list) and sizes, f'network.{name}', 'a list', sizes)
@@ -317,17 +378,32 @@ def _check_network(network) -> None:
             _check_size(size, f'network.{name}[{block}]')
     if len(network['num_heads']) != len(network['hidden_dims']):
         raise ValueError('network.num_heads and network.hidden_dims must have the same length')
-    either, pooling = ' or '.join(map(repr, POOLINGS)), network['pooling']
-    _require(pooling in POOLINGS, 'network.pooling', either, pooling)
-    side, patch = network['img_size'], network['patch_size']
-    fits = side % patch == 0 and side // patch <= _MOST_PATCHES
-    multiple = f'a multiple of network.patch_size, {patch}, up to {_MOST_PATCHES} times'
-    _require(fits, 'network.img_size', multiple, side)
+    side, patch, most = network['img_size'], network['patch_size'], 10**9
+    if network['max_relative_position'] is not None:
+        _check_size(network['max_relative_position'], 'network.max_relative_position')
+        most = _MOST_PATCHES
+    fits = side % patch == 0 and side // patch <= most
+    _require(
+        fits, 'network.img_size', f'a multiple of patch_size {patch}, up to {most} times', side
+    )
+    _check_style(network)
 
 
-def _check_size(value, field: str) -> None:
-    fits = type(value) is int and 0 < value < 10**9  # a bool is also an int
-    _require(fits, field, 'a positive integer', value)
+def _check_style(network: dict) -> None:
+    """Fields that most exports lack, and the pooling."""
+    for name, known in dict(_CHOICES, pooling=POOLINGS).items():
+        value = network.get(name, known[0])
+        fits = any(value is each or (type(value) is str and value == each) for each in known)
+        _require(fits, f'network.{name}', ' or '.join(map(repr, known)), value)
+    eps, prefix = network.get('norm_eps', 1e-5), network.get('num_prefix_tokens', 1)
+    _require(_is_finite(eps) and eps > 0, 'network.norm_eps', 'a positive number', eps)
+    least = 0 if network['pooling'] == 'avg_featmap' else 1  # the others need a class token
+    _check_size(prefix, 'network.num_prefix_tokens', least)
+
+
+def _check_size(value, field: str, least: int = 1) -> None:
+    fits = type(value) is int and least <= value < 10**9  # a bool is also an int
+    _require(fits, field, 'a positive integer' if least else 'an integer from 0', value)
 
 
 def _check_preprocess(preprocess, channels: int) -> None:
