@@ -382,10 +382,9 @@ def _check_network(network) -> None:
     if network['max_relative_position'] is not None:
         _check_size(network['max_relative_position'], 'network.max_relative_position')
         most = _MOST_PATCHES
+    multiple = f'a multiple of network.patch_size, {patch}, up to {most} times'
     fits = side % patch == 0 and side // patch <= most
-    _require(
-        fits, 'network.img_size', f'a multiple of patch_size {patch}, up to {most} times', side
-    )
+    _require(fits, 'network.img_size', multiple, side)
     _check_style(network)
 
 
