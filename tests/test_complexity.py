@@ -69,7 +69,8 @@ def test_count_is_the_parameters_of_a_model_of_that_size(seed):
 
 
 def test_model_tells_how_to_count_it():
-    assert tiny_model().image_spec == IMAGE | dict(num_classes=CLASSES)
+    built = dict(style=ViTStyle(), feature_parts=1)
+    assert tiny_model().image_spec == IMAGE | built | dict(num_classes=CLASSES)
 
 
 DINO = ViTStyle(num_prefix_tokens=5, prefix_positions=False, layer_scale=1.0)
@@ -116,11 +117,15 @@ def test_without_relative_positions_counts_are_those_of_timm(name, sizes, spec):
 def test_count_is_the_parameters_of_the_exported_network(
     pooling, final_norm, prefix_positions, reach
 ):
-    own = dict(num_prefix_tokens=3, prefix_positions=prefix_positions, final_norm=final_norm)
+    own = dict(
+        num_prefix_tokens=3 if reach is None else 1,
+        prefix_positions=prefix_positions,
+        final_norm=final_norm,
+    )
     own |= dict(pre_norm=prefix_positions)
     spec = dict(IMAGE, num_classes=CLASSES, max_relative_position=reach)
     net = PlainViT(16, [1, 2], [32, 16], **spec, pooling=pooling, **own)
     parts = 2 if pooling == 'cls_avg' else 1
     subnet = Subnet(16, [1, 2], [2.0, 1.0])
     built = sum(parameter.numel() for parameter in net.parameters())
-    assert count_params(subnet, **spec, style=ViTStyle(**own), head_parts=parts) == built
+    assert count_params(subnet, **spec, style=ViTStyle(**own), feature_parts=parts) == built

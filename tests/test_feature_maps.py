@@ -196,7 +196,7 @@ def test_frozen_blocks_drop_no_paths():
             dict(frozen_stages=0, mole=dict(num_experts=8, rank=2)),
             'frozen_stages is 0: .*leave it out',
         ),
-        (dict(out_type='raw'), "'cls_token' or 'featmap', got 'raw'"),
+        (dict(out_type='raw'), "'cls_avg' or 'featmap', got 'raw'"),
     ],
 )
 def test_mistakes_are_named(options, message):

@@ -151,6 +151,14 @@ def test_optional_fields_are_read(exported):
         (dict(num_prefix_tokens=10**8), 'differ in 2 tensors, the first cls_token'),
         (dict(pooling='max'), "network.pooling must be 'avg_featmap' or 'cls_token' or 'cls_avg'"),
         (dict(pooling='cls_avg'), 'differ in 1 tensors, the first head.weight'),
+        (
+            dict(pooling='cls_avg', final_norm='pooled'),
+            "final_norm must not be 'pooled' with",
+        ),
+        (
+            dict(num_prefix_tokens=2, max_relative_position=2),
+            'num_prefix_tokens must be 1 with',
+        ),
         (dict(num_classes=-1), 'network.num_classes must be an integer from 0, got -1'),
         (dict(max_relative_position=0), 'network.max_relative_position must be a positive integer'),
         (dict(max_relative_position='missing'), 'network must be a dict of '),

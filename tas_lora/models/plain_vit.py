@@ -33,30 +33,30 @@ class Grid(nn.Module):
     blanks that make D + W a multiple of 16, which is fast in kernels. ``to_offset`` (N, W) maps
     lines to the 2 (2G - 1) offsets of both axes. ``to_line`` (N, 4G - 1) maps back, its last entry
     to the line of all tokens. Both map to a blank if there is no counterpart. ``marks`` (N, W) are
-    1 at the lines of a token. The P prefix tokens, the first, are on no row or column.
+    1 at the lines of a token. The class token, the first, is on no row or column.
     """
 
-    def __init__(self, side: int, max_offset: int, head_dim: int, num_prefix_tokens: int = 1):
+    def __init__(self, side: int, max_offset: int, head_dim: int):
         super().__init__()
-        self.sizes = side, max_offset, head_dim, num_prefix_tokens
+        self.sizes = side, max_offset, head_dim
         for name, value in self.indices().items():
             self.register_buffer(name, value, persistent=False)
 
     def indices(self) -> dict[str, Tensor]:
         """Compute all buffers, by name."""
-        side, most, head_dim, prefix = self.sizes
+        side, most, head_dim = self.sizes
         span, blanks = 2 * side - 1, 2 + -(head_dim + 2 * side + 2) % 16
         patch, axis, shift = torch.arange(side**2), torch.arange(2)[:, None], side - 1
         place = torch.stack([patch // side, patch % side], dim=1)[..., None]  # (patches, 2, 1)
         offset = torch.arange(span) - shift
         to_offset, line = torch.arange(side) - place + shift + span * axis, place + offset
         to_line = torch.where((line >= 0) & (line < side), line + side * axis, 2 * side)
-        to_line = F.pad(to_line.flatten(1), (0, 1, prefix, 0), value=2 * side)
-        marks = F.pad(F.one_hot(place[..., 0], side).flatten(1).float(), (0, blanks, prefix, 0))
+        to_line = F.pad(to_line.flatten(1), (0, 1, 1, 0), value=2 * side)
+        marks = F.pad(F.one_hot(place[..., 0], side).flatten(1).float(), (0, blanks, 1, 0))
         to_line[:, -1], marks[:, 2 * side + 1] = 2 * side + 1, 1  # the line of all tokens
         return dict(
-            table_rows=offset.clamp(-most, most) + most + 1,  # row 0: pairs with a prefix token
-            to_offset=F.pad(to_offset.flatten(1), (0, blanks, prefix, 0), value=2 * span),
+            table_rows=offset.clamp(-most, most) + most + 1,  # row 0: pairs with the class token
+            to_offset=F.pad(to_offset.flatten(1), (0, blanks, 1, 0), value=2 * span),
             to_line=to_line,
             marks=marks,
         )
@@ -223,9 +223,8 @@ class PlainViT(nn.Module):
         has_norm, parts = final_norm != 'none', 2 if pooling == 'cls_avg' else 1
         self.norm = nn.LayerNorm(embed_dim, norm_eps) if has_norm else nn.Identity()
         self.head = nn.Linear(parts * embed_dim, num_classes) if num_classes else nn.Identity()
-        self.grid = None
-        if max_relative_position is not None:
-            self.grid = Grid(self.side, max_relative_position, head_dim, num_prefix_tokens)
+        has_grid = max_relative_position is not None
+        self.grid = Grid(self.side, max_relative_position, head_dim) if has_grid else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images; raises the errors of :meth:`embed`."""
@@ -259,12 +258,13 @@ class PlainViT(nn.Module):
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Input of the classifier, (B, C), or (B, 2 C) with 'cls_avg'."""
-        parts = [] if self.pooling == 'avg_featmap' else [tokens[:, 0]]
-        if self.pooling != 'cls_token':
-            parts.append(tokens[:, self.num_prefix_tokens :].mean(dim=1))
-        if self.final_norm == 'pooled':
-            parts = [self.norm(part) for part in parts]
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        if self.pooling == 'cls_token':
+            x = tokens[:, 0]
+        else:
+            x = tokens[:, self.num_prefix_tokens :].mean(dim=1)
+        if self.pooling == 'cls_avg':
+            x = torch.cat([tokens[:, 0], x], dim=1)
+        return self.norm(x) if self.final_norm == 'pooled' else x
 
     def bake(self) -> 'PlainViT':
         """Compute once what depends only on weights, for faster inference; return itself.
@@ -378,10 +378,9 @@ def _check_network(network) -> None:
             _check_size(size, f'network.{name}[{block}]')
     if len(network['num_heads']) != len(network['hidden_dims']):
         raise ValueError('network.num_heads and network.hidden_dims must have the same length')
-    side, patch, most = network['img_size'], network['patch_size'], 10**9
-    if network['max_relative_position'] is not None:
-        _check_size(network['max_relative_position'], 'network.max_relative_position')
-        most = _MOST_PATCHES
+    side, patch, reach = (network[n] for n in ('img_size', 'patch_size', 'max_relative_position'))
+    most = 10**9 if reach is None else _MOST_PATCHES
+    _check_size(1 if reach is None else reach, 'network.max_relative_position')
     multiple = f'a multiple of network.patch_size, {patch}, up to {most} times'
     fits = side % patch == 0 and side // patch <= most
     _require(fits, 'network.img_size', multiple, side)
@@ -398,6 +397,10 @@ def _check_style(network: dict) -> None:
     _require(_is_finite(eps) and eps > 0, 'network.norm_eps', 'a positive number', eps)
     least = 0 if network['pooling'] == 'avg_featmap' else 1  # the others need a class token
     _check_size(prefix, 'network.num_prefix_tokens', least)
+    if prefix != 1 and network['max_relative_position'] is not None:
+        raise ValueError('network.num_prefix_tokens must be 1 with relative positions')
+    if network['pooling'] == 'cls_avg' and network.get('final_norm') == 'pooled':
+        raise ValueError("network.final_norm must not be 'pooled' with the pooling 'cls_avg'")
 
 
 def _check_size(value, field: str, least: int = 1) -> None:

@@ -6,8 +6,6 @@ tables agree with published ones. An exported subnet has exactly :func:`count_pa
 
 from ..structures import Subnet, ViTStyle
 
-_AUTOFORMER = ViTStyle()
-
 
 def count_params(
     subnet: Subnet,
@@ -18,8 +16,8 @@ def count_params(
     num_classes: int = 1000,
     max_relative_position: int | None = 14,
     head_dim: int = 64,
-    style: ViTStyle = _AUTOFORMER,
-    head_parts: int = 1,
+    style: ViTStyle | None = None,
+    feature_parts: int = 1,
 ) -> int:
     """Count the parameters of ``subnet``, including classifier, prefix tokens and positions.
 
@@ -33,14 +31,14 @@ def count_params(
         num_classes: Classifier outputs; 0 for a network without classifier.
         max_relative_position: Offset R at which relative positions are clipped; None for none.
         head_dim: Width of one attention head (64 in AutoFormer).
-        style: What the networks of the family have in common.
-        head_parts: Features of the subnet's width that the classifier gets: 2 with 'cls_avg'.
+        style: How the network is built; by default as AutoFormer's.
+        feature_parts: Vectors of the network's width that the classifier takes: 2 with 'cls_avg'.
     """
     patch_size = subnet.patch_size or patch_size
+    style, tables = style or ViTStyle(), 0
     width, prefix = subnet.embed_dim, style.num_prefix_tokens
-    tables, reach = 0, max_relative_position
-    if reach is not None:
-        tables = 4 * (2 * reach + 2) * head_dim
+    if max_relative_position is not None:
+        tables = 4 * (2 * max_relative_position + 2) * head_dim
 
     def block(heads: int, hidden: int) -> int:
         inner = heads * head_dim
@@ -51,7 +49,7 @@ def count_params(
 
     blocks = sum(map(block, subnet.num_heads, subnet.hidden_dims))
     patch_embed = width * in_channels * patch_size**2 + width
-    head = (head_parts * width + 1) * num_classes
+    head = (feature_parts * width + 1) * num_classes
     norms = 2 * width * (style.pre_norm + (style.final_norm != 'none'))
     positions = width * ((img_size // patch_size) ** 2 + prefix * style.prefix_positions)
     return patch_embed + blocks + norms + head + positions + width * prefix
@@ -66,8 +64,8 @@ def count_flops(
     num_classes: int = 1000,
     max_relative_position: int | None = 14,
     head_dim: int = 64,
-    style: ViTStyle = _AUTOFORMER,
-    head_parts: int = 1,
+    style: ViTStyle | None = None,
+    feature_parts: int = 1,
 ) -> float:
     """Count the multiply-adds for one image; same arguments as :func:`count_params`.
 
@@ -79,9 +77,10 @@ def count_flops(
     """
     patch_size = subnet.patch_size or patch_size
     width, patches = subnet.embed_dim, (img_size // patch_size) ** 2
-    tokens, reach = patches + style.num_prefix_tokens, max_relative_position
+    prefix, reach = (style or ViTStyle()).num_prefix_tokens, max_relative_position
+    tokens = patches + prefix
     patch_embed = patches * width * in_channels * patch_size**2
-    head = head_parts * width * num_classes
+    head = feature_parts * width * num_classes
 
     def products(heads: int, hidden: int, tokens: int) -> int:
         inner = heads * head_dim

@@ -1,5 +1,5 @@
 from .search_space import SearchSpace
-from .subnet import Subnet, read_subnet
+from .subnet import Subnet, ratio_of, read_subnet
 from .vit_style import ViTStyle
 
-__all__ = ['SearchSpace', 'Subnet', 'ViTStyle', 'read_subnet']
+__all__ = ['SearchSpace', 'Subnet', 'ViTStyle', 'ratio_of', 'read_subnet']

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf, nextafter
 from pathlib import Path
 
 from ..checks import positive, positives
@@ -123,6 +124,12 @@ class Subnet:
         ):
             if hidden > limit:
                 _refuse(what, f'mlp_ratio[{i}]', f'{self.mlp_ratio[i]:g} ({hidden} wide)', limit)
+
+
+def ratio_of(hidden: int, width: int) -> float:
+    """The MLP ratio of which ``int(width * ratio)`` is ``hidden``."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else nextafter(ratio, inf)
 
 
 def read_subnet(path: str | Path) -> Subnet:

@@ -1,97 +1,39 @@
-"""The weight-entangled vision transformer of AutoFormer."""
+"""The weight-entangled vision transformer: AutoFormer's, or one that began as a pretrained ViT."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
-from numbers import Integral
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ...checks import boolean, bounded, one_of, positive, within
 from ...errors import UserError
 from ...registry import MODELS
-from ...structures import SearchSpace, Subnet
+from ...structures import SearchSpace, Subnet, ViTStyle
 from ..checkpoint import load_pretrained, pretrained_file
 from ..layers import (
-    ElasticAttention,
+    ElasticBlock,
     ElasticLayerNorm,
-    ElasticLinear,
     ElasticPatchEmbed,
     MoLELinear,
     PatchGrid,
     check_supernet,
     checked_patch_sizes,
+    compile_branches,
     expert_sizes,
     linear_factory,
     recomputed,
 )
-
-OUT_TYPES = ('avg_featmap', 'cls_token', 'featmap')
-
-
-class ElasticBlock(nn.Module):
-    """Pre-norm transformer block; it stores no architecture.
-
-    Args:
-        embed_dim, num_heads, hidden_dim: Full width C, number of heads H and MLP width.
-        head_dim: Width D of a head.
-        max_relative_position: Offset R at which relative positions are clipped.
-        drop_path_rate: Stochastic depth, the same rate for both branches.
-        linear: Makes the linear layers, as ``linear(kind, in_features, out_features, parts=1)``
-            with kind one of ``LAYER_KINDS``.
-        init_std: Standard deviation of the initial position tables.
-    """
-
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        hidden_dim: int,
-        head_dim: int,
-        max_relative_position: int,
-        drop_path_rate: float,
-        linear: Callable[..., ElasticLinear],
-        init_std: float,
-    ):
-        super().__init__()
-        self.attn_norm = ElasticLayerNorm(embed_dim)
-        self.attn = ElasticAttention(
-            embed_dim, num_heads, head_dim, max_relative_position, linear, init_std
-        )
-        self.ffn_norm = ElasticLayerNorm(embed_dim)
-        self.fc1 = linear('fc1', embed_dim, hidden_dim)
-        self.fc2 = linear('fc2', hidden_dim, embed_dim)
-        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
-
-    def forward(
-        self, x: Tensor, num_heads: int, hidden_dim: int, rel_index: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """Map (B, N, C) to (B, N, C)."""
-        x = x + self.drop_path(self.attention(x, num_heads, rel_index))
-        return x + self.drop_path(self.mlp(x, hidden_dim))
-
-    def attention(self, x: Tensor, num_heads: int, rel_index: tuple[Tensor, Tensor]) -> Tensor:
-        """First branch, (B, N, C) to (B, N, C)."""
-        return self.attn(self.attn_norm(x), num_heads, rel_index)
-
-    def mlp(self, x: Tensor, hidden_dim: int) -> Tensor:
-        """Second branch, (B, N, C) to (B, N, C)."""
-        return self.fc2(F.gelu(self.fc1(self.ffn_norm(x), hidden_dim)), x.shape[-1])
-
-    def sliced_linears(
-        self, embed_dim: int, num_heads: int, hidden_dim: int
-    ) -> Iterator[tuple[ElasticLinear, int, int]]:
-        """Yield each linear layer with its active (output, input) widths, as in ``LAYER_KINDS``."""
-        inner = num_heads * self.attn.head_dim
-        yield self.attn.qkv, inner, embed_dim
-        yield self.attn.proj, embed_dim, inner
-        yield self.fc1, hidden_dim, embed_dim
-        yield self.fc2, embed_dim, hidden_dim
+from .outputs import (
+    OUT_TYPES,
+    check_images,
+    checked_order,
+    form_output,
+    frozen_stages_of,
+    output_blocks,
+)
 
 
 @MODELS.register_module()
@@ -108,9 +50,14 @@ class ElasticViT(BaseModule):
             relative positions are counted in patches.
         in_channels: Image channels.
         head_dim: Width of one attention head, the same in all subnets.
-        max_relative_position: Offset at which 2-D relative positions are clipped.
+        max_relative_position: Offset at which 2-D relative positions are clipped; None for
+            attention without them, which costs as much as a plain ViT's.
+        style: How the networks are built, a :class:`~tas_lora.structures.ViTStyle` or its dict;
+            by default AutoFormer's.
+        block_order: The blocks by their worth, the best first. A subnet of depth d runs the best
+            d of them, in the network's order. By default the first d.
         out_type: Output of :meth:`forward`: 'avg_featmap', the mean over patches (AutoFormer),
-            'cls_token', or 'featmap', all patches as a map.
+            'cls_token', 'cls_avg', both one after the other, or 'featmap', all patches as a map.
         out_indices: One or several blocks to output, in rising order. Negative ones count from
             the supernet's last block, the only one whose output is normalised (as in MMPretrain).
         frozen_stages: Freeze nothing (-1), patches and positions (0), or also the first k blocks
@@ -137,7 +84,9 @@ class ElasticViT(BaseModule):
         patch_size: int | Sequence[int] = 16,
         in_channels: int = 3,
         head_dim: int = 64,
-        max_relative_position: int = 14,
+        max_relative_position: int | None = 14,
+        style: ViTStyle | dict | None = None,
+        block_order: Sequence[int] | None = None,
         out_type: str = 'avg_featmap',
         out_indices: int | Sequence[int] = -1,
         frozen_stages: int = -1,
@@ -155,18 +104,21 @@ class ElasticViT(BaseModule):
         one_of(out_type, 'out_type', OUT_TYPES)
         rate = bounded(drop_path_rate, 'drop_path_rate', reached=False)
         init_std = positive(init_std, 'init_std', float)
-        sizes = dict(
-            img_size=img_size,
-            in_channels=in_channels,
-            head_dim=head_dim,
-            max_relative_position=max_relative_position,
-        )
+        sizes = dict(img_size=img_size, in_channels=in_channels, head_dim=head_dim)
         for field, size in sizes.items():
             positive(size, field, int)
+        self.style = ViTStyle.coerce(style)
+        self._check_style(max_relative_position, out_type)
         self.patch_sizes = checked_patch_sizes(patch_size, img_size)
-        # Arguments of count_params and count_flops, except for the classes.
-        self.image_spec = sizes | dict(patch_size=self.patch_sizes[0])
         self.out_type = out_type
+        # Arguments of count_params and count_flops, except for the classes.
+        self.image_spec = sizes | dict(
+            patch_size=self.patch_sizes[0],
+            max_relative_position=max_relative_position,
+            style=self.style,
+            feature_parts=self.feature_parts,
+        )
+        self.block_order = checked_order(block_order, self.arch.depth)
         self.out_indices = output_blocks(out_indices, self.arch.depth)
         experts = expert_sizes(mole, self.arch.depth)
         check_supernet(self.arch, self.image_spec, experts)
@@ -177,43 +129,54 @@ class ElasticViT(BaseModule):
         self.compile_blocks = boolean(compile_blocks, 'compile_blocks')
         if self.compile_blocks:
             compile_branches(self.blocks)
-        self.norm = ElasticLayerNorm(self.arch.embed_dim)
+        has_norm = self.style.final_norm != 'none'
+        self.norm = self._build_norm() if has_norm else nn.Identity()
         self.frozen_stages = frozen_stages_of(frozen_stages, self.arch.depth, self.num_experts)
         self._freeze()
 
     def forward(self, images: Tensor, subnet: Subnet | None = None) -> tuple[Tensor, ...]:
         """Features of ``subnet`` (the full ``arch`` if None).
 
-        A block beyond the subnet's depth passes its input on, so its output is that of the last
-        block, and every subnet gives the same number of features.
+        A block that the subnet skips passes its input on, so its output is that of the block
+        before, and every subnet gives the same number of features.
 
         Args:
             images: (B, in_channels, img_size, img_size).
             subnet: The slice to run; it must fit inside ``arch``.
 
         Returns:
-            For each of ``out_indices`` a pooled feature (B, C), or with 'featmap' a map
-            (B, C, img_size / patch_size, img_size / patch_size), with the subnet's width C and
-            patch_size.
+            For each of ``out_indices`` a pooled feature (B, C), of 'cls_avg' (B, 2 C), or with
+            'featmap' a map (B, C, img_size / patch_size, img_size / patch_size), with the subnet's
+            width C and patch_size.
         """
         subnet = subnet or self.arch
         check_images(images, self.image_spec)
-        x = self.patch_embed(images, subnet.embed_dim, self.patch_size_of(subnet))
-        cls_token = self.cls_token[..., : subnet.embed_dim].expand(len(x), -1, -1)
-        x = torch.cat([cls_token, x], dim=1) + self.positions(subnet)  # (B, patches + 1, C)
-        grid = self._grid_of(subnet)
+        x, grid = self.embed(images, subnet), self._grid_of(subnet)
         rel_index = (grid.rel_index, grid.rel_marks)
         recompute = self.with_cp and torch.is_grad_enabled()
+        running = dict(zip(self.blocks_of(subnet), self.active_blocks(subnet), strict=True))
         outputs = {}
-        for i, (block, (_, num_heads, hidden_dim)) in enumerate(self.active_blocks(subnet)):
-            inputs = (x, num_heads, hidden_dim, rel_index)
-            x = recomputed(block, *inputs) if recompute else block(*inputs)
+        for i in range(self.arch.depth):
+            if i in running:
+                block, (_, num_heads, hidden_dim) = running[i]
+                inputs = (x, num_heads, hidden_dim, rel_index)
+                x = recomputed(block, *inputs) if recompute else block(*inputs)
             if i in self.out_indices:
                 outputs[i] = x
-        outputs = {i: outputs.get(i, x) for i in self.out_indices}
-        if self.arch.depth - 1 in outputs:
-            outputs[self.arch.depth - 1] = self.norm(x)
-        return tuple(form_output(tokens, self.out_type) for tokens in outputs.values())
+        return tuple(self._form(x, is_last=i == self.arch.depth - 1) for i, x in outputs.items())
+
+    def embed(self, images: Tensor, subnet: Subnet) -> Tensor:
+        """Input of the first block, (B, P + patches, C), from images as in :meth:`forward`."""
+        x = self.patch_embed(images, subnet.embed_dim, self.patch_size_of(subnet))
+        positions = self.positions(subnet)
+        if not self.style.prefix_positions:
+            x = x + positions
+        if self.style.num_prefix_tokens:
+            prefix = self.cls_token[..., : subnet.embed_dim].expand(len(x), -1, -1)
+            x = torch.cat([prefix, x], dim=1)
+        if self.style.prefix_positions:
+            x = x + positions
+        return self.pre_norm(x)
 
     def train(self, mode: bool = True) -> 'ElasticViT':
         """As in torch, but frozen blocks stay in evaluation mode, without drop path."""
@@ -233,7 +196,7 @@ class ElasticViT(BaseModule):
 
     def check_fits(self, subnet: Subnet, what: str = 'subnet') -> None:
         """Raise :class:`UserError` unless ``subnet`` is a slice of this supernet."""
-        subnet.check_fits(self.arch, what)
+        subnet.check_fits(self._run_at(subnet.depth), what)
         if subnet.patch_size not in (None, *self.patch_sizes):
             raise UserError(
                 f'{what} does not fit: patch_size is {subnet.patch_size}, the supernet has '
@@ -252,14 +215,29 @@ class ElasticViT(BaseModule):
         return subnet.patch_size or self.patch_sizes[0]
 
     def positions(self, subnet: Subnet) -> Tensor:
-        """Position embedding of ``subnet``, (1, patches + 1, C), class token first."""
+        """Position embedding of ``subnet``, (1, rows, C), those of prefix tokens first."""
         return self._grid_of(subnet).positions_in(self.pos_embed[..., : subnet.embed_dim])
+
+    @property
+    def feature_parts(self) -> int:
+        """Vectors of the network's width in a pooled feature."""
+        return 2 if self.out_type == 'cls_avg' else 1
+
+    def is_whole(self, subnet: Subnet) -> bool:
+        """Whether ``subnet`` is this network at its full size."""
+        return replace(subnet, patch_size=None) == replace(self.arch, patch_size=None) and (
+            self.patch_size_of(subnet) == self.patch_size_of(self.arch)
+        )
+
+    def blocks_of(self, subnet: Subnet) -> list[int]:
+        """The blocks that ``subnet`` runs, in order: the best ones of ``block_order``."""
+        return sorted(self.block_order[: subnet.depth])
 
     def active_blocks(self, subnet: Subnet) -> Iterator[tuple[ElasticBlock, tuple[int, int, int]]]:
         """Yield the blocks of ``subnet``, each with (embed_dim, num_heads, hidden_dim)."""
         widths = zip(subnet.num_heads, subnet.hidden_dims, strict=True)
-        for block, (num_heads, hidden_dim) in zip(self.blocks, widths, strict=False):
-            yield block, (subnet.embed_dim, num_heads, hidden_dim)
+        for i, (num_heads, hidden_dim) in zip(self.blocks_of(subnet), widths, strict=True):
+            yield self.blocks[i], (subnet.embed_dim, num_heads, hidden_dim)
 
     def merge_experts(self, subnet: Subnet, gates: Tensor) -> None:
         """Merge the experts of the active layers; ``gates`` is (L, 4, K)."""
@@ -278,20 +256,63 @@ class ElasticViT(BaseModule):
         """The layers with experts; none without ``mole``."""
         return (layer for layer in self.modules() if isinstance(layer, MoLELinear))
 
+    def _check_style(self, max_offset: int | None, out_type: str) -> None:
+        """Refuse parts that do not go together."""
+        prefix = self.style.num_prefix_tokens
+        if max_offset is not None:
+            positive(max_offset, 'max_relative_position', int)
+            if prefix != 1:
+                raise UserError(
+                    f'is {prefix}, but relative positions know one class token; set '
+                    'max_relative_position=None, or 1 here',
+                    'style.num_prefix_tokens',
+                )
+        if out_type.startswith('cls') and not prefix:
+            raise UserError(
+                f"is '{out_type}', but style.num_prefix_tokens is 0: there is no class token; "
+                "choose 'avg_featmap' or 'featmap'",
+                'out_type',
+            )
+        if out_type == 'cls_avg' and self.style.final_norm == 'pooled':
+            raise UserError("is 'pooled', which has no form for out_type 'cls_avg'", 'final_norm')
+
+    def _build_norm(self) -> ElasticLayerNorm:
+        return ElasticLayerNorm(self.arch.embed_dim, self.style.norm_eps)
+
     def _build_tokens(self, init_std: float) -> None:
-        """Build patch embedding, class token and positions."""
-        width, spec = self.arch.embed_dim, self.image_spec
+        """Build patch embedding, prefix tokens, positions and the norm after them."""
+        width, spec, style = self.arch.embed_dim, self.image_spec, self.style
         sides = {size: spec['img_size'] // size for size in self.patch_sizes}  # in patches
         finest = sides[self.patch_sizes[0]]
+        rows = style.num_prefix_tokens if style.prefix_positions else 0
         self.patch_embed = ElasticPatchEmbed(spec['in_channels'], width, self.patch_sizes[-1])
-        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.empty(1, finest**2 + 1, width))
-        nn.init.trunc_normal_(self.cls_token, std=init_std)
+        if style.num_prefix_tokens:
+            self.cls_token = nn.Parameter(torch.empty(1, style.num_prefix_tokens, width))
+            nn.init.trunc_normal_(self.cls_token, std=init_std)
+        self.pos_embed = nn.Parameter(torch.empty(1, rows + finest**2, width))
         nn.init.trunc_normal_(self.pos_embed, std=init_std)
+        self.pre_norm = self._build_norm() if style.pre_norm else nn.Identity()
         self.grids = nn.ModuleDict()
+        reach, head_dim = spec['max_relative_position'], spec['head_dim']
         for size, side in sides.items():
-            grid = PatchGrid(side, finest, spec['max_relative_position'], spec['head_dim'])
-            self.grids[str(size)] = grid
+            self.grids[str(size)] = PatchGrid(side, finest, reach, head_dim, rows)
+
+    def _form(self, tokens: Tensor, is_last: bool) -> Tensor:
+        """Output of a block; that of the last one is normalised where the style says."""
+        place, prefix = self.style.final_norm if is_last else 'none', self.style.num_prefix_tokens
+        tokens = self.norm(tokens) if place == 'tokens' else tokens
+        output = form_output(tokens, self.out_type, prefix)
+        return self.norm(output) if place == 'pooled' and output.dim() == 2 else output
+
+    def _run_at(self, depth: int) -> Subnet:
+        """The full widths of the blocks that a subnet of this depth runs."""
+        blocks = sorted(self.block_order[:depth])
+        genes = (self.arch.num_heads, self.arch.mlp_ratio)
+        return replace(
+            self.arch,
+            num_heads=tuple(genes[0][i] for i in blocks),
+            mlp_ratio=tuple(genes[1][i] for i in blocks),
+        )
 
     def _grid_of(self, subnet: Subnet) -> PatchGrid:
         return self.grids[str(self.patch_size_of(subnet))]
@@ -303,7 +324,14 @@ class ElasticViT(BaseModule):
         blocks = zip(arch.num_heads, arch.hidden_dims, rates, experts, strict=True)
         return nn.ModuleList(
             ElasticBlock(
-                arch.embed_dim, heads, hidden, *attention, rate, linear_factory(own, std), std
+                arch.embed_dim,
+                heads,
+                hidden,
+                *attention,
+                rate,
+                linear_factory(own, std),
+                std,
+                self.style,
             )
             for heads, hidden, rate, own in blocks
         )
@@ -313,97 +341,13 @@ class ElasticViT(BaseModule):
         if self.frozen_stages < 0:
             return []
         norm = [self.norm] if self.frozen_stages == self.arch.depth else []
-        return [self.patch_embed, *self.blocks[: self.frozen_stages], *norm]
+        return [self.patch_embed, self.pre_norm, *self.blocks[: self.frozen_stages], *norm]
 
     def _freeze(self) -> None:
-        """Freeze these modules along with class token and positions."""
+        """Freeze these modules along with prefix tokens and positions."""
         for part in self._frozen_parts():
             part.requires_grad_(False)
         if self.frozen_stages >= 0:
-            self.cls_token.requires_grad_(False)
             self.pos_embed.requires_grad_(False)
-
-
-def output_blocks(indices: int | Sequence[int], depth: int) -> tuple[int, ...]:
-    """Return block numbers from 0 for indices that may count from the end.
-
-    Args:
-        indices: One or several, each from ``-depth`` to ``depth - 1``.
-        depth: Number of blocks.
-
-    Raises:
-        UserError: If they are out of range, or their blocks do not rise.
-    """
-    several = isinstance(indices, Sequence) and not isinstance(indices, str)
-    given = tuple(indices) if several else (indices,)
-    if not given or not all(_is_between(index, -depth, depth - 1) for index in given):
-        raise UserError(
-            f'must be integers from {-depth} to {depth - 1}, as arch has {depth} blocks, got '
-            f'{indices!r}',
-            'out_indices',
-        )
-    blocks = tuple(int(index) % depth for index in given)
-    if list(blocks) != sorted(set(blocks)):
-        raise UserError(
-            f'must rise, each block once, got {indices!r}, which are blocks {list(blocks)}',
-            'out_indices',
-        )
-    return blocks
-
-
-def frozen_stages_of(value: int, depth: int, num_experts: int) -> int:
-    """Return ``value``, from -1 to ``depth``; raises :class:`UserError` otherwise."""
-    if not _is_between(value, -1, depth):
-        raise UserError(
-            f'must be an integer from -1 to {depth}, the blocks of arch, got {value!r}',
-            'frozen_stages',
-        )
-    if value >= 0 and num_experts:
-        raise UserError(
-            f'is {value}: with mole the supernet is frozen except for its experts; leave it out',
-            'frozen_stages',
-        )
-    return int(value)
-
-
-def form_output(tokens: Tensor, out_type: str) -> Tensor:
-    """Pool tokens (B, 1 + H W, C) to (B, C), or form a square map (B, C, H, W)."""
-    if out_type == 'cls_token':
-        return tokens[:, 0]
-    patches = tokens[:, 1:]
-    if out_type == 'avg_featmap':
-        return patches.mean(dim=1)
-    side = round(patches.shape[1] ** 0.5)
-    return patches.transpose(1, 2).unflatten(2, (side, side))
-
-
-def check_images(images: Tensor, spec: Mapping[str, int]) -> None:
-    """Raise :class:`UserError` unless images fit ``img_size`` and ``in_channels``."""
-    expected = (spec['in_channels'], spec['img_size'], spec['img_size'])
-    if images.shape[1:] != expected:
-        raise UserError(
-            f'the backbone takes images of shape {expected}, got {tuple(images.shape[1:])}; '
-            'change img_size and in_channels of the backbone, or the data pipeline'
-        )
-
-
-def compile_branches(blocks: nn.ModuleList) -> None:
-    """Run ``attention`` and ``mlp`` of all blocks through ``torch.compile``.
-
-    They are compiled as functions of the class, so blocks of the same widths share code. Drop path
-    is in neither: its rate differs by block and would be compiled in.
-    """
-    # The default of 8 shapes is too few for any space: T with three patch sizes has 108, and
-    # evaluation its own. torch has this setting only per process.
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = max(limit, 512)
-    kind = type(blocks[0])
-    attention = torch.compile(kind.attention, dynamic=False)
-    mlp = torch.compile(kind.mlp, dynamic=False)
-    for block in blocks:
-        block.attention, block.mlp = partial(attention, block), partial(mlp, block)
-
-
-def _is_between(value, low: int, high: int) -> bool:
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    return whole and low <= value <= high
+            if self.style.num_prefix_tokens:
+                self.cls_token.requires_grad_(False)

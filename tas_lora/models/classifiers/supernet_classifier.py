@@ -89,6 +89,7 @@ class SupernetClassifier(ImageClassifier):
                 parameter.requires_grad_(True)
         self._subnet = self.backbone.arch
         if self.router is not None:
+            self.router.block_order = self.backbone.block_order
             self.check_space(self.router.space, 'router.space')
             self._subnet = self.router.space.largest()
         self._register_load_state_dict_pre_hook(self._adapt_state_dict)
@@ -152,7 +153,8 @@ class SupernetClassifier(ImageClassifier):
         """Refuse a head or a neck that cannot take the features of a narrow subnet."""
         backbone, is_training = self.backbone, self.training
         side = backbone.image_spec['img_size'] // backbone.patch_size_of(subnet)
-        shape = (1, subnet.embed_dim, *((side, side) if backbone.out_type == 'featmap' else ()))
+        width = subnet.embed_dim * backbone.feature_parts
+        shape = (1, width, *((side, side) if backbone.out_type == 'featmap' else ()))
         feats = tuple(backbone.pos_embed.new_zeros(shape) for _ in backbone.out_indices)
         self.eval()
         try:
@@ -212,12 +214,15 @@ class SupernetClassifier(ImageClassifier):
             self.unmerge_experts()
 
     def _build_head(self, head: dict | nn.Module | None) -> nn.Module | None:
-        width = self.backbone.arch.embed_dim
+        parts = self.backbone.feature_parts
+        width = self.backbone.arch.embed_dim * parts
         if isinstance(head, dict):
             kind = head.get('type')
-            is_linear = getattr(kind, '__name__', str(kind)).split('.')[-1] in _LINEAR
+            name = getattr(kind, '__name__', str(kind)).split('.')[-1]
+            own = dict(in_channels=width) if name in _LINEAR else {}
+            own |= dict(parts=parts) if name == 'ElasticClsHead' else {}
             with blame('cannot be built', 'head'):
-                head = MODELS.build((dict(in_channels=width) if is_linear else {}) | head)
+                head = MODELS.build(own | head)
         if head is not None and not isinstance(head, nn.Module):
             raise UserError(f'must be a dict with a type, got {head!r}', 'head')
         channels = getattr(head, 'in_channels', width)  # some heads have no such attribute
@@ -225,7 +230,7 @@ class SupernetClassifier(ImageClassifier):
             raise UserError(
                 f'is {channels}, the backbone is {width} wide; leave it out', 'head.in_channels'
             )
-        slice_head(head)
+        slice_head(head, parts)
         return head
 
     def _check_router(self) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...checks import boolean, positive, positives
 from ...errors import UserError, blame
 from ...registry import MODELS
-from ..layers import ElasticLinear, check_weights
+from ..layers import check_weights
 
 
 def refuse_label(label: int, num_classes: int) -> None:
@@ -55,11 +55,25 @@ def check_labels(data_samples: list[DataSample], head: nn.Module) -> None:
 
 
 class SlicedLinear(nn.Linear):
-    """An ordinary linear layer that takes narrower features, by its first columns."""
+    """An ordinary linear layer that takes narrower features, by the first columns of each part.
+
+    Args:
+        in_features, out_features: As in ``nn.Linear``.
+        parts: Vectors of equal width that make up the input.
+    """
+
+    def __init__(self, in_features: int, out_features: int, parts: int = 1):
+        super().__init__(in_features, out_features)
+        self.parts = parts
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., i) to (..., O)."""
-        return F.linear(x, self.weight[:, : x.shape[-1]], self.bias)
+        return F.linear(x, self.sliced_weight(x.shape[-1]), self.bias)
+
+    def sliced_weight(self, in_features: int) -> Tensor:
+        """The weight in use for inputs of this width, (O, i)."""
+        width = in_features // self.parts
+        return self.weight.unflatten(1, (self.parts, -1))[..., :width].flatten(1)
 
 
 def final_linear(head: nn.Module) -> nn.Module | None:
@@ -69,11 +83,14 @@ def final_linear(head: nn.Module) -> nn.Module | None:
     return head.fc if isinstance(head, (LinearClsHead, MultiLabelLinearClsHead)) else None
 
 
-def slice_head(head: nn.Module) -> None:
-    """Let a linear head of MMPretrain take features of any width up to its own, in place."""
+def slice_head(head: nn.Module, parts: int) -> None:
+    """Let a linear head of MMPretrain take features of any width up to its own, in place.
+
+    A feature is made up of ``parts`` vectors of the network's width.
+    """
     layer = final_linear(head)
     if type(layer) is nn.Linear:
-        sliced = SlicedLinear(layer.in_features, layer.out_features)
+        sliced = SlicedLinear(layer.in_features, layer.out_features, parts)
         sliced.load_state_dict(layer.state_dict())
         if isinstance(head, VisionTransformerClsHead):
             head.layers.head = sliced
@@ -92,7 +109,8 @@ class ElasticClsHead(LinearClsHead):
 
     Args:
         num_classes: Number of classes.
-        in_channels: The supernet's width.
+        in_channels: Width of the supernet's features.
+        parts: Vectors of the supernet's width in a feature; 2 for ``out_type='cls_avg'``.
         init_std: Standard deviation of the initial weights; the bias starts at 0.
         topk, cal_acc, **kwargs: As in ``LinearClsHead``.
 
@@ -104,6 +122,7 @@ class ElasticClsHead(LinearClsHead):
         self,
         num_classes: int,
         in_channels: int,
+        parts: int = 1,
         init_std: float = 0.02,
         topk: int | tuple[int, ...] = (1,),
         cal_acc: bool = False,
@@ -119,7 +138,11 @@ class ElasticClsHead(LinearClsHead):
                 num_classes, in_channels, init_cfg=None, topk=topk, cal_acc=cal_acc, **kwargs
             )
         init_std = positive(init_std, 'init_std', float)
-        self.fc = ElasticLinear(in_channels, num_classes, init_std=init_std)
+        if in_channels % positive(parts, 'parts', int):
+            raise UserError(f'is {in_channels}, which is not {parts} equal parts', 'in_channels')
+        self.fc = SlicedLinear(in_channels, num_classes, parts)
+        nn.init.trunc_normal_(self.fc.weight, std=init_std)
+        nn.init.zeros_(self.fc.bias)
 
     def _get_loss(self, cls_score: Tensor, data_samples: list[DataSample], **kwargs) -> dict:
         if not cls_score.is_cuda:  # on a GPU this would wait; the classifier checks before

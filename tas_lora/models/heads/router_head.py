@@ -40,6 +40,8 @@ def group_wise_bias(num_experts: int, num_blocks: int, beta: float) -> Tensor:
 class Router(BaseModule):
     """Base class: gives every layer of a subnet its mixture weights."""
 
+    block_order: Sequence[int] | None = None  # the backbone's, set by the classifier
+
 
 class RouterHead(Router):
     """From the blocks of a subnet to mixture weights; subclasses define the encoder.
@@ -109,10 +111,16 @@ class RouterHead(Router):
         Raises:
             UserError: If a block is outside the space's choices, or in no group.
         """
-        head, block = self.head_of_blocks(subnet), torch.arange(subnet.depth)
+        head, block = self.head_of_blocks(subnet), self.places_of(subnet)
         hidden = self.encode(self._embed(subnet))  # (L, d)
         logits = torch.einsum('ld,ljdk->ljk', hidden, self.head_weight[head, block])
         return (logits + self.head_bias[head, block]).softmax(dim=-1)
+
+    def places_of(self, subnet: Subnet) -> list[int]:
+        """Position of every block: its place in ``block_order``, so that it is its own always."""
+        if self.block_order is None:
+            return list(range(subnet.depth))
+        return [self.block_order.index(i) for i in sorted(self.block_order[: subnet.depth])]
 
     def head_of_blocks(self, subnet: Subnet) -> list[int]:
         """Index of the head of every block."""

@@ -7,6 +7,7 @@ from .attention import (
     relative_index,
     token_index,
 )
+from .block import ACTIVATIONS, ElasticBlock, compile_branches
 from .elastic import ElasticLayerNorm, ElasticLinear, ElasticPatchEmbed, slice_weight
 from .mole import (
     MoLELinear,
@@ -21,8 +22,10 @@ from .patch_grid import PatchGrid, finest_positions
 from .size_checks import check_supernet, check_weights, checked_patch_sizes
 
 __all__ = [
+    'ACTIVATIONS',
     'LAYER_KINDS',
     'ElasticAttention',
+    'ElasticBlock',
     'ElasticLayerNorm',
     'ElasticLinear',
     'ElasticPatchEmbed',
@@ -33,6 +36,7 @@ __all__ = [
     'check_supernet',
     'check_weights',
     'checked_patch_sizes',
+    'compile_branches',
     'expert_parameters',
     'expert_sizes',
     'finest_positions',

@@ -1,4 +1,4 @@
-"""Elastic self-attention with 2-D relative positions, as in AutoFormer.
+"""Elastic self-attention, with 2-D relative positions as in AutoFormer, or without.
 
 :func:`relative_attention` is the definition, and the reference of the tests;
 :func:`fused_relative_attention` computes the same as one attention without positions.
@@ -185,10 +185,12 @@ class ElasticAttention(nn.Module):
         embed_dim: Full width C.
         num_heads: Full number of heads H.
         head_dim: Width D of a head.
-        max_relative_position: Offset R at which relative positions are clipped.
+        max_relative_position: Offset R at which relative positions are clipped; None for
+            attention without them.
         linear: Makes the linear layers, as ``linear(kind, in_features, out_features, parts=1)``
             with kind 'qkv' or 'proj'.
         init_std: Standard deviation of the initial position tables.
+        bias_by_part: As in :class:`ElasticLinear`, for query, key and value.
     """
 
     def __init__(
@@ -196,35 +198,45 @@ class ElasticAttention(nn.Module):
         embed_dim: int,
         num_heads: int,
         head_dim: int,
-        max_relative_position: int,
+        max_relative_position: int | None,
         linear: Callable[..., ElasticLinear],
         init_std: float = 0.02,
+        bias_by_part: bool = False,
     ):
         super().__init__()
-        self.head_dim = head_dim
-        self.qkv = linear('qkv', embed_dim, num_heads * head_dim, parts=3)
-        self.proj = linear('proj', num_heads * head_dim, embed_dim)
-        self.rel_pos_k = RelativePosition2D(head_dim, max_relative_position, init_std)
-        self.rel_pos_v = RelativePosition2D(head_dim, max_relative_position, init_std)
+        self.head_dim, inner = head_dim, num_heads * head_dim
+        self.qkv = linear('qkv', embed_dim, inner, parts=3)
+        self.qkv.bias_by_part = bias_by_part
+        self.proj = linear('proj', inner, embed_dim)
+        self.has_tables = max_relative_position is not None
+        if self.has_tables:
+            self.rel_pos_k = RelativePosition2D(head_dim, max_relative_position, init_std)
+            self.rel_pos_v = RelativePosition2D(head_dim, max_relative_position, init_std)
 
-    def forward(self, x: Tensor, num_heads: int, rel_index: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(
+        self, x: Tensor, num_heads: int, rel_index: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """Map (B, N, C) to (B, N, C) with the first ``num_heads`` heads.
 
         Args:
             x: (B, N, C).
             num_heads: H.
-            rel_index: From :func:`token_index`.
+            rel_index: From :func:`token_index`; not used without relative positions.
         """
         B, N, C = x.shape
         inner = num_heads * self.head_dim
-        bias = without_key_gradient(self.qkv.bias, inner)
+        bias = None if self.qkv.bias_by_part else without_key_gradient(self.qkv.bias, inner)
         qkv = self.qkv(x, inner, bias)  # (B, N, 3 H D)
         q, k, v = qkv.view(B, N, 3, num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         y = self.attend(q, k, v, rel_index)
         return self.proj(y.transpose(1, 2).flatten(2), C)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, rel_index: tuple[Tensor, Tensor]) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, rel_index: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
         """Attention of each head; all of shape (B, H, N, D)."""
+        if not self.has_tables:
+            return softmax_attention(q, k, v, scale=self.head_dim**-0.5)
         rel_k, rel_v = self.rel_pos_k.from_class_token(), self.rel_pos_v.from_class_token()
         cls_v = self.rel_pos_v.of_class_token()
         return fused_relative_attention(q, k, v, rel_k, rel_v, cls_v, rel_index)

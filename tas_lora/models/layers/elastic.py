@@ -20,15 +20,21 @@ def slice_weight(weight: Tensor, out_features: int, in_features: int) -> Tensor:
     Returns:
         (o, i), a view, or (P o, i).
     """
-    return weight[..., :out_features, :in_features].flatten(0, -2)
+    # A slice of everything would cost its backward a copy of the whole gradient.
+    if out_features < weight.shape[-2]:
+        weight = weight[..., :out_features, :]
+    if in_features < weight.shape[-1]:
+        weight = weight[..., :in_features]
+    return weight.flatten(0, -2)
 
 
 class ElasticLinear(nn.Module):
     """Linear layer of which a subnet uses the first rows and columns.
 
     With ``parts`` P > 1 it holds P maps of the same input, sliced alike, and concatenates their
-    outputs. The bias then follows AutoFormer: it is one vector of which the first P o entries are
-    used in order, so the entry of a channel depends on o.
+    outputs. By default their biases follow AutoFormer: they are one vector of which the first P o
+    entries are used in order, so the entry of a channel depends on o. With the attribute
+    ``bias_by_part`` each is sliced like its rows.
 
     Args:
         in_features: Full input width I.
@@ -36,6 +42,8 @@ class ElasticLinear(nn.Module):
         parts: Number of parts P.
         init_std: Standard deviation of the initial weights.
     """
+
+    bias_by_part = False
 
     def __init__(self, in_features: int, out_features: int, parts: int = 1, init_std: float = 0.02):
         super().__init__()
@@ -54,12 +62,17 @@ class ElasticLinear(nn.Module):
         """
         out_features = out_features or self.out_features
         weight = self.sliced_weight(out_features, x.shape[-1])
-        bias = self.bias[: self.parts * out_features] if bias is None else bias
-        return F.linear(x, weight, bias)
+        return F.linear(x, weight, self.sliced_bias(out_features) if bias is None else bias)
 
     def sliced_weight(self, out_features: int, in_features: int) -> Tensor:
         """The weight in use at these widths, (P o, i)."""
         return slice_weight(self.weight, out_features, in_features)
+
+    def sliced_bias(self, out_features: int) -> Tensor:
+        """The bias in use at this width, (P o,)."""
+        if self.bias_by_part:
+            return self.bias.view(self.parts, -1)[:, :out_features].flatten()
+        return self.bias[: self.parts * out_features]
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(model)``."""
@@ -68,7 +81,7 @@ class ElasticLinear(nn.Module):
 
 
 class ElasticLayerNorm(nn.LayerNorm):
-    """LayerNorm over the active channels, (..., c) -> (..., c); eps 1e-5 as in AutoFormer."""
+    """LayerNorm over the active channels, (..., c) -> (..., c)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., c) to itself."""

@@ -45,7 +45,8 @@ def check_supernet(arch: Subnet, spec: dict, experts: list[dict[str, tuple[int, 
     """
     width, grid = arch.embed_dim, spec['img_size'] // spec['patch_size']
     count = count_params(arch, **spec, num_classes=1)
-    count += 2 * grid**2 * (2 * grid + spec['head_dim'])  # position indices
+    if spec['max_relative_position'] is not None:
+        count += 2 * grid**2 * (2 * grid + spec['head_dim'])  # position indices
     for heads, hidden, block in zip(arch.num_heads, arch.hidden_dims, experts, strict=True):
         inner = heads * spec['head_dim']
         ends = dict(qkv=width + 3 * inner, proj=inner + width, fc1=width + hidden)
