@@ -1,5 +1,6 @@
 """Backbones in other styles than AutoFormer's, sliced and skipped, against a plain reference."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from tiny import images, randomize, tiny_config
 from torch import nn
 
 from tas_lora import Subnet, UserError, load_supernet
+from tas_lora.analysis.features import feature_similarity
 from tas_lora.models import ElasticViT
 from tas_lora.structures import ViTStyle, ratio_of
 
@@ -127,6 +129,15 @@ def test_the_head_of_two_parts_slices_each():
     feature = model.extract_feat(images())[-1]
     weight = torch.cat([model.head.fc.weight[:, :16], model.head.fc.weight[:, 24:40]], 1)
     torch.testing.assert_close(model(images()), feature @ weight.T + model.head.fc.bias)
+
+
+def test_features_of_two_parts_are_compared_part_by_part():
+    rng = np.random.default_rng(0)
+    wide, narrow = rng.normal(size=(6, 2, 5)), rng.normal(size=(6, 2, 3))
+    a, b = wide[..., :3].reshape(6, 6), narrow.reshape(6, 6)
+    cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    found = feature_similarity([torch.tensor(wide), torch.tensor(narrow)])
+    assert found[0, 1] == pytest.approx(cosine.mean())
 
 
 @pytest.mark.parametrize(

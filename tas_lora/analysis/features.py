@@ -45,7 +45,8 @@ def penultimate_features(
         batches: Batches with ``inputs``, as a dataloader yields them.
 
     Returns:
-        (N, C), float32 on the CPU; C is the subnet's width.
+        (N, C), float32 on the CPU; C is the subnet's width. (N, 2, C) if the feature is a class
+        token and a mean.
 
     Raises:
         UserError: If the subnet does not fit, or there are no images.
@@ -57,22 +58,24 @@ def penultimate_features(
         found = [model.extract_feat(x, stage='pre_logits').float().cpu() for x in inputs]
     if not found:
         raise UserError('there are no images to compute features of; give some')
-    return torch.cat(found)
+    features, parts = torch.cat(found), model.backbone.feature_parts
+    return features.unflatten(1, (parts, -1)) if parts > 1 else features
 
 
 def feature_similarity(features: Sequence[Tensor]) -> np.ndarray:
     """Mean cosine over images of two networks' features, on the channels both have.
 
     Args:
-        features: (N, C) for each of n networks, on the same N images; C may differ.
+        features: (N, C) or (N, 2, C) for each of n networks, on the same N images; C may differ.
 
     Returns:
         (n, n), symmetric, from -1 to 1. The cosine of an all-zero feature is 0.
     """
 
     def compare(a: Tensor, b: Tensor) -> Tensor:
-        shared = min(a.shape[1], b.shape[1])
-        return F.cosine_similarity(a[:, :shared].double(), b[:, :shared].double()).mean()
+        shared = min(a.shape[-1], b.shape[-1])
+        a, b = (x[..., :shared].flatten(1).double() for x in (a, b))
+        return F.cosine_similarity(a, b).mean()
 
     return _matrix(features, compare)
 
@@ -90,7 +93,8 @@ def linear_cka(features: Sequence[Tensor]) -> np.ndarray:
     def compare(x: Tensor, y: Tensor) -> Tensor:
         return (y.T @ x).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm())
 
-    return _matrix([f.double() - f.double().mean(dim=0) for f in features], compare)
+    flat = [f.flatten(1).double() for f in features]
+    return _matrix([f - f.mean(dim=0) for f in flat], compare)
 
 
 def off_diagonal(matrix: np.ndarray) -> np.ndarray:
