@@ -333,16 +333,11 @@ def test_missing_packages_name_their_extra(monkeypatch):
 
 
 COMMON = ('dinov2', 'clip', 'no_class_token')
+RARE = [pytest.param(name, marks=pytest.mark.slow) for name in STYLES if name not in COMMON]
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    'name',
-    [
-        *COMMON,
-        *(pytest.param(name, marks=pytest.mark.slow) for name in STYLES if name not in COMMON),
-    ],
-)
+@pytest.mark.parametrize('name', [*COMMON, *RARE])
 def test_all_formats_hold_for_other_styles(tmp_path, name):
     """Each is read back by its own library, and compared with the supernet."""
     model = styled_model(name)
