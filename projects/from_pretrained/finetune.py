@@ -1,0 +1,147 @@
+"""The network that a user has: DINOv2-small fine-tuned on the emoji, with timm alone.
+
+python projects/from_pretrained/finetune.py --img-size 56
+
+Writes weights by timm's names, and a record next to them.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
+from torch.nn import functional as F
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from tas_lora import UserError, cli
+from tas_lora.atomic_files import write_atomic
+
+MODEL = 'vit_small_patch14_dinov2'
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # the wheel's, as ImageNet's
+SPLITS = ('val', 'test', 'third')
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add('--data', default='data/emoji', help='class folders by split, by fetch.py')
+    add('--weights', default='data/dinov2_s.safetensors', help='by fetch.py')
+    add('--out', default='data/emoji_vit_s_56.safetensors', help='file to write')
+    add('--img-size', type=int, default=56, help='multiple of 14')
+    add('--pool', choices=['token', 'avg'], default='token', help='feature of the head')
+    add('--steps', type=int, default=600)
+    add('--batch-size', type=int, default=24)
+    add('--lr', type=float, default=4e-5)
+    add('--head-lr', type=float, default=2e-3)
+    add('--weight-decay', type=float, default=0.05)
+    add('--label-smoothing', type=float, default=0.1)
+    add('--crop', type=float, default=0.6, help='smallest share of a picture that a crop keeps')
+    add('--seed', type=int, default=0)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Fine-tune, evaluate, write."""
+    args = parse_args()
+    torch.manual_seed(args.seed)
+    splits = {name: load_images(Path(args.data, name)) for name in ('train', *SPLITS)}
+    model = pretrained(args.weights, args.img_size, splits['train'][1].max().item() + 1, args.pool)
+    start = time.perf_counter()
+    train(model, *splits['train'], args)
+    seconds = time.perf_counter() - start
+    top1 = {name: accuracy(model, *splits[name], args.img_size) for name in SPLITS}
+    record = dict(model=MODEL, command=' '.join(['finetune.py', *sys.argv[1:]]), **vars(args))
+    record |= dict(
+        top1=top1, threads=torch.get_num_threads(), seconds_per_step=round(seconds / args.steps, 3)
+    )
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, args.out)
+    write_atomic(Path(args.out).with_suffix('.json'), json.dumps(record, indent=1) + '\n')
+    cli.say(f'{args.out}: ' + ', '.join(f'{name} {value:.2f}' for name, value in top1.items()))
+
+
+def load_images(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """All pictures, (N, 3, 64, 64) of bytes, and their labels (N,)."""
+    if not folder.is_dir():
+        raise UserError(f'{folder} is missing; run fetch.py, or give another --data')
+    pictures = ImageFolder(folder, v2.PILToTensor())
+    return torch.stack([image for image, _ in pictures]), torch.tensor(pictures.targets)
+
+
+def pretrained(weights: str, img_size: int, num_classes: int, pool: str) -> torch.nn.Module:
+    """timm's network with the pretrained backbone and a new head."""
+    if img_size % 14:
+        raise UserError(f'--img-size {img_size} is not a multiple of 14, the side of a patch')
+    model = timm.create_model(
+        MODEL, img_size=img_size, num_classes=num_classes, global_pool=pool, fc_norm=False
+    )
+    state = load_file(weights)
+    if 'pos_embed' in state:
+        state['pos_embed'] = resample_abs_pos_embed(
+            state['pos_embed'], list(model.patch_embed.grid_size), num_prefix_tokens=1
+        )
+    expected = {n: v.shape for n, v in model.state_dict().items() if not n.startswith('head.')}
+    if {name: value.shape for name, value in state.items()} != expected:
+        raise UserError(f'{weights} is not the backbone of {MODEL}; fetch.py writes it')
+    model.load_state_dict(state, strict=False)
+    return model
+
+
+def train(model, images, labels, args: argparse.Namespace) -> None:
+    """AdamW with a short warm-up and a cosine; the new head has a rate of its own."""
+    head = list(model.head.parameters())
+    body = [p for name, p in model.named_parameters() if not name.startswith('head.')]
+    groups = [dict(params=body, lr=args.lr), dict(params=head, lr=args.head_lr)]
+    optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, [args.lr, args.head_lr], args.steps, pct_start=0.1, cycle_momentum=False
+    )
+    augment = v2.Compose(
+        [
+            v2.RandomResizedCrop(args.img_size, scale=(args.crop, 1), ratio=(0.8, 1.25)),
+            v2.RandomHorizontalFlip(),
+        ]
+    )
+    model.train()
+    order = torch.empty(0, dtype=torch.long)
+    for step in range(args.steps):
+        if len(order) < args.batch_size:
+            order = torch.cat([order, torch.randperm(len(images))])
+        batch, order = order[: args.batch_size], order[args.batch_size :]
+        logits = model(normalised(torch.stack([augment(image) for image in images[batch]])))
+        loss = F.cross_entropy(logits, labels[batch], label_smoothing=args.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 100 == 0:
+            cli.say(f'step {step + 1} of {args.steps}: loss {loss.item():.3f}', flush=True)
+
+
+def normalised(images: torch.Tensor) -> torch.Tensor:
+    """Bytes as the pretrained network expects them."""
+    return v2.functional.normalize(images.float() / 255, MEAN, STD)
+
+
+@torch.inference_mode()
+def accuracy(model, images, labels, img_size: int) -> float:
+    """Top-1 accuracy, %."""
+    model.eval()
+    resized = v2.functional.resize(images, [img_size, img_size])
+    hits = sum(
+        (model(normalised(batch)).argmax(1) == label).sum().item()
+        for batch, label in zip(resized.split(64), labels.split(64), strict=True)
+    )
+    return round(100 * hits / len(labels), 2)
+
+
+if __name__ == '__main__':
+    cli.run(main)
