@@ -119,7 +119,7 @@ def test_plain_network_is_torch_alone():
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
             modules.add(node.module.split('.')[0])
-    assert modules == {'hashlib', 'json', 'pathlib', 'torch', 'safetensors'}
+    assert modules == {'collections', 'hashlib', 'json', 'pathlib', 'torch', 'safetensors'}
 
 
 def test_a_flipped_bit_of_the_weights_is_named(tmp_path):

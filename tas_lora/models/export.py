@@ -59,10 +59,17 @@ def standalone_state_dict(model: SupernetClassifier, subnet: Subnet) -> dict[str
     model.set_subnet(subnet)
     with torch.no_grad():
         model.merge_experts()
-        state = _outer_state(model, subnet)
-        for i, (block, widths) in enumerate(model.backbone.active_blocks(subnet)):
-            state |= {f'blocks.{i}.{k}': v for k, v in block_state(block, widths).items()}
+        state = sliced_state_dict(model, subnet)
     model.set_subnet(active)  # also drops the merged weights
+    return state
+
+
+@torch.no_grad()
+def sliced_state_dict(model: SupernetClassifier, subnet: Subnet) -> dict[str, Tensor]:
+    """:func:`standalone_state_dict` with the experts as they are: merged for ``subnet``, or not."""
+    state = _outer_state(model, subnet)
+    for i, (block, widths) in enumerate(model.backbone.active_blocks(subnet)):
+        state |= {f'blocks.{i}.{k}': v for k, v in _block_state(block, widths).items()}
     return {name: value.detach().cpu().float().clone() for name, value in state.items()}
 
 
@@ -118,22 +125,19 @@ def export_subnet(
             than the logits.
     """
     subnet = Subnet.coerce(subnet)
-    _check_parts(model)
-    count = model.head.num_classes
-    if classes is not None and len(classes) != count:
-        raise UserError(f'there are {len(classes)} names of classes for {count} logits; name each')
+    check_exportable(model, classes)
     state = standalone_state_dict(model, subnet)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     weights = save(state)
     digest = dict(weights_sha256=hashlib.sha256(weights).hexdigest())
-    names = {} if classes is None else dict(classes=list(classes))
-    text = json.dumps(_description(model, subnet, dataset) | names | digest, indent=2) + '\n'
+    text = json.dumps(describe_export(model, subnet, classes, dataset) | digest, indent=2) + '\n'
     write_together({out_dir / 'weights.safetensors': weights, out_dir / 'architecture.json': text})
     return out_dir
 
 
-def _check_parts(model: SupernetClassifier) -> None:
+def check_exportable(model: SupernetClassifier, classes: Sequence[str] | None) -> None:
+    """Raise :class:`UserError` as :func:`export_subnet` does, except about the subnet."""
     backbone, head = model.backbone, model.head
     linear = final_linear(head) is not None
     at_the_end = backbone.out_indices == (backbone.arch.depth - 1,)
@@ -144,9 +148,13 @@ def _check_parts(model: SupernetClassifier) -> None:
             f'{backbone.out_indices}, {backbone.out_type}, {"a" if model.with_neck else "no"} neck '
             f'and {type(head).__name__}'
         )
+    if classes is not None and len(classes) != head.num_classes:
+        raise UserError(
+            f'there are {len(classes)} names of classes for {head.num_classes} logits; name each'
+        )
 
 
-def block_state(block: ElasticBlock, widths: tuple[int, int, int]) -> dict[str, Tensor]:
+def _block_state(block: ElasticBlock, widths: tuple[int, int, int]) -> dict[str, Tensor]:
     """Weights of a block at its (embed_dim, num_heads, hidden_dim), by ``PlainViT``'s names."""
     embed_dim, state = widths[0], {}
     for name in ('attn_norm', 'ffn_norm'):
@@ -167,9 +175,14 @@ def block_state(block: ElasticBlock, widths: tuple[int, int, int]) -> dict[str, 
     return state
 
 
-def _description(model: SupernetClassifier, subnet: Subnet, dataset: Mapping | None) -> dict:
+def describe_export(
+    model: SupernetClassifier,
+    subnet: Subnet,
+    classes: Sequence[str] | None = None,
+    dataset: Mapping | None = None,
+) -> dict:
     """Content of ``architecture.json``: how to build the network and prepare its images."""
-    spec = model.image_spec
+    spec, names = model.image_spec, {} if classes is None else dict(classes=list(classes))
     return dict(
         format=FORMAT,
         network=plain_network(subnet, spec, model.backbone.out_type),
@@ -178,6 +191,7 @@ def _description(model: SupernetClassifier, subnet: Subnet, dataset: Mapping | N
         preprocess=describe(dataset or {}, model.data_preprocessor, spec['img_size']),
         params=count_params(subnet, **spec),
         flops=count_flops(subnet, **spec),
+        **names,
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -295,23 +296,20 @@ def load_plain_vit(folder: str | Path) -> tuple[PlainViT, dict]:
     Raises:
         ValueError: If a file is missing or damaged, or the two do not belong together.
     """
-    path = Path(folder) / 'weights.safetensors'
-    description = _read_description(Path(folder) / 'architecture.json')
-    found = _found_shapes(path, description.get('weights_sha256'))
-    expected = _shapes(description['network'], len(found))
-    odd = sorted({name for name, _ in expected.items() ^ found.items()})
-    if odd:  # checked first, so that only memory that the weights fill is allocated
-        was, is_now = expected.get(odd[0], 'none'), found.get(odd[0], 'missing')
-        raise ValueError(
-            f'{path} and architecture.json differ in {len(odd)} tensors, the first {odd[0]}: '
-            f'{is_now} in the weights, {was} in the architecture'
-        )
-    model = PlainViT(**description['network'])
-    model.load_state_dict(_read_weights(path))
+    description = read_description(Path(folder) / 'architecture.json', FORMAT)
+    path, network = Path(folder) / 'weights.safetensors', description['network']
+    weights = read_weights(path, description, lambda count: shapes_of(network, count))
+    model = PlainViT(**network)
+    model.load_state_dict(weights)
     return model.eval().bake(), description
 
 
-def _read_description(path: Path) -> dict:
+def read_description(path: Path, form: str) -> dict:
+    """Read a JSON file that says what the weights next to it are; ``form`` is its format.
+
+    Raises:
+        ValueError: If it cannot be read, or a field is not valid.
+    """
     _check_file(path)
     try:
         description = json.loads(path.read_text('utf-8'))
@@ -319,35 +317,55 @@ def _read_description(path: Path) -> dict:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f'{path} cannot be read: {error}') from error
     found = description.get('format') if isinstance(description, dict) else description
-    if not isinstance(description, dict) or found != FORMAT:
-        raise ValueError(f'{path} is of format {found!r:.100}, expected {FORMAT}')
+    if not isinstance(description, dict) or found != form:
+        raise ValueError(f'{path} is of format {found!r:.100}, expected {form}')
     try:
-        _check_network(description.get('network'))
+        check_network(description.get('network'))
         _check_preprocess(description.get('preprocess'), description['network']['in_channels'])
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from None
     return description
 
 
-def _found_shapes(path: Path, digest: str | None) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights by name; the weights themselves are not in memory yet."""
+def read_weights(
+    path: Path,
+    description: dict,
+    expected: Callable[[int], dict[str, tuple[int, ...]]],
+    described_in: str = 'architecture.json',
+) -> dict[str, Tensor]:
+    """Read weights by name.
+
+    Args:
+        path: File in safetensors.
+        description: Of :func:`read_description`; has the file's digest, if it is known.
+        expected: Gives the shapes by name that belong to the description; it is told the number
+            of tensors in the file.
+        described_in: File of the description.
+
+    Raises:
+        ValueError: If the file is missing or damaged, or does not belong to the description.
+    """
     _check_file(path)
     try:
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         with path.open('rb') as file:
             while block := file.read(2**20):
-                found.update(block)
+                digest.update(block)
         with safe_open(path, 'pt') as weights:
             names = weights.keys()
-            shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in names}
+            found = {name: tuple(weights.get_slice(name).get_shape()) for name in names}
     except Exception as error:  # from safetensors, the system or torch
         raise ValueError(f'{path} cannot be read: {error}') from error
-    if digest not in (None, found.hexdigest()):
-        raise ValueError(f'{path} is damaged, or does not match architecture.json: SHA-256 differs')
-    return shapes
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
+    if description.get('weights_sha256') not in (None, digest.hexdigest()):
+        raise ValueError(f'{path} is damaged, or does not match {described_in}: SHA-256 differs')
+    expected = expected(len(found))
+    odd = sorted({name for name, _ in expected.items() ^ found.items()})
+    if odd:  # checked first, so that only memory that the weights fill is allocated
+        was, is_now = expected.get(odd[0], 'none'), found.get(odd[0], 'missing')
+        raise ValueError(
+            f'{path} and {described_in} differ in {len(odd)} tensors, the first {odd[0]}: '
+            f'{is_now} in the weights, {was} in the architecture'
+        )
     try:
         weights = load_file(path)
     except Exception as error:
@@ -364,7 +382,8 @@ def _check_file(path: Path) -> None:
         raise ValueError(f'{path} cannot be read: it is not a file')
 
 
-def _check_network(network) -> None:
+def check_network(network) -> None:
+    """Raise ``ValueError`` unless these are arguments of :class:`PlainViT`."""
     optional = {*_CHOICES, 'num_prefix_tokens', 'norm_eps'}
     is_whole = isinstance(network, dict) and _FIELDS <= set(network) <= _FIELDS | optional
     what = f'a dict of {sorted(_FIELDS)}, and of any of {sorted(optional)}'
@@ -452,7 +471,7 @@ def _require(fits, field: str, what: str, value) -> None:
         raise ValueError(f'{field} must be {what}, got {value!r:.200}')
 
 
-def _shapes(network: dict, most: int) -> dict[str, tuple[int, ...]]:
+def shapes_of(network: dict, most: int) -> dict[str, tuple[int, ...]]:
     """Shapes by name of a network of up to ``most`` blocks, without allocating tensors."""
     if len(network['num_heads']) > most:
         raise ValueError('the architecture has more blocks than the weights')
