@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..checks import inside, one_of
 from ..errors import UserError
 from .safe_load import read_state_dict, unwrapped
-from .transfer import ADAPTABLE, adapt_sizes
+from .transfer import ADAPTABLE, adapt_sizes, settle_feature_map, start_from_one_expert
 
 # From official AutoFormer names to ours. There, `_k` and `_v` after rel_pos_embed mean key and
 # value, `_v` and `_h` after embeddings_table vertical and horizontal.
@@ -100,6 +100,7 @@ def adapt_state_dict(state_dict: dict[str, Tensor], model_state: Mapping[str, Te
         UserError: If the weights have another architecture.
     """
     _rename(state_dict)
+    settle_feature_map(state_dict, model_state)
     _check_same_architecture(describe(state_dict), describe(model_state))
     experts = {k: v for k, v in model_state.items() if _is_expert_or_router(k)}
     if experts and not any(map(_is_expert_or_router, state_dict)):
@@ -112,13 +113,14 @@ def adapt_to_start(state_dict: dict[str, Tensor], model_state: Mapping[str, Tens
     """Adapt ``state_dict``, in place, to start a training with other images or classes.
 
     Positions are resized. A head for another number of classes is replaced by that of
-    ``model_state``, the model's parameters. The log reports both. :func:`adapt_state_dict` does
-    the rest.
+    ``model_state``, the model's parameters. A single expert is copied to all. The log reports each.
+    :func:`adapt_state_dict` does the rest.
 
     Raises:
         UserError: If the weights have another architecture, or a head to replace is frozen.
     """
     _rename(state_dict)
+    start_from_one_expert(state_dict, model_state)
     file, model = describe(state_dict), describe(model_state)
     fixed = {field: size for field, size in file.items() if field not in ADAPTABLE}
     _check_same_architecture(fixed, model)
