@@ -12,8 +12,11 @@ from conftest import runner_of
 from PIL import Image
 
 from tas_lora import Subnet, UserError, apis, load_supernet
+from tas_lora.costs.benchmark import supernet
 from tas_lora.engine import MoLEHook, SupernetRunner
-from tas_lora.models.export import standalone_state_dict
+from tas_lora.engine.hooks.compile_warmup_hook import run_once
+from tas_lora.models.export import export_subnet
+from tas_lora.models.plain_vit import load_plain_vit
 from tas_lora.models.safe_load import read_checkpoint
 
 DISTILL = 'tas_lora.ParentDistillation'
@@ -237,9 +240,11 @@ def test_the_parent_comes_out_to_the_last_bit(config, tmp_path, shared):
     assert not torch.allclose(logits_of(after, images, small), other, atol=1e-2)
     after.set_subnet(arch)
     exported, original = (
-        standalone_state_dict(model, arch) for model in (after, plain_network(cfg, None))
+        load_plain_vit(export_subnet(model, arch, tmp_path / name))[0].eval()
+        for name, model in (('exported', after), ('original', plain_network(cfg, None)))
     )
-    assert all(torch.equal(value, original[name]) for name, value in exported.items())
+    assert torch.equal(exported(images), original(images))
+    torch.testing.assert_close(exported(images), parent)
     with torch.no_grad():  # as an evaluation's hook does
         after.merge_experts()
     assert not after.is_merged
@@ -291,6 +296,15 @@ def test_a_search_scores_the_parent_as_it_was(digits_config, config, tmp_path):
         scores.append({width: record['cross_entropy'] for width, record in found.items()})
     assert scores[0][40] == scores[1][40]
     assert scores[0][32] != scores[1][32]
+
+
+def test_costs_and_compilation_of_a_space_with_the_parent(config):
+    cfg = config('moLE', keep_parent=True)
+    assert not supernet(cfg.model).keep_parent  # its largest subnet is timed as one that is trained
+    assert supernet(cfg.model, experts=False).router is None
+    runner = started(cfg)
+    run_once(runner, runner.model.backbone.arch)
+    assert all(parameter.grad is None for parameter in runner.model.parameters())
 
 
 # The map of features
