@@ -356,6 +356,9 @@ def test_what_is_refused_of_mmpretrain():
     ):
         with pytest.raises(UserError, match=f'MMPretrain: .*{message}'):
             supernet_from(MODELS.build(vit | changes))
+    other = dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=18))
+    with pytest.raises(UserError, match='MMPretrain: backbone is ResNet'):
+        supernet_from(MODELS.build(other))
     hidden = mm_model('cls_token', HEADS[1] | dict(hidden_dim=9))
     with pytest.raises(UserError, match='head is VisionTransformerClsHead'):
         supernet_from(hidden)
@@ -529,6 +532,14 @@ def test_sources_by_name(tmp_path):
         assert_close(output(model, pictures(56)), original(pictures(56)).logits)
     assert model.data_preprocessor.mean.flatten().tolist() == pytest.approx([127.5, 102, 76.5])
 
+    settings = json.loads((tmp_path / 'hf/config.json').read_text())
+    settings |= dict(attn_implementation='evil/kernel', auto_map={'AutoModel': 'evil--model.Evil'})
+    settings |= dict(_attn_implementation='evil/kernel', quantization_config=dict(quant_method='x'))
+    (tmp_path / 'hf/config.json').write_text(json.dumps(settings))
+    with torch.no_grad():
+        again = supernet_from(f'hf:{tmp_path}/hf')
+        assert torch.equal(output(again, pictures(56)), output(model, pictures(56)))
+
     config = transformers.CLIPConfig(vision_config=CLIP, projection_dim=20)
     whole = perturbed(transformers.CLIPModel(config))
     whole.save_pretrained(tmp_path / 'clip')
@@ -552,6 +563,8 @@ def test_sources_by_name(tmp_path):
         ('keras:x', "source must be a model, 'timm:NAME'"),
         ('hf:nowhere', 'hf: takes a folder'),
         ('timm:no_such_vit', "timm cannot build 'no_such_vit'"),
+        ('timm:resnet18', 'timm: the model is ResNet'),
+        ('timm:vit_base_patch16_siglip_224', 'timm: attn_pool is AttentionPoolLatent'),
         ('mmpretrain:no_such_vit', "MMPretrain cannot build 'no_such_vit'"),
         ('timm:vit_tiny_patch16_224', 'does not fit vit_tiny_patch16_224 of timm'),
     ],
