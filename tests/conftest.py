@@ -33,10 +33,10 @@ def call_tool(name: str, *arguments) -> int:
     return 0
 
 
-def runner_of(cfg) -> Runner:
-    """A runner right before its first iteration, rates constant."""
+def runner_of(cfg, kind: type[Runner] = Runner) -> Runner:
+    """A runner of a ``kind`` right before its first iteration, rates constant."""
     cfg.param_scheduler = None
-    runner = Runner.from_cfg(cfg)
+    runner = kind.from_cfg(cfg)
     runner.train_loop  # noqa: B018  built on first access
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     runner.optim_wrapper.initialize_count_status(runner.model, 0, 100)

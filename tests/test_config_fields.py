@@ -461,7 +461,7 @@ OF_TRAINING = [
     ('supernet', 'train_cfg.seed', -1, ' must be an integer from 0 up, got -1'),
     ('supernet', 'train_cfg.max_bad_images', -1, ' must be an integer from 0 up, got -1'),
     ('supernet', 'train_cfg.strategy', SANDWICH, '.num_random must be an integer from 0 to 1,000'),
-    ('supernet', 'train_cfg.strategy', 3, " cannot be 3; choose from dict(type='tas_lora.Sand"),
+    ('supernet', 'train_cfg.strategy', 3, " cannot be 3; choose from dict(type='tas_lora.Par"),
     ('supernet', 'train_cfg.space.depth', 3, ' must be a list of numbers, got 3'),
     ('supernet', 'val_cfg.subnets', 3, ' must be a dict that names at least one'),
     ('supernet', 'val_cfg.subnets.mine', 'tiny', " is 'tiny'; give the dict of a subnet"),

@@ -57,6 +57,12 @@ SLOW = pytest.mark.slow  # run by `make nightly`
 CASES = {
     'supernet': {},
     'sandwich': {'train_cfg.strategy.type': 'tas_lora.SandwichRule'},
+    'distillation': {  # of features alone: the head has no gradient
+        'train_cfg.strategy': dict(
+            type='tas_lora.ParentDistillation', subnets='sandwich', logits=0.0, features=1.0
+        ),
+        'model.feature_map': True,
+    },
     'accumulation': {'optim_wrapper.accumulative_counts': 2},
     'moLE': {},
 }
@@ -69,6 +75,9 @@ CASES = {
 def test_two_processes_equal_one(digits_config, tmp_path, case):
     stage = case if case in ('supernet', 'moLE') else 'supernet'
     alone, pair = (digits_config(stage, images=40, options=CASES[case]) for _ in range(2))
+    if case == 'distillation':
+        for cfg in (alone, pair):
+            cfg.train_cfg.strategy.checkpoint = str(tmp_path / 'start.pth')
     alone = in_order(alone, batch_size=8)
     depths = train_alone(alone, tmp_path / 'start.pth')
     assert len(depths) > 1  # blocks are skipped in some iterations
@@ -83,7 +92,8 @@ def test_two_processes_equal_one(digits_config, tmp_path, case):
         for cfg in (alone, pair)
     )
     moved = {n.split('.')[0] for n in start if (expected[n] - start[n]).abs().max() > 1e-3}
-    assert moved == ({'backbone', 'router'} if stage == 'moLE' else {'backbone', 'head'})
+    others = dict(moLE='router', distillation='feature_map')
+    assert moved == {'backbone', others.get(case, 'head')}
     for name, value in expected.items():
         assert (found[name] - value).abs().max() <= 1e-5, name
 

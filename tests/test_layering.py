@@ -56,6 +56,7 @@ LAYERS = (
     ('tas_lora.analysis',),
     ('tas_lora.export',),
     ('tas_lora.costs',),
+    ('tas_lora.ordering',),
     ('tas_lora.engine',),
     (
         'tas_lora.apis',

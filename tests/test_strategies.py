@@ -108,7 +108,7 @@ def test_strategies_that_do_not_exist_or_fit(digits_config):
 @pytest.mark.parametrize(
     ('strategy', 'message'),
     [
-        (['type=tas_lora.Sandwhich'], "choose from dict(type='tas_lora.SandwichRule')"),
+        (['type=tas_lora.Sandwhich'], "dict(type='tas_lora.SandwichRule')"),
         (['type=tas_lora.SandwichRule', 'num_randoms=3'], "did you mean 'num_random'?"),
     ],
 )

@@ -19,13 +19,18 @@ def layer_gates(model: SupernetClassifier, subnet: Subnet) -> dict[str, np.ndarr
         subnet: The architecture given to the router.
 
     Returns:
-        Gates (K,) by layer name ('block 0 qkv', ...), which sum to 1; K is the layer's number of
-        experts. Layers without experts are omitted.
+        Gates (K,) by layer name ('block 0 qkv', ...), which sum to 1, or are 0 for a parent that is
+        kept; K is the layer's number of experts without those that are shared. Layers without
+        experts are omitted.
     """
     with torch.no_grad():
-        gates = model.router(subnet).cpu()  # (L, 4, K)
+        gates = model.gates(subnet)[..., model.router.num_shared :].cpu()  # (L, 4, K)
     return {
-        layer.name: fold_gates(gates[layer.place], len(layer.layer.lora_a)).double().numpy()
+        layer.name: fold_gates(
+            gates[layer.place], len(layer.layer.lora_a) - model.router.num_shared
+        )
+        .double()
+        .numpy()
         for layer in expert_layers(model, subnet)
     }
 

@@ -55,10 +55,10 @@ def count_weights(model: SupernetClassifier) -> dict[str, int]:
 
 
 def count_experts(model: SupernetClassifier) -> tuple[int, int] | None:
-    """Number of experts K of the router, and of block groups; None without a router with groups."""
+    """Number of experts to route to, and of block groups; None without a router with groups."""
     if not isinstance(model.router, RouterHead):
         return None
-    return model.router.num_experts, len(model.router.groups)
+    return model.router.num_experts - model.router.num_shared, len(model.router.groups)
 
 
 def images_read(dataset: Mapping, count: int) -> int:

@@ -113,12 +113,15 @@ def check_recorded_draws(
                 raise UserError(f'{what}; or {escape}')
 
 
-def check_built(cfg: Config | Mapping, datasets: Mapping[str, object]) -> None:
+def check_built(
+    cfg: Config | Mapping, datasets: Mapping[str, object], trains_on_labels: bool = True
+) -> None:
     """Check data sets that are read: labels, class names, and images that are in two of them.
 
     Args:
         cfg: The config.
         datasets: By name of the dataloader.
+        trains_on_labels: Whether training images must have labels.
 
     Raises:
         UserError: If there are no labels, classes have other names, or images of the training are
@@ -126,7 +129,8 @@ def check_built(cfg: Config | Mapping, datasets: Mapping[str, object]) -> None:
     """
     check_draws(cfg, list(datasets))
     for name, dataset in datasets.items():
-        _check_labels(name, dataset)
+        if trains_on_labels or name != _TRAIN:
+            _check_labels(name, dataset)
     for (first, one), (second, other) in combinations(datasets.items(), 2):
         check_same_classes(first, _metainfo(one), second, _metainfo(other))
     if _TRAIN not in datasets:

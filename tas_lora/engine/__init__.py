@@ -9,6 +9,7 @@ from .hooks import (
 )
 from .optim import JointOptimWrapper, MoLEOptimWrapperConstructor, SupernetOptimWrapper
 from .runner import (
+    ParentDistillation,
     ResumableTrainLoop,
     SandwichRule,
     SubnetSamplingTrainLoop,
@@ -28,6 +29,7 @@ __all__ = [
     'MoLEOptimWrapperConstructor',
     'MoLEStatsHook',
     'MomentumSeparationHook',
+    'ParentDistillation',
     'ResumableTrainLoop',
     'SafeCheckpointHook',
     'SandwichRule',

@@ -21,7 +21,13 @@ from .foreign_names import (
     split_qkv,
 )
 from .safe_load import read_state_dict, unwrapped
-from .transfer import ADAPTABLE, adapt_sizes, match_prefix
+from .transfer import (
+    ADAPTABLE,
+    adapt_sizes,
+    match_prefix,
+    settle_feature_map,
+    start_from_one_expert,
+)
 
 # From official AutoFormer names to ours. There, `_k` and `_v` after rel_pos_embed mean key and
 # value, `_v` and `_h` after embeddings_table vertical and horizontal.
@@ -119,12 +125,14 @@ def adapt_to_start(state_dict: dict[str, Tensor], model_state: Mapping[str, Tens
     """Adapt ``state_dict``, in place, to start a training with other images or classes.
 
     Positions are resized. A head for another number of classes, or a missing one, is replaced by
-    that of ``model_state``, the model's parameters. The log reports both. :func:`adapt_state_dict`
-    does the rest.
+    that of ``model_state``, the model's parameters. A single expert is copied to all. The log
+    reports each. :func:`adapt_state_dict` does the rest.
 
     Raises:
         UserError: If the weights have another architecture, or a head to replace is frozen.
     """
+    _rename(state_dict)
+    start_from_one_expert(state_dict, model_state)
     file, model = _matched(state_dict, model_state)
     fixed = {field: size for field, size in file.items() if field not in ADAPTABLE}
     _check_same_architecture(fixed, model)
@@ -139,6 +147,7 @@ def _matched(state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor]) -
     """
     _rename(state_dict)
     describe(state_dict)  # refuses damaged weights
+    settle_feature_map(state_dict, model_state)
     match_prefix(state_dict, model_state)
     scales = {name for name in model_state if name.endswith(('.attn_scale', '.mlp_scale'))}
     if not any(name.endswith(('.attn_scale', '.mlp_scale')) for name in state_dict):

@@ -15,6 +15,7 @@ from ..errors import UserError
 # Sizes, as ``checkpoint.describe`` names them, in which a model may differ from its start.
 ADAPTABLE = frozenset({'tokens', 'max_relative_position', 'num_classes'})
 
+_FEATURE_MAP = 'feature_map.'
 _CLASS, _POSITIONS = 'backbone.cls_token', 'backbone.pos_embed'
 _TABLE = re.compile(r'\.rel_pos_[kv]\.(vertical|horizontal)$')
 
@@ -45,6 +46,40 @@ def adapt_sizes(
     new_head = any(name.startswith('head.') for name in model_state)
     if new_head and classes[1] is not None and classes[0] != classes[1]:
         _renew_head(state_dict, model_state, classes)
+
+
+def start_from_one_expert(state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor]) -> None:
+    """Give a model of several experts those of a file with a single one, in place.
+
+    Each expert starts as a copy of it, so that every subnet does. If the model has shared experts,
+    the first of them is the copy, and all others start fresh. The router starts fresh.
+    """
+    names = [name for name in state_dict if name.endswith(('.lora_a', '.lora_b'))]
+    counts = {name: len(model_state[name]) for name in names if name in model_state}
+    is_single = all(state_dict[name].shape[:1] == (1,) for name in names)
+    if not counts or not is_single or max(counts.values()) == 1:
+        return
+    bias = model_state.get('router.head_bias')  # its last axis: the experts to route to
+    is_shared = bias is not None and bias.shape[-1] < max(counts.values())
+    for name, count in counts.items():
+        copies = 1 if is_shared else count
+        one, fresh = state_dict[name], model_state[name].detach()
+        copied = one.expand(copies, *one.shape[1:])
+        same = one.shape[1:] == fresh.shape[1:]  # else the sizes are refused later
+        state_dict[name] = torch.cat([copied, fresh[copies:]]) if same else copied.clone()
+    state_dict.update({k: v.detach() for k, v in model_state.items() if k.startswith('router.')})
+    which = 'the first shared expert starts' if is_shared else 'all experts start'
+    print_log(f'The checkpoint has one expert: {which} as a copy of it.', 'current')
+
+
+def settle_feature_map(state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor]) -> None:
+    """Drop the map of features that a model does not have, and add a fresh one, in place."""
+    own = {k: v.detach() for k, v in model_state.items() if k.startswith(_FEATURE_MAP)}
+    for name in [name for name in state_dict if name.startswith(_FEATURE_MAP)]:
+        if name not in own:
+            del state_dict[name]
+    for name, value in own.items():
+        state_dict.setdefault(name, value)
 
 
 def layouts(tokens: int, prefix: int) -> list[tuple[int, int]]:

@@ -34,7 +34,8 @@ class MoLEStatsHook(Hook):
 
     Over a fixed set of probe subnets (smallest, largest, and random ones):
 
-    - ``delta_w``: |dW| / |W| of the largest subnet, what the experts add to the supernet;
+    - ``delta_w``: |dW| / |W| of the largest subnet, what the experts add to the supernet; of the
+      smallest one if the largest is a parent that is kept;
     - ``gate_shift``: mean L1 distance of a layer's gates from their initial values, 0 to 2;
     - ``top_gate_kept``: fraction of layers whose largest gate is still the initial one.
 
@@ -61,7 +62,9 @@ class MoLEStatsHook(Hook):
         model = supernet_of(runner)
         initial = runner.message_hub.get_info(_INITIAL_GATES)
         gates, active = self._gates(model), model.subnet
-        model.set_subnet(model.router.space.largest())
+        space = model.router.space
+        largest_is_kept = model.keeps(space.largest())
+        model.set_subnet(space.smallest() if largest_is_kept else space.largest())
         delta_w = delta_ratio(model)
         model.set_subnet(active)
         kept = gates.argmax(-1) == initial.argmax(-1)
@@ -80,8 +83,9 @@ class MoLEStatsHook(Hook):
 
     @torch.no_grad()
     def _gates(self, model: SupernetClassifier) -> Tensor:
-        """Gates of all probe subnets, one row per layer: (layers, K)."""
+        """Gates of all probe subnets, one row per layer, without shared experts: (layers, K)."""
         rng, space = np.random.default_rng(self.seed), model.router.space
         drawn = [space.sample(rng) for _ in range(self.probes)]
         subnets = [space.smallest(), space.largest(), *drawn]
-        return torch.cat([model.router(subnet).flatten(0, 1) for subnet in subnets]).cpu()
+        gates = torch.cat([model.router(subnet).flatten(0, 1) for subnet in subnets])
+        return gates[:, model.router.num_shared :].cpu()

@@ -7,6 +7,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import OPTIMIZERS
+from mmpretrain.engine import LearningRateDecayOptimWrapperConstructor
 from torch import Tensor, nn
 
 from ...checks import of_part
@@ -15,7 +16,7 @@ from ...models.layers import expert_parameters
 from ...registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 from .supernet_optim import SupernetOptimWrapper
 
-_PARTS = ('experts', 'router', 'supernet')
+_PARTS = ('experts', 'router', 'supernet', 'feature_map')
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -81,8 +82,9 @@ class MoLEOptimWrapperConstructor:
 
     Args:
         optim_wrapper_cfg: A config of an ``OptimWrapper`` for each of 'experts' and 'router', and
-            for 'supernet' if ``model.freeze_supernet`` is False. Each may have MMEngine's
-            ``paramwise_cfg``. Other keys, such as ``type`` or ``amp``, are defaults for all.
+            for 'supernet' if ``model.freeze_supernet`` is False, for 'feature_map' if the model has
+            one. Each may have MMEngine's ``paramwise_cfg``. Other keys, such as ``type`` or
+            ``amp``, are defaults for all.
         paramwise_cfg: Refused; it belongs in the parts.
 
     Raises:
@@ -112,6 +114,10 @@ class MoLEOptimWrapperConstructor:
         if model.router is None:
             raise UserError('this optim_wrapper trains experts and a router; the model has none')
         added = dict(experts=[*expert_parameters(model)], router=[*model.router.parameters()])
+        if model.feature_map is not None:
+            added['feature_map'] = [*model.feature_map.parameters()]
+        if ('feature_map' in added) != ('feature_map' in self.configs):
+            raise UserError('goes with model.feature_map=True; set both or neither', 'feature_map')
         added_ids = {id(parameter) for part in added.values() for parameter in part}
         others = [p for p in model.parameters() if p.requires_grad and id(p) not in added_ids]
         if bool(others) != ('supernet' in self.configs):
@@ -146,13 +152,15 @@ def parameter_groups(
         model: Model whose parameter names and layer types the rules match.
         parameters: The parameters to group, some of ``model``.
         optimizer: Config of the optimizer, with the rate and decay that the rules multiply.
-        paramwise: MMEngine's ``paramwise_cfg``.
+        paramwise: MMEngine's ``paramwise_cfg``; with ``layer_decay_rate``, that of MMPretrain's
+            ``LearningRateDecayOptimWrapperConstructor``.
     """
     single, wanted = [], {id(parameter) for parameter in parameters}
-    rules = DefaultOptimWrapperConstructor(dict(optimizer=optimizer), paramwise)
-    rules.add_params(single, model)
-    groups = {}
+    decays = 'layer_decay_rate' in paramwise
+    kind = LearningRateDecayOptimWrapperConstructor if decays else DefaultOptimWrapperConstructor
+    kind(dict(optimizer=optimizer), paramwise).add_params(single, model)
+    groups, own = {}, {'params', 'param_name'}
     for group in single:
-        options = tuple(sorted((key, value) for key, value in group.items() if key != 'params'))
+        options = tuple(sorted((key, value) for key, value in group.items() if key not in own))
         groups.setdefault(options, []).extend(p for p in group['params'] if id(p) in wanted)
     return [dict(options, params=params) for options, params in groups.items() if params]

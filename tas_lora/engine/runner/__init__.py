@@ -1,3 +1,4 @@
+from .distillation import ParentDistillation
 from .resumable_train_loop import ResumableTrainLoop
 from .strategy import SandwichRule, UniformSampling
 from .subnet_train_loop import SubnetSamplingTrainLoop
@@ -5,6 +6,7 @@ from .subnet_val_loop import SubnetTestLoop, SubnetValLoop
 from .supernet_runner import SupernetRunner
 
 __all__ = [
+    'ParentDistillation',
     'ResumableTrainLoop',
     'SandwichRule',
     'SubnetSamplingTrainLoop',

@@ -204,6 +204,11 @@ def note_start(runner) -> None:
         write_atomic(path, json.dumps(record) + '\n')
 
 
+def first_start(work_dir: str | Path) -> str | None:
+    """The ``load_from`` of the run in a work directory when it first started, None if unknown."""
+    return _record(Path(work_dir) / FILE).get('load_from')
+
+
 def forget_starts(work_dir: str | Path) -> None:
     """Before a training that notes no starts: the record would rule out its checkpoints."""
     (Path(work_dir) / FILE).unlink(missing_ok=True)

@@ -1,10 +1,14 @@
 """Strategies of supernet training: which subnets an iteration samples, and how they learn."""
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...checks import boolean, natural
+from ...errors import UserError
+from ...models import SupernetClassifier
 from ...registry import TASK_UTILS, build_part
 from ...structures import SearchSpace, Subnet
 from ..model_access import refuse_accumulation, supernet_of
@@ -13,11 +17,17 @@ from ..model_access import refuse_accumulation, supernet_of
 class SubnetStrategy:
     """Base class; by default the model trains the one subnet sampled."""
 
+    needs_labels = True  # whether data without labels are refused
+
     def check(self, runner) -> None:
         """Raise :class:`UserError` if the config of ``runner`` does not suit the strategy."""
 
     def draw(self, space: SearchSpace, rng: np.random.Generator) -> list[Subnet]:
-        """Sample the subnets of an iteration. It begins with the first one active."""
+        """Sample the subnets of an iteration. It begins with the first one active.
+
+        The loop leaves out a parent that is kept (``model.keep_parent``), and asks again if nothing
+        else was sampled.
+        """
         raise NotImplementedError
 
     def train_step(self, runner, subnets: list[Subnet], data_batch: dict) -> dict[str, Tensor]:
@@ -54,8 +64,14 @@ class SandwichRule(SubnetStrategy):
         self.distill = boolean(distill, 'distill')
 
     def check(self, runner) -> None:
-        """Refuse gradient accumulation, which would count subnets."""
+        """Refuse gradient accumulation, which would count subnets, and a largest that is kept."""
         refuse_accumulation(runner, 'the sandwich rule already accumulates over subnets')
+        if keeps_largest(runner):
+            raise UserError(
+                'is tas_lora.SandwichRule, which trains the largest subnet, and model.keep_parent '
+                'keeps it; choose tas_lora.ParentDistillation',
+                'train_cfg.strategy',
+            )
 
     def draw(self, space: SearchSpace, rng: np.random.Generator) -> list[Subnet]:
         """Sample the uniform subnets, and put largest and smallest before them."""
@@ -64,31 +80,69 @@ class SandwichRule(SubnetStrategy):
 
     def train_step(self, runner, subnets: list[Subnet], data_batch: dict) -> dict[str, Tensor]:
         """Run backward for each subnet, then step once; logs the loss of each."""
-        optim_wrapper, logged, teacher = runner.optim_wrapper, {}, None
-        model = supernet_of(runner)
-        batch = model.data_preprocessor(data_batch, training=True)
-        names = ['largest', 'smallest', *(f'random{i}' for i in range(self.num_random))]
-        for name, subnet in zip(names, subnets, strict=True):
-            if logged:  # the first is already active, its experts merged
-                model.set_subnet(subnet)
-            with optim_wrapper.optim_context(runner.model):
-                logits = runner.model(**batch, mode='tensor')  # (B, classes)
-                if teacher is not None:
-                    loss = _distillation(logits.float(), teacher, model.is_multi_label)
-                else:
-                    losses = model.head._get_loss(logits, batch['data_samples'])
-                    loss, _ = model.parse_losses(losses)
+        model, teacher = supernet_of(runner), None
+
+        def losses_of(name: str, batch: dict) -> dict[str, Tensor]:
+            nonlocal teacher
+            logits = runner.model(**batch, mode='tensor')  # (B, classes)
+            if teacher is not None:
+                loss = _cross_entropy(logits.float(), teacher, model.is_multi_label)
+            else:
+                loss = label_loss(model, logits, batch['data_samples'])
             if self.distill and teacher is None:
                 teacher = model.probabilities(logits.detach().float())
-            logged[f'loss_{name}'] = loss.detach()
-            if len(logged) < len(subnets):
-                optim_wrapper.backward(optim_wrapper.scale_loss(loss))
-            else:
-                optim_wrapper.update_params(loss)
-        return dict(loss=sum(logged.values()), **logged)
+            return {f'loss_{name}': loss}
+
+        names = ['largest', 'smallest', *(f'random{i}' for i in range(self.num_random))]
+        batch = model.data_preprocessor(data_batch, training=True)
+        return train_on_each(runner, dict(zip(names, subnets, strict=True)), batch, losses_of)
 
 
-def _distillation(logits: Tensor, teacher: Tensor, multi_label: bool) -> Tensor:
+def keeps_largest(runner) -> bool:
+    """Whether the largest subnet of the training's space is a parent that is kept."""
+    space = SearchSpace.coerce(runner.cfg.train_cfg['space'])
+    return supernet_of(runner).keeps(space.largest())
+
+
+def train_on_each(
+    runner,
+    subnets: Mapping[str, Subnet],
+    batch: dict,
+    losses_of: Callable[[str, dict], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """Run backward for each subnet on the same batch, then step once.
+
+    Args:
+        runner: The runner.
+        subnets: The subnets by name; the first is active already, its experts merged.
+        batch: The batch, preprocessed.
+        losses_of: Losses of the active subnet by the name to log, from its name and the batch.
+
+    Returns:
+        What to log: each loss, and their sum as 'loss'.
+    """
+    optim_wrapper, logged = runner.optim_wrapper, {}
+    for place, (name, subnet) in enumerate(subnets.items(), 1):
+        if place > 1:
+            supernet_of(runner).set_subnet(subnet)
+        with optim_wrapper.optim_context(runner.model):
+            losses = losses_of(name, batch)
+            loss = sum(losses.values())
+        logged |= {key: value.detach() for key, value in losses.items()}
+        if place < len(subnets):
+            optim_wrapper.backward(optim_wrapper.scale_loss(loss))
+        else:
+            optim_wrapper.update_params(loss)
+    return dict(loss=sum(logged.values()), **logged)
+
+
+def label_loss(model: SupernetClassifier, logits: Tensor, data_samples: list) -> Tensor:
+    """Loss of the head from the labels."""
+    loss, _ = model.parse_losses(model.head._get_loss(logits, data_samples))
+    return loss
+
+
+def _cross_entropy(logits: Tensor, teacher: Tensor, multi_label: bool) -> Tensor:
     """Cross-entropy with the teacher's probabilities, (B, classes), scaled as the labels' loss."""
     if multi_label:
         return F.binary_cross_entropy_with_logits(logits, teacher, reduction='sum') / len(logits)

@@ -48,6 +48,8 @@ class SubnetSamplingTrainLoop(ResumableTrainLoop):
         self.seed = natural(seed, 'seed')
         self.model = supernet_of(runner)
         self.model.check_space(self.space, 'the space')
+        if self.model.keeps(self.space.smallest()):
+            raise UserError('has only the full size, which keep_parent keeps: add smaller', 'space')
         if min(self.space.depth) < self.model.backbone.arch.depth:
             _check_wrapper(runner)
         self.strategy = build_strategy(strategy)
@@ -55,7 +57,11 @@ class SubnetSamplingTrainLoop(ResumableTrainLoop):
 
     def draw(self, iteration: int) -> list[Subnet]:
         """The subnets of an iteration, counted from 0 since the start of training."""
-        return self.strategy.draw(self.space, np.random.default_rng((self.seed, iteration)))
+        rng = np.random.default_rng((self.seed, iteration))
+        while True:
+            drawn = self.strategy.draw(self.space, rng)
+            if trained := [subnet for subnet in drawn if not self.model.keeps(subnet)]:
+                return trained
 
     def run_iter(self, idx, data_batch) -> None:
         """Run one iteration on the subnets sampled for it."""

@@ -66,7 +66,8 @@ class SupernetRunner(Runner):
         check_sources(self.cfg, [f'{stage}_dataloader' for stage in stages])
         for stage in stages:
             self._build(stage)
-        check_built(self.cfg, self._datasets())
+        strategy = getattr(self._train_loop, 'strategy', None)
+        check_built(self.cfg, self._datasets(), getattr(strategy, 'needs_labels', True))
         self._compare_classes()
         for stage in stages:
             self._check_labels(stage)

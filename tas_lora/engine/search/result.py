@@ -169,7 +169,7 @@ def winner_gates(model: SupernetClassifier, subnet: Subnet) -> dict[str, list[fl
     if model.router is None:
         return None
     with torch.no_grad():
-        gates = model.router(subnet).cpu()  # (L, 4, K)
+        gates = model.gates(subnet).cpu()  # (L, 4, K)
     return {
         f'block {block} {layer}': [round(float(gate), 6) for gate in gates[block, place]]
         for block in range(len(gates))

@@ -210,6 +210,17 @@ class ElasticViT(BaseModule):
             largest = replace(space.largest(), patch_size=patch_size)
             self.check_fits(largest, f'the largest subnet of {what}')
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Layer of a parameter and number of layers, as MMPretrain's layer decay of rates asks.
+
+        Patches, tokens and positions are layer 0, block i is i + 1, and what follows is the last.
+        """
+        layers = self.arch.depth + 2
+        name = param_name.removeprefix(prefix)
+        if not param_name.startswith(prefix) or name.startswith('norm.'):
+            return layers - 1, layers
+        return (int(name.split('.')[1]) + 1 if name.startswith('blocks.') else 0), layers
+
     def patch_size_of(self, subnet: Subnet) -> int:
         """Side of a patch in pixels: the subnet's own, by default the smallest."""
         return subnet.patch_size or self.patch_sizes[0]
@@ -225,9 +236,11 @@ class ElasticViT(BaseModule):
 
     def is_whole(self, subnet: Subnet) -> bool:
         """Whether ``subnet`` is this network at its full size."""
-        return replace(subnet, patch_size=None) == replace(self.arch, patch_size=None) and (
-            self.patch_size_of(subnet) == self.patch_size_of(self.arch)
+        same = all(
+            getattr(subnet, size) == getattr(self.arch, size)
+            for size in ('embed_dim', 'num_heads', 'hidden_dims')
         )
+        return same and self.patch_size_of(subnet) == self.patch_size_of(self.arch)
 
     def blocks_of(self, subnet: Subnet) -> list[int]:
         """The blocks that ``subnet`` runs, in order: the best ones of ``block_order``."""

@@ -17,11 +17,12 @@ from ..backbones import ElasticViT
 from ..checkpoint import adapt_state_dict
 from ..heads import Router
 from ..heads.elastic_cls_head import (
+    SlicedLinear,
     check_labels,
     labels_are_checked,
     slice_head,
 )
-from ..layers import expert_parameters
+from ..layers import LAYER_KINDS, expert_parameters, unmerged
 
 # Types of the arguments passed on to MMPretrain; all but the first may be None.
 _KINDS = dict(
@@ -54,6 +55,11 @@ class SupernetClassifier(ImageClassifier):
             labels. Their ``in_channels`` default to the backbone's width.
         router: Config of the router of the experts; required if the backbone has ``mole``.
         freeze_supernet: With a router, train only the experts and the router (TAS-LoRA).
+        keep_parent: Run the subnet of full size, which is the supernet itself, without experts:
+            training then leaves it as it was, to the last bit. Needs a router and
+            ``freeze_supernet``.
+        feature_map: Have a linear map from a subnet's features to those of the full width, which
+            begins as the identity. Only distillation of features uses it; exports leave it out.
         **kwargs: As in ``ImageClassifier``: ``data_preprocessor``, ``train_cfg``, ...
 
     Raises:
@@ -67,6 +73,8 @@ class SupernetClassifier(ImageClassifier):
         head: dict | None = None,
         router: dict | None = None,
         freeze_supernet: bool = True,
+        keep_parent: bool = False,
+        feature_map: bool = False,
         **kwargs,
     ):
         _refuse_pretrained(dict(kwargs, backbone=backbone, head=head, router=router))
@@ -82,9 +90,21 @@ class SupernetClassifier(ImageClassifier):
         self._check_data_preprocessor()
         for name, part in (('backbone', self.backbone), ('router', self.router)):
             _check_kind(part and part.init_cfg, f'{name}.init_cfg', _KINDS['init_cfg'])
-        if boolean(freeze_supernet, 'freeze_supernet') and self.router is not None:
+        self.is_frozen = boolean(freeze_supernet, 'freeze_supernet') and self.router is not None
+        self.keep_parent = boolean(keep_parent, 'keep_parent')
+        if self.keep_parent and not self.is_frozen:
+            raise UserError(
+                'is True, but the weights of the parent are trained: add experts (backbone.mole '
+                'and router) and leave freeze_supernet at True',
+                'keep_parent',
+            )
+        self.feature_map = (
+            self._build_feature_map() if boolean(feature_map, 'feature_map') else None
+        )
+        if self.is_frozen:
             self.requires_grad_(False)
-            self.router.requires_grad_(True)
+            for trained in filter(None, (self.router, self.feature_map)):
+                trained.requires_grad_(True)
             for parameter in expert_parameters(self):
                 parameter.requires_grad_(True)
         self._subnet = self.backbone.arch
@@ -108,17 +128,29 @@ class SupernetClassifier(ImageClassifier):
         """
         subnet = Subnet.coerce(subnet)
         self.backbone.check_fits(subnet)
-        if self.router is not None:
+        if self.router is not None and not self.keeps(subnet):
             self.router.check(subnet)
         self.unmerge_experts()
         self._subnet = subnet
 
+    def keeps(self, subnet: Subnet) -> bool:
+        """Whether ``subnet`` is a parent that is kept: it runs without experts."""
+        return self.keep_parent and self.backbone.is_whole(subnet)
+
+    def gates(self, subnet: Subnet) -> Tensor:
+        """Mixture weights (L, 4, K) of the experts of ``subnet``; zeros if it is kept."""
+        if self.keeps(subnet):
+            shape = (subnet.depth, len(LAYER_KINDS), self.backbone.num_experts)
+            return self.backbone.pos_embed.new_zeros(shape)
+        return self.router(subnet)
+
     def merge_experts(self) -> None:
         """Merge the experts for the active subnet, with a graph if gradients are enabled.
 
-        Without experts it does nothing. Merging again replaces the merged weights.
+        Without experts, or for a parent that is kept, it does nothing. Merging again replaces the
+        merged weights.
         """
-        if self.router is None:
+        if self.router is None or self.keeps(self.subnet):
             return
         with torch.autocast(self.backbone.pos_embed.device.type, enabled=False):  # in float32
             self.backbone.merge_experts(self.subnet, self.router(self.subnet))
@@ -175,9 +207,47 @@ class SupernetClassifier(ImageClassifier):
         return dict(**self.backbone.image_spec, num_classes=self.head.num_classes)
 
     def forward(self, inputs, data_samples=None, mode: str = 'tensor'):
-        """As ``ImageClassifier.forward``; ``mode='tensor'`` returns the logits (B, classes)."""
+        """As ``ImageClassifier.forward``; ``mode='tensor'`` returns the logits (B, classes).
+
+        ``mode='distill'`` returns :meth:`logits_and_features`, and 'features' these alone: several
+        processes wait for the gradients of all that is computed.
+        """
         with self._experts_in_place():
+            if mode in ('distill', 'features'):
+                feats = self.extract_feat(inputs)
+                return self.logits_and_features(feats, self.feature_map, mode == 'distill')
             return super().forward(inputs, data_samples, mode)
+
+    def logits_and_features(
+        self,
+        feats: tuple[Tensor, ...],
+        feature_map: nn.Module | None = None,
+        with_logits: bool = True,
+    ) -> tuple[Tensor | None, Tensor]:
+        """Logits (B, classes), None without a head, and the features (B, C) that they are from.
+
+        Features go through ``feature_map``, if there is one. Maps become (B, patches, C).
+        """
+        features = feats[-1] if self.head is None else self.head.pre_logits(feats)
+        features = features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
+        logits = self.head(feats) if with_logits and self.head is not None else None
+        return logits, features if feature_map is None else feature_map(features)
+
+    @torch.no_grad()
+    def parent_outputs(self, inputs: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Logits and features of the supernet's own weights at full size, in evaluation mode.
+
+        The active subnet, its merged experts, and the mode of each module stay as they are.
+        """
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            with unmerged(self.backbone.mole_layers()):
+                feats = self.backbone(inputs)
+            return self.logits_and_features(self.neck(feats) if self.with_neck else feats)
+        finally:
+            for module, training in modes:  # one by one: some may have been in evaluation mode
+                module.training = training
 
     def extract_feat(self, inputs, stage: str = 'neck'):
         """As ``ImageClassifier.extract_feat``, for the active subnet."""
@@ -233,6 +303,14 @@ class SupernetClassifier(ImageClassifier):
         slice_head(head, parts)
         return head
 
+    def _build_feature_map(self) -> SlicedLinear:
+        parts = self.backbone.feature_parts
+        width = self.backbone.arch.embed_dim * parts
+        layer = SlicedLinear(width, width, parts)
+        nn.init.eye_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return layer
+
     def _check_router(self) -> None:
         num_experts = self.backbone.num_experts
         if bool(num_experts) != (self.router is not None):
@@ -241,9 +319,18 @@ class SupernetClassifier(ImageClassifier):
             )
         if self.router is not None and num_experts != self.router.num_experts:
             raise UserError(
-                f'is {num_experts}, but router.space has {self.router.num_experts} groups '
-                f'({" x ".join(self.router.attributes)}); set it to {self.router.num_experts}',
+                f'is {num_experts}, but router.space has '
+                f'{self.router.num_experts - self.router.num_shared} groups '
+                f'({" x ".join(self.router.attributes)}){_and_shared(self.router.num_shared)}; '
+                f'set it to {self.router.num_experts}',
                 'backbone.mole.num_experts',
+            )
+        fewest = min((len(m.lora_a) for m in self.backbone.mole_layers()), default=num_experts)
+        if self.router is not None and self.router.num_shared and fewest < num_experts:
+            raise UserError(
+                f'is {self.router.num_shared}, but a layer has {fewest} of the {num_experts} '
+                'experts; leave out backbone.mole.layer_experts, or shared',
+                'router.shared',
             )
 
     def _check_data_preprocessor(self) -> None:
@@ -266,6 +353,10 @@ class SupernetClassifier(ImageClassifier):
         self.unmerge_experts()
         if not prefix:  # as part of a larger model, the names are not ours to check
             adapt_state_dict(state_dict, self.state_dict())
+
+
+def _and_shared(count: int) -> str:
+    return f', and {count} shared' if count else ''
 
 
 def _check_kind(value, field: str, kinds: tuple[type, ...]) -> None:

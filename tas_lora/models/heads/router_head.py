@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ...checks import one_of, positive
+from ...checks import natural, one_of, positive
 from ...errors import UserError
 from ...registry import MODELS, TASK_UTILS, build_part
 from ...structures import SearchSpace, Subnet
@@ -40,6 +41,7 @@ def group_wise_bias(num_experts: int, num_blocks: int, beta: float) -> Tensor:
 class Router(BaseModule):
     """Base class: gives every layer of a subnet its mixture weights."""
 
+    num_shared = 0  # experts at the start that every subnet uses, with the constant gate 1
     block_order: Sequence[int] | None = None  # the backbone's, set by the classifier
 
 
@@ -59,14 +61,17 @@ class RouterHead(Router):
             own expert, so K is the number of groups. 'random': one head for all.
         grouping: Config of the groups, by default ``tas_lora.ArchitectureGroups`` of the
             attributes.
-        num_experts: K, by default the number of groups; any other needs ``init='random'``.
+        num_experts: Experts to route to, by default the number of groups; any other needs
+            ``init='random'``.
         hidden_size: Width d of the hidden state and of each embedding.
         beta: Initial logit of the expert assigned to a group.
+        shared: Further experts that every subnet uses with the constant gate 1, and so trains, next
+            to those it is routed to. They are the first ones of a layer, and count in K.
         init_cfg: MMEngine's initialisation config.
 
     Raises:
-        UserError: On an unknown attribute or ``init``, or if K must be the number of groups and
-            is not.
+        UserError: On an unknown attribute or ``init``, or if the number of experts must be that
+            of the groups and is not.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class RouterHead(Router):
         num_experts: int | None = None,
         hidden_size: int = 128,
         beta: float = 3.0,
+        shared: int = 0,
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg)
@@ -85,8 +91,10 @@ class RouterHead(Router):
         self.attributes = checked_attributes(attributes, self.space)
         self.num_blocks = max(self.space.depth)
         self.groups = self._build_groups(grouping)
-        self.num_experts = self._count_experts(init, num_experts)
-        shape = self._head_shape(init, positive(hidden_size, 'hidden_size', int))
+        routed = self._count_experts(init, num_experts)
+        self.num_shared = natural(shared, 'shared', most=64)
+        self.num_experts = routed + self.num_shared  # K
+        shape = self._head_shape(init, positive(hidden_size, 'hidden_size', int), routed)
         choices = {name: getattr(self.space, name) for name in self.attributes}
         self.embeddings = nn.ModuleDict(
             {name: nn.Embedding(len(values), hidden_size) for name, values in choices.items()}
@@ -106,7 +114,8 @@ class RouterHead(Router):
         """Mixture weights of every layer of ``subnet``.
 
         Returns:
-            (L, 4, K), the last axis on the simplex; layers in the order qkv, proj, fc1, fc2.
+            (L, 4, K): ones for shared experts, then a point of the simplex; layers in the order
+            qkv, proj, fc1, fc2.
 
         Raises:
             UserError: If a block is outside the space's choices, or in no group.
@@ -114,7 +123,8 @@ class RouterHead(Router):
         head, block = self.head_of_blocks(subnet), self.places_of(subnet)
         hidden = self.encode(self._embed(subnet))  # (L, d)
         logits = torch.einsum('ld,ljdk->ljk', hidden, self.head_weight[head, block])
-        return (logits + self.head_bias[head, block]).softmax(dim=-1)
+        gates = (logits + self.head_bias[head, block]).softmax(dim=-1)
+        return F.pad(gates, (self.num_shared, 0), value=1.0)
 
     def places_of(self, subnet: Subnet) -> list[int]:
         """Position of every block: its place in ``block_order``, so that it is its own always."""
@@ -162,10 +172,10 @@ class RouterHead(Router):
             )
         return num_experts
 
-    def _head_shape(self, init: str, hidden_size: int) -> tuple[int, ...]:
-        """(heads, blocks, layers, d, K); raises an error if heads or encoder are too large."""
-        heads = self.num_experts if init == 'group_wise' else 1
-        shape = (heads, self.num_blocks, LAYERS_PER_BLOCK, hidden_size, self.num_experts)
+    def _head_shape(self, init: str, hidden_size: int, routed: int) -> tuple[int, ...]:
+        """(heads, blocks, layers, d, routed); raises an error if heads or encoder are too large."""
+        heads = routed if init == 'group_wise' else 1
+        shape = (heads, self.num_blocks, LAYERS_PER_BLOCK, hidden_size, routed)
         check_weights(prod(shape) + 16 * hidden_size**2, 'hidden_size or groups')
         return shape
 

@@ -17,6 +17,7 @@ from .mole import (
     merge_experts,
     mole_linear,
     recomputed,
+    unmerged,
 )
 from .patch_grid import PatchGrid, finest_positions
 from .size_checks import check_supernet, check_weights, checked_patch_sizes
@@ -50,4 +51,5 @@ __all__ = [
     'relative_index',
     'slice_weight',
     'token_index',
+    'unmerged',
 ]

@@ -1,6 +1,7 @@
 """Mixture of LoRA experts (TAS-LoRA): pure functions for the maths, and a thin layer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +129,18 @@ def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     for layer in model.modules():
         if isinstance(layer, MoLELinear):
             yield from (layer.lora_a, layer.lora_b)
+
+
+@contextmanager
+def unmerged(layers: Iterable[MoLELinear]) -> Iterator[None]:
+    """Run ``layers`` without experts, then put the merged weights back in place."""
+    layers = list(layers)
+    merged = [layer.merged for layer in layers]
+    _hold(layers, [None] * len(layers))
+    try:
+        yield
+    finally:
+        _hold(layers, merged)
 
 
 def recomputed(block: nn.Module, *inputs) -> Tensor:
