@@ -14,7 +14,14 @@ from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import MODELS
 from safetensors.torch import load_file, save_file
 
-from tas_lora import Subnet, UserError, count_params, load_supernet, supernet_from
+from tas_lora import (
+    Subnet,
+    UserError,
+    count_params,
+    export_subnet,
+    load_supernet,
+    supernet_from,
+)
 from tas_lora.engine import SupernetRunner
 from tas_lora.models.checkpoint import adapt_state_dict, adapt_to_start
 from tas_lora.models.pretrained import model_config_of
@@ -510,6 +517,19 @@ def test_experts_start_fresh_on_a_pretrained_network():
     model.load_state_dict(vit.state_dict())
     with torch.no_grad():
         assert_close(output(model.eval(), pictures(56)), vit(pictures(56)))
+
+
+def test_an_export_is_loaded_by_the_original_s_config(tmp_path):
+    """LayerScale is in the exported layers; the config's own is one then."""
+    for name in ('dinov2_registers', 'siglip_gap', 'clip_quickgelu', 'registers_gap'):
+        vit = timm_model(name)
+        model = supernet_from(vit)
+        export_subnet(model, model.subnet, tmp_path / name)
+        file = tmp_path / name / 'weights.safetensors'
+        loaded = load_supernet(dict(model=model_config_of(vit)), file)
+        images = pictures(model.backbone.image_spec['img_size'])
+        with torch.no_grad():
+            assert_close(output(loaded, images), vit(images))
 
 
 # By name, and the tool
