@@ -59,10 +59,12 @@ STYLES = dict(  # fields of the backbone
 )
 
 
-def network(style: str = 'deit', arch: Subnet = ARCH, head: bool = True, **fields):
+def network(
+    style: str = 'deit', arch: Subnet = ARCH, head: bool = True, mapped: bool = False, **fields
+):
     """A supernet with random weights in one of the styles."""
     backbone = dict(type='tas_lora.ElasticViT', arch=arch.to_dict(), **SPEC) | STYLES[style]
-    options = dict(backbone=backbone | fields)
+    options = dict(backbone=backbone | fields, feature_map=mapped)
     if not head:
         options['head'] = None
     elif style == 'both':
@@ -113,6 +115,17 @@ def test_features_without_a_head_change_places_only(style):
     after = outputs(model, ARCH, data).unflatten(1, (-1, 24))
     assert (after - before[..., order]).abs().max() < 1e-5 * before.abs().max()
     assert order.tolist() != list(range(24))
+
+
+def test_the_map_of_features_follows():
+    model, data = network('both', mapped=True), batches()
+    randomize(model.feature_map)
+    with torch.no_grad():
+        before = model(data[0]['inputs'], mode='distill')[1]
+        order = apply_order(model, drawn_importance())['channels'][0]
+        after = model(data[0]['inputs'], mode='distill')[1]
+    before = before.unflatten(1, (2, 24))[..., order].flatten(1)
+    assert (after - before).abs().max() < 1e-5 * before.abs().max()
 
 
 def test_the_best_come_first():
@@ -432,6 +445,8 @@ def test_scores_do_not_need_a_head_or_labels_but_taylor():
         assert all((x > 0).any() for group in importance.groups().values() for x in group)
     with pytest.raises(UserError, match=r'TaylorScore needs labels.*tas_lora\.OutputScore'):
         TaylorScore()(network(), data)
+    with pytest.raises(UserError, match='TaylorScore needs a head'):
+        TaylorScore()(model, batches())
 
 
 def test_models_that_cannot_be_ordered_are_refused():
@@ -526,7 +541,7 @@ def test_each_dimension_is_measured_alone():
     model, data = network('deit', EQUAL), batches()
     choices = smaller_choices(model, 8)
     assert choices == dict(
-        neurons=[88, 80, 64, 56, 40, 24], heads=[3, 2], depth=[3, 2], width=[40, 32, 24]
+        neurons=[80, 72, 64, 48, 32, 24], heads=[3, 2], depth=[3, 2], width=[40, 32, 24]
     )
     assert smaller_choices(model, 16)['heads'] == [2]  # heads are 8 wide
     found, spec = measure_dimensions(Probe(model, data), choices), spec_of(model)
@@ -756,6 +771,35 @@ def test_the_tool_needs_weights_and_no_experts(folder, tmp_path, capsys):
     start = folder / 'start.pth'
     assert call_tool('order.py', tmp_path / 'experts.py', start, *arguments) == 2
     assert 'order before they are added' in capsys.readouterr().err
+
+
+def test_images_without_labels(folder, tmp_path, capsys):
+    loaders = ('train_dataloader', 'val_dataloader')
+    options = ['--cfg-options', *(f'{loader}.dataset.with_label=False' for loader in loaders)]
+    assert order(folder, tmp_path / 'out', *options) == 2
+    assert 'TaylorScore needs labels' in capsys.readouterr().err
+    for score in ('OutputScore', 'ActivationScore'):
+        assert order(folder, tmp_path / score, '--score', f'tas_lora.{score}', *options) == 0
+        rows = json.loads((tmp_path / score / 'damage.json').read_text())['after']['neurons']
+        assert set(rows[1]) == {'size', 'damage', 'agreement', 'macs', 'params'}
+
+
+def test_features_alone(folder, tmp_path, capsys):
+    text = (folder / 'config.py').read_text()
+    text = text.replace("    head=dict(type='tas_lora.ElasticClsHead', num_classes=3),\n", '')
+    text = text.replace("val_evaluator = dict(type='Accuracy')", 'val_evaluator = None')
+    (tmp_path / 'features.py').write_text(text)
+    state = torch.load(folder / 'start.pth')['state_dict']
+    state = {name: value for name, value in state.items() if not name.startswith('head.')}
+    torch.save(dict(state_dict=state), tmp_path / 'features.pth')
+    arguments = [tmp_path / 'features.py', tmp_path / 'features.pth', '--out', tmp_path / 'out']
+    arguments += ['--batches', 3, '--multiple', 8]
+    assert call_tool('order.py', *arguments) == 2
+    assert 'TaylorScore needs a head' in capsys.readouterr().err
+    assert call_tool('order.py', *arguments, '--score', 'tas_lora.OutputScore') == 0
+    record = json.loads((tmp_path / 'out' / 'damage.json').read_text())
+    assert record['difference'] < 1e-5
+    assert set(record['after']['depth'][1]) == {'size', 'damage', 'macs', 'params'}
 
 
 def test_nothing_half_written_is_left(folder, tmp_path, monkeypatch):

@@ -84,9 +84,9 @@ class Clock:
         self.seconds[name] = time.perf_counter() - start
 
 
-def images_of(cfg, args, model, score) -> tuple[list[dict], list[dict]]:
+def images_of(cfg, args, model, score, classes) -> tuple[list[dict], list[dict]]:
     """Batches to score with, and others to measure on."""
-    held_out = inputs.held_out_batches(model, cfg, args)
+    held_out = inputs.held_out_batches(model, cfg, args, classes)
     return inputs.scored_batches(model, cfg, args, score), held_out
 
 
@@ -129,7 +129,7 @@ def examine(args, clock) -> tuple[dict, Proposal, list[Path]]:
     choices = smaller_choices(model, multiple)
     check_reachable(arch, spec, choices, args.limits, multiple)
     with clock('Reading images'):
-        scored, held_out = images_of(cfg, args, model, score)
+        scored, held_out = images_of(cfg, args, model, score, weights['classes'])
     found = order(model, score, scored, held_out, choices, clock)
     proposal = propose_space(arch, spec, found['after'], args.limits, multiple)
     found['smallest'] = Probe(model, held_out)(proposal.space.smallest())

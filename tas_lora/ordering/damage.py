@@ -56,7 +56,8 @@ def _multiples(full: int, step: int, least: float) -> list[int]:
     """At most six multiples of ``step`` from ``least * full`` to below ``full``, evenly spread."""
     found = [n for n in range(step, full, step) if n >= least * full]
     count = min(_MOST_CHOICES, len(found))
-    return [found[-1 - i * (len(found) - 1) // max(count - 1, 1)] for i in range(count)]
+    even = [full - (full - found[0]) * (i + 1) / count for i in range(count)]
+    return sorted({round(n / step) * step for n in even} & set(found), reverse=True)
 
 
 def shrunk(model: SupernetClassifier, dimension: str, size: int) -> Subnet:
