@@ -9,7 +9,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from tiny import SPACE, randomize, repeatable, tiny_config, tiny_model
+from tiny import IMAGE, SPACE, randomize, repeatable, tiny_config, tiny_model
 from vectors import VECTORS, images, model_config, official_weights, subnet
 
 from tas_lora import Subnet, UserError, count_params, export_subnet, load_supernet
@@ -119,7 +119,7 @@ def test_plain_network_is_torch_alone():
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
             modules.add(node.module.split('.')[0])
-    assert modules == {'hashlib', 'json', 'pathlib', 'torch', 'safetensors'}
+    assert modules == {'collections', 'hashlib', 'json', 'pathlib', 'torch', 'safetensors'}
 
 
 def test_a_flipped_bit_of_the_weights_is_named(tmp_path):
@@ -209,3 +209,71 @@ def test_other_precisions(plain, dtype):
 def test_images_of_another_shape_are_refused(plain, shape):
     with pytest.raises(ValueError, match=r'images must be \(B, 1, 8, 8\), got '):
         plain(torch.zeros(shape))
+
+
+# Networks of other styles
+
+STYLES = dict(
+    dinov2=dict(
+        style=dict(num_prefix_tokens=5, prefix_positions=False, norm_eps=1e-6, layer_scale=0.5),
+        out_type='cls_token',
+        block_order=[2, 0, 1],
+    ),
+    clip=dict(style=dict(pre_norm=True, act='quick_gelu'), out_type='cls_token'),
+    no_class_token=dict(
+        style=dict(num_prefix_tokens=0, final_norm='pooled', act='gelu_tanh', norm_eps=1e-6)
+    ),
+    no_norm=dict(style=dict(final_norm='none', layer_scale=0.1), block_order=[1, 2, 0]),
+    both=dict(style=dict(num_prefix_tokens=2), out_type='cls_avg'),
+    tables=dict(style=dict(layer_scale=0.5), max_relative_position=2, block_order=[2, 1, 0]),
+)
+
+
+def styled_model(name: str, mole: bool = True):
+    """A supernet of one of ``STYLES`` with random weights, and experts that do something."""
+    config = tiny_config(mole)
+    own = dict(STYLES[name], style=dict(STYLES[name]['style'], qkv_bias_by_part=True))
+    config['model']['backbone'] |= dict(max_relative_position=None) | own
+    del config['model']['head']['in_channels']  # it follows from the features
+    torch.manual_seed(0)
+    model = randomize(load_supernet(config), std=0.3)
+    return trained_like(model) if mole else model
+
+
+@pytest.mark.parametrize('name', STYLES)
+def test_networks_of_other_styles_are_exported(tmp_path, name):
+    model = styled_model(name)
+    batch = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    for subnet_ in (SPACE.smallest(), SPACE.largest(), Subnet(16, (2, 1), (1.0, 2.0))):
+        plain, description = load_plain_vit(export_subnet(model, subnet_, tmp_path))
+        model.set_subnet(subnet_)
+        with torch.no_grad():
+            expected = model(batch, mode='tensor')
+            assert (plain(batch) - expected).abs().max() <= 1e-5 * expected.std()
+        assert expected.std() > 0.1
+        stored = sum(parameter.numel() for parameter in plain.parameters())
+        assert stored == description['params'] == count_params(subnet_, **model.image_spec)
+        assert (description['network'].get('norm_eps') == 1e-6) == (
+            name in ('dinov2', 'no_class_token')
+        )
+    assert not [key for key in plain.state_dict() if 'scale' in key]
+
+
+def test_an_export_is_of_the_blocks_that_run(tmp_path):
+    """Of blocks ranked 2, 0, 1 a subnet of two has 0 and 2; their factors are in the weights."""
+    model = styled_model('dinov2', mole=False)
+    plain, _ = load_plain_vit(export_subnet(model, Subnet(16, (1, 1), (1.0, 1.0)), tmp_path))
+    for ours, theirs in zip(plain.blocks, (model.backbone.blocks[i] for i in (0, 2)), strict=True):
+        assert torch.equal(ours.ffn_norm.weight, theirs.ffn_norm.weight[:16])
+        qkv = theirs.attn.qkv.bias.view(3, -1)[:, :8].flatten()  # of one head, part by part
+        assert torch.equal(ours.attn.qkv.bias, qkv)
+        assert torch.equal(ours.fc2.bias, (theirs.fc2.bias * theirs.mlp_scale)[:16])
+        scaled = theirs.attn.proj.weight[:16, :8] * theirs.attn_scale[:16, None]
+        assert torch.equal(ours.attn.proj.weight, scaled)
+
+
+def test_autoformers_networks_are_described_as_before(tmp_path):
+    """Readers of earlier releases take them."""
+    description = load_plain_vit(export_subnet(tiny_model(), SPACE.smallest(), tmp_path))[1]
+    fields = {'embed_dim', 'num_heads', 'hidden_dims', 'pooling', 'num_classes', *IMAGE}
+    assert set(description['network']) == fields

@@ -1,5 +1,6 @@
 """Exported networks as their users load them: in a Python without the toolkit."""
 
+import json
 import os
 import re
 import subprocess
@@ -12,13 +13,14 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
-from test_export import trained_like
+from test_export import STYLES, styled_model, trained_like
 from tiny import SPACE, images, randomize, tiny_model
 
 from tas_lora import Subnet, UserError, export_subnet
 from tas_lora.export import FORMATS, ParityCheck, Source, export_formats, find_formats, formats
 from tas_lora.export import onnx as onnx_format
 from tas_lora.export.int8 import quantise
+from tas_lora.export.timm_vit import tas_lora_vit
 
 CHOSEN = Subnet(16, (2, 1, 2), (1.0, 2.0, 2.0))
 NAMES = [each.name for each in FORMATS]
@@ -113,7 +115,7 @@ for name, value in wrongs.items():
 try:
     model.reset_classifier(3, 'max')
 except ValueError as error:
-    assert "global_pool must be 'avg' or 'token', got 'max'" in str(error)
+    assert "global_pool must be 'avg' or 'token' or 'cls_avg', got 'max'" in str(error)
 
 after = []
 hooks = [block.register_forward_hook(lambda *seen: after.append(seen[2])) for block in model.blocks]
@@ -328,3 +330,61 @@ def test_missing_packages_name_their_extra(monkeypatch):
     ]
     with pytest.raises(UserError, match='--formats must be all or some of safetensors, onnx'):
         find_formats(['tensorrt'])
+
+
+COMMON = ('dinov2', 'clip', 'no_class_token')
+RARE = [pytest.param(name, marks=pytest.mark.slow) for name in STYLES if name not in COMMON]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('name', [*COMMON, *RARE])
+def test_all_formats_hold_for_other_styles(tmp_path, name):
+    """Each is read back by its own library, and compared with the supernet."""
+    model = styled_model(name)
+    source = Source.read(export_subnet(model, CHOSEN, tmp_path / 'source'), card='# A card\n')
+    outcomes = export_formats(model, source, FORMATS, tmp_path / 'out')
+    assert [outcome.name for outcome in outcomes if outcome.held] == NAMES, list(map(str, outcomes))
+    small = quantise(tmp_path / 'out' / 'onnx')
+    (rough,) = onnx_format.run(tmp_path / 'out' / 'onnx', [images(9)], small.name)
+    with torch.no_grad():
+        expected = source.net(images(9))
+    assert (rough - expected).abs().max() < expected.std()
+
+
+def timm_network(tmp_path, name: str):
+    """The export of a style as timm creates it; its weights, and the plain network."""
+    source = Source.read(export_subnet(styled_model(name), CHOSEN, tmp_path))
+    description = dict(source.description, timm={})
+    (tmp_path / 'architecture.json').write_text(json.dumps(description))
+    return lambda **options: tas_lora_vit(True, tmp_path, **options).eval(), source.net
+
+
+def test_timms_poolings(tmp_path):
+    create, plain = timm_network(tmp_path, 'both')
+    net, tokens = create(), plain.tokens(images(2))
+    assert net.head_hidden_size == 32
+    torch.testing.assert_close(net(images(2)), plain(images(2)))
+    feature = create(num_classes=0)(images(2))
+    both = torch.cat([tokens[:, 0], tokens[:, 2:].mean(dim=1)], dim=1)
+    torch.testing.assert_close(feature, both)
+    feature = create(num_classes=0, global_pool='avg')(images(2))
+    torch.testing.assert_close(feature, tokens[:, 2:].mean(dim=1))
+    assert create(num_classes=7, global_pool='token').head.weight.shape == (7, 16)
+    with pytest.raises(ValueError, match="'token' gives features of 16, the classifier takes 32"):
+        create(global_pool='token')
+    create, _ = timm_network(tmp_path, 'no_class_token')
+    with pytest.raises(ValueError, match="global_pool must be 'avg', got 'token'"):
+        create(global_pool='token')
+
+
+def test_timms_intermediates_have_no_prefix_tokens(tmp_path):
+    create, plain = timm_network(tmp_path, 'dinov2')
+    last, ((maps, prefix),) = create().forward_intermediates(
+        images(2), 1, return_prefix_tokens=True, norm=True
+    )
+    tokens = plain.tokens(images(2))
+    torch.testing.assert_close(last, tokens)
+    torch.testing.assert_close(prefix, tokens[:, :5])
+    torch.testing.assert_close(maps[:, :, 2, 1], tokens[:, 5 + 2 * 4 + 1])
+    assert maps.shape == (2, 16, 4, 4)
+    assert create().no_weight_decay() == {'cls_token', 'pos_embed'}

@@ -19,7 +19,7 @@ import torch
 from mmengine.device import get_device
 from rich.table import Table
 
-from tas_lora import SearchSpace, cli
+from tas_lora import SearchSpace, Subnet, cli
 from tas_lora.atomic_files import write_atomic
 from tas_lora.checks import natural, positive
 from tas_lora.config import load_config
@@ -46,6 +46,12 @@ def parse_args():
         choices=benchmark.CONTESTANTS,
         default=benchmark.CONTESTANTS,
         help="whom to measure; 'static' and 'ours' always take part",
+    )
+    parser.add_argument(
+        '--plain',
+        action='store_true',
+        help='measure a supernet without relative positions and experts, at full size and at a '
+        'drawn subnet, in place of the contestants',
     )
     parser.add_argument('--device', default=get_device(), help='cpu or cuda')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast for all')
@@ -107,6 +113,28 @@ def measure(size: str, args, rates: dict[str, float]) -> dict:
     return result
 
 
+def measure_plain(size: str, args) -> dict:
+    """What elastic slicing alone costs, at full size and at a subnet drawn from the seed."""
+    cfg = load_config(CONFIGS / f'{SPACES[size]}_moLE.py', args.cfg_options, ('space',))
+    rng = np.random.default_rng(natural(args.seed, '--seed'))
+    drawn = SearchSpace.coerce(cfg.space).sample(rng)
+    torch.manual_seed(args.seed)
+    subnets = dict(full=Subnet.coerce(cfg.model.backbone.arch), drawn=drawn)
+    models = benchmark.plain_contestants(cfg.model, subnets, args.device)
+    spec = models['plain full'].image_spec
+    batch = benchmark.batch_of(spec, args.batch, args.device)
+    images, _ = benchmark.batch_of(spec, args.eval_batch, args.device)
+    training = benchmark.measure_training(models, batch, args.rounds, args.amp)
+    evaluation = benchmark.measure_evaluation(models, images, args.rounds, args.amp)
+    activations = benchmark.measure_activations(models, batch, args.amp)
+    return benchmark.plain_summary(training, evaluation, activations) | dict(
+        subnet=drawn.to_dict(),
+        train_ms={name: milliseconds(seconds) for name, seconds in training.items()},
+        eval_ms={name: milliseconds(seconds) for name, seconds in evaluation.items()},
+        saved_mib={name: count / 2**20 for name, count in activations.items()},
+    )
+
+
 def _rows(training: dict, evaluation: dict, activations: dict) -> dict[str, dict]:
     """Times of each contestant, and against static; what only evaluates has no training."""
     return {
@@ -162,6 +190,19 @@ def tables(results: dict[str, dict]) -> list[Table]:
     return found
 
 
+def plain_tables(results: dict[str, dict]) -> list[Table]:
+    """For each space the ratios of the supernet and of the drawn subnet."""
+    found = []
+    for size, result in results.items():
+        title = f'AutoFormer-{size.upper()} without relative positions and experts, against static'
+        table = Table('subnet', 'figure', 'median', 'spread', title=title)
+        for name in ('full', 'drawn'):
+            for figure, value in result[name].items():
+                table.add_row(name, figure, f'{value["median"]:.3f}', _spread(value))
+        found.append(table)
+    return found
+
+
 def _contestants(result: dict) -> Table:
     columns = ('train ms', 'vs static', 'saved MiB', 'peak MiB', 'eval ms', 'vs static')
     table = Table('contestant', *columns, title='Contestants')
@@ -204,8 +245,11 @@ def main():
     """Parse, measure, print, write."""
     args = parse_args()
     rates = {name: matrix_rate(args.device, dtype) for name, dtype in _PRECISIONS.items()}
-    results = {size: measure(size, args, rates) for size in args.sizes}
-    where, found = machine(args, rates), tables(results)
+    if args.plain:
+        results = {size: measure_plain(size, args) for size in args.sizes}
+    else:
+        results = {size: measure(size, args, rates) for size in args.sizes}
+    where, found = machine(args, rates), (plain_tables if args.plain else tables)(results)
     console = cli.SafeConsole()
     console.print(*found)
     console.print_json(data=where)

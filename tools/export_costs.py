@@ -41,12 +41,13 @@ def check_args(args: argparse.Namespace) -> None:
         cli.check_output(args.out)
 
 
-def size_table(figures: dict) -> Table:
-    """Parameters, file and multiply-adds of one image."""
+def size_table(figures: dict, has_tables: bool) -> Table:
+    """Parameters, file and multiply-adds of one image, with relative positions or without."""
     table = Table('size', 'count')
     table.add_row('parameters', f'{figures["params"]:,}')
     table.add_row('weights file, bytes', f'{figures["file_bytes"]:,}')
-    table.add_row("multiply-adds, AutoFormer's convention", f'{figures["flops"]:,.0f}')
+    counted = "multiply-adds, AutoFormer's convention" if has_tables else 'multiply-adds'
+    table.add_row(counted, f'{figures["flops"]:,.0f}')
     table.add_row("multiply-adds, torch's counter", f'{figures["torch_flops"]:,.0f}')
     return table
 
@@ -72,7 +73,7 @@ def main():
     file = Path(source.folder, 'weights.safetensors')
     figures = convention(source.network)
     figures |= dict(file_bytes=file.stat().st_size, torch_flops=counted_flops(source.network))
-    tables = [size_table(figures)]
+    tables = [size_table(figures, source.network['max_relative_position'] is not None)]
     if args.runtimes:
         figures['measured'] = measure(
             source, args.runtimes, args.device, args.batch_size, args.rounds

@@ -37,6 +37,7 @@ def supernet(model_config: Mapping, experts: bool = True) -> SupernetClassifier:
     return MODELS.build(config)
 
 
+_PLAIN = dict(max_relative_position=None, style=dict(qkv_bias_by_part=True))
 CONTESTANTS = ('static', 'ours', 'naive', 'unmerged', 'finetune', 'mmpretrain')
 
 
@@ -61,6 +62,24 @@ def contestants(
     return models
 
 
+def plain_contestants(
+    model_config: Mapping, subnets: Mapping[str, Subnet], device: str
+) -> dict[str, nn.Module]:
+    """Build a supernet without relative positions and experts, and the limit, for each subnet.
+
+    Returns:
+        For each name of ``subnets`` 'plain NAME', a supernet that runs this subnet, and 'static
+        NAME', the network of its widths.
+    """
+    config = dict(model_config, backbone=dict(model_config['backbone'], **_PLAIN))
+    models = {}
+    for name, subnet in subnets.items():
+        models[f'plain {name}'] = model = supernet(config, experts=False)
+        model.set_subnet(subnet)
+        models[f'static {name}'] = StaticViT(subnet, model.image_spec)
+    return {name: model.to(device).train() for name, model in models.items()}
+
+
 def batch_of(spec: dict, size: int, device: str) -> tuple[Tensor, Tensor]:
     """Noise (size, channels, side, side) and labels (size,), the same in every call."""
     generator = torch.Generator().manual_seed(0)
@@ -82,14 +101,15 @@ def measure_training(
 def measure_evaluation(
     models: Mapping[str, nn.Module], images: Tensor, rounds: int, amp: bool
 ) -> dict[str, list[float]]:
-    """Seconds of a forward with experts merged before; ``ours_bf16`` is always under autocast."""
+    """Seconds of a forward with experts merged before; ``ours_bf16`` is ours under autocast."""
 
     def forward(model: nn.Module, bf16: bool) -> None:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             model(images)
 
     jobs = {name: partial(forward, model.eval(), amp) for name, model in models.items()}
-    jobs['ours_bf16'] = partial(forward, models['ours'], True)
+    if 'ours' in models:
+        jobs['ours_bf16'] = partial(forward, models['ours'], True)
     for model in models.values():
         if isinstance(model, SupernetClassifier):
             model.merge_experts()
@@ -213,3 +233,17 @@ def summary(training: dict, evaluation: dict, activations: dict, hops: dict) -> 
         merge_share_of_step=ratio(both, hops['whole step']),
         route_and_merge_ms=milliseconds(merge),
     )
+
+
+def plain_summary(training: dict, evaluation: dict, activations: dict) -> dict[str, dict]:
+    """What :func:`plain_contestants` cost in ratio to the limit, by name of the subnet."""
+    found = {}
+    for name in (key.removeprefix('plain ') for key in training if key.startswith('plain ')):
+        ours, limit = f'plain {name}', f'static {name}'
+        size = activations[ours] / activations[limit]
+        found[name] = dict(
+            train_step_vs_static=ratio(training[ours], training[limit]),
+            eval_vs_static=ratio(evaluation[ours], evaluation[limit]),
+            saved_activations_vs_static=dict(median=size, spread=[size, size]),
+        )
+    return found

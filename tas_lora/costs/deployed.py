@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 from ..checks import natural, one_of, positive
 from ..errors import UserError
 from ..models.classifiers.supernet_classifier import SupernetClassifier
-from ..models.plain_vit import PlainViT
+from ..models.export import plain_network
+from ..models.plain_vit import POOLINGS, PlainViT
 from ..structures import Subnet
 from .timing import milliseconds, stopwatch
 
@@ -30,7 +31,7 @@ class Deployed:
 
     Args:
         image_spec: ``image_spec`` of a :class:`SupernetClassifier`.
-        pooling: 'avg_featmap' or 'cls_token'.
+        pooling: 'avg_featmap', 'cls_token' or 'cls_avg'.
         device: 'cpu', or 'cuda' for the current GPU.
         batch_size: Images per forward.
         precision: 'float32', 'bfloat16' or, on a GPU, 'float16'.
@@ -43,7 +44,7 @@ class Deployed:
 
     def __init__(
         self,
-        image_spec: Mapping[str, int],
+        image_spec: Mapping,
         pooling: str,
         device: str = 'cpu',
         batch_size: int = 1,
@@ -51,7 +52,7 @@ class Deployed:
         warmup: int = 3,
         rounds: int = 20,
     ):
-        one_of(pooling, 'pooling', ('avg_featmap', 'cls_token'))
+        one_of(pooling, 'pooling', POOLINGS)
         one_of(device, 'device', ('cpu', 'cuda'))
         one_of(precision, 'precision', tuple(PRECISIONS))
         if device == 'cuda' and not torch.cuda.is_available():
@@ -106,15 +107,9 @@ class Deployed:
 
     def _build(self, subnet: Subnet) -> tuple[PlainViT, Tensor]:
         """Build the network, and images for it."""
-        spec = subnet.image_spec_in(self.image_spec)
+        spec = self.image_spec
         with torch.random.fork_rng(devices=()):  # measuring must not change what a search draws
-            net = PlainViT(
-                subnet.embed_dim,
-                list(subnet.num_heads),
-                list(subnet.hidden_dims),
-                **spec,
-                pooling=self.pooling,
-            )
+            net = PlainViT(**plain_network(subnet, spec, self.pooling))
             shape = (self.batch_size, spec['in_channels'], spec['img_size'], spec['img_size'])
             images = torch.randn(shape)
         return net.eval().to(self.device, self.dtype), images.to(self.device, self.dtype)

@@ -12,16 +12,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..errors import UserError, blame
 from ..export import onnx
 from ..export.source import Source
+from ..models.export import PLAIN_STYLE
 from ..models.plain_vit import PlainViT
 from ..search.complexity import count_flops, count_params
-from ..structures import Subnet
+from ..structures import Subnet, ViTStyle, ratio_of
 from .deployed import Deployed, latency_of
 
 RUNTIMES = ('torch', 'compiled', 'onnx')
 
 
 def convention(network: dict) -> dict[str, float]:
-    """'params' and 'flops' of a ``PlainViT`` by AutoFormer's convention."""
+    """'params' and 'flops' of a ``PlainViT`` as a search counts them."""
     subnet, spec = _as_subnet(network)
     return dict(params=count_params(subnet, **spec), flops=count_flops(subnet, **spec))
 
@@ -44,10 +45,10 @@ def check_costs(source: Source) -> None:
 def counted_flops(network: dict) -> float:
     """Multiply-adds of one image in the matrix products of a ``PlainViT``, by torch's counter.
 
-    AutoFormer's convention, ``count_flops``, also counts norms and sums, the classifier for every
-    token, and one more token in each block. For relative positions it uses a formula in place of
-    the actual products. On the meta device torch counts attention as plain products, whatever
-    kernel a CPU or GPU would use.
+    It is ``count_flops`` of networks without relative positions. For others that follows
+    AutoFormer's convention: it also counts norms and sums, the classifier for every token, and one
+    more token in each block, and uses a formula in place of the products of the positions. On the
+    meta device torch counts attention as plain products, whatever kernel a CPU or GPU would use.
     """
     with torch.device('meta'):
         net = PlainViT(**network)
@@ -94,8 +95,9 @@ def _forward(runtime: str, net: PlainViT, images: Tensor, path: Path) -> Callabl
 def _as_subnet(network: dict) -> tuple[Subnet, dict]:
     """A subnet of the same widths, and the other arguments of the counters."""
     width, spec = network['embed_dim'], dict(network)
-    for name in ('embed_dim', 'num_heads', 'hidden_dims', 'pooling'):
-        spec.pop(name)
-    # Their product with the width is truncated.
-    ratios = [(hidden + 0.5) / width for hidden in network['hidden_dims']]
-    return Subnet(width, network['num_heads'], ratios), spec
+    hidden, heads = spec.pop('hidden_dims'), spec.pop('num_heads')
+    style = {name: spec.pop(name) for name in PLAIN_STYLE if name in spec}
+    parts = 2 if spec.pop('pooling') == 'cls_avg' else 1
+    del spec['embed_dim']
+    subnet = Subnet(width, heads, [ratio_of(each, width) for each in hidden])
+    return subnet, spec | dict(style=ViTStyle(**style), feature_parts=parts)

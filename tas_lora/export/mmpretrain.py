@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..models.checkpoint import from_plain
+from ..models.export import PLAIN_STYLE
 from ..models.preparation import bare_name, loads_grey, stored_order
 from . import preprocess
 from .data import innermost
@@ -57,17 +58,19 @@ def run(folder: Path, batches: list[Tensor]) -> list[Tensor]:
 
 
 def _config(source: Source) -> dict:
-    network = source.network
+    network, parts = source.network, 2 if source.network['pooling'] == 'cls_avg' else 1
+    style = {name: network[name] for name in PLAIN_STYLE if name in network}
     backbone = dict(
         type='tas_lora.ElasticViT',
         arch=source.description['subnet'],
         **{name: network[name] for name in _SPEC},
+        **(dict(style=style) if style else {}),
         out_type=network['pooling'],
     )
     head = dict(
         type='LinearClsHead',
         num_classes=network['num_classes'],
-        in_channels=network['embed_dim'],
+        in_channels=parts * network['embed_dim'],
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
     )
     if source.is_multi_label:

@@ -64,7 +64,7 @@ class TasLoraForImageClassification(PreTrainedModel):
                 'multi_label_classification' and 'regression'. Without a type, transformers tells
                 it from ``num_labels`` and the labels.
             output_hidden_states: Also return the input of each block and the output of the last,
-                (B, N, C) each, the class token first.
+                (B, N, C) each, prefix tokens first.
             return_dict: False for a tuple of what there is.
 
         Returns:
@@ -79,7 +79,7 @@ class TasLoraForImageClassification(PreTrainedModel):
                 x = self._gradient_checkpointing_func(block.__call__, x, self.vit.grid)
             else:
                 x = block(x, self.vit.grid)
-        logits = self.vit.head(self.vit.pool(self.vit.norm(x)))
+        logits = self.vit.head(self.vit.pool(self.vit.finish(x)))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         output = ImageClassifierOutput(loss, logits, (*states, x) if wanted else None)
         return output.to_tuple() if return_dict is False else output

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,13 +12,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 FORMAT = 'tas_lora.plain_vit/1'
-POOLINGS = ('avg_featmap', 'cls_token')
+POOLINGS = ('avg_featmap', 'cls_token', 'cls_avg')
 
-_SIZES = ('embed_dim', 'img_size', 'patch_size', 'in_channels', 'num_classes')
-_SIZES += ('head_dim', 'max_relative_position')
+_SIZES = ('embed_dim', 'img_size', 'patch_size', 'in_channels', 'num_classes', 'head_dim')
+_FIELDS = {*_SIZES, 'max_relative_position', 'num_heads', 'hidden_dims', 'pooling'}
+_CHOICES = dict(  # of optional fields; the first is the default
+    prefix_positions=(True, False),
+    pre_norm=(False, True),
+    final_norm=('tokens', 'pooled', 'none'),
+    act=('gelu', 'gelu_tanh', 'quick_gelu'),
+)
 _ORDERS = ('RGB', 'BGR', 'as loaded')
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'lanczos', 'box', 'hamming')
-_MOST_PATCHES = 64  # along a side; position indices grow with its third power
+_MOST_PATCHES = 64  # along a side; indices of relative positions grow with its third power
 
 
 class Grid(nn.Module):
@@ -57,7 +64,7 @@ class Grid(nn.Module):
 
 
 class PlainAttention(nn.Module):
-    """Attention of H heads of width D with AutoFormer's relative positions, clipped at R.
+    """Attention of H heads of width D, with AutoFormer's relative positions clipped at R, or none.
 
     Softmax ignores what all keys of a query share, so key positions may be taken relative to the
     class token's. What is left depends only on a key's row and column. Queries are extended by
@@ -66,29 +73,34 @@ class PlainAttention(nn.Module):
     token, which all keys share, have a weight of 1. A single kernel computes this exactly.
     """
 
-    def __init__(self, width: int, num_heads: int, head_dim: int, max_offset: int):
+    def __init__(self, width: int, num_heads: int, head_dim: int, max_offset: int | None):
         super().__init__()
         self.num_heads, self.head_dim = num_heads, head_dim
         self.qkv = nn.Linear(width, 3 * num_heads * head_dim)
         self.proj = nn.Linear(num_heads * head_dim, width)
-        for name in ('key_rows', 'key_columns', 'value_rows', 'value_columns'):
+        tables = () if max_offset is None else ('key_rows', 'key_columns')
+        for name in (*tables, *(name.replace('key', 'value') for name in tables)):
             table = nn.Parameter(torch.zeros(2 * max_offset + 2, head_dim))
             self.register_parameter(name, table)
         for name in ('baked_keys', 'baked_values'):
             self.register_buffer(name, None, persistent=False)
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid | None) -> Tensor:
         """Map (B, N, C) to (B, N, C)."""
         (B, N, _), H, D = x.shape, self.num_heads, self.head_dim
-        q, k, v = self.qkv(x).view(B, N, 3, H, D).permute(2, 0, 3, 1, 4)  # (B, H, N, D)
-        keys, values = self.by_offset(grid)
+        qkv = self.qkv(x).view(B, N, 3, H, D).permute(2, 0, 3, 1, 4)  # 3 x (B, H, N, D)
+        y = F.scaled_dot_product_attention(*qkv) if grid is None else self.relative(*qkv, grid)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+    def relative(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
+        """Attention with relative positions; all are (B, H, N, D)."""
+        (B, H, _, D), (keys, values) = q.shape, self.by_offset(grid)
         marks = grid.marks.to(q.dtype).expand(B, H, -1, -1)
         seen = (q @ keys.T).gather(-1, grid.to_offset.expand(B, H, -1, -1))  # (B, H, N, W)
         wide = (torch.cat(pair, dim=-1) for pair in ((q, seen), (k, marks), (v, marks)))
         y = F.scaled_dot_product_attention(*wide, scale=D**-0.5)  # (B, H, N, D + W)
         by_offset = y[..., D:].gather(-1, grid.to_line.expand(B, H, -1, -1))
-        y = y[..., :D] + by_offset @ values
-        return self.proj(y.transpose(1, 2).flatten(2))
+        return y[..., :D] + by_offset @ values
 
     def by_offset(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """Key and value vectors of all offsets relative to the class token's: (4G - 1, D) each.
@@ -124,18 +136,34 @@ class PlainAttention(nn.Module):
 class PlainBlock(nn.Module):
     """Pre-norm block of :class:`PlainAttention` and an MLP of width ``hidden``."""
 
-    def __init__(self, width: int, num_heads: int, head_dim: int, max_offset: int, hidden: int):
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        head_dim: int,
+        max_offset: int | None,
+        hidden: int,
+        norm_eps: float = 1e-5,
+        act: str = 'gelu',
+    ):
         super().__init__()
-        self.attn_norm = nn.LayerNorm(width)
+        self.act = act
+        self.attn_norm = nn.LayerNorm(width, norm_eps)
         self.attn = PlainAttention(width, num_heads, head_dim, max_offset)
-        self.ffn_norm = nn.LayerNorm(width)
+        self.ffn_norm = nn.LayerNorm(width, norm_eps)
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid | None) -> Tensor:
         """Map (B, N, C) to (B, N, C)."""
         x = x + self.attn(self.attn_norm(x), grid)
-        return x + self.fc2(F.gelu(self.fc1(self.ffn_norm(x))))
+        return x + self.fc2(self.activate(self.fc1(self.ffn_norm(x))))
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Activation of the MLP."""
+        if self.act == 'quick_gelu':
+            return x * torch.sigmoid(1.702 * x)
+        return F.gelu(x, approximate='tanh' if self.act == 'gelu_tanh' else 'none')
 
 
 class PlainViT(nn.Module):
@@ -145,10 +173,18 @@ class PlainViT(nn.Module):
         embed_dim: Width C.
         num_heads, hidden_dims: Heads and MLP width of each block.
         img_size, patch_size: Sides of the image and of a patch in pixels.
-        in_channels, num_classes: Numbers of image channels and of logits.
+        in_channels, num_classes: Numbers of image channels and of logits. Without classes the
+            output is the pooled feature.
         head_dim: Width of a head.
-        max_relative_position: Offset at which relative positions are clipped.
-        pooling: 'avg_featmap' or 'cls_token'.
+        max_relative_position: Offset at which relative positions are clipped; None: there are none.
+        pooling: 'avg_featmap', the mean over patches; 'cls_token'; or 'cls_avg', both, one after
+            the other.
+        num_prefix_tokens: Learned tokens P in front of the patches: the class token, and registers.
+        prefix_positions: Whether they have position embeddings.
+        pre_norm: Whether a LayerNorm precedes the blocks.
+        final_norm: The last LayerNorm is over the 'tokens', over the 'pooled' feature, or 'none'.
+        norm_eps: Epsilon of LayerNorms.
+        act: Activation of the MLPs: 'gelu', 'gelu_tanh' or 'quick_gelu'.
     """
 
     def __init__(
@@ -161,50 +197,75 @@ class PlainViT(nn.Module):
         in_channels: int,
         num_classes: int,
         head_dim: int,
-        max_relative_position: int,
+        max_relative_position: int | None,
         pooling: str,
+        num_prefix_tokens: int = 1,
+        prefix_positions: bool = True,
+        pre_norm: bool = False,
+        final_norm: str = 'tokens',
+        norm_eps: float = 1e-5,
+        act: str = 'gelu',
     ):
         super().__init__()
-        side, self.pooling = img_size // patch_size, pooling
+        self.side, self.pooling, self.final_norm = img_size // patch_size, pooling, final_norm
+        self.num_prefix_tokens, self.prefix_positions = num_prefix_tokens, prefix_positions
         self.image_shape = in_channels, img_size, img_size
         self.patch_embed = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, side**2 + 1, embed_dim))
+        rows = self.side**2 + num_prefix_tokens * prefix_positions
+        self.pos_embed = nn.Parameter(torch.zeros(1, rows, embed_dim))
+        if num_prefix_tokens:
+            self.cls_token = nn.Parameter(torch.zeros(1, num_prefix_tokens, embed_dim))
+        self.pre_norm = nn.LayerNorm(embed_dim, norm_eps) if pre_norm else nn.Identity()
+        rest = norm_eps, act
         self.blocks = nn.ModuleList(
-            PlainBlock(embed_dim, heads, head_dim, max_relative_position, hidden)
+            PlainBlock(embed_dim, heads, head_dim, max_relative_position, hidden, *rest)
             for heads, hidden in zip(num_heads, hidden_dims, strict=True)
         )
-        self.norm = nn.LayerNorm(embed_dim)
-        self.head = nn.Linear(embed_dim, num_classes)
-        self.grid = Grid(side, max_relative_position, head_dim)
+        has_norm, parts = final_norm != 'none', 2 if pooling == 'cls_avg' else 1
+        self.norm = nn.LayerNorm(embed_dim, norm_eps) if has_norm else nn.Identity()
+        self.head = nn.Linear(parts * embed_dim, num_classes) if num_classes else nn.Identity()
+        has_grid = max_relative_position is not None
+        self.grid = Grid(self.side, max_relative_position, head_dim) if has_grid else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of normalised images; raises the errors of :meth:`tokens`."""
+        """Logits (B, num_classes) of normalised images; raises the errors of :meth:`embed`."""
         return self.head(self.pool(self.tokens(images)))
 
     def tokens(self, images: Tensor) -> Tensor:
-        """Features of all tokens (B, N, C), the class token first.
+        """Features of all tokens (B, N, C), prefix tokens first; raises those of :meth:`embed`."""
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x, self.grid)
+        return self.finish(x)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Input of the first block, (B, N, C).
 
         Raises:
             ValueError: If the images are not (B, channels, side, side).
         """
-        x = self.embed(images)
-        for block in self.blocks:
-            x = block(x, self.grid)
-        return self.norm(x)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Input of the first block, (B, N, C); raises the errors of :meth:`tokens`."""
         if tuple(images.shape[1:]) != self.image_shape:
             expected = ', '.join(map(str, self.image_shape))
             raise ValueError(f'images must be (B, {expected}), got {tuple(images.shape)}')
         x = self.patch_embed(images).flatten(2).transpose(1, 2)
-        first = self.cls_token.expand(x.shape[0], -1, -1)  # len(x) would be exported as a constant
-        return torch.cat([first, x], dim=1) + self.pos_embed
+        x = x if self.prefix_positions else x + self.pos_embed
+        if self.num_prefix_tokens:  # len(x) would be exported as a constant
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        return self.pre_norm(x + self.pos_embed if self.prefix_positions else x)
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """Apply the final norm, if it is over tokens, to the last block's output (B, N, C)."""
+        return self.norm(tokens) if self.final_norm == 'tokens' else tokens
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Input of the classifier, (B, C)."""
-        return tokens[:, 0] if self.pooling == 'cls_token' else tokens[:, 1:].mean(dim=1)
+        """Input of the classifier, (B, C), or (B, 2 C) with 'cls_avg'."""
+        if self.pooling == 'cls_token':
+            x = tokens[:, 0]
+        else:
+            x = tokens[:, self.num_prefix_tokens :].mean(dim=1)
+        if self.pooling == 'cls_avg':
+            x = torch.cat([tokens[:, 0], x], dim=1)
+        return self.norm(x) if self.final_norm == 'pooled' else x
 
     def bake(self) -> 'PlainViT':
         """Compute once what depends only on weights, for faster inference; return itself.
@@ -235,23 +296,20 @@ def load_plain_vit(folder: str | Path) -> tuple[PlainViT, dict]:
     Raises:
         ValueError: If a file is missing or damaged, or the two do not belong together.
     """
-    path = Path(folder) / 'weights.safetensors'
-    description = _read_description(Path(folder) / 'architecture.json')
-    found = _found_shapes(path, description.get('weights_sha256'))
-    expected = _shapes(description['network'], len(found))
-    odd = sorted({name for name, _ in expected.items() ^ found.items()})
-    if odd:  # checked first, so that only memory that the weights fill is allocated
-        was, is_now = expected.get(odd[0], 'none'), found.get(odd[0], 'missing')
-        raise ValueError(
-            f'{path} and architecture.json differ in {len(odd)} tensors, the first {odd[0]}: '
-            f'{is_now} in the weights, {was} in the architecture'
-        )
-    model = PlainViT(**description['network'])
-    model.load_state_dict(_read_weights(path))
+    description = read_description(Path(folder) / 'architecture.json', FORMAT)
+    path, network = Path(folder) / 'weights.safetensors', description['network']
+    weights = read_weights(path, description, lambda count: shapes_of(network, count))
+    model = PlainViT(**network)
+    model.load_state_dict(weights)
     return model.eval().bake(), description
 
 
-def _read_description(path: Path) -> dict:
+def read_description(path: Path, form: str) -> dict:
+    """Read a JSON file that says what the weights next to it are; ``form`` is its format.
+
+    Raises:
+        ValueError: If it cannot be read, or a field is not valid.
+    """
     _check_file(path)
     try:
         description = json.loads(path.read_text('utf-8'))
@@ -259,35 +317,55 @@ def _read_description(path: Path) -> dict:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f'{path} cannot be read: {error}') from error
     found = description.get('format') if isinstance(description, dict) else description
-    if not isinstance(description, dict) or found != FORMAT:
-        raise ValueError(f'{path} is of format {found!r:.100}, expected {FORMAT}')
+    if not isinstance(description, dict) or found != form:
+        raise ValueError(f'{path} is of format {found!r:.100}, expected {form}')
     try:
-        _check_network(description.get('network'))
+        check_network(description.get('network'))
         _check_preprocess(description.get('preprocess'), description['network']['in_channels'])
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from None
     return description
 
 
-def _found_shapes(path: Path, digest: str | None) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights by name; the weights themselves are not in memory yet."""
+def read_weights(
+    path: Path,
+    description: dict,
+    expected: Callable[[int], dict[str, tuple[int, ...]]],
+    described_in: str = 'architecture.json',
+) -> dict[str, Tensor]:
+    """Read weights by name.
+
+    Args:
+        path: File in safetensors.
+        description: Of :func:`read_description`; has the file's digest, if it is known.
+        expected: Gives the shapes by name that belong to the description; it is told the number
+            of tensors in the file.
+        described_in: File of the description.
+
+    Raises:
+        ValueError: If the file is missing or damaged, or does not belong to the description.
+    """
     _check_file(path)
     try:
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         with path.open('rb') as file:
             while block := file.read(2**20):
-                found.update(block)
+                digest.update(block)
         with safe_open(path, 'pt') as weights:
             names = weights.keys()
-            shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in names}
+            found = {name: tuple(weights.get_slice(name).get_shape()) for name in names}
     except Exception as error:  # from safetensors, the system or torch
         raise ValueError(f'{path} cannot be read: {error}') from error
-    if digest not in (None, found.hexdigest()):
-        raise ValueError(f'{path} is damaged, or does not match architecture.json: SHA-256 differs')
-    return shapes
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
+    if description.get('weights_sha256') not in (None, digest.hexdigest()):
+        raise ValueError(f'{path} is damaged, or does not match {described_in}: SHA-256 differs')
+    expected = expected(len(found))
+    odd = sorted({name for name, _ in expected.items() ^ found.items()})
+    if odd:  # checked first, so that only memory that the weights fill is allocated
+        was, is_now = expected.get(odd[0], 'none'), found.get(odd[0], 'missing')
+        raise ValueError(
+            f'{path} and {described_in} differ in {len(odd)} tensors, the first {odd[0]}: '
+            f'{is_now} in the weights, {was} in the architecture'
+        )
     try:
         weights = load_file(path)
     except Exception as error:
@@ -304,12 +382,14 @@ def _check_file(path: Path) -> None:
         raise ValueError(f'{path} cannot be read: it is not a file')
 
 
-def _check_network(network) -> None:
-    fields = {*_SIZES, 'num_heads', 'hidden_dims', 'pooling'}
-    is_whole = isinstance(network, dict) and set(network) == fields
-    _require(is_whole, 'network', f'a dict of {sorted(fields)}', network)
+def check_network(network) -> None:
+    """Raise ``ValueError`` unless these are arguments of :class:`PlainViT`."""
+    optional = {*_CHOICES, 'num_prefix_tokens', 'norm_eps'}
+    is_whole = isinstance(network, dict) and _FIELDS <= set(network) <= _FIELDS | optional
+    what = f'a dict of {sorted(_FIELDS)}, and of any of {sorted(optional)}'
+    _require(is_whole, 'network', what, network)
     for name in _SIZES:
-        _check_size(network[name], f'network.{name}')
+        _check_size(network[name], f'network.{name}', least=int(name != 'num_classes'))
     for name in ('num_heads', 'hidden_dims'):
         sizes = network[name]
         _require(isinstance(sizes, list) and sizes, f'network.{name}', 'a list', sizes)
@@ -317,17 +397,34 @@ def _check_network(network) -> None:
             _check_size(size, f'network.{name}[{block}]')
     if len(network['num_heads']) != len(network['hidden_dims']):
         raise ValueError('network.num_heads and network.hidden_dims must have the same length')
-    either, pooling = ' or '.join(map(repr, POOLINGS)), network['pooling']
-    _require(pooling in POOLINGS, 'network.pooling', either, pooling)
-    side, patch = network['img_size'], network['patch_size']
-    fits = side % patch == 0 and side // patch <= _MOST_PATCHES
-    multiple = f'a multiple of network.patch_size, {patch}, up to {_MOST_PATCHES} times'
+    side, patch, reach = (network[n] for n in ('img_size', 'patch_size', 'max_relative_position'))
+    most = 10**9 if reach is None else _MOST_PATCHES
+    _check_size(1 if reach is None else reach, 'network.max_relative_position')
+    multiple = f'a multiple of network.patch_size, {patch}, up to {most} times'
+    fits = side % patch == 0 and side // patch <= most
     _require(fits, 'network.img_size', multiple, side)
+    _check_style(network)
 
 
-def _check_size(value, field: str) -> None:
-    fits = type(value) is int and 0 < value < 10**9  # a bool is also an int
-    _require(fits, field, 'a positive integer', value)
+def _check_style(network: dict) -> None:
+    """Fields that most exports lack, and the pooling."""
+    for name, known in dict(_CHOICES, pooling=POOLINGS).items():
+        value = network.get(name, known[0])
+        fits = any(value is each or (type(value) is str and value == each) for each in known)
+        _require(fits, f'network.{name}', ' or '.join(map(repr, known)), value)
+    eps, prefix = network.get('norm_eps', 1e-5), network.get('num_prefix_tokens', 1)
+    _require(_is_finite(eps) and eps > 0, 'network.norm_eps', 'a positive number', eps)
+    least = 0 if network['pooling'] == 'avg_featmap' else 1  # the others need a class token
+    _check_size(prefix, 'network.num_prefix_tokens', least)
+    if prefix != 1 and network['max_relative_position'] is not None:
+        raise ValueError('network.num_prefix_tokens must be 1 with relative positions')
+    if network['pooling'] == 'cls_avg' and network.get('final_norm') == 'pooled':
+        raise ValueError("network.final_norm must not be 'pooled' with the pooling 'cls_avg'")
+
+
+def _check_size(value, field: str, least: int = 1) -> None:
+    fits = type(value) is int and least <= value < 10**9  # a bool is also an int
+    _require(fits, field, 'a positive integer' if least else 'an integer from 0', value)
 
 
 def _check_preprocess(preprocess, channels: int) -> None:
@@ -374,7 +471,7 @@ def _require(fits, field: str, what: str, value) -> None:
         raise ValueError(f'{field} must be {what}, got {value!r:.200}')
 
 
-def _shapes(network: dict, most: int) -> dict[str, tuple[int, ...]]:
+def shapes_of(network: dict, most: int) -> dict[str, tuple[int, ...]]:
     """Shapes by name of a network of up to ``most`` blocks, without allocating tensors."""
     if len(network['num_heads']) > most:
         raise ValueError('the architecture has more blocks than the weights')
