@@ -633,7 +633,8 @@ model = dict(
     backbone=dict(
         type='tas_lora.ElasticViT',
         arch=dict(embed_dim=32, num_heads=[4] * 4, mlp_ratio=[2.0] * 4),
-        img_size=8, patch_size=4, head_dim=8, max_relative_position=1,
+        img_size=8, patch_size=4, head_dim=8, max_relative_position=None,
+        style=dict(num_prefix_tokens=3, layer_scale=0.5, qkv_bias_by_part=True),
     ),
     head=dict(type='tas_lora.ElasticClsHead', num_classes=3),
 )
