@@ -30,7 +30,7 @@ from tas_lora.ordering import (
     rank_blocks,
     smaller_choices,
 )
-from tas_lora.ordering.damage import shrunk, spec_of
+from tas_lora.ordering.damage import shrunk
 from tas_lora.ordering.outputs import damage_of, outputs
 from tas_lora.registry import TASK_UTILS
 from tas_lora.structures import ratio_of
@@ -544,7 +544,7 @@ def test_each_dimension_is_measured_alone():
         neurons=[80, 72, 64, 48, 32, 24], heads=[3, 2], depth=[3, 2], width=[40, 32, 24]
     )
     assert smaller_choices(model, 16)['heads'] == [2]  # heads are 8 wide
-    found, spec = measure_dimensions(Probe(model, data), choices), spec_of(model)
+    found, spec = measure_dimensions(Probe(model, data), choices), model.image_spec
     labels = [int(sample.gt_label) for batch in data for sample in batch['data_samples']]
     for name, rows in found.items():
         assert [row['size'] for row in rows[1:]] == choices[name]
@@ -564,7 +564,7 @@ def test_each_dimension_is_measured_alone():
 
 def curves(model, harm: dict[str, float]) -> dict:
     """Results as of a measurement: ``harm`` per share of the dimension taken away."""
-    spec, arch, found = spec_of(model), model.backbone.arch, {}
+    spec, arch, found = model.image_spec, model.backbone.arch, {}
     full = dict(neurons=arch.hidden_dims[0], heads=4, depth=4, width=48)
     for name, sizes in smaller_choices(model, 8).items():
         found[name] = []
@@ -578,7 +578,7 @@ def curves(model, harm: dict[str, float]) -> dict:
 
 def test_a_space_is_proposed_for_a_budget():
     model = network('deit', EQUAL)
-    spec, harm = spec_of(model), dict(neurons=0.1, heads=1.0, depth=5.0, width=0.01)
+    spec, harm = model.image_spec, dict(neurons=0.1, heads=1.0, depth=5.0, width=0.01)
     damage = curves(model, harm)
     easy = propose_space(EQUAL, spec, damage, dict(macs=0.98), 8)
     assert {name for name, _ in easy.added} == {'neurons'}  # cheapest that is allowed
@@ -614,7 +614,7 @@ def test_budgets_that_make_no_sense_are_refused(limits, message):
     model = network('deit', EQUAL)
     damage = curves(model, dict.fromkeys(('neurons', 'heads', 'depth', 'width'), 1.0))
     with pytest.raises(UserError, match=message):
-        propose_space(EQUAL, spec_of(model), damage, limits, 8)
+        propose_space(EQUAL, model.image_spec, damage, limits, 8)
 
 
 def test_multiples_are_timed():
@@ -801,6 +801,9 @@ def test_features_alone(folder, tmp_path, capsys):
     record = json.loads((tmp_path / 'out' / 'damage.json').read_text())
     assert record['difference'] < 1e-5
     assert set(record['after']['depth'][1]) == {'size', 'damage', 'macs', 'params'}
+    capsys.readouterr()
+    assert call_tool('space_costs.py', tmp_path / 'out' / 'ordered.py', '--device', 'cpu') == 0
+    assert 'without a head is counted, not timed' in capsys.readouterr().out
 
 
 def test_nothing_half_written_is_left(folder, tmp_path, monkeypatch):
