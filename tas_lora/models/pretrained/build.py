@@ -74,7 +74,7 @@ def convert(
         return model, original.config, found
     config = original.config | dict(head=_head(num_classes))
     with torch.device('meta' if _on_meta(model) else 'cpu'):
-        other = MODELS.build(config).eval()
+        other = MODELS.build(deepcopy(config)).eval()
     other.backbone.load_state_dict(model.backbone.state_dict())
     return other, config, found
 
@@ -145,7 +145,7 @@ def _built(original: Original) -> tuple[SupernetClassifier, float | None]:
     init_default_scope('mmpretrain')
     on_meta = any(value.is_meta for value in original.weights.values())
     with torch.device('meta' if on_meta else 'cpu'):
-        model = MODELS.build(original.config).eval()
+        model = MODELS.build(deepcopy(original.config)).eval()  # a build adds to its config
     weights = dict(original.weights)
     adapt_state_dict(weights, model.state_dict())
     if on_meta:
