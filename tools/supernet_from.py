@@ -29,7 +29,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', required=True, help='folder for supernet.py and supernet.pth')
     parser.add_argument('--checkpoint', help="weights of this model, if not the library's own")
     parser.add_argument('--img-size', type=int, help='side of the images, if not its own')
-    parser.add_argument('--num-classes', type=int, help='a new head for as many classes')
+    parser.add_argument(
+        '--num-classes',
+        type=int,
+        help="classes of the head; a new one unless the original's",
+    )
     return parser.parse_args()
 
 

@@ -205,9 +205,9 @@ class SupernetClassifier(ImageClassifier):
 
     @property
     def image_spec(self) -> dict:
-        """Keyword arguments of ``count_params`` and ``count_flops`` for this model."""
-        num_classes = 0 if self.head is None else self.head.num_classes
-        return dict(**self.backbone.image_spec, num_classes=num_classes)
+        """Keyword arguments of ``count_params`` and ``count_flops``; without a head, 0 classes."""
+        classes = 0 if self.head is None else self.head.num_classes
+        return dict(**self.backbone.image_spec, num_classes=classes)
 
     def forward(self, inputs, data_samples=None, mode: str = 'tensor'):
         """As ``ImageClassifier.forward``; ``mode='tensor'`` returns the logits (B, classes).
