@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs=dict(
         errors=['UserError'],
-        models=['ElasticViT', 'export_subnet', 'load_supernet'],
+        models=['ElasticViT', 'export_subnet', 'load_supernet', 'supernet_from'],
         search=['count_flops', 'count_params'],
         structures=['SearchSpace', 'Subnet', 'read_subnet'],
     ),

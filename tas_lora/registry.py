@@ -65,7 +65,9 @@ def build_part(registry: Registry, config: Mapping, kind: type, field: str, **de
 
 
 MODELS = _child(mmengine_registry.MODELS, 'tas_lora.models')
-TASK_UTILS = _child(mmengine_registry.TASK_UTILS, 'tas_lora.models', 'tas_lora.engine')
+TASK_UTILS = _child(
+    mmengine_registry.TASK_UTILS, 'tas_lora.models', 'tas_lora.ordering', 'tas_lora.engine'
+)
 HOOKS = _child(mmengine_registry.HOOKS, 'tas_lora.engine')
 LOOPS = _child(mmengine_registry.LOOPS, 'tas_lora.engine')
 PARAM_SCHEDULERS = _child(mmengine_registry.PARAM_SCHEDULERS, 'tas_lora.engine')

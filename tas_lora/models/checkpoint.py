@@ -1,17 +1,33 @@
 """Checkpoints: convert other formats to our names, and check the weights against a model."""
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import torch
 from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
 from torch import Tensor, nn
 
 from ..checks import inside, one_of
 from ..errors import UserError
+from .foreign_names import (
+    from_huggingface,
+    from_mmpretrain,
+    from_timm,
+    is_huggingface,
+    is_mmpretrain,
+    is_timm,
+    renamed,
+    split_qkv,
+)
 from .safe_load import read_state_dict, unwrapped
-from .transfer import ADAPTABLE, adapt_sizes, settle_feature_map, start_from_one_expert
+from .transfer import (
+    ADAPTABLE,
+    adapt_sizes,
+    match_prefix,
+    settle_feature_map,
+    start_from_one_expert,
+)
 
 # From official AutoFormer names to ours. There, `_k` and `_v` after rel_pos_embed mean key and
 # value, `_v` and `_h` after embeddings_table vertical and horizontal.
@@ -37,6 +53,8 @@ _PLAIN_NAMES = (
 )
 
 _TABLE = 'backbone.blocks.0.attn.rel_pos_k.vertical'
+_QKV = 'backbone.blocks.0.attn.qkv.weight'
+_CLASS = 'backbone.cls_token'
 _INIT = 'ElasticViT.init_cfg'  # read after the backbone is built
 
 
@@ -56,7 +74,7 @@ def from_autoformer(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def is_plain(state_dict: Mapping[str, Tensor]) -> bool:
     """Whether the names are those of an exported subnet, a ``PlainViT``."""
-    return 'blocks.0.attn.key_rows' in state_dict
+    return 'blocks.0.attn_norm.weight' in state_dict
 
 
 def from_plain(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -69,39 +87,33 @@ def _converted(
 ) -> dict[str, Tensor]:
     converted = {}
     for name, value in state_dict.items():
-        for pattern, replacement in names:
-            name = re.sub(pattern, replacement, name)
+        name = renamed(name, names)
         if name.endswith('qkv.weight'):
-            value = _split_qkv(name, value, interleaved)
+            value = split_qkv(name, value, interleaved)
         converted[name] = value
     return converted
 
 
-def _split_qkv(name: str, value: Tensor, interleaved: bool) -> Tensor:
-    """Split rows (3 Q, C) into query, key and value, (3, Q, C)."""
-    if value.dim() != 2 or not len(value) or len(value) % 3:
-        raise UserError(
-            f'{name} of the checkpoint is {tuple(value.shape)}, which is not as many rows of '
-            'query as of key and value; it is damaged, or of another kind'
-        )
-    if interleaved:
-        return value.unflatten(0, (-1, 3)).transpose(0, 1).contiguous()
-    return value.unflatten(0, (3, -1))
+_FORMATS = (
+    (is_autoformer, from_autoformer),
+    (is_plain, from_plain),
+    (is_timm, from_timm),
+    (is_huggingface, from_huggingface),
+    (is_mmpretrain, from_mmpretrain),
+)
 
 
 def adapt_state_dict(state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor]) -> None:
     """Make ``state_dict`` loadable into a model, in place.
 
-    Official AutoFormer weights and exported subnets are renamed. Weights of a bare supernet get
-    the experts and the router of ``model_state``, which do not change its output until they are
-    trained.
+    Official AutoFormer weights, exported subnets, and ViTs of timm, Hugging Face and MMPretrain
+    are renamed. Weights of a bare supernet get the experts and the router of ``model_state``,
+    which do not change its output until they are trained.
 
     Raises:
         UserError: If the weights have another architecture.
     """
-    _rename(state_dict)
-    settle_feature_map(state_dict, model_state)
-    _check_same_architecture(describe(state_dict), describe(model_state))
+    _check_same_architecture(*_matched(state_dict, model_state))
     experts = {k: v for k, v in model_state.items() if _is_expert_or_router(k)}
     if experts and not any(map(_is_expert_or_router, state_dict)):
         state_dict.update(experts)
@@ -112,19 +124,41 @@ def adapt_state_dict(state_dict: dict[str, Tensor], model_state: Mapping[str, Te
 def adapt_to_start(state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor]) -> None:
     """Adapt ``state_dict``, in place, to start a training with other images or classes.
 
-    Positions are resized. A head for another number of classes is replaced by that of
-    ``model_state``, the model's parameters. A single expert is copied to all. The log reports each.
-    :func:`adapt_state_dict` does the rest.
+    Positions are resized. A head for another number of classes, or a missing one, is replaced by
+    that of ``model_state``, the model's parameters. A single expert is copied to all. The log
+    reports each. :func:`adapt_state_dict` does the rest.
 
     Raises:
         UserError: If the weights have another architecture, or a head to replace is frozen.
     """
     _rename(state_dict)
     start_from_one_expert(state_dict, model_state)
-    file, model = describe(state_dict), describe(model_state)
+    file, model = _matched(state_dict, model_state)
     fixed = {field: size for field, size in file.items() if field not in ADAPTABLE}
     _check_same_architecture(fixed, model)
     adapt_sizes(state_dict, model_state, file, model)
+
+
+def _matched(state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor]) -> tuple[dict, dict]:
+    """Rename weights, and give them the form of the model where that changes no output, in place.
+
+    Returns:
+        The sizes of both, from :func:`describe`.
+    """
+    _rename(state_dict)
+    describe(state_dict)  # refuses damaged weights
+    settle_feature_map(state_dict, model_state)
+    match_prefix(state_dict, model_state)
+    scales = {name for name in model_state if name.endswith(('.attn_scale', '.mlp_scale'))}
+    if not any(name.endswith(('.attn_scale', '.mlp_scale')) for name in state_dict):
+        # Another network has no LayerScale; an exported one has it in its weights.
+        state_dict.update((name, torch.ones_like(model_state[name])) for name in scales)
+    head = [name for name in state_dict if name.startswith('head.')]
+    if head and not any(name.startswith('head.') for name in model_state):
+        print_log("The model has no head: the checkpoint's is not read.", 'current')
+        for name in head:
+            del state_dict[name]
+    return describe(state_dict), describe(model_state)
 
 
 def pretrained_file(init_cfg: dict | list | None) -> str | None:
@@ -148,7 +182,7 @@ def pretrained_file(init_cfg: dict | list | None) -> str | None:
 
 
 def load_pretrained(backbone: nn.Module, file: str) -> None:
-    """Load the backbone of a checkpoint of ours, an export, or an official AutoFormer file.
+    """Load the backbone of a checkpoint of ours, an export, or a file of another library.
 
     MMEngine itself would load whatever names fit, leave the rest untrained with a warning, and
     not read safetensors. Positions are resized if the image size differs.
@@ -159,8 +193,9 @@ def load_pretrained(backbone: nn.Module, file: str) -> None:
     own = backbone.state_dict(prefix='backbone.', keep_vars=True)
     with inside(f'{_INIT}.checkpoint {file}'):
         state = read_state_dict(file)
-        adapt_to_start(state, own)
+        _rename(state)
         state = {name: value for name, value in state.items() if name.startswith('backbone.')}
+        adapt_to_start(state, own)
         adapt_state_dict(state, own)
     backbone.load_state_dict(
         {name.removeprefix('backbone.'): value for name, value in state.items()}
@@ -173,27 +208,27 @@ def describe(state_dict: Mapping[str, Tensor]) -> dict:
     Raises:
         UserError: If a tensor that gives a size is missing or has other dimensions.
     """
-    needed = {'backbone.pos_embed', 'backbone.patch_embed.weight', _TABLE}
+    needed = {'backbone.pos_embed', 'backbone.patch_embed.weight', _QKV}
     if not needed <= set(state_dict):
         keys = ', '.join(map(str, list(state_dict)[:3]))
         raise UserError(
-            'these are not weights of an ElasticViT, or of an AutoFormer with relative positions '
-            f'(keys: {keys}, ...)'
+            'these are not weights of an ElasticViT, or of a ViT of AutoFormer, timm, Hugging Face '
+            f'or MMPretrain (keys: {keys}, ...)'
         )
     shape = partial(_shape, state_dict)
     depth = len({k.split('.')[2] for k in state_dict if k.startswith('backbone.blocks.')})
     blocks = [f'backbone.blocks.{i}' for i in range(depth)]
-    table, patch = shape(_TABLE, 2), shape('backbone.patch_embed.weight', 4)
+    patch = shape('backbone.patch_embed.weight', 4)
     _, tokens, embed_dim = shape('backbone.pos_embed', 3)
+    widths = [shape(f'{block}.attn.qkv.weight', 3)[1] for block in blocks]
     sizes = dict(
         embed_dim=embed_dim,
         depth=depth,
-        num_heads=[shape(f'{block}.attn.qkv.weight', 3)[1] // table[1] for block in blocks],
+        **_attention(widths, shape(_TABLE, 2) if _TABLE in state_dict else None),
         mlp_width=[shape(f'{block}.fc1.weight', 2)[0] for block in blocks],
-        head_dim=table[1],
-        max_relative_position=table[0] // 2 - 1,
         patch_size=patch[2],
         in_channels=patch[1],
+        num_prefix_tokens=shape(_CLASS, 3)[1] if _CLASS in state_dict else 0,
         tokens=tokens,
     )
     if 'head.fc.weight' in state_dict:
@@ -206,6 +241,17 @@ def describe(state_dict: Mapping[str, Tensor]) -> dict:
             layers=sorted({name.split('.')[-2] for name in experts}),
         )
     return sizes
+
+
+def _attention(widths: list[int], table: tuple[int, int] | None) -> dict:
+    """Sizes of attention; only tables of relative positions (2 R + 2, D) tell the heads' width."""
+    if table is None:
+        return dict(attention_width=widths, max_relative_position=None)
+    return dict(
+        num_heads=[width // table[1] for width in widths],
+        head_dim=table[1],
+        max_relative_position=table[0] // 2 - 1,
+    )
 
 
 def _shape(state_dict: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
@@ -221,7 +267,7 @@ def _shape(state_dict: Mapping[str, Tensor], name: str, dims: int) -> tuple[int,
 
 def _rename(state_dict: dict[str, Tensor]) -> None:
     _replace(state_dict, unwrapped(state_dict))
-    for has_format, convert in ((is_autoformer, from_autoformer), (is_plain, from_plain)):
+    for has_format, convert in _FORMATS:
         if has_format(state_dict):
             _replace(state_dict, convert(state_dict))
 

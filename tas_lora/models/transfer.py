@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from itertools import product
 from math import isqrt
 
 import torch
@@ -15,6 +16,7 @@ from ..errors import UserError
 ADAPTABLE = frozenset({'tokens', 'max_relative_position', 'num_classes'})
 
 _FEATURE_MAP = 'feature_map.'
+_CLASS, _POSITIONS = 'backbone.cls_token', 'backbone.pos_embed'
 _TABLE = re.compile(r'\.rel_pos_[kv]\.(vertical|horizontal)$')
 
 
@@ -34,9 +36,15 @@ def adapt_sizes(
         (file.get(field), model.get(field))
         for field in ('tokens', 'max_relative_position', 'num_classes')
     )
+    if (None in offsets) and offsets != (None, None):
+        raise UserError(
+            f'max_relative_position {offsets[0]} in the checkpoint, {offsets[1]} in the config: '
+            'one has tables of relative positions, the other none; set the same in the backbone'
+        )
     if tokens[0] != tokens[1] or offsets[0] != offsets[1]:
-        _adapt_positions(state_dict, tuple(map(grid_of, tokens)), offsets)
-    if None not in classes and classes[0] != classes[1]:
+        _adapt_positions(state_dict, tokens, offsets)
+    new_head = any(name.startswith('head.') for name in model_state)
+    if new_head and classes[1] is not None and classes[0] != classes[1]:
         _renew_head(state_dict, model_state, classes)
 
 
@@ -74,15 +82,46 @@ def settle_feature_map(state_dict: dict[str, Tensor], model_state: Mapping[str, 
         state_dict.setdefault(name, value)
 
 
-def grid_of(tokens: int) -> int:
-    """Patches along a side, for a square of patches and a class token."""
-    grid = isqrt(max(tokens - 1, 0))
-    if not grid or grid**2 + 1 != tokens:
+def layouts(tokens: int, prefix: int) -> list[tuple[int, int]]:
+    """Ways to read the rows of a position embedding: rows of prefix tokens, patches along a side.
+
+    There is none if the patches are no square.
+
+    Args:
+        tokens: All rows.
+        prefix: Prefix tokens P of the network; all of them have rows, or none has.
+    """
+    found = [(rows, isqrt(tokens - rows)) for rows in dict.fromkeys((prefix, 0)) if tokens > rows]
+    return [(rows, grid) for rows, grid in found if grid**2 + rows == tokens]
+
+
+def match_prefix(state_dict: dict[str, Tensor], model_state: Mapping[str, Tensor]) -> None:
+    """Fold the positions of prefix tokens, in place, if the model has no rows for them.
+
+    They are added to the tokens themselves, which does not change what the network computes.
+
+    Raises:
+        UserError: If the patches of ``state_dict`` are not a square.
+    """
+    prefix = state_dict[_CLASS].shape[1] if _CLASS in state_dict else 0
+    tokens, own = (state[_POSITIONS].shape[1] for state in (state_dict, model_state))
+    if tokens == own or (_CLASS in model_state and model_state[_CLASS].shape[1] != prefix):
+        return
+    pairs = product(layouts(tokens, prefix), layouts(own, prefix))
+    pairs = [(file, model) for file, model in pairs if file[0] >= model[0]]
+    if not pairs:
         raise UserError(
-            f'the checkpoint has {tokens} tokens, which is not a square of patches and a class '
-            'token; positions can only be resized from one square grid to another'
+            f'the checkpoint has {tokens} tokens, which is not a square of patches and '
+            f'{prefix or "no"} prefix tokens, as in the model; positions can only be resized from '
+            'one square grid to another'
         )
-    return grid
+    # The same grid if possible, else the same rows: two squares may differ by as many as P.
+    file, model = min(pairs, key=lambda p: (p[0][1] != p[1][1], p[0][0] != p[1][0]))
+    if file[0] > model[0]:
+        positions = state_dict[_POSITIONS]
+        if positions.shape[2] == state_dict[_CLASS].shape[2]:
+            state_dict[_CLASS] = state_dict[_CLASS] + positions[:, :prefix]
+        state_dict[_POSITIONS] = positions[:, prefix:]
 
 
 def resample_table(table: Tensor, grids: tuple[int, int], max_offset: int) -> Tensor:
@@ -121,20 +160,26 @@ def _renew_head(
             f'num_classes {classes[0]} in the checkpoint, {classes[1]} in the config, whose head '
             'is frozen and would never learn them; train the supernet on these classes first'
         )
+    for name in [name for name in state_dict if name.startswith('head.')]:
+        del state_dict[name]
     state_dict.update((name, value.detach()) for name, value in head.items())
     print_log(
-        f'The checkpoint has {classes[0]} classes, the config {classes[1]}: the head starts anew.',
+        f'The checkpoint has {classes[0] or "no"} classes, the config {classes[1]}: the head '
+        'starts anew.',
         'current',
     )
 
 
 def _adapt_positions(
-    state_dict: dict[str, Tensor], grids: tuple[int, int], offsets: tuple[int, int]
+    state_dict: dict[str, Tensor], tokens: tuple[int, int], offsets: tuple[int | None, int | None]
 ) -> None:
-    old, new = grids
+    prefix = state_dict[_CLASS].shape[1] if _CLASS in state_dict else 0
+    file, model = (dict(layouts(count, prefix)) for count in tokens)
+    rows = next(rows for rows in (prefix, 0) if rows in file and rows in model)  # as match_prefix
+    grids = old, new = file[rows], model[rows]
     for name, value in state_dict.items():
-        if name == 'backbone.pos_embed':
-            state_dict[name] = resize_pos_embed(value, (old, old), (new, new))
+        if name == _POSITIONS:
+            state_dict[name] = resize_pos_embed(value, (old,) * 2, (new,) * 2, 'bicubic', rows)
         elif _TABLE.search(name) and len(value) == 2 * offsets[0] + 2:
             state_dict[name] = resample_table(value, grids, offsets[1])
     if old != new:
@@ -143,8 +188,10 @@ def _adapt_positions(
             'the position embedding is resized.',
             'current',
         )
-    print_log(
-        f'Relative positions are clipped at {offsets[0]} on the grid of {old} of the checkpoint, '
-        f'at {offsets[1]} on that of {new} of the config: their tables are interpolated.',
-        'current',
-    )
+    if offsets != (None, None):
+        print_log(
+            f'Relative positions are clipped at {offsets[0]} on the grid of {old} of the '
+            f'checkpoint, at {offsets[1]} on that of {new} of the config: their tables are '
+            'interpolated.',
+            'current',
+        )

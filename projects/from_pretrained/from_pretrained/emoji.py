@@ -70,13 +70,12 @@ def _dealt(designs: Sequence[Sequence[Mapping]]) -> dict[str, list[Mapping]]:
     return dealt
 
 
-def write_folders(archives: Mapping[str, Path], out: Path, seed: int = 0) -> Counter:
+def write_folders(archives: Mapping[str, Path], out: Path) -> Counter:
     """Write ``out/SPLIT/CLASS/HAND_CODE.png``: 64 pixels, RGB, on white.
 
     Args:
         archives: npm archive of each hand.
         out: Folder to write to, which must be empty or absent.
-        seed: Of the split.
 
     Returns:
         Number of pictures by split.
@@ -85,7 +84,7 @@ def write_folders(archives: Mapping[str, Path], out: Path, seed: int = 0) -> Cou
         UserError: If an archive lacks a picture.
     """
     with tarfile.open(archives[HANDS[0]]) as archive:
-        splits = split_emoji(json.load(archive.extractfile('package/emoji.json')), seed)
+        splits = split_emoji(json.load(archive.extractfile('package/emoji.json')))
     counts = Counter()
     for hand, path in archives.items():
         wanted = {

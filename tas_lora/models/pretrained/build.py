@@ -1,0 +1,183 @@
+"""From a pretrained vision transformer of another library to the supernet that it is the top of."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from ...checks import positive
+from ...errors import UserError, blame
+from ..checkpoint import adapt_state_dict
+from ..classifiers import SupernetClassifier
+from ..safe_load import read_state_dict
+from .original import Original
+
+# Reader of each library, by the first name of its modules; and by the first word of a source.
+_READERS = dict(timm='from_timm', transformers='from_transformers', mmpretrain='from_mmpretrain')
+_SOURCES = dict(timm='from_timm', hf='from_transformers', mmpretrain='from_mmpretrain')
+_NEEDED = dict(timm='timm', hf='transformers', mmpretrain='mmpretrain')
+_TOLERANCE = 1e-5  # of the largest output, in float32
+
+
+def supernet_from(
+    source: nn.Module | str,
+    *,
+    checkpoint: str | Path | None = None,
+    img_size: int | None = None,
+    num_classes: int | None = None,
+) -> SupernetClassifier:
+    """Make a pretrained vision transformer the largest subnet of a supernet.
+
+    It is compared with the original on random images: the supernet computes what it does.
+
+    Args:
+        source: A model of timm (``VisionTransformer``), of transformers (ViT, DeiT, DINOv2 and
+            CLIP, with or without a classifier) or of MMPretrain (``VisionTransformer``, also in an
+            ``ImageClassifier``); or 'timm:NAME', 'hf:FOLDER' or 'mmpretrain:NAME'. It is not
+            changed.
+        checkpoint: File with the weights of this model; by default a model's own, those in the
+            folder, or those that the library downloads.
+        img_size: Side of the images. For another than the original's, positions are resized as
+            its library does.
+        num_classes: A new head for as many classes. None keeps the original's; if it has none,
+            the model has none, and ``model.backbone(images)[-1]`` is its feature.
+
+    Returns:
+        The supernet on the CPU in evaluation mode, in float32; on the meta device, without values,
+        if the source is there.
+
+    Raises:
+        UserError: If a part of the model is not supported, or a file is missing or does not fit.
+    """
+    return convert(source, checkpoint, img_size, num_classes)[0]
+
+
+def convert(
+    source: nn.Module | str,
+    checkpoint: str | Path | None = None,
+    img_size: int | None = None,
+    num_classes: int | None = None,
+) -> tuple[SupernetClassifier, dict, float | None]:
+    """The supernet of :func:`supernet_from`, its config, and how far it is from the original.
+
+    The difference is that of the outputs for two random images, divided by the largest output;
+    None on the meta device.
+    """
+    original = read_original(source, checkpoint, img_size)
+    model, found = _built(original)
+    if num_classes is None:
+        return model, original.config, found
+    config = original.config | dict(head=_head(num_classes))
+    with torch.device('meta' if _on_meta(model) else 'cpu'):
+        other = MODELS.build(config).eval()
+    other.backbone.load_state_dict(model.backbone.state_dict())
+    return other, config, found
+
+
+def model_config_of(
+    source: nn.Module, *, img_size: int | None = None, num_classes: int | None = None
+) -> dict:
+    """Config of the supernet whose largest subnet is a pretrained vision transformer.
+
+    Arguments and errors as in :func:`supernet_from`.
+    """
+    config = read_original(source, None, img_size).config
+    return config if num_classes is None else config | dict(head=_head(num_classes))
+
+
+def read_original(
+    source: nn.Module | str, checkpoint: str | Path | None, img_size: int | None
+) -> Original:
+    """Read a model into float32 on the CPU, or on the meta device; the source stays as it is."""
+    if img_size is not None:
+        positive(img_size, 'img_size', int, most=10**5)
+    opened, reader, preprocessing = _opened(source, checkpoint)
+    opened.eval()
+    if not _on_meta(opened):
+        opened = opened.float().cpu()
+    with torch.no_grad():
+        original = reader.read(opened, img_size)
+    if preprocessing:
+        original.config['data_preprocessor'] = preprocessing
+    return original
+
+
+def _opened(
+    source: nn.Module | str, checkpoint: str | Path | None
+) -> tuple[nn.Module, ModuleType, Mapping]:
+    """A model that may be changed, the reader of its library, and how its images are prepared."""
+    if isinstance(source, str):
+        library, _, name = source.partition(':')
+        if library not in _SOURCES or not name:
+            raise UserError(
+                f"must be a model, 'timm:NAME', 'hf:FOLDER' or 'mmpretrain:NAME', got {source!r}",
+                'source',
+            )
+        reader = _reader(_SOURCES[library])
+        with blame(f'{_NEEDED[library]} cannot be imported; install it with pip'):
+            import_module(_NEEDED[library])
+        model = reader.open_model(name, checkpoint)
+        return model, reader, reader.preprocessing(name) if library == 'hf' else {}
+    library = type(source).__module__.partition('.')[0]
+    if library not in _READERS or not isinstance(source, nn.Module):
+        raise UserError(
+            f'must be a model of timm, transformers or MMPretrain, got a {type(source).__name__} '
+            f'of {library}',
+            'source',
+        )
+    reader, model = _reader(_READERS[library]), deepcopy(source)
+    if checkpoint is not None:
+        model = reader.load(model, read_state_dict(checkpoint), checkpoint)
+    return model, reader, {}
+
+
+def _reader(name: str) -> ModuleType:
+    return import_module(f'.{name}', __package__)
+
+
+def _built(original: Original) -> tuple[SupernetClassifier, float | None]:
+    """The supernet with the original's weights and head, and its difference from it."""
+    init_default_scope('mmpretrain')
+    on_meta = any(value.is_meta for value in original.weights.values())
+    with torch.device('meta' if on_meta else 'cpu'):
+        model = MODELS.build(original.config).eval()
+    weights = dict(original.weights)
+    adapt_state_dict(weights, model.state_dict())
+    if on_meta:
+        return model, None
+    model.load_state_dict(weights)
+    found = _difference(model, original)
+    if not found <= _TOLERANCE:
+        raise UserError(
+            f'the supernet differs from the original by {found:.1e} of its largest output, more '
+            f'than {_TOLERANCE:.0e}: a part was changed after the model was built, or this release '
+            'of its library has another forward; use the class as a recent release has it'
+        )
+    return model, found
+
+
+def _difference(model: SupernetClassifier, original: Original) -> float:
+    """Largest difference of the outputs for two random images, relative to the largest output."""
+    spec = model.backbone.image_spec
+    shape = (2, spec['in_channels'], spec['img_size'], spec['img_size'])
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), blame(f'the original cannot run on images of {spec["img_size"]} pixels'):
+        expected = original.output(images)
+    with torch.no_grad():
+        found = model(images, mode='tensor')
+    found = found[-1] if isinstance(found, tuple) else found  # features, without a head
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+
+
+def _head(num_classes: int) -> dict:
+    positive(num_classes, 'num_classes', int, most=10**6)
+    return dict(type='tas_lora.ElasticClsHead', num_classes=num_classes)
+
+
+def _on_meta(module: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in module.parameters())

@@ -1,0 +1,138 @@
+"""Read timm's ``VisionTransformer``."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ...errors import blame
+from ..foreign_names import from_timm
+from ..safe_load import read_state_dict
+from .original import (
+    Facts,
+    Original,
+    activation,
+    check_parts,
+    check_patches,
+    common,
+    config_of,
+    head_part,
+    is_none,
+    kind,
+    norm_eps,
+    side_of,
+)
+
+_POOLINGS = dict(token='cls_token', avg='avg_featmap')
+
+
+def read(vit: nn.Module, img_size: int | None) -> Original:
+    """Read a ``VisionTransformer``, which is changed if ``img_size`` is another than its own.
+
+    Raises:
+        UserError: If a part of it is not supported.
+    """
+    check_parts('timm', _network(vit))
+    for i, block in enumerate(vit.blocks):
+        check_parts('timm', _block(block, f'blocks[{i}]'))
+    check_patches(vit.patch_embed.proj, 'timm', 'patch_embed.proj')
+    if img_size is not None:
+        vit.set_input_size(img_size=(img_size, img_size))
+    facts, weights = _facts(vit), from_timm(vit.state_dict())
+    return Original(config_of(facts, weights, 'timm'), weights, vit)
+
+
+def open_model(name: str, checkpoint: str | Path | None) -> nn.Module:
+    """Build a model of timm's by name, with the weights of ``checkpoint`` or those of the hub.
+
+    Raises:
+        UserError: If there is no such model, or its weights cannot be had.
+    """
+    import timm
+
+    if checkpoint is None:
+        with blame(
+            f'the weights of timm:{name} cannot be fetched; download their file where there is a '
+            'connection, and give it as checkpoint'
+        ):
+            return timm.create_model(name, pretrained=True)
+    state = read_state_dict(checkpoint)
+    head = state.get('head.weight')
+    with blame(f'timm cannot build {name!r}'):
+        vit = timm.create_model(name, num_classes=0 if head is None else len(head))
+    return load(vit, state, checkpoint)
+
+
+def load(vit: nn.Module, state: dict[str, Tensor], file: str | Path) -> nn.Module:
+    """Load weights as timm loads its own, positions of other sizes included."""
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    with blame(f'{file} does not fit {_name(vit)} of timm'):
+        vit.load_state_dict(checkpoint_filter_fn(state, vit, adapt_layer_scale=True))
+    return vit
+
+
+def _name(vit: nn.Module) -> str:
+    return getattr(vit, 'pretrained_cfg', {}).get('architecture', kind(vit))
+
+
+def _network(vit: nn.Module) -> Iterator[tuple[str, object, bool, str]]:
+    """Parts of the network outside of its blocks that change its output."""
+    patches = vit.patch_embed
+    yield 'the model', kind(vit), kind(vit) == 'VisionTransformer', 'those of VisionTransformer'
+    right = kind(patches) in ('PatchEmbed', 'PatchEmbedWithSize')
+    yield 'patch_embed', kind(patches), right, 'a PatchEmbed'
+    yield 'patch_embed.norm', kind(patches.norm), is_none(patches.norm), 'none'
+    yield 'pos_embed', vit.pos_embed, vit.pos_embed is not None, 'a learned one'
+    yield 'attn_pool', kind(vit.attn_pool), vit.attn_pool is None, 'pooling by token or mean'
+    yield 'global_pool', repr(vit.global_pool), vit.global_pool in _POOLINGS, "'token' or 'avg'"
+    included = vit.pool_include_prefix and vit.global_pool == 'avg' and vit.num_prefix_tokens > 0
+    yield 'pool_include_prefix', True, not included, 'means over patches alone'
+    both = not is_none(vit.norm) and not is_none(vit.fc_norm)
+    yield 'fc_norm', f'{kind(vit.fc_norm)} after a norm', not both, 'one final norm'
+    yield head_part(vit.head, 'timm', 'head')
+
+
+def _block(block: nn.Module, place: str) -> Iterator[tuple[str, object, bool, str]]:
+    """Parts of a block that change its output."""
+    yield place, kind(block), kind(block) == 'Block', 'Blocks: attention, and then an MLP'
+    attn, mlp = block.attn, block.mlp
+    yield f'{place}.attn', kind(attn), kind(attn) == 'Attention', 'plain attention'
+    for name in ('q_norm', 'k_norm', 'norm', 'gate'):  # of some releases
+        part = getattr(attn, name, None)
+        yield f'{place}.attn.{name}', kind(part), is_none(part), 'none'
+    own = attn.head_dim**-0.5
+    yield f'{place}.attn.scale', attn.scale, attn.scale == own, f'{own:.4g} here'
+    yield f'{place}.mlp', kind(mlp), kind(mlp) == 'Mlp', 'an MLP of two layers'
+    yield f'{place}.mlp.fc1', kind(mlp.fc1), isinstance(mlp.fc1, nn.Linear), 'linear layers'
+    yield f'{place}.mlp.norm', kind(mlp.norm), is_none(mlp.norm), 'none'
+    scales = sorted({kind(block.ls1), kind(block.ls2)})
+    right = scales in (['Identity'], ['LayerScale'])
+    yield f'{place}.ls1 and ls2', ' and '.join(scales), right, 'LayerScale on both branches or none'
+
+
+def _facts(vit: nn.Module) -> Facts:
+    norms = {
+        f'blocks[{i}].{name}': getattr(block, name)
+        for i, block in enumerate(vit.blocks)
+        for name in ('norm1', 'norm2')
+    }
+    for name in ('norm_pre', 'norm', 'fc_norm'):
+        if not is_none(getattr(vit, name)):
+            norms[name] = getattr(vit, name)
+    places = [('tokens', vit.norm), ('pooled', vit.fc_norm)]
+    final = next((place for place, norm in places if not is_none(norm)), 'none')
+    acts = (activation(b.mlp.act, 'timm', f'blocks[{i}].mlp.act') for i, b in enumerate(vit.blocks))
+    data = getattr(vit, 'pretrained_cfg', None) or {}
+    mean, std = ([round(255 * v, 6) for v in data.get(name) or ()] for name in ('mean', 'std'))
+    return Facts(
+        num_heads=[block.attn.num_heads for block in vit.blocks],
+        img_size=side_of(vit.patch_embed.img_size, 'img_size', 'timm'),
+        out_type=_POOLINGS[vit.global_pool],
+        norm_eps=norm_eps(norms, 'timm'),
+        act=common(acts, 'the activation', 'timm'),
+        final_norm=final,
+        prefix_positions=not vit.no_embed_class,
+        mean=mean,
+        std=std,
+    )

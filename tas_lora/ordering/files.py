@@ -1,0 +1,104 @@
+"""Files of tools/order.py: weights, config, measurements, space."""
+
+import argparse
+import json
+import shlex
+from collections.abc import Mapping
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from ..analysis.output import plain, rendered
+from ..atomic_files import seal, write_together
+from ..models import SupernetClassifier
+from ..packaged import command
+from ..provenance import versions
+from ..structures import SearchSpace
+from .drawing import draw_damage
+
+LOOPS = ('train_cfg', 'val_cfg', 'test_cfg')
+
+
+def write(
+    cfg: Config,
+    args: argparse.Namespace,
+    weights: Mapping,
+    model: SupernetClassifier,
+    found: Mapping,
+    space: Mapping,
+) -> list[Path]:
+    """Write all files together, so that none is there without the others; returns the paths."""
+    folder = Path(args.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    made_by = dict(
+        command=command(),
+        seed=args.seed,
+        score=args.score,
+        batches=args.batches,
+        config=args.config,
+        checkpoint=weights['checkpoint'],
+        sha256=weights['sha256'],
+        versions=versions(),
+    )
+    measure = '1 - cosine' if model.head is None else 'KL divergence'
+    draw = partial(draw_damage, found['before'], found['after'], measure)
+    contents = rendered(folder, 'damage', made_by, found, dict(damage=draw))
+    record = dict(made_by=made_by) | dict(space)
+    contents[folder / 'space.json'] = json.dumps(record | dict(made_by=plain(made_by)), indent=2)
+    contents[folder / 'ordered.pth'] = checkpoint_of(model, weights, made_by)
+    contents[folder / 'ordered.py'] = config_text(cfg, args, model, space['space'])
+    write_together(contents)
+    return list(contents)
+
+
+def checkpoint_of(model: SupernetClassifier, weights: Mapping, made_by: Mapping) -> bytes:
+    """A sealed checkpoint of ours."""
+    meta = dict(ordered_by=plain(made_by), block_order=list(model.backbone.block_order))
+    if weights['classes']:
+        meta['dataset_meta'] = dict(weights['classes'])
+    content = BytesIO()
+    state_dict = {name: value.cpu() for name, value in model.state_dict().items()}
+    torch.save(dict(meta=meta, state_dict=state_dict), content)
+    return seal(content.getvalue())
+
+
+def config_text(
+    cfg: Config, args: argparse.Namespace, model: SupernetClassifier, space: Mapping
+) -> str:
+    """A config of the ordered supernet, based on CONFIG, or whole if ``--cfg-options`` changed it.
+
+    The space replaces those of the loops that have one.
+    """
+    order, weights = list(model.backbone.block_order), str(Path(args.out, 'ordered.pth').resolve())
+    loops = [name for name in LOOPS if 'space' in (cfg.get(name) or {})]
+    header = [
+        '# A supernet in order, and the space proposed for it; load_from has its weights.',
+        f'# {json.dumps(shlex.join(command()))[1:-1]}',
+        '',
+    ]
+    if args.cfg_options:
+        whole = cfg.copy()
+        whole.model.backbone.update(block_order=order, init_cfg=None)
+        whole.load_from = weights
+        for name in loops:
+            whole[name].space = dict(space)
+        return '\n'.join([*header, whole.pretty_text])
+    values = ', '.join(f'{name}={value}' for name, value in space.items())
+    replaced = 'dict(_delete_=True, **proposed)'
+    lines = [
+        f'_base_ = [{str(Path(cfg.filename).resolve())!r}]',
+        f'load_from = {weights!r}',
+        f'model = dict(backbone=dict(block_order={order}, init_cfg=None))',
+        f'proposed = dict({values})',
+        f'space = {replaced if "space" in cfg else "proposed"}',
+        *(f'{name} = dict(space={replaced})' for name in loops),
+    ]
+    return '\n'.join([*header, *lines, ''])
+
+
+def as_dict(space: SearchSpace) -> dict:
+    """The fields of a space, for JSON and configs."""
+    return {name: list(getattr(space, name)) for name in SearchSpace.field_names()}

@@ -1,0 +1,114 @@
+"""Inputs of tools/order.py: the supernet and its images, from a config and the command line."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ..analysis.subjects import Images
+from ..datasets.agreement import trained_classes
+from ..datasets.replay import check_readable, readable, seed_everything
+from ..errors import UserError, blame
+from ..models import SupernetClassifier, load_supernet
+from ..models.checkpoint import pretrained_file
+from ..models.safe_load import read_checkpoint
+from ..provenance import sha256
+from .couplings import couplings
+from .scores import ChannelScore
+
+
+def read_limits(texts: Sequence[str]) -> dict[str, float]:
+    """Parse ``COST=SHARE`` arguments."""
+    limits = {}
+    for text in texts:
+        name, equals, share = text.partition('=')
+        try:
+            limits[name] = float(share)
+        except ValueError:
+            raise UserError(f'--limit takes COST=SHARE, such as macs=0.5, got {text!r}') from None
+    return limits
+
+
+def check_multiple(text: str) -> None:
+    """Raise :class:`UserError` unless it is 'auto' or a positive integer."""
+    if text != 'auto' and not (text.isdecimal() and 0 < int(text) <= 4096):
+        raise UserError(f"--multiple must be 'auto' or an integer from 1 to 4096, got {text!r}")
+
+
+def load(cfg: Config, args: argparse.Namespace) -> tuple[SupernetClassifier, dict]:
+    """Load the supernet that is to be ordered, and describe where its weights are from.
+
+    Raises:
+        UserError: If there are no weights, they do not fit, or the model has experts.
+    """
+    own = pretrained_file((cfg.model.get('backbone') or {}).get('init_cfg'))
+    file = args.checkpoint or cfg.get('load_from')
+    if not (file or own):
+        raise UserError(
+            f'{args.config} names no weights (load_from, or init_cfg of the backbone); give a '
+            'CHECKPOINT: the order of random weights means nothing'
+        )
+    torch.manual_seed(args.seed)  # a head that no file holds
+    model = load_supernet(cfg, file, args.device)
+    couplings(model)  # refuses experts
+    if not file:
+        model.backbone.init_weights()
+    file = str(file or own)
+    local = Path(file).is_file()
+    return model, dict(
+        checkpoint=file,
+        sha256=sha256(file) if local else None,
+        classes=trained_classes(read_checkpoint(file)) if local else {},
+        has_head=args.checkpoint is not None or bool(cfg.get('load_from')),
+    )
+
+
+def scored_batches(
+    model: SupernetClassifier, cfg: Config, args: argparse.Namespace, score: ChannelScore
+) -> list[dict]:
+    """The first training batches, preprocessed as in evaluation.
+
+    Raises:
+        UserError: If there are fewer, or, for a score that needs labels, fewer images than classes.
+    """
+    seed_everything(args.seed)
+    with blame('train_dataloader cannot be built'):
+        loader = Runner.build_dataloader(readable(cfg.train_dataloader), seed=args.seed)
+    found = []
+    for _, data in zip(range(args.batches), loader, strict=False):
+        check_readable(data)
+        found.append(model.data_preprocessor(data, training=False))
+    if len(found) < args.batches:
+        raise UserError(
+            f'--batches is {args.batches}, but train_dataloader has {len(found)} of '
+            f'{loader.batch_size} images; ask for fewer, or lower its batch_size'
+        )
+    count, classes = sum(len(b['inputs']) for b in found), getattr(model.head, 'num_classes', 0)
+    if score.needs_labels and count < classes:
+        each = count // len(found)
+        raise UserError(
+            f'--batches {args.batches} gives {count} images for {classes} classes, too few for '
+            f'{type(score).__name__}; give --batches {-(-classes // each)}, or use --score '
+            'tas_lora.OutputScore, which needs no labels'
+        )
+    return found
+
+
+def held_out_batches(
+    model: SupernetClassifier, cfg: Config, args: argparse.Namespace
+) -> list[dict]:
+    """As many random validation images as ``--batches`` hold, preprocessed."""
+    if not cfg.get('val_dataloader'):
+        raise UserError(
+            f'{args.config} has no val_dataloader; damage is measured on images that no score has '
+            'seen: add one'
+        )
+    images = Images(cfg.val_dataloader, None, args.seed, 'val_dataloader')
+    count = min(len(images.indices), args.batches * images.held_out.batch_size)
+    drawn = np.random.default_rng(args.seed).choice(len(images.indices), count, replace=False)
+    images.indices = np.sort(drawn).tolist()
+    return [model.data_preprocessor(batch, training=False) for batch in images]

@@ -1,0 +1,51 @@
+"""Put the units of a supernet in order, so that the best are in every slice."""
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..models import SupernetClassifier
+from .couplings import couplings, unit_counts
+from .scores import Importance
+
+
+@torch.no_grad()
+def apply_order(model: SupernetClassifier, importance: Importance) -> dict[str, list[Tensor]]:
+    """Permute neurons and heads of each block, and the channels of the stream, in place.
+
+    The best come first. The network at full size computes what it did before. Without a head the
+    channels of its features change places: feature j is the former feature ``channels[0][j]``.
+
+    Args:
+        model: A supernet without experts.
+        importance: Scores of a :class:`~.scores.ChannelScore`.
+
+    Returns:
+        The former places of the units, by kind, as :meth:`Importance.groups`.
+
+    Raises:
+        UserError: If the model has experts or another size, or a score is not finite.
+    """
+    table, scores = couplings(model), importance.groups()
+    _check_scores(scores, unit_counts(model))
+    orders = {
+        kind: [x.argsort(descending=True, stable=True) for x in group]
+        for kind, group in scores.items()
+    }
+    for kind, groups in table.items():
+        for group, order in zip(groups, orders[kind], strict=True):
+            for coupling in group:
+                parameter = model.get_parameter(coupling.name)
+                parameter.copy_(coupling.permuted(parameter, order.to(parameter.device)))
+    return orders
+
+
+def _check_scores(scores: dict[str, list[Tensor]], counts: dict[str, list[int]]) -> None:
+    for kind, sizes in counts.items():
+        shapes = [tuple(x.shape) for x in scores[kind]]
+        if shapes != [(size,) for size in sizes]:
+            raise UserError(f'importance.{kind} has shapes {shapes}, the model has {sizes} units')
+        if not all(x.isfinite().all() for x in scores[kind]):
+            raise UserError(
+                f'importance.{kind} is not finite; do the weights or the images hold NaN?'
+            )

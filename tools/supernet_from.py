@@ -1,0 +1,74 @@
+"""Make a pretrained vision transformer of timm, Hugging Face or MMPretrain a supernet."""
+
+import argparse
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from tas_lora import UserError, cli
+from tas_lora.atomic_files import write_atomic
+from tas_lora.models import SupernetClassifier
+from tas_lora.models.pretrained import convert
+from tas_lora.structures import ViTStyle
+
+HEADER = '''"""The supernet that {source} is the largest subnet of.
+
+Written by tools/supernet_from.py, along with its weights. Begin a config with this network:
+
+    _base_ = ['.../supernet.py', ...]
+    load_from = '.../supernet.pth'
+"""
+
+'''
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('source', help='timm:NAME, hf:FOLDER or mmpretrain:NAME')
+    parser.add_argument('--out', required=True, help='folder for supernet.py and supernet.pth')
+    parser.add_argument('--checkpoint', help="weights of this model, if not the library's own")
+    parser.add_argument('--img-size', type=int, help='side of the images, if not its own')
+    parser.add_argument('--num-classes', type=int, help='a new head for as many classes')
+    return parser.parse_args()
+
+
+def lines(source: str, model: SupernetClassifier, difference: float) -> list[str]:
+    """What was read."""
+    arch, spec, style = model.backbone.arch, model.backbone.image_spec, model.backbone.style
+    count = sum(value.numel() for value in model.parameters())
+    head = 'no head' if model.head is None else f'a head of {model.head.num_classes} classes'
+    own = {k: v for k, v in style.to_dict().items() if v != getattr(ViTStyle(), k)}
+    parts = ', '.join(f'{name} {value}' for name, value in own.items())
+    return [
+        f'{source}: {arch.depth} blocks, {arch.embed_dim} wide, {max(arch.num_heads)} heads of '
+        f'{spec["head_dim"]}, MLPs of {max(arch.hidden_dims)}',
+        f'Images of {spec["img_size"]} pixels in patches of {spec["patch_size"]}; '
+        f'{model.backbone.out_type}, {head}; {count:,} parameters',
+        f'Parts: {parts}',
+        f'The supernet differs from the original by {difference:.1e} of its largest output.',
+    ]
+
+
+def main():
+    """Parse, convert, report and write."""
+    args = parse_args()
+    out = Path(args.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f'--out {out} is a file; name a folder')
+    options = args.checkpoint, args.img_size, args.num_classes
+    model, config, difference = convert(args.source, *options)
+    content = BytesIO()
+    torch.save(dict(meta=dict(source=args.source), state_dict=model.state_dict()), content)
+    out.mkdir(parents=True, exist_ok=True)
+    text = HEADER.format(source=args.source) + Config(dict(model=config)).pretty_text
+    write_atomic(out / 'supernet.pth', content.getvalue())
+    write_atomic(out / 'supernet.py', text.encode())
+    for line in (*lines(args.source, model, difference), f'Written: {out}/supernet.py and .pth'):
+        cli.say(line)
+
+
+if __name__ == '__main__':
+    cli.run(main)
