@@ -18,6 +18,7 @@ from tas_lora.costs.reference_models import (
     training_step,
 )
 from tas_lora.costs.timing import interleave, ratio, saved_bytes
+from tas_lora.models.export import standalone_state_dict
 
 CONFIG = tiny_config()['model']
 
@@ -49,6 +50,22 @@ def test_the_static_network_has_the_widths_of_the_subnet():
     shapes = [tuple(p.shape) for n, p in model.named_parameters() if 'fc1.weight' in n]
     assert shapes == [(hidden, subnet.embed_dim) for hidden in subnet.hidden_dims]
     assert model(images()).shape == (2, 5)
+
+
+def test_plain_contestants_are_the_same_network():
+    """Slices without relative positions, given their weights, are what static computes."""
+    subnets = dict(small=SPACE.smallest(), large=SPACE.largest())
+    models = benchmark.plain_contestants(CONFIG, subnets, 'cpu')
+    assert list(models) == ['plain small', 'static small', 'plain large', 'static large']
+    for name, subnet in subnets.items():
+        ours, static = randomize(models[f'plain {name}'], std=0.3), models[f'static {name}']
+        state = standalone_state_dict(ours, subnet)
+        static.load_state_dict({key.replace('.attn.', '.'): state[key] for key in state})
+        torch.testing.assert_close(ours(images(), mode='tensor'), static(images()))
+        assert not list(ours.backbone.mole_layers())
+    batch = benchmark.batch_of(models['plain small'].image_spec, 4, 'cpu')
+    kept = benchmark.measure_activations(models, batch, amp=False)
+    assert kept['plain large'] <= 1.02 * kept['static large']
 
 
 def test_a_step_trains_experts_and_router_of_ours_and_all_of_static():
@@ -191,6 +208,18 @@ def test_the_tool_measures_what_options_ask_for(tmp_path):
     assert len(found['subnet']['num_heads']) == 2
     for part in ('merge', 'merge backward', 'whole step'):
         assert found['hops_ms'][part]['median'] > 0
+
+
+@pytest.mark.full
+def test_the_tool_measures_slicing_alone(tmp_path, capsys):
+    options = ('--plain', '--quick', '--json', tmp_path / 'found.json')
+    small = ('space.depth=[2]', 'model.backbone.img_size=32')
+    assert call_tool('benchmark.py', *options, '--cfg-options', *small) == 0
+    found = json.loads((tmp_path / 'found.json').read_text())
+    assert found['full']['saved_activations_vs_static']['median'] == pytest.approx(1, abs=1e-3)
+    for name in ('full', 'drawn'):
+        assert found[name]['train_step_vs_static']['median'] > 0
+    assert 'slicing alone, against static' in capsys.readouterr().out
 
 
 @pytest.mark.full

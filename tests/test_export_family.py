@@ -70,7 +70,9 @@ def test_members_are_autoformers_subnets(autoformer, tmp_path):
     check_parent(autoformer, check_members(autoformer, tmp_path))
 
 
-@pytest.mark.parametrize('name', ['dinov2', 'both', pytest.param('clip', marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    'name', ['dinov2', 'features', 'both', pytest.param('clip', marks=pytest.mark.full)]
+)
 def test_members_are_subnets_of_other_styles(tmp_path, name):
     model = styled_model(name)
     check_parent(model, check_members(model, tmp_path))

@@ -332,7 +332,7 @@ def test_missing_packages_name_their_extra(monkeypatch):
         find_formats(['tensorrt'])
 
 
-COMMON = ('dinov2', 'clip', 'no_class_token')
+COMMON = ('dinov2', 'clip', 'no_class_token', 'features')
 RARE = [pytest.param(name, marks=pytest.mark.slow) for name in STYLES if name not in COMMON]
 
 

@@ -103,6 +103,9 @@ def test_timm_networks(name):
     larger = 2 * vit.patch_embed.img_size[0]
     model = supernet_from(vit, img_size=larger, num_classes=4)
     assert model.head.num_classes == 4
+    if name != 'no_head':  # one of as many classes is kept
+        same = supernet_from(vit, num_classes=CLASSES)
+        assert torch.equal(same.head.fc.weight, vit.head.weight)
     vit.set_input_size((larger, larger))
     images = pictures(larger, images.shape[1])
     assert_close(model.backbone(images)[-1], vit.forward_head(vit.forward_features(images), True))

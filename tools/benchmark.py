@@ -194,7 +194,7 @@ def plain_tables(results: dict[str, dict]) -> list[Table]:
     """For each space the ratios of the supernet and of the drawn subnet."""
     found = []
     for size, result in results.items():
-        title = f'AutoFormer-{size.upper()} without relative positions and experts, against static'
+        title = f'AutoFormer-{size.upper()}: slicing alone, against static'
         table = Table('subnet', 'figure', 'median', 'spread', title=title)
         for name in ('full', 'drawn'):
             for figure, value in result[name].items():

@@ -99,7 +99,7 @@ def read_source(
     data['test_dataloader'] = loader = data['test_dataloader'] or cfg.get('val_dataloader')
     own = cfg.model.get('data_preprocessor')
     data['data_preprocessor'] = own or data['data_preprocessor']
-    classes = class_names(read_checkpoint(args.checkpoint), loader, model.head.num_classes)
+    classes = class_names(read_checkpoint(args.checkpoint), loader, model.num_classes)
     export_subnet(model, subnet, folder, classes, innermost(loader))
     return Source.read(folder, data=data, opset=args.opset)
 

@@ -60,7 +60,7 @@ def main():
     subnets = read_subnets(args.subnets)
     model = apis.load_supernet(cfg, args.checkpoint)
     loader = cfg.to_dict().get('test_dataloader') or cfg.to_dict().get('val_dataloader')
-    classes = class_names(read_checkpoint(args.checkpoint), loader, model.head.num_classes)
+    classes = class_names(read_checkpoint(args.checkpoint), loader, model.num_classes)
     spec = model.image_spec
     shape = (64, spec['in_channels'], spec['img_size'], spec['img_size'])
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -64,7 +64,10 @@ def load_export(folder: str) -> tuple[PlainViT, dict]:
             'tools/export.py wrote to'
         )
     with blame(f'{folder} cannot be loaded'):
-        return load_plain_vit(folder)
+        model, description = load_plain_vit(folder)
+    if not description['network']['num_classes']:
+        raise UserError(f'{folder} gives features, not classes; load it by its plain_vit.py')
+    return model, description
 
 
 def class_names(path: str | None, description: dict) -> list[str] | None:

@@ -107,7 +107,8 @@ def family_differences(
     device = model.backbone.pos_embed.device
     for name, subnet in subnets.items():
         model.set_subnet(subnet)
-        expected = model(images.to(device), mode='tensor').cpu()
+        expected = model(images.to(device), mode='tensor')
+        expected = (expected if model.head is not None else expected[-1]).cpu()
         family.set_subnet(name)
         difference = (family(images) - expected).abs().max() / expected.std(0).mean().clamp(max=1)
         found[name] = float(difference.nan_to_num(nan=torch.inf))

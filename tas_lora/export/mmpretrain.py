@@ -21,7 +21,7 @@ CONFIG, CHECKPOINT = 'config.py', 'checkpoint.pth'
 _LOAD = """
 from mmpretrain import get_model
 model = get_model(folder + '/config.py', pretrained=True)
-net = lambda images: model(images, mode='tensor')
+net = lambda images: model(images, mode='tensor') if model.with_head else model(images)[-1]
 """
 _GREY = (117 / 1024, 601 / 1024, 306 / 1024)  # BGR; ITU-R 601, with sums exact in floats
 _PREPARE = """
@@ -77,13 +77,14 @@ def _config(source: Source) -> dict:
         head.update(type='MultiLabelLinearClsHead', thr=source.description['threshold'])
         head['loss']['use_sigmoid'] = True
     imports = source.data.get('custom_imports')
-    data = _data(source)
+    data = dict(_data(source), test_cfg=dict())
+    if not network['num_classes']:  # features, which no metric of classes can test
+        head, data = None, dict(data_preprocessor=data['data_preprocessor'])
     return dict(
         **({} if imports is None else dict(custom_imports=imports)),
         default_scope='mmpretrain',
         model=dict(type='ImageClassifier', backbone=backbone, head=head),
         **data,
-        test_cfg=dict(),
         load_from='{{ fileDirname }}/' + CHECKPOINT,
     )
 

@@ -210,6 +210,7 @@ def _supernet_logits(model: SupernetClassifier, subnet: Subnet, images: Tensor) 
     active = model.subnet
     model.set_subnet(subnet)
     logits = model(images.to(model.backbone.pos_embed.device), mode='tensor')
+    logits = logits if model.head is not None else logits[-1]  # features
     model.set_subnet(active)
     return logits.cpu()
 

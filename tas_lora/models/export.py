@@ -75,19 +75,18 @@ def sliced_state_dict(model: SupernetClassifier, subnet: Subnet) -> dict[str, Te
 
 def _outer_state(model: SupernetClassifier, subnet: Subnet) -> dict[str, Tensor]:
     """All but the blocks."""
-    width, backbone, linear = subnet.embed_dim, model.backbone, final_linear(model.head)
-    embed, side, parts = (
-        backbone.patch_embed,
-        backbone.patch_size_of(subnet),
-        backbone.feature_parts,
-    )
+    width, backbone = subnet.embed_dim, model.backbone
     state = {
-        'patch_embed.weight': embed.sliced_weight(width, side),
-        'patch_embed.bias': embed.bias[:width],
+        'patch_embed.weight': backbone.patch_embed.sliced_weight(
+            width, backbone.patch_size_of(subnet)
+        ),
+        'patch_embed.bias': backbone.patch_embed.bias[:width],
         'pos_embed': backbone.positions(subnet),
-        'head.weight': linear.weight.unflatten(1, (parts, -1))[..., :width].flatten(1),
-        'head.bias': linear.bias,
     }
+    if model.head is not None:
+        linear, by_part = final_linear(model.head), (backbone.feature_parts, -1)
+        state['head.weight'] = linear.weight.unflatten(1, by_part)[..., :width].flatten(1)
+        state['head.bias'] = linear.bias
     if backbone.style.num_prefix_tokens:
         state['cls_token'] = backbone.cls_token[..., :width]
     for name in ('pre_norm', 'norm'):  # without parameters where there is none
@@ -139,18 +138,18 @@ def export_subnet(
 def check_exportable(model: SupernetClassifier, classes: Sequence[str] | None) -> None:
     """Raise :class:`UserError` as :func:`export_subnet` does, except about the subnet."""
     backbone, head = model.backbone, model.head
-    linear = final_linear(head) is not None
+    linear = head is None or final_linear(head) is not None
     at_the_end = backbone.out_indices == (backbone.arch.depth - 1,)
     if not (backbone.out_type in POOLINGS and at_the_end and linear and not model.with_neck):
         raise UserError(
             'a supernet to export from has a backbone with the default out_indices and out_type '
-            f'{" or ".join(POOLINGS)}, no neck, and a linear head; this one has '
+            f'{" or ".join(POOLINGS)}, no neck, and a linear head or none; this one has '
             f'{backbone.out_indices}, {backbone.out_type}, {"a" if model.with_neck else "no"} neck '
             f'and {type(head).__name__}'
         )
-    if classes is not None and len(classes) != head.num_classes:
+    if classes is not None and len(classes) != model.num_classes:
         raise UserError(
-            f'there are {len(classes)} names of classes for {head.num_classes} logits; name each'
+            f'there are {len(classes)} names of classes for {model.num_classes} logits; name each'
         )
 
 
@@ -196,7 +195,12 @@ def describe_export(
 
 
 def _problem(model: SupernetClassifier) -> dict:
-    """What the logits mean, in the terms of Hugging Face; for several labels the threshold, too."""
+    """What the logits mean, in the terms of Hugging Face; for several labels the threshold, too.
+
+    Without a head there are none.
+    """
+    if model.head is None:
+        return {}
     if not model.is_multi_label:
         return dict(problem_type='single_label_classification')
     threshold = 0.5 if model.head.thr is None else model.head.thr

@@ -204,10 +204,14 @@ class SupernetClassifier(ImageClassifier):
             self.train(is_training)
 
     @property
+    def num_classes(self) -> int:
+        """Number of logits; 0 without a head."""
+        return 0 if self.head is None else self.head.num_classes
+
+    @property
     def image_spec(self) -> dict:
         """Keyword arguments of ``count_params`` and ``count_flops``; without a head, 0 classes."""
-        classes = 0 if self.head is None else self.head.num_classes
-        return dict(**self.backbone.image_spec, num_classes=classes)
+        return dict(**self.backbone.image_spec, num_classes=self.num_classes)
 
     def forward(self, inputs, data_samples=None, mode: str = 'tensor'):
         """As ``ImageClassifier.forward``; ``mode='tensor'`` returns the logits (B, classes).
