@@ -12,8 +12,11 @@ from conftest import runner_of
 from PIL import Image
 
 from tas_lora import Subnet, UserError, apis, load_supernet
+from tas_lora.costs.benchmark import supernet
 from tas_lora.engine import MoLEHook, SupernetRunner
-from tas_lora.models.export import standalone_state_dict
+from tas_lora.engine.hooks.compile_warmup_hook import run_once
+from tas_lora.models.export import export_subnet
+from tas_lora.models.plain_vit import load_plain_vit
 from tas_lora.models.safe_load import read_checkpoint
 
 DISTILL = 'tas_lora.ParentDistillation'
@@ -237,9 +240,11 @@ def test_the_parent_comes_out_to_the_last_bit(config, tmp_path, shared):
     assert not torch.allclose(logits_of(after, images, small), other, atol=1e-2)
     after.set_subnet(arch)
     exported, original = (
-        standalone_state_dict(model, arch) for model in (after, plain_network(cfg, None))
+        load_plain_vit(export_subnet(model, arch, tmp_path / name))[0].eval()
+        for name, model in (('exported', after), ('original', plain_network(cfg, None)))
     )
-    assert all(torch.equal(value, original[name]) for name, value in exported.items())
+    assert torch.equal(exported(images), original(images))
+    torch.testing.assert_close(exported(images), parent)
     with torch.no_grad():  # as an evaluation's hook does
         after.merge_experts()
     assert not after.is_merged
@@ -293,6 +298,15 @@ def test_a_search_scores_the_parent_as_it_was(digits_config, config, tmp_path):
     assert scores[0][32] != scores[1][32]
 
 
+def test_costs_and_compilation_of_a_space_with_the_parent(config):
+    cfg = config('moLE', keep_parent=True)
+    assert not supernet(cfg.model).keep_parent  # its largest subnet is timed as one that is trained
+    assert supernet(cfg.model, experts=False).router is None
+    runner = started(cfg)
+    run_once(runner, runner.model.backbone.arch)
+    assert all(parameter.grad is None for parameter in runner.model.parameters())
+
+
 # The map of features
 
 
@@ -322,7 +336,6 @@ def test_checkpoints_with_and_without_a_map(config, tmp_path):
 
 
 def test_weights_are_trained_in_bfloat16_too(config):
-    """Autocast keeps what it has cast; were the teacher's kept, students would learn nothing."""
     cfg = config('moLE', dict(features=1.0), feature_map=True, freeze_supernet=False)
     cfg.optim_wrapper.amp = 'bfloat16'
     cfg.optim_wrapper.supernet = dict(optimizer=dict(type='SGD', lr=0.1))
@@ -440,15 +453,24 @@ def test_another_file_in_the_place_of_the_teacher(config):
         apis.train(deepcopy(cfg), resume=True)
 
 
-def other_classes(cfg, _):
+def test_a_run_resumed_elsewhere_does_not_take_its_own_weights_for_the_original(config, tmp_path):
+    cfg = config('supernet')
+    apis.train(deepcopy(cfg))
+    checkpoint, original = Path(cfg.work_dir) / 'epoch_1.pth', cfg.load_from
+    cfg.work_dir = str(tmp_path / 'elsewhere')
+    cfg.resume, cfg.load_from = True, str(checkpoint)
+    refused(cfg, 'checkpoint is missing: all weights are trained')
+    cfg.train_cfg.strategy.checkpoint = original
+    cfg.train_cfg.allow_changes = True  # this field is another
+    apis.train(cfg)
+    assert (tmp_path / 'elsewhere' / 'epoch_2.pth').exists()
+
+
+def other_classes(cfg):
     state = torch.load(cfg.load_from)
     state['state_dict']['head.fc.weight'] = torch.zeros(3, 40)
     state['state_dict']['head.fc.bias'] = torch.zeros(3)
     torch.save(state, cfg.load_from)
-
-
-def no_head(cfg, _):
-    cfg.model.head = None
 
 
 REFUSED = {
@@ -470,8 +492,8 @@ def test_a_mistake_in_the_strategy_is_one_line(config, case):
 
 CHANGES = {
     'no teacher': (lambda cfg: cfg.merge_from_dict(dict(load_from=None)), 'checkpoint is missing'),
-    'classes': (lambda cfg: other_classes(cfg, None), 'teacher .*num_classes 3 in the checkpoint'),
-    'no head': (lambda cfg: no_head(cfg, None), 'logits must be 0, and labels'),
+    'classes': (other_classes, 'teacher .*num_classes 3 in the checkpoint'),
+    'no head': (lambda cfg: cfg.model.update(head=None), 'logits must be 0, and labels'),
     'map': (lambda cfg: cfg.model.update(feature_map=True), 'features is 0, so that .*feature_map'),
     'accumulation': (
         lambda cfg: (

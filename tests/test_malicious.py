@@ -245,7 +245,6 @@ def test_every_reading_of_pickles_is_of_weights_only():
     [
         ('pretrained', 'http://somewhere/evil.pth'),
         ('init_cfg', dict(type='Pretrained', checkpoint='http://somewhere/evil.pth')),
-        ('backbone.init_cfg', [dict(type='Pretrained', checkpoint='evil.pth')]),
         ('head.init_cfg', dict(type='Pretrained', checkpoint='evil.pth')),
         ('router.init_cfg', dict(type='Pretrained', checkpoint='evil.pth')),
     ],
@@ -255,6 +254,15 @@ def test_weights_that_mmengine_would_unpickle_are_refused(digits_config, field, 
     cfg.merge_from_dict({f'model.{field}': value})
     with pytest.raises(UserError, match='weights are loaded safely by load_from'):
         apis.load_supernet(cfg)
+
+
+def test_the_backbone_of_a_supernet_reads_its_own_file_safely(digits_config, tmp_path, canary):
+    torch.save(dict(x=payloads(canary)['os.system']), tmp_path / 'evil.pth')
+    cfg = digits_config('moLE')
+    cfg.model.backbone.init_cfg = [dict(type='Pretrained', checkpoint=f'{tmp_path}/evil.pth')]
+    with pytest.raises(UserError, match='such files can run code'):
+        apis.load_supernet(cfg).init_weights()
+    assert not canary.exists()
 
 
 def test_tensors_of_no_plain_kind_are_refused(tmp_path):

@@ -30,7 +30,7 @@ from tas_lora.ordering import (
     rank_blocks,
     smaller_choices,
 )
-from tas_lora.ordering.damage import shrunk, spec_of
+from tas_lora.ordering.damage import shrunk
 from tas_lora.ordering.outputs import damage_of, outputs
 from tas_lora.registry import TASK_UTILS
 from tas_lora.structures import ratio_of
@@ -59,10 +59,12 @@ STYLES = dict(  # fields of the backbone
 )
 
 
-def network(style: str = 'deit', arch: Subnet = ARCH, head: bool = True, **fields):
+def network(
+    style: str = 'deit', arch: Subnet = ARCH, head: bool = True, mapped: bool = False, **fields
+):
     """A supernet with random weights in one of the styles."""
     backbone = dict(type='tas_lora.ElasticViT', arch=arch.to_dict(), **SPEC) | STYLES[style]
-    options = dict(backbone=backbone | fields)
+    options = dict(backbone=backbone | fields, feature_map=mapped)
     if not head:
         options['head'] = None
     elif style == 'both':
@@ -113,6 +115,17 @@ def test_features_without_a_head_change_places_only(style):
     after = outputs(model, ARCH, data).unflatten(1, (-1, 24))
     assert (after - before[..., order]).abs().max() < 1e-5 * before.abs().max()
     assert order.tolist() != list(range(24))
+
+
+def test_the_map_of_features_follows():
+    model, data = network('both', mapped=True), batches()
+    randomize(model.feature_map)
+    with torch.no_grad():
+        before = model(data[0]['inputs'], mode='distill')[1]
+        order = apply_order(model, drawn_importance())['channels'][0]
+        after = model(data[0]['inputs'], mode='distill')[1]
+    before = before.unflatten(1, (2, 24))[..., order].flatten(1)
+    assert (after - before).abs().max() < 1e-5 * before.abs().max()
 
 
 def test_the_best_come_first():
@@ -432,6 +445,8 @@ def test_scores_do_not_need_a_head_or_labels_but_taylor():
         assert all((x > 0).any() for group in importance.groups().values() for x in group)
     with pytest.raises(UserError, match=r'TaylorScore needs labels.*tas_lora\.OutputScore'):
         TaylorScore()(network(), data)
+    with pytest.raises(UserError, match='TaylorScore needs a head'):
+        TaylorScore()(model, batches())
 
 
 def test_models_that_cannot_be_ordered_are_refused():
@@ -526,10 +541,10 @@ def test_each_dimension_is_measured_alone():
     model, data = network('deit', EQUAL), batches()
     choices = smaller_choices(model, 8)
     assert choices == dict(
-        neurons=[88, 80, 64, 56, 40, 24], heads=[3, 2], depth=[3, 2], width=[40, 32, 24]
+        neurons=[80, 72, 64, 48, 32, 24], heads=[3, 2], depth=[3, 2], width=[40, 32, 24]
     )
     assert smaller_choices(model, 16)['heads'] == [2]  # heads are 8 wide
-    found, spec = measure_dimensions(Probe(model, data), choices), spec_of(model)
+    found, spec = measure_dimensions(Probe(model, data), choices), model.image_spec
     labels = [int(sample.gt_label) for batch in data for sample in batch['data_samples']]
     for name, rows in found.items():
         assert [row['size'] for row in rows[1:]] == choices[name]
@@ -549,7 +564,7 @@ def test_each_dimension_is_measured_alone():
 
 def curves(model, harm: dict[str, float]) -> dict:
     """Results as of a measurement: ``harm`` per share of the dimension taken away."""
-    spec, arch, found = spec_of(model), model.backbone.arch, {}
+    spec, arch, found = model.image_spec, model.backbone.arch, {}
     full = dict(neurons=arch.hidden_dims[0], heads=4, depth=4, width=48)
     for name, sizes in smaller_choices(model, 8).items():
         found[name] = []
@@ -563,7 +578,7 @@ def curves(model, harm: dict[str, float]) -> dict:
 
 def test_a_space_is_proposed_for_a_budget():
     model = network('deit', EQUAL)
-    spec, harm = spec_of(model), dict(neurons=0.1, heads=1.0, depth=5.0, width=0.01)
+    spec, harm = model.image_spec, dict(neurons=0.1, heads=1.0, depth=5.0, width=0.01)
     damage = curves(model, harm)
     easy = propose_space(EQUAL, spec, damage, dict(macs=0.98), 8)
     assert {name for name, _ in easy.added} == {'neurons'}  # cheapest that is allowed
@@ -599,7 +614,7 @@ def test_budgets_that_make_no_sense_are_refused(limits, message):
     model = network('deit', EQUAL)
     damage = curves(model, dict.fromkeys(('neurons', 'heads', 'depth', 'width'), 1.0))
     with pytest.raises(UserError, match=message):
-        propose_space(EQUAL, spec_of(model), damage, limits, 8)
+        propose_space(EQUAL, model.image_spec, damage, limits, 8)
 
 
 def test_multiples_are_timed():
@@ -618,7 +633,8 @@ model = dict(
     backbone=dict(
         type='tas_lora.ElasticViT',
         arch=dict(embed_dim=32, num_heads=[4] * 4, mlp_ratio=[2.0] * 4),
-        img_size=8, patch_size=4, head_dim=8, max_relative_position=1,
+        img_size=8, patch_size=4, head_dim=8, max_relative_position=None,
+        style=dict(num_prefix_tokens=3, layer_scale=0.5, qkv_bias_by_part=True),
     ),
     head=dict(type='tas_lora.ElasticClsHead', num_classes=3),
 )
@@ -756,6 +772,38 @@ def test_the_tool_needs_weights_and_no_experts(folder, tmp_path, capsys):
     start = folder / 'start.pth'
     assert call_tool('order.py', tmp_path / 'experts.py', start, *arguments) == 2
     assert 'order before they are added' in capsys.readouterr().err
+
+
+def test_images_without_labels(folder, tmp_path, capsys):
+    loaders = ('train_dataloader', 'val_dataloader')
+    options = ['--cfg-options', *(f'{loader}.dataset.with_label=False' for loader in loaders)]
+    assert order(folder, tmp_path / 'out', *options) == 2
+    assert 'TaylorScore needs labels' in capsys.readouterr().err
+    for score in ('OutputScore', 'ActivationScore'):
+        assert order(folder, tmp_path / score, '--score', f'tas_lora.{score}', *options) == 0
+        rows = json.loads((tmp_path / score / 'damage.json').read_text())['after']['neurons']
+        assert set(rows[1]) == {'size', 'damage', 'agreement', 'macs', 'params'}
+
+
+def test_features_alone(folder, tmp_path, capsys):
+    text = (folder / 'config.py').read_text()
+    text = text.replace("    head=dict(type='tas_lora.ElasticClsHead', num_classes=3),\n", '')
+    text = text.replace("val_evaluator = dict(type='Accuracy')", 'val_evaluator = None')
+    (tmp_path / 'features.py').write_text(text)
+    state = torch.load(folder / 'start.pth')['state_dict']
+    state = {name: value for name, value in state.items() if not name.startswith('head.')}
+    torch.save(dict(state_dict=state), tmp_path / 'features.pth')
+    arguments = [tmp_path / 'features.py', tmp_path / 'features.pth', '--out', tmp_path / 'out']
+    arguments += ['--batches', 3, '--multiple', 8]
+    assert call_tool('order.py', *arguments) == 2
+    assert 'TaylorScore needs a head' in capsys.readouterr().err
+    assert call_tool('order.py', *arguments, '--score', 'tas_lora.OutputScore') == 0
+    record = json.loads((tmp_path / 'out' / 'damage.json').read_text())
+    assert record['difference'] < 1e-5
+    assert set(record['after']['depth'][1]) == {'size', 'damage', 'macs', 'params'}
+    capsys.readouterr()
+    assert call_tool('space_costs.py', tmp_path / 'out' / 'ordered.py', '--device', 'cpu') == 0
+    assert 'without a head is counted, not timed' in capsys.readouterr().out
 
 
 def test_nothing_half_written_is_left(folder, tmp_path, monkeypatch):

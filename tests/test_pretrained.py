@@ -14,7 +14,14 @@ from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import MODELS
 from safetensors.torch import load_file, save_file
 
-from tas_lora import Subnet, UserError, count_params, load_supernet, supernet_from
+from tas_lora import (
+    Subnet,
+    UserError,
+    count_params,
+    export_subnet,
+    load_supernet,
+    supernet_from,
+)
 from tas_lora.engine import SupernetRunner
 from tas_lora.models.checkpoint import adapt_state_dict, adapt_to_start
 from tas_lora.models.pretrained import model_config_of
@@ -96,6 +103,9 @@ def test_timm_networks(name):
     larger = 2 * vit.patch_embed.img_size[0]
     model = supernet_from(vit, img_size=larger, num_classes=4)
     assert model.head.num_classes == 4
+    if name != 'no_head':  # one of as many classes is kept
+        same = supernet_from(vit, num_classes=CLASSES)
+        assert torch.equal(same.head.fc.weight, vit.head.weight)
     vit.set_input_size((larger, larger))
     images = pictures(larger, images.shape[1])
     assert_close(model.backbone(images)[-1], vit.forward_head(vit.forward_features(images), True))
@@ -356,6 +366,9 @@ def test_what_is_refused_of_mmpretrain():
     ):
         with pytest.raises(UserError, match=f'MMPretrain: .*{message}'):
             supernet_from(MODELS.build(vit | changes))
+    other = dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=18))
+    with pytest.raises(UserError, match='MMPretrain: backbone is ResNet'):
+        supernet_from(MODELS.build(other))
     hidden = mm_model('cls_token', HEADS[1] | dict(hidden_dim=9))
     with pytest.raises(UserError, match='head is VisionTransformerClsHead'):
         supernet_from(hidden)
@@ -509,6 +522,19 @@ def test_experts_start_fresh_on_a_pretrained_network():
         assert_close(output(model.eval(), pictures(56)), vit(pictures(56)))
 
 
+def test_an_export_is_loaded_by_the_original_s_config(tmp_path):
+    """LayerScale is in the exported layers; the config's own is one then."""
+    for name in ('dinov2_registers', 'siglip_gap', 'clip_quickgelu', 'registers_gap'):
+        vit = timm_model(name)
+        model = supernet_from(vit)
+        export_subnet(model, model.subnet, tmp_path / name)
+        file = tmp_path / name / 'weights.safetensors'
+        loaded = load_supernet(dict(model=model_config_of(vit)), file)
+        images = pictures(model.backbone.image_spec['img_size'])
+        with torch.no_grad():
+            assert_close(output(loaded, images), vit(images))
+
+
 # By name, and the tool
 
 
@@ -528,6 +554,14 @@ def test_sources_by_name(tmp_path):
     with torch.no_grad():
         assert_close(output(model, pictures(56)), original(pictures(56)).logits)
     assert model.data_preprocessor.mean.flatten().tolist() == pytest.approx([127.5, 102, 76.5])
+
+    settings = json.loads((tmp_path / 'hf/config.json').read_text())
+    settings |= dict(attn_implementation='evil/kernel', auto_map={'AutoModel': 'evil--model.Evil'})
+    settings |= dict(_attn_implementation='evil/kernel', quantization_config=dict(quant_method='x'))
+    (tmp_path / 'hf/config.json').write_text(json.dumps(settings))
+    with torch.no_grad():
+        again = supernet_from(f'hf:{tmp_path}/hf')
+        assert torch.equal(output(again, pictures(56)), output(model, pictures(56)))
 
     config = transformers.CLIPConfig(vision_config=CLIP, projection_dim=20)
     whole = perturbed(transformers.CLIPModel(config))
@@ -552,6 +586,8 @@ def test_sources_by_name(tmp_path):
         ('keras:x', "source must be a model, 'timm:NAME'"),
         ('hf:nowhere', 'hf: takes a folder'),
         ('timm:no_such_vit', "timm cannot build 'no_such_vit'"),
+        ('timm:resnet18', 'timm: the model is ResNet'),
+        ('timm:vit_base_patch16_siglip_224', 'timm: attn_pool is AttentionPoolLatent'),
         ('mmpretrain:no_such_vit', "MMPretrain cannot build 'no_such_vit'"),
         ('timm:vit_tiny_patch16_224', 'does not fit vit_tiny_patch16_224 of timm'),
     ],

@@ -19,7 +19,7 @@ from tas_lora.config import check_data
 from tas_lora.costs.multiples import fast_multiple
 from tas_lora.datasets.agreement import check_sources
 from tas_lora.ordering import blocks, files, inputs, report
-from tas_lora.ordering.damage import Probe, measure_dimensions, smaller_choices, spec_of
+from tas_lora.ordering.damage import Probe, measure_dimensions, smaller_choices
 from tas_lora.ordering.permute import apply_order
 from tas_lora.ordering.scores import ChannelScore
 from tas_lora.ordering.space import Proposal, check_limits, check_reachable, propose_space
@@ -84,9 +84,9 @@ class Clock:
         self.seconds[name] = time.perf_counter() - start
 
 
-def images_of(cfg, args, model, score) -> tuple[list[dict], list[dict]]:
+def images_of(cfg, args, model, score, classes) -> tuple[list[dict], list[dict]]:
     """Batches to score with, and others to measure on."""
-    held_out = inputs.held_out_batches(model, cfg, args)
+    held_out = inputs.held_out_batches(model, cfg, args, classes)
     return inputs.scored_batches(model, cfg, args, score), held_out
 
 
@@ -125,11 +125,11 @@ def examine(args, clock) -> tuple[dict, Proposal, list[Path]]:
     if args.multiple == 'auto':
         with clock('Timing linear layers'):
             args.multiple, rates = fast_multiple(args.device)
-    arch, spec, multiple = model.backbone.arch, spec_of(model), int(args.multiple)
+    arch, spec, multiple = model.backbone.arch, model.image_spec, int(args.multiple)
     choices = smaller_choices(model, multiple)
     check_reachable(arch, spec, choices, args.limits, multiple)
     with clock('Reading images'):
-        scored, held_out = images_of(cfg, args, model, score)
+        scored, held_out = images_of(cfg, args, model, score, weights['classes'])
     found = order(model, score, scored, held_out, choices, clock)
     proposal = propose_space(arch, spec, found['after'], args.limits, multiple)
     found['smallest'] = Probe(model, held_out)(proposal.space.smallest())

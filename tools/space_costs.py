@@ -166,7 +166,9 @@ def examine(cfg: Config, args) -> dict:
         if 'mean' in train:  # the images could be read
             preprocessor = cfg.get('data_preprocessor') or {}
             found['hints'] += costs.pixel_hint(train['mean'], train['std'], preprocessor)
-    if args.no_timing:
+    if model.head is None:
+        found['hints'].append('a model without a head is counted, not timed')
+    if args.no_timing or model.head is None:
         return found
     try:
         timed = measure(cfg, space, model, args)

@@ -3,9 +3,9 @@
 import argparse
 from io import BytesIO
 from pathlib import Path
+from pprint import pformat
 
 import torch
-from mmengine.config import Config
 
 from tas_lora import UserError, cli
 from tas_lora.atomic_files import write_atomic
@@ -13,15 +13,13 @@ from tas_lora.models import SupernetClassifier
 from tas_lora.models.pretrained import convert
 from tas_lora.structures import ViTStyle
 
-HEADER = '''"""The supernet that {source} is the largest subnet of.
+HEADER = """# The supernet whose largest subnet is {source!r}.
+# Written by tools/supernet_from.py, along with its weights. A config that begins with it has
+#     _base_ = ['FOLDER/supernet.py', ...]
+#     load_from = 'FOLDER/supernet.pth'
 
-Written by tools/supernet_from.py, along with its weights. Begin a config with this network:
-
-    _base_ = ['.../supernet.py', ...]
-    load_from = '.../supernet.pth'
+model = {model}
 """
-
-'''
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,7 +29,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', required=True, help='folder for supernet.py and supernet.pth')
     parser.add_argument('--checkpoint', help="weights of this model, if not the library's own")
     parser.add_argument('--img-size', type=int, help='side of the images, if not its own')
-    parser.add_argument('--num-classes', type=int, help='a new head for as many classes')
+    parser.add_argument(
+        '--num-classes',
+        type=int,
+        help="classes of the head; a new one unless the original's",
+    )
     return parser.parse_args()
 
 
@@ -63,9 +65,9 @@ def main():
     content = BytesIO()
     torch.save(dict(meta=dict(source=args.source), state_dict=model.state_dict()), content)
     out.mkdir(parents=True, exist_ok=True)
-    text = HEADER.format(source=args.source) + Config(dict(model=config)).pretty_text
+    model_text = pformat(config, width=96, compact=True, sort_dicts=False)
     write_atomic(out / 'supernet.pth', content.getvalue())
-    write_atomic(out / 'supernet.py', text.encode())
+    write_atomic(out / 'supernet.py', HEADER.format(source=args.source, model=model_text).encode())
     for line in (*lines(args.source, model, difference), f'Written: {out}/supernet.py and .pth'):
         cli.say(line)
 

@@ -30,6 +30,7 @@ def supernet(model_config: Mapping, experts: bool = True) -> SupernetClassifier:
     """
     config = deepcopy(dict(model_config))
     config.pop('train_cfg', None)
+    config.pop('keep_parent', None)  # the largest subnet is timed as one that is trained
     config['backbone'] = dict(config['backbone'], drop_path_rate=0.0)
     if not experts:
         config['backbone'].pop('mole')

@@ -126,6 +126,10 @@ def _channels(model: SupernetClassifier) -> list[Coupling]:
     if layer is not None:
         name = next(name for name, p in model.named_parameters() if p is layer.weight)
         found.append(Coupling(name, 1, parts=layer.weight.shape[1] // width))
+    if model.feature_map is not None:  # from features to those of the same network at full size
+        parts = model.backbone.feature_parts
+        ends = ('weight', 0), ('weight', 1), ('bias', 0)
+        found += [Coupling(f'feature_map.{name}', axis, parts) for name, axis in ends]
     return found
 
 

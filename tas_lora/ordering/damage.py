@@ -20,12 +20,6 @@ _LEAST = dict(neurons=0.25, heads=0.5, depth=0.5, width=0.5)  # share of the ori
 _MOST_CHOICES = 6  # smaller ones of a dimension
 
 
-def spec_of(model: SupernetClassifier) -> dict:
-    """Keyword arguments of ``count_params`` and ``count_flops``, also without a head."""
-    classes = 0 if model.head is None else model.head.num_classes
-    return model.backbone.image_spec | dict(num_classes=classes)
-
-
 def smaller_choices(model: SupernetClassifier, multiple: int = 32) -> dict[str, list[int]]:
     """Sizes to try in each dimension, the largest first, without the original's.
 
@@ -56,7 +50,8 @@ def _multiples(full: int, step: int, least: float) -> list[int]:
     """At most six multiples of ``step`` from ``least * full`` to below ``full``, evenly spread."""
     found = [n for n in range(step, full, step) if n >= least * full]
     count = min(_MOST_CHOICES, len(found))
-    return [found[-1 - i * (len(found) - 1) // max(count - 1, 1)] for i in range(count)]
+    even = [full - (full - found[0]) * (i + 1) / count for i in range(count)]
+    return sorted({round(n / step) * step for n in even} & set(found), reverse=True)
 
 
 def shrunk(model: SupernetClassifier, dimension: str, size: int) -> Subnet:
@@ -104,8 +99,8 @@ class Probe:
             result['agreement'] = _share(found.argmax(1) == self.original.argmax(1))
         if self.labels is not None:
             result['top1'] = 100 * _share(found.argmax(1) == self.labels)
-        spec = spec_of(self.model)
-        return result | {name: count(subnet, **spec) for name, count in COSTS.items()}
+        costs = {name: count(subnet, **self.model.image_spec) for name, count in COSTS.items()}
+        return result | costs
 
 
 def measure_dimensions(

@@ -1,7 +1,7 @@
 """Inputs of tools/order.py: the supernet and its images, from a config and the command line."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..analysis.subjects import Images
-from ..datasets.agreement import trained_classes
+from ..datasets.agreement import check_same_classes, trained_classes
 from ..datasets.replay import check_readable, readable, seed_everything
 from ..errors import UserError, blame
 from ..models import SupernetClassifier, load_supernet
@@ -99,15 +99,21 @@ def scored_batches(
 
 
 def held_out_batches(
-    model: SupernetClassifier, cfg: Config, args: argparse.Namespace
+    model: SupernetClassifier, cfg: Config, args: argparse.Namespace, classes: Mapping
 ) -> list[dict]:
-    """As many random validation images as ``--batches`` hold, preprocessed."""
+    """As many random validation images as ``--batches`` hold, preprocessed.
+
+    Raises:
+        UserError: If there is no data set, or it has other ``classes`` than the checkpoint records.
+    """
     if not cfg.get('val_dataloader'):
         raise UserError(
             f'{args.config} has no val_dataloader; damage is measured on images that no score has '
             'seen: add one'
         )
     images = Images(cfg.val_dataloader, None, args.seed, 'val_dataloader')
+    metainfo = getattr(images.held_out.dataset, 'metainfo', {})
+    check_same_classes('the checkpoint', classes, 'val_dataloader', metainfo)
     count = min(len(images.indices), args.batches * images.held_out.batch_size)
     drawn = np.random.default_rng(args.seed).choice(len(images.indices), count, replace=False)
     images.indices = np.sort(drawn).tolist()

@@ -11,7 +11,7 @@ from .drawing import saved_macs
 from .files import as_dict
 from .space import Proposal
 
-_FORMS = dict(damage='{:.4f}', agreement='{:.1%}', top1='{:.1f}')
+_FORMS = dict(damage='{:.3f}', agreement='{:.1%}', top1='{:.1f}')
 
 
 def difference(model: SupernetClassifier, before: Tensor, after: Tensor, orders: Mapping) -> float:

@@ -66,7 +66,7 @@ class ChannelScore:
         if not batches:
             raise UserError('there are no images to score with; give some')
         if self.needs_labels:
-            _check_labels(batches, type(self).__name__)
+            _check_labels(model, batches, type(self).__name__)
         with borrowed(model):
             return Importance.from_groups(self.score(model, batches, table))
 
@@ -208,7 +208,12 @@ def _sum(one: dict, other: dict) -> dict:
     }
 
 
-def _check_labels(batches: Sequence[dict], score: str) -> None:
+def _check_labels(model: SupernetClassifier, batches: Sequence[dict], score: str) -> None:
+    if model.head is None:
+        raise UserError(
+            f'{score} needs a head, whose loss it takes; use tas_lora.OutputScore or '
+            'tas_lora.ActivationScore'
+        )
     samples = [sample for batch in batches for sample in batch.get('data_samples') or (None,)]
     if any(
         sample is None or not {'gt_label', 'gt_score'} & set(sample.keys()) for sample in samples

@@ -55,7 +55,8 @@ def run_once(runner, subnet: Subnet) -> None:
         features = model.backbone(torch.zeros(shape, device=device), subnet)
     total = sum(feature.sum() for feature in features)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    torch.autograd.grad(total, trained, allow_unused=True)
+    if total.requires_grad:  # not of a parent that is kept
+        torch.autograd.grad(total, trained, allow_unused=True)
 
 
 def batch_size_of(runner) -> int:

@@ -116,7 +116,6 @@ class ParentDistillation(SubnetStrategy):
         model = supernet_of(runner)
         batch = model.data_preprocessor(data_batch, training=True)
         mode = 'distill' if self.logits + self.labels else 'features'
-        # A context of its own: autocast would keep the weights that it has cast without a graph.
         with runner.optim_wrapper.optim_context(runner.model):
             teacher = (self._teacher or model).parent_outputs(batch['inputs'])
 
@@ -168,10 +167,10 @@ class ParentDistillation(SubnetStrategy):
 
     def _note_teacher(self, runner) -> None:
         """Record the teacher's file at the first step; refuse another one after a resume."""
-        if self._file is None or not Path(self._file).is_file():
+        file, self._file = self._file, None
+        if file is None or not Path(file).is_file():  # noted already, or an address
             return
-        hub, self._file, file = runner.message_hub, None, self._file
-        digest = sha256(file)
+        hub, digest = runner.message_hub, sha256(file)
         if hub.runtime_info.get(_TEACHER, digest) != digest:
             raise UserError(
                 f'{file} is not the file that this training began with; put that back, or start '
@@ -188,7 +187,7 @@ def load_teacher(cfg, file: str, needs_logits: bool) -> SupernetClassifier:
         UserError: If the file does not exist or fit, or ``needs_logits`` of other classes.
     """
     where = f'teacher (train_cfg.strategy.checkpoint or load_from) {file}'
-    with torch.random.fork_rng(), inside(where):
+    with torch.random.fork_rng(devices=[]), inside(where):
         teacher = load_supernet(cfg)
         teacher.requires_grad_(not needs_logits)  # a head that is frozen is not replaced
         state = read_state_dict(file)

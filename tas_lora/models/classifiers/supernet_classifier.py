@@ -77,7 +77,9 @@ class SupernetClassifier(ImageClassifier):
         feature_map: bool = False,
         **kwargs,
     ):
-        _refuse_pretrained(dict(kwargs, backbone=backbone, head=head, router=router))
+        others = dict(backbone) if isinstance(backbone, dict) else {}
+        others.pop('init_cfg', None)  # an ElasticViT reads its file safely
+        _refuse_pretrained(dict(kwargs, backbone=others, head=head, router=router))
         for name, value in dict(kwargs, backbone=backbone).items():
             _check_kind(value, name, _KINDS.get(name, (object,)))
         with blame('backbone, neck, data_preprocessor or train_cfg cannot be built'):
@@ -208,7 +210,7 @@ class SupernetClassifier(ImageClassifier):
 
     @property
     def image_spec(self) -> dict:
-        """Keyword arguments of ``count_params`` and ``count_flops`` for this model."""
+        """Keyword arguments of ``count_params`` and ``count_flops``; without a head, 0 classes."""
         return dict(**self.backbone.image_spec, num_classes=self.num_classes)
 
     def forward(self, inputs, data_samples=None, mode: str = 'tensor'):
@@ -375,6 +377,7 @@ def _refuse_pretrained(config, path: str = '') -> None:
     items = config.items() if isinstance(config, dict) else enumerate(config)
     for key, value in items:
         if value is not None and (key == 'pretrained' or (key, value) == ('type', 'Pretrained')):
-            raise UserError(f'is {value!r}; weights are loaded safely by load_from', f'{path}{key}')
+            advice = 'weights are loaded safely by load_from, or by init_cfg of the backbone'
+            raise UserError(f'is {value!r}; {advice}', f'{path}{key}')
         if isinstance(value, (dict, list, tuple)):
             _refuse_pretrained(value, f'{path}{key}.')

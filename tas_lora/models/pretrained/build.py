@@ -44,8 +44,9 @@ def supernet_from(
             folder, or those that the library downloads.
         img_size: Side of the images. For another than the original's, positions are resized as
             its library does.
-        num_classes: A new head for as many classes. None keeps the original's; if it has none,
-            the model has none, and ``model.backbone(images)[-1]`` is its feature.
+        num_classes: Classes of the head. It is new if the original has another number of them;
+            None keeps what the original has. Without a head the model has none, either, and
+            ``model.backbone(images)[-1]`` is its feature.
 
     Returns:
         The supernet on the CPU in evaluation mode, in float32; on the meta device, without values,
@@ -70,11 +71,11 @@ def convert(
     """
     original = read_original(source, checkpoint, img_size)
     model, found = _built(original)
-    if num_classes is None:
-        return model, original.config, found
-    config = original.config | dict(head=_head(num_classes))
+    config = _with_head(original.config, num_classes)
+    if config == original.config:
+        return model, config, found
     with torch.device('meta' if _on_meta(model) else 'cpu'):
-        other = MODELS.build(config).eval()
+        other = MODELS.build(deepcopy(config)).eval()
     other.backbone.load_state_dict(model.backbone.state_dict())
     return other, config, found
 
@@ -86,8 +87,7 @@ def model_config_of(
 
     Arguments and errors as in :func:`supernet_from`.
     """
-    config = read_original(source, None, img_size).config
-    return config if num_classes is None else config | dict(head=_head(num_classes))
+    return _with_head(read_original(source, None, img_size).config, num_classes)
 
 
 def read_original(
@@ -145,7 +145,7 @@ def _built(original: Original) -> tuple[SupernetClassifier, float | None]:
     init_default_scope('mmpretrain')
     on_meta = any(value.is_meta for value in original.weights.values())
     with torch.device('meta' if on_meta else 'cpu'):
-        model = MODELS.build(original.config).eval()
+        model = MODELS.build(deepcopy(original.config)).eval()  # a build adds to its config
     weights = dict(original.weights)
     adapt_state_dict(weights, model.state_dict())
     if on_meta:
@@ -174,9 +174,12 @@ def _difference(model: SupernetClassifier, original: Original) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
-def _head(num_classes: int) -> dict:
+def _with_head(config: dict, num_classes: int | None) -> dict:
+    """The config with a head for as many classes, by default its own."""
+    if num_classes is None:
+        return config
     positive(num_classes, 'num_classes', int, most=10**6)
-    return dict(type='tas_lora.ElasticClsHead', num_classes=num_classes)
+    return config | dict(head=dict(type='tas_lora.ElasticClsHead', num_classes=num_classes))
 
 
 def _on_meta(module: nn.Module) -> bool:

@@ -36,7 +36,8 @@ def read(model: nn.Module, img_size: int | None) -> Original:
     """
     is_classifier = isinstance(model, ImageClassifier)
     vit = model.backbone if is_classifier else model
-    check_parts(_LIBRARY, [*(_classifier(model) if is_classifier else ()), *_network(vit)])
+    check_parts(_LIBRARY, _classifier(model) if is_classifier else ())
+    check_parts(_LIBRARY, _network(vit))
     for i, layer in enumerate(vit.layers):
         check_parts(_LIBRARY, _layer(layer, f'layers[{i}]'))
     check_patches(vit.patch_embed.projection, _LIBRARY, 'patch_embed.projection')

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ...errors import blame
@@ -32,10 +33,7 @@ def read(vit: nn.Module, img_size: int | None) -> Original:
     Raises:
         UserError: If a part of it is not supported.
     """
-    check_parts('timm', _network(vit))
-    for i, block in enumerate(vit.blocks):
-        check_parts('timm', _block(block, f'blocks[{i}]'))
-    check_patches(vit.patch_embed.proj, 'timm', 'patch_embed.proj')
+    _check(vit)
     if img_size is not None:
         vit.set_input_size(img_size=(img_size, img_size))
     facts, weights = _facts(vit), from_timm(vit.state_dict())
@@ -50,6 +48,8 @@ def open_model(name: str, checkpoint: str | Path | None) -> nn.Module:
     """
     import timm
 
+    with blame(f'timm cannot build {name!r}'), torch.device('meta'):
+        _check(timm.create_model(name))  # before its weights are fetched
     if checkpoint is None:
         with blame(
             f'the weights of timm:{name} cannot be fetched; download their file where there is a '
@@ -58,7 +58,7 @@ def open_model(name: str, checkpoint: str | Path | None) -> nn.Module:
             return timm.create_model(name, pretrained=True)
     state = read_state_dict(checkpoint)
     head = state.get('head.weight')
-    with blame(f'timm cannot build {name!r}'):
+    with blame(f'timm cannot build {name!r} for this file'):
         vit = timm.create_model(name, num_classes=0 if head is None else len(head))
     return load(vit, state, checkpoint)
 
@@ -72,14 +72,22 @@ def load(vit: nn.Module, state: dict[str, Tensor], file: str | Path) -> nn.Modul
     return vit
 
 
+def _check(vit: nn.Module) -> None:
+    """Refuse a network with a part that a supernet lacks."""
+    check_parts('timm', _network(vit))
+    for i, block in enumerate(vit.blocks):
+        check_parts('timm', _block(block, f'blocks[{i}]'))
+    check_patches(vit.patch_embed.proj, 'timm', 'patch_embed.proj')
+
+
 def _name(vit: nn.Module) -> str:
     return getattr(vit, 'pretrained_cfg', {}).get('architecture', kind(vit))
 
 
 def _network(vit: nn.Module) -> Iterator[tuple[str, object, bool, str]]:
     """Parts of the network outside of its blocks that change its output."""
-    patches = vit.patch_embed
     yield 'the model', kind(vit), kind(vit) == 'VisionTransformer', 'those of VisionTransformer'
+    patches = vit.patch_embed
     right = kind(patches) in ('PatchEmbed', 'PatchEmbedWithSize')
     yield 'patch_embed', kind(patches), right, 'a PatchEmbed'
     yield 'patch_embed.norm', kind(patches.norm), is_none(patches.norm), 'none'

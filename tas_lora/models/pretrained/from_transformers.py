@@ -55,6 +55,14 @@ _CLASSES = {
     'CLIPVisionModelWithProjection': _Class('vision_model', 'visual_projection'),
     'CLIPForImageClassification': _Class('vision_model', 'classifier', 'avg_featmap', 'none'),
 }
+# Fields by which transformers fetches or picks code to run.
+_CODE = (
+    'attn_implementation',
+    '_attn_implementation',
+    'auto_map',
+    'custom_pipelines',
+    'quantization_config',
+)
 _NORMS = ('layernorm_before', 'layernorm_after', 'norm1', 'norm2', 'layer_norm1', 'layer_norm2')
 
 
@@ -120,19 +128,30 @@ def open_model(folder: str, checkpoint: str | Path | None) -> nn.Module:
     import transformers
 
     advice = '; hf: takes a folder as save_pretrained writes it, downloaded beforehand'
-    config = read_json(Path(folder) / 'config.json', 'config of the model', advice)
-    config = config if isinstance(config, dict) else {}
+    config = read_json(Path(folder) / 'config.json', 'config of the model', advice, dict)
     name = (config.get('architectures') or [None])[0]
     if name == 'CLIPModel':  # of a whole CLIP, the image encoder
         name = 'CLIPVisionModelWithProjection'
         config = dict(projection_dim=config.get('projection_dim')) | config.get('vision_config', {})
     known = name in _CLASSES
     check_parts(_LIBRARY, [(f'{folder}: architectures', name, known, ', '.join(_CLASSES))])
+    file = checkpoint or _weights_file(Path(folder))
+    state = read_state_dict(file)
     with blame(f'{folder}/config.json is not that of a {name}'):
         cls = getattr(transformers, name)
-        model = cls(cls.config_class.from_dict(config))
-    file = checkpoint or _weights_file(Path(folder))
-    return load(model, read_state_dict(file), file)
+        own = cls.config_class.from_dict(_without_code(config))
+    return _loaded(cls, own, state, file)
+
+
+def _without_code(config: dict) -> dict:
+    """A config without the fields by which transformers fetches or picks code to run."""
+    kept = {name: value for name, value in config.items() if name not in _CODE}
+    return {
+        name: _without_code(value)
+        if name.endswith('_config') and isinstance(value, dict)
+        else value
+        for name, value in kept.items()
+    }
 
 
 def preprocessing(folder: str) -> dict:
@@ -151,14 +170,19 @@ def preprocessing(folder: str) -> dict:
 
 def load(model: nn.Module, state: dict[str, Tensor], file: str | Path) -> nn.Module:
     """Load weights with the names of transformers' files."""
-    with blame(f'{file} does not fit {kind(model)}'):
-        loaded, info = type(model).from_pretrained(
-            None, config=model.config, state_dict=state, output_loading_info=True
+    return _loaded(type(model), model.config, state, file)
+
+
+def _loaded(cls: type, config, state: dict[str, Tensor], file: str | Path) -> nn.Module:
+    with blame(f'{file} does not fit {cls.__name__}'):
+        loaded, info = cls.from_pretrained(
+            None, config=config, state_dict=state, output_loading_info=True
         )
     wrong = [*info['missing_keys'], *map(str, info['mismatched_keys'])]
+    wrong = [name for name in wrong if 'pooler.' not in name]  # which no classifier uses
     if wrong:
         raise UserError(
-            f'{file} does not fit {kind(model)}: {len(wrong)} weights are missing or of another '
+            f'{file} does not fit {cls.__name__}: {len(wrong)} weights are missing or of another '
             f'size, the first {sorted(wrong)[0]}'
         )
     return loaded
