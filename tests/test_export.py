@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, call_tool
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -281,3 +281,9 @@ def test_autoformers_networks_are_described_as_before(tmp_path):
     description = load_plain_vit(export_subnet(tiny_model(), SPACE.smallest(), tmp_path))[1]
     fields = {'embed_dim', 'num_heads', 'hidden_dims', 'pooling', 'num_classes', *IMAGE}
     assert set(description['network']) == fields
+
+
+def test_features_are_no_classes_to_predict(tmp_path, capsys):
+    folder = export_subnet(styled_model('features'), SPACE.smallest(), tmp_path)
+    assert call_tool('predict.py', folder, tmp_path / 'image.png') == 2
+    assert 'gives features, not classes; load it by its plain_vit.py' in capsys.readouterr().err
