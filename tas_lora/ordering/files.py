@@ -5,11 +5,13 @@ import json
 import shlex
 from collections.abc import Mapping
 from functools import partial
+from inspect import signature
 from io import BytesIO
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.registry import LOOPS
 
 from ..analysis.output import plain, rendered
 from ..atomic_files import seal, write_together
@@ -19,7 +21,7 @@ from ..provenance import versions
 from ..structures import SearchSpace
 from .drawing import draw_damage
 
-LOOPS = ('train_cfg', 'val_cfg', 'test_cfg')
+_LOOPS = ('train_cfg', 'val_cfg', 'test_cfg')
 
 
 def write(
@@ -70,10 +72,10 @@ def config_text(
 ) -> str:
     """A config of the ordered supernet, based on CONFIG, or whole if ``--cfg-options`` changed it.
 
-    The space replaces those of the loops that have one.
+    It gives the space to the loops that have one.
     """
     order, weights = list(model.backbone.block_order), str(Path(args.out, 'ordered.pth').resolve())
-    loops = [name for name in LOOPS if 'space' in (cfg.get(name) or {})]
+    loops = {name: cfg[name] for name in _LOOPS if _takes_space(cfg.get(name))}
     header = [
         '# A supernet in order, and the space proposed for it; load_from has its weights.',
         f'# {json.dumps(shlex.join(command()))[1:-1]}',
@@ -94,9 +96,18 @@ def config_text(
         f'model = dict(backbone=dict(block_order={order}, init_cfg=None))',
         f'proposed = dict({values})',
         f'space = {replaced if "space" in cfg else "proposed"}',
-        *(f'{name} = dict(space={replaced})' for name in loops),
+        *(
+            f'{name} = dict(space={replaced if "space" in loop else "proposed"})'
+            for name, loop in loops.items()
+        ),
     ]
     return '\n'.join([*header, *lines, ''])
+
+
+def _takes_space(config: Mapping | None) -> bool:
+    kind = (config or {}).get('type')
+    loop = LOOPS.get(kind) if isinstance(kind, str) else kind
+    return loop is not None and 'space' in signature(loop).parameters
 
 
 def as_dict(space: SearchSpace) -> dict:

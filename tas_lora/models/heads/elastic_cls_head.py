@@ -140,7 +140,8 @@ class ElasticClsHead(LinearClsHead):
         init_std = positive(init_std, 'init_std', float)
         if in_channels % positive(parts, 'parts', int):
             raise UserError(f'is {in_channels}, which is not {parts} equal parts', 'in_channels')
-        self.fc = SlicedLinear(in_channels, num_classes, parts)
+        with torch.random.fork_rng(devices=()):  # initialised below
+            self.fc = SlicedLinear(in_channels, num_classes, parts)
         nn.init.trunc_normal_(self.fc.weight, std=init_std)
         nn.init.zeros_(self.fc.bias)
 
