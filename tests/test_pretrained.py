@@ -411,8 +411,12 @@ def test_files_load_as_the_models_do(tmp_path):
         backbone = MODELS.build(config['backbone'] | dict(init_cfg=init_cfg))
         backbone.eval()
         backbone.init_weights()
+        started = load_supernet(
+            dict(model=config | dict(backbone=config['backbone'] | dict(init_cfg=init_cfg)))
+        )
         with torch.no_grad():
-            assert_close(backbone(pictures(side))[-1], model.backbone(pictures(side))[-1])
+            for each in (backbone, started.backbone):
+                assert_close(each(pictures(side))[-1], model.backbone(pictures(side))[-1])
 
 
 def test_training_starts_from_files(tmp_path):
@@ -613,6 +617,7 @@ def test_the_tool_writes_config_and_weights(tmp_path, capsys):
     said = capsys.readouterr().out
     expected = sum(value.numel() for value in supernet_from(original).parameters())
     assert f'{expected:,} parameters' in said
+    assert 'images (0 to 255): mean [127.5, 127.5, 127.5], std [63.75, 63.75, 63.75]' in said
     assert 'differs from the original by' in said
     model = load_supernet(out / 'supernet.py', out / 'supernet.pth')
     with torch.no_grad():
@@ -820,3 +825,11 @@ def test_a_whole_clip_is_its_image_encoder():
         expected = whole.get_image_features(pictures(64))
         expected = getattr(expected, 'pooler_output', expected)  # transformers 5
         assert_close(output(supernet_from(whole), pictures(64)), expected)
+
+
+def test_a_pretrained_init_cfg_stands_alone():
+    config = model_config_of(timm_model('deit'))
+    pretrained = dict(type='Pretrained', checkpoint='x.pth')
+    config['backbone']['init_cfg'] = [dict(type='Normal', layer='Linear'), pretrained]
+    with pytest.raises(UserError, match='alone, got'):
+        load_supernet(dict(model=config))

@@ -32,7 +32,9 @@ def supernet_from(
 ) -> SupernetClassifier:
     """Make a pretrained vision transformer the largest subnet of a supernet.
 
-    It is compared with the original on random images: the supernet computes what it does.
+    It is compared with the original on random images: the supernet computes what it does. A file
+    of weights alone tells neither heads, epsilon nor activation: they are those of ``source``, and
+    with a wrong one both would be wrong.
 
     Args:
         source: A model of timm (``VisionTransformer``), of transformers (ViT, DeiT, DINOv2 and
@@ -45,7 +47,9 @@ def supernet_from(
             its library does.
         num_classes: Classes of the head. It is new if the original has another number of them;
             None keeps what the original has. Without a head the model has none, either, and
-            ``model.backbone(images)[-1]`` is its feature.
+            ``model.backbone(images)[-1]`` is its feature: of ViT and DeiT the normalised class
+            token, not the ``pooler_output`` of transformers; of DINOv2 in transformers (B, 2 C),
+            the class token and the mean of the patches.
 
     Returns:
         The supernet on the CPU in evaluation mode, in float32; on the meta device, without values,
