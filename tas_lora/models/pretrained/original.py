@@ -82,6 +82,20 @@ def config_of(facts: Facts, weights: Mapping[str, Tensor], library: str) -> dict
     widths = sorted({width / heads for width, heads in pairs})
     right = len(widths) == 1 and widths[0].is_integer()
     check_parts(library, [('width of the heads', widths, right, 'one whole number in all blocks')])
+    config = dict(
+        type='tas_lora.SupernetClassifier', backbone=_backbone(facts, weights, sizes, widths[0])
+    )
+    if 'num_classes' in sizes:
+        config['head'] = dict(facts.head, num_classes=sizes['num_classes'])
+    if facts.mean is not None and facts.std is not None:
+        mean, std = _moments(facts, library)
+        if len(mean) == sizes['in_channels']:  # a network may have been built for others
+            swap = facts.to_rgb and len(mean) == 3
+            config['data_preprocessor'] = dict(mean=mean, std=std, to_rgb=swap)
+    return config
+
+
+def _backbone(facts: Facts, weights: Mapping[str, Tensor], sizes: dict, head_dim: float) -> dict:
     style = ViTStyle(
         num_prefix_tokens=sizes['num_prefix_tokens'],
         prefix_positions=facts.prefix_positions,
@@ -92,7 +106,7 @@ def config_of(facts: Facts, weights: Mapping[str, Tensor], library: str) -> dict
         layer_scale=1.0 if 'backbone.blocks.0.attn_scale' in weights else None,
         qkv_bias_by_part=True,
     )
-    backbone = dict(
+    return dict(
         type='tas_lora.ElasticViT',
         arch=dict(
             embed_dim=sizes['embed_dim'],
@@ -102,20 +116,11 @@ def config_of(facts: Facts, weights: Mapping[str, Tensor], library: str) -> dict
         img_size=facts.img_size,
         patch_size=sizes['patch_size'],
         in_channels=sizes['in_channels'],
-        head_dim=int(widths[0]),
+        head_dim=int(head_dim),
         max_relative_position=None,
         style={k: v for k, v in style.to_dict().items() if v != getattr(ViTStyle(), k)},
         out_type=facts.out_type,
     )
-    config = dict(type='tas_lora.SupernetClassifier', backbone=backbone)
-    if 'num_classes' in sizes:
-        config['head'] = dict(facts.head, num_classes=sizes['num_classes'])
-    if facts.mean is not None and facts.std is not None:
-        mean, std = _moments(facts, library)
-        if len(mean) == sizes['in_channels']:  # a network may have been built for others
-            swap = facts.to_rgb and len(mean) == 3
-            config['data_preprocessor'] = dict(mean=mean, std=std, to_rgb=swap)
-    return config
 
 
 def _moments(facts: Facts, library: str) -> list[list[float]]:
