@@ -12,9 +12,12 @@ from conftest import runner_of
 from PIL import Image
 
 from tas_lora import Subnet, UserError, apis, load_supernet
+from tas_lora.analysis.gates import layer_gates
 from tas_lora.costs.benchmark import supernet
 from tas_lora.engine import MoLEHook, SupernetRunner
 from tas_lora.engine.hooks.compile_warmup_hook import run_once
+from tas_lora.engine.runner import distillation
+from tas_lora.engine.search.result import winner_gates
 from tas_lora.models.export import export_subnet
 from tas_lora.models.plain_vit import load_plain_vit
 from tas_lora.models.safe_load import read_checkpoint
@@ -251,6 +254,13 @@ def test_the_parent_comes_out_to_the_last_bit(config, tmp_path, shared):
     assert torch.equal(after(images, mode='tensor'), parent)
 
 
+def test_a_strategy_that_samples_the_parent_alone_is_one_line(config):
+    loop = started(config('moLE', keep_parent=True)).train_loop
+    loop.strategy.draw = lambda space, rng: [space.largest()]
+    with pytest.raises(UserError, match='is ParentDistillation, which samples only the full size'):
+        loop.draw(0)
+
+
 def test_an_iteration_never_draws_a_parent_that_is_kept(config):
     cfg = config('moLE', keep_parent=True)
     space = dict(embed_dim=[32, 40], depth=[4], num_heads=[3], mlp_ratio=[4.0])
@@ -262,14 +272,24 @@ def test_an_iteration_never_draws_a_parent_that_is_kept(config):
     assert [s.embed_dim for s in loop.draw(0)][0] == 32
 
 
-def test_a_kept_parent_uses_no_expert(config):
+@pytest.mark.parametrize('shared', [0, 2])
+def test_a_kept_parent_uses_no_expert(config, shared):
     cfg = config('moLE', keep_parent=True)
+    cfg.model.router.shared = shared
+    cfg.model.backbone.mole.num_experts += shared
+    cfg.model.backbone.block_order = [2, 0, 3, 1]
     model = load_supernet(cfg)
     arch = model.backbone.arch
-    assert model.gates(arch).abs().sum() == 0
-    assert model.gates(arch).shape == (4, 4, 12)
-    smaller = Subnet(40, [3, 3, 3, 2], [4.0] * 4)
-    assert torch.equal(model.gates(smaller), model.router(smaller))
+    assert model.routed_gates(arch).shape == (4, 4, 12)
+    assert model.routed_gates(arch).abs().sum() == 0
+    assert winner_gates(model, arch) is None
+    smaller = Subnet(40, [3, 2], [4.0] * 2)
+    gates = winner_gates(model, smaller)
+    assert {name.split()[1] for name in gates} == {'0', '2'}  # the two best blocks
+    assert gates.keys() == layer_gates(model, smaller).keys()
+    for name, row in layer_gates(model, smaller).items():
+        assert gates[name] == pytest.approx(row, abs=1e-6)
+        assert sum(row) == pytest.approx(1)
     # Another ratio of the same width is the same network.
     assert model.keeps(Subnet(40, [3] * 4, [4.0 + 1e-9] * 4))
 
@@ -376,11 +396,17 @@ def test_layer_decay(config, stage):
 # One expert to start from
 
 
-@pytest.mark.parametrize('shared', [0, 1])
-def test_experts_start_as_copies_of_one_lora(config, tmp_path, shared):
+@pytest.mark.parametrize(
+    ('shared', 'router'),
+    [
+        (0, dict(type='tas_lora.SingleExpertHead')),
+        (1, dict(type='tas_lora.MLPRouterHead', init='random', num_experts=1)),
+    ],
+)
+def test_experts_start_as_copies_of_one_lora(config, tmp_path, shared, router):
     single = config('moLE')
     single.model.backbone.mole = dict(num_experts=1, rank=4)
-    single.model.router = dict(type='tas_lora.SingleExpertHead', space=single.train_cfg.space)
+    single.model.router = dict(router, space=single.train_cfg.space)
     one = load_supernet(single, single.load_from)
     for layer in one.backbone.mole_layers():
         torch.nn.init.normal_(layer.lora_b, std=0.5)
@@ -451,6 +477,35 @@ def test_another_file_in_the_place_of_the_teacher(config):
     torch.save(state, cfg.load_from)
     with pytest.raises(UserError, match='original.pth is not the file that this training began'):
         apis.train(deepcopy(cfg), resume=True)
+
+
+def test_a_rehearsed_resume_has_the_teacher_of_the_run(config, monkeypatch):
+    cfg, seen, load = config('supernet'), [], distillation.load_teacher
+    apis.train(deepcopy(cfg))
+    Path(cfg.work_dir, 'epoch_2.pth').unlink()
+
+    def spied(cfg, file: str, needs_logits: bool):
+        seen.append(file)
+        return load(cfg, file, needs_logits)
+
+    monkeypatch.setattr(distillation, 'load_teacher', spied)
+    apis.check_training(cfg, resume=True)
+    assert seen == [cfg.load_from]
+
+
+def test_later_processes_take_the_teacher_that_the_first_one_names(config, monkeypatch):
+    """They do not know yet that it resumes, and from what it started."""
+    cfg = config('supernet')
+    cfg.load_from, told = 'elsewhere.pth', [cfg.load_from]
+    monkeypatch.setattr(distillation, 'broadcast_object_list', lambda x: x.__setitem__(0, told[0]))
+    assert loop_of(cfg).strategy._file == told[0]
+    told[0] = None
+    with pytest.raises(UserError, match='checkpoint is missing'):
+        loop_of(cfg)
+
+
+def loop_of(cfg):
+    return SupernetRunner.from_cfg(deepcopy(cfg)).train_loop
 
 
 def test_a_run_resumed_elsewhere_does_not_take_its_own_weights_for_the_original(config, tmp_path):

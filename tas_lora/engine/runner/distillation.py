@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.dist import broadcast_object_list
 from torch import Tensor
 
 from ...checks import bounded, inside, natural, one_of, positive
@@ -153,8 +154,9 @@ class ParentDistillation(SubnetStrategy):
         """Load the teacher, unless the supernet itself is it."""
         self._file = self.checkpoint
         if self._file is None and not model.is_frozen:
-            cfg = runner.cfg
-            self._file = first_start(cfg.work_dir) if cfg.get('resume') else cfg.get('load_from')
+            chosen = [first_start(runner.cfg)]
+            broadcast_object_list(chosen)  # only the first process knows of a resume by now
+            self._file = chosen[0]
             if self._file is None:
                 raise UserError(
                     'is missing: all weights are trained, so that the teacher is a copy of a file, '

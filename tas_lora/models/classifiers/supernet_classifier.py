@@ -139,12 +139,16 @@ class SupernetClassifier(ImageClassifier):
         """Whether ``subnet`` is a parent that is kept: it runs without experts."""
         return self.keep_parent and self.backbone.is_whole(subnet)
 
-    def gates(self, subnet: Subnet) -> Tensor:
-        """Mixture weights (L, 4, K) of the experts of ``subnet``; zeros if it is kept."""
+    def routed_gates(self, subnet: Subnet) -> Tensor:
+        """Shares (L, 4, K) of the experts that ``subnet`` is routed to; zeros if it is kept.
+
+        K is without the shared experts, so that the shares of a layer sum to 1.
+        """
+        shared = self.router.num_shared
         if self.keeps(subnet):
-            shape = (subnet.depth, len(LAYER_KINDS), self.backbone.num_experts)
+            shape = (subnet.depth, len(LAYER_KINDS), self.backbone.num_experts - shared)
             return self.backbone.pos_embed.new_zeros(shape)
-        return self.router(subnet)
+        return self.router(subnet)[..., shared:]
 
     def merge_experts(self) -> None:
         """Merge the experts for the active subnet, with a graph if gradients are enabled.
