@@ -15,7 +15,7 @@ from tas_lora import Subnet, UserError, apis, load_supernet
 from tas_lora.analysis.gates import layer_gates
 from tas_lora.costs.benchmark import supernet
 from tas_lora.engine import MoLEHook, SupernetRunner
-from tas_lora.engine.hooks.compile_warmup_hook import run_once
+from tas_lora.engine.hooks.compile_warmup_hook import covering_subnets, run_once
 from tas_lora.engine.runner import distillation
 from tas_lora.engine.search.result import winner_gates
 from tas_lora.models.export import export_subnet
@@ -272,6 +272,28 @@ def test_an_iteration_never_draws_a_parent_that_is_kept(config):
     assert [s.embed_dim for s in loop.draw(0)][0] == 32
 
 
+@pytest.mark.parametrize('resumes', [False, True])
+def test_a_batch_norm_and_averaged_weights_leave_the_parent(config, tmp_path, resumes):
+    neck = dict(type='LinearNeck', in_channels=40, out_channels=40)  # with a BatchNorm1d
+    cfg = config('moLE', dict(labels=1.0), keep_parent=True, neck=neck)
+    for part in (cfg.train_cfg, cfg.model.router, cfg.val_cfg):
+        part.space = dict(part.space, embed_dim=[40])
+    cfg.model.backbone.mole.num_experts = 4
+    cfg.custom_hooks.append(dict(type='EMAHook'))
+    before, images = load_supernet(cfg), torch.randn(5, 1, 8, 8)
+    cfg.load_from = str(tmp_path / 'start.pth')
+    torch.save(dict(state_dict=before.state_dict()), cfg.load_from)
+    arch = before.backbone.arch
+    runner = apis.train(deepcopy(cfg))
+    if resumes:
+        Path(cfg.work_dir, 'epoch_2.pth').unlink()
+        runner = apis.train(deepcopy(cfg), resume=True)
+    averaged = load_supernet(cfg, Path(cfg.work_dir) / 'epoch_2.pth')
+    for after in (runner.model, averaged):
+        assert any(layer.lora_b.any() for layer in after.backbone.mole_layers())
+        assert torch.equal(logits_of(after, images, arch), logits_of(before, images, arch))
+
+
 @pytest.mark.parametrize('shared', [0, 2])
 def test_a_kept_parent_uses_no_expert(config, shared):
     cfg = config('moLE', keep_parent=True)
@@ -323,8 +345,11 @@ def test_costs_and_compilation_of_a_space_with_the_parent(config):
     assert not supernet(cfg.model).keep_parent  # its largest subnet is timed as one that is trained
     assert supernet(cfg.model, experts=False).router is None
     runner = started(cfg)
-    run_once(runner, runner.model.backbone.arch)
-    assert all(parameter.grad is None for parameter in runner.model.parameters())
+    space, model = runner.train_loop.space, runner.model
+    assert model.keeps(space.largest())
+    for subnet in covering_subnets(space, model.keeps):
+        run_once(runner, subnet)  # its backward fails for a parent that is kept
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 # The map of features
@@ -545,6 +570,7 @@ def test_a_mistake_in_the_strategy_is_one_line(config, case):
     refused(config('supernet', strategy), message)
 
 
+HIDDEN = dict(type='VisionTransformerClsHead', num_classes=10, hidden_dim=16)
 CHANGES = {
     'no teacher': (lambda cfg: cfg.merge_from_dict(dict(load_from=None)), 'checkpoint is missing'),
     'classes': (other_classes, 'teacher .*num_classes 3 in the checkpoint'),
@@ -558,6 +584,19 @@ CHANGES = {
         'accumulative_counts',
     ),
     'parent': (lambda cfg: cfg.model.update(keep_parent=True), 'keep_parent is True, but'),
+    'hidden layer': (
+        lambda cfg: (
+            cfg.model.update(feature_map=True),
+            setattr(cfg.model, 'head', dict(HIDDEN)),
+        ),
+        'feature_map is True, but the neck or the head makes features 16 wide of .* 40',
+    ),
+    'neck': (
+        lambda cfg: cfg.model.update(
+            neck=dict(type='LinearNeck', in_channels=40, out_channels=24), feature_map=True
+        ),
+        'the head makes features 24 wide of',
+    ),
 }
 
 
