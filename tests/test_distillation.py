@@ -523,7 +523,7 @@ def test_later_processes_take_the_teacher_that_the_first_one_names(config, monke
     cfg = config('supernet')
     cfg.load_from, told = 'elsewhere.pth', [cfg.load_from]
     monkeypatch.setattr(distillation, 'broadcast_object_list', lambda x: x.__setitem__(0, told[0]))
-    assert loop_of(cfg).strategy._file == told[0]
+    assert loop_of(cfg).strategy._to_note == told[0]
     told[0] = None
     with pytest.raises(UserError, match='checkpoint is missing'):
         loop_of(cfg)
