@@ -2,11 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 from ..checks import positive
 from ..models import SupernetClassifier
-from ..structures import Subnet
 from .outputs import damage_of, outputs
 
 
@@ -38,7 +36,7 @@ def rank_blocks(
     def damage_without(block: int) -> float:
         rest = [b for b in kept if b != block]
         with ordered_blocks(model, [*rest, block, *dropped]):
-            found = outputs(model, running(arch, rest), batches)
+            found = outputs(model, model.backbone.run_at(len(rest)), batches)
         tell()
         return float(damage_of(model, original, found).mean())
 
@@ -63,13 +61,3 @@ def ordered_blocks(model: SupernetClassifier, order: Sequence[int]) -> Iterator[
         yield
     finally:
         backbone.block_order = before
-
-
-def running(arch: Subnet, blocks: Sequence[int]) -> Subnet:
-    """The subnet of full widths that runs these blocks."""
-    blocks = sorted(blocks)
-    return replace(
-        arch,
-        num_heads=tuple(arch.num_heads[i] for i in blocks),
-        mlp_ratio=tuple(arch.mlp_ratio[i] for i in blocks),
-    )

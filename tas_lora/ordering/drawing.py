@@ -35,9 +35,6 @@ def draw_damage(
         if field == 'agreement':
             axes.yaxis.set_major_formatter('{x:.0%}')
         if field == 'damage':
-            if 'agreement' in fields:  # a divergence has no upper end
-                axes.set_yscale('symlog', linthresh=0.01)
-                axes.yaxis.set_major_formatter('{x:g}')
             axes.set(ylabel=f'damage ({measure})', ylim=(0, None))
     add_legend(figure, all_axes[0], columns=4 if len(fields) > 1 else 2)
     return figure

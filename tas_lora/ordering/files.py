@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 from collections.abc import Mapping
 from functools import partial
@@ -15,6 +16,7 @@ from mmengine.registry import LOOPS
 
 from ..analysis.output import plain, rendered
 from ..atomic_files import seal, write_together
+from ..errors import UserError
 from ..models import SupernetClassifier
 from ..packaged import command
 from ..provenance import versions
@@ -74,7 +76,7 @@ def config_text(
 
     It gives the space to the loops that have one.
     """
-    order, weights = list(model.backbone.block_order), str(Path(args.out, 'ordered.pth').resolve())
+    order, weights = list(model.backbone.block_order), '{{ fileDirname }}/ordered.pth'
     loops = {name: cfg[name] for name in _LOOPS if _takes_space(cfg.get(name))}
     header = [
         '# A supernet in order, and the space proposed for it; load_from has its weights.',
@@ -85,13 +87,14 @@ def config_text(
         whole = cfg.copy()
         whole.model.backbone.update(block_order=order, init_cfg=None)
         whole.load_from = weights
+        whole.space = dict(space)
         for name in loops:
             whole[name].space = dict(space)
         return '\n'.join([*header, whole.pretty_text])
     values = ', '.join(f'{name}={value}' for name, value in space.items())
     replaced = 'dict(_delete_=True, **proposed)'
     lines = [
-        f'_base_ = [{str(Path(cfg.filename).resolve())!r}]',
+        f'_base_ = [{_base(cfg.filename, args.out)!r}]',
         f'load_from = {weights!r}',
         f'model = dict(backbone=dict(block_order={order}, init_cfg=None))',
         f'proposed = dict({values})',
@@ -102,6 +105,25 @@ def config_text(
         ),
     ]
     return '\n'.join([*header, *lines, ''])
+
+
+def _base(config: str, out: str) -> str:
+    """Path of CONFIG for ``_base_``: relative if it and the output are in the current folder."""
+    paths = Path(config).resolve(), Path(out).resolve()
+    is_near = all(path.is_relative_to(Path.cwd()) for path in paths)
+    return os.path.relpath(*paths) if is_near else str(paths[0])
+
+
+def check_out(cfg: Config, args: argparse.Namespace) -> None:
+    """Raise :class:`UserError` if a file of the output is one that is read."""
+    bases = [line for line in cfg.text.splitlines() if line.endswith('.py')]  # and file contents
+    read = {
+        Path(file).resolve() for file in (*bases, args.checkpoint, cfg.get('load_from')) if file
+    }
+    for name in ('ordered.py', 'ordered.pth'):
+        path = Path(args.out, name)
+        if path.resolve() in read:
+            raise UserError(f'{path} is read, and --out would replace it; give another folder')
 
 
 def _takes_space(config: Mapping | None) -> bool:
