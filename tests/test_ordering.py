@@ -22,7 +22,6 @@ from tas_lora.costs.multiples import fast_multiple
 from tas_lora.ordering import (
     ActivationScore,
     ChannelScore,
-    Importance,
     OutputScore,
     Probe,
     TaylorScore,
@@ -89,11 +88,11 @@ def batches(count: int = 2, size: int = 4, side: int = 8) -> list[dict]:
     return found
 
 
-def drawn_importance(arch: Subnet = ARCH) -> Importance:
+def drawn_importance(arch: Subnet = ARCH) -> dict:
     rng = torch.Generator().manual_seed(3)
-    hidden = tuple(torch.rand(n, generator=rng) for n in arch.hidden_dims)
-    heads = tuple(torch.arange(float(n)) for n in arch.num_heads)  # no block keeps its order
-    return Importance(hidden, heads, torch.rand(arch.embed_dim, generator=rng))
+    hidden = [torch.rand(n, generator=rng) for n in arch.hidden_dims]
+    heads = [torch.arange(float(n)) for n in arch.num_heads]  # no block keeps its order
+    return dict(neurons=hidden, heads=heads, channels=[torch.rand(arch.embed_dim, generator=rng)])
 
 
 @pytest.mark.parametrize('style', STYLES)
@@ -136,8 +135,8 @@ def test_the_best_come_first():
     fc1 = model.backbone.blocks[1].fc1.weight.clone()
     norm = model.backbone.norm.weight.clone()
     apply_order(model, importance)
-    for j, best in enumerate(np.argsort(-importance.neurons[1].numpy())):
-        columns = np.argsort(-importance.channels.numpy())
+    for j, best in enumerate(np.argsort(-importance['neurons'][1].numpy())):
+        columns = np.argsort(-importance['channels'][0].numpy())
         assert torch.equal(model.backbone.blocks[1].fc1.weight[j], fc1[best][columns])
     assert torch.equal(model.backbone.norm.weight, norm[columns])
 
@@ -217,11 +216,13 @@ def entries_of(style: str) -> dict[tuple, list[tuple[str, tuple]]]:
     return units
 
 
-def assert_scores(importance: Importance, expected: dict, **tolerance) -> None:
-    groups = importance.groups()
-    assert sum(len(x) for group in groups.values() for x in group) == len(expected)
+def assert_scores(importance: dict, expected: dict, **tolerance) -> None:
+    assert sum(len(x) for group in importance.values() for x in group) == len(expected)
     for (kind, block, unit), value in expected.items():
-        assert float(groups[kind][block][unit]) == pytest.approx(value, **tolerance), (kind, unit)
+        assert float(importance[kind][block][unit]) == pytest.approx(value, **tolerance), (
+            kind,
+            unit,
+        )
 
 
 def double(data: list[dict]) -> list[dict]:
@@ -254,7 +255,7 @@ def test_the_output_score_is_the_squared_change_of_the_logits(style):
     # The variance of a probe's square is at most twice the squared mean: 5 standard errors.
     error = 5 * (2 / probes) ** 0.5
     assert_scores(OutputScore(seed=4, probes=probes)(model, data), expected, rel=error, abs=1e-9)
-    once, again, other = (OutputScore(seed)(model, data).channels for seed in (5, 5, 6))
+    once, again, other = (OutputScore(seed)(model, data)['channels'][0] for seed in (5, 5, 6))
     assert torch.equal(once, again)
     assert not torch.equal(once, other)
 
@@ -381,11 +382,13 @@ def test_activations_are_those_inside_of_timm():
         return np.sqrt((np.abs(x).mean(1) ** 2).sum(0))
 
     for i in range(3):
-        np.testing.assert_allclose(found.neurons[i], root(seen['fc2', i]), rtol=1e-4)
+        np.testing.assert_allclose(found['neurons'][i], root(seen['fc2', i]), rtol=1e-4)
         heads = seen['proj', i].reshape(8, -1, ARCH.num_heads[i], 8)
-        np.testing.assert_allclose(found.heads[i], root(np.linalg.norm(heads, axis=3)), rtol=1e-4)
+        np.testing.assert_allclose(
+            found['heads'][i], root(np.linalg.norm(heads, axis=3)), rtol=1e-4
+        )
     norms = [root(seen[f'norm{k}', i]) for k in (1, 2) for i in range(3)]
-    np.testing.assert_allclose(found.channels, np.sum(norms, 0), rtol=1e-4)
+    np.testing.assert_allclose(found['channels'][0], np.sum(norms, 0), rtol=1e-4)
 
 
 @pytest.mark.parametrize('score', SCORES)
@@ -407,9 +410,9 @@ def test_what_does_nothing_is_last(score, style):
                 for table in block.attn.rel_pos_v.parameters():
                     table.zero_()
     importance = score()(model, data)
-    assert set(importance.neurons[1].argsort()[:3].tolist()) == set(dead)
-    assert importance.neurons[1].sort().values[3] > 0
-    assert importance.heads[1].argsort()[0].item() == heads[0]
+    assert set(importance['neurons'][1].argsort()[:3].tolist()) == set(dead)
+    assert importance['neurons'][1].sort().values[3] > 0
+    assert importance['heads'][1].argsort()[0].item() == heads[0]
     apply_order(model, importance)
     smaller = Subnet(24, (3, 1, 4), (ARCH.mlp_ratio[0], ratio_of(21, 24), ARCH.mlp_ratio[2]))
     if style == 'dino':  # the bias of fewer heads is another one in AutoFormer
@@ -445,7 +448,7 @@ def test_scores_do_not_need_a_head_or_labels_but_taylor():
     data = [dict(inputs=batch['inputs']) for batch in batches()]
     for score in (OutputScore, ActivationScore):
         importance = score()(model, data)
-        assert all((x > 0).any() for group in importance.groups().values() for x in group)
+        assert all((x > 0).any() for group in importance.values() for x in group)
     with pytest.raises(UserError, match=r'TaylorScore needs labels.*tas_lora\.OutputScore'):
         TaylorScore()(network(), data)
     with pytest.raises(UserError, match='TaylorScore needs a head'):
@@ -461,7 +464,7 @@ def test_models_that_cannot_be_ordered_are_refused():
     other = network(arch=Subnet(24, (3, 2), (1.0, 1.0)))
     with pytest.raises(UserError, match=r'importance\.neurons has shapes'):
         apply_order(other, importance)
-    importance.channels[3] = float('nan')
+    importance['channels'][0][3] = float('nan')
     with pytest.raises(UserError, match=r'importance\.channels is not finite'):
         apply_order(network(), importance)
     head = dict(type='mmpretrain.VisionTransformerClsHead', num_classes=5, hidden_dim=7)
