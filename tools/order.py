@@ -15,7 +15,7 @@ from mmengine.device import get_device
 from rich.progress import Progress
 
 from tas_lora import apis, cli
-from tas_lora.checks import natural, positive
+from tas_lora.checks import natural, positive, usable_device, usable_folder
 from tas_lora.config import check_data
 from tas_lora.costs.multiples import fast_multiple
 from tas_lora.datasets.agreement import check_sources
@@ -23,7 +23,9 @@ from tas_lora.ordering import blocks, files, inputs, report
 from tas_lora.ordering.damage import Probe, measure_dimensions, smaller_choices
 from tas_lora.ordering.outputs import without_head
 from tas_lora.ordering.permute import apply_order
+from tas_lora.ordering.scores import ChannelScore
 from tas_lora.ordering.space import Proposal, check_limits, check_reachable, propose_space
+from tas_lora.registry import TASK_UTILS, build_part
 
 LOADERS = ('train_dataloader', 'val_dataloader')
 
@@ -64,8 +66,8 @@ def parse_args():
     args.limits = inputs.read_limits(args.limit)
     check_limits(args.limits)
     inputs.check_multiple(args.multiple)
-    inputs.check_device(args.device)
-    inputs.check_folder(args.out)
+    usable_device(args.device, '--device')
+    usable_folder(args.out, '--out')
     return args
 
 
@@ -122,7 +124,7 @@ def examine(args, clock) -> tuple[dict, Proposal, list[Path]]:
     files.check_out(cfg, args)
     check_data(cfg, LOADERS)
     check_sources(cfg, LOADERS)
-    score = inputs.build_score(args.score, args.seed)
+    score = build_part(TASK_UTILS, args.score, ChannelScore, '--score', seed=args.seed)
     with clock('Loading'):
         model, weights = inputs.load(cfg, args, score)
     arch, spec, has_head = model.backbone.arch, model.image_spec, weights['has_head']

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shlex
 from collections.abc import Mapping
 from functools import partial
@@ -53,7 +52,7 @@ def write(
     record = dict(made_by=made_by) | dict(space)
     contents[folder / 'space.json'] = json.dumps(record | dict(made_by=plain(made_by)), indent=2)
     contents[folder / 'ordered.pth'] = checkpoint_of(model, weights, made_by)
-    contents[folder / 'ordered.py'] = config_text(cfg, args, model, space['space'])
+    contents[folder / 'ordered.py'] = config_text(cfg, model, space['space'])
     write_together(contents)
     return list(contents)
 
@@ -69,57 +68,27 @@ def checkpoint_of(model: SupernetClassifier, weights: Mapping, made_by: Mapping)
     return seal(content.getvalue())
 
 
-def config_text(
-    cfg: Config, args: argparse.Namespace, model: SupernetClassifier, space: Mapping
-) -> str:
-    """A config of the ordered supernet, based on CONFIG, or whole if ``--cfg-options`` changed it.
+def config_text(cfg: Config, model: SupernetClassifier, space: Mapping) -> str:
+    """The config of the ordered supernet, whole; the loops that have a space get the proposed one.
 
-    It gives the space to the loops that have one.
+    The weights are those in the folder of the config, wherever it is moved.
     """
-    order, weights = list(model.backbone.block_order), '{{ fileDirname }}/ordered.pth'
-    loops = {name: cfg[name] for name in _LOOPS if _takes_space(cfg.get(name))}
+    whole = cfg.copy()
+    whole.model.backbone.update(block_order=list(model.backbone.block_order), init_cfg=None)
+    whole.update(load_from='{{ fileDirname }}/ordered.pth', space=dict(space))
+    for name in _LOOPS:
+        if _takes_space(cfg.get(name)):
+            whole[name].space = dict(space)
     header = [
         '# A supernet in order, and the space proposed for it; load_from has its weights.',
         f'# {json.dumps(shlex.join(command()))[1:-1]}',
-        '',
     ]
-    if args.cfg_options:
-        whole = cfg.copy()
-        whole.model.backbone.update(block_order=order, init_cfg=None)
-        whole.load_from = weights
-        whole.space = dict(space)
-        for name in loops:
-            whole[name].space = dict(space)
-        return '\n'.join([*header, whole.pretty_text])
-    values = ', '.join(f'{name}={value}' for name, value in space.items())
-    replaced = 'dict(_delete_=True, **proposed)'
-    lines = [
-        f'_base_ = [{_base(cfg.filename, args.out)!r}]',
-        f'load_from = {weights!r}',
-        f'model = dict(backbone=dict(block_order={order}, init_cfg=None))',
-        f'proposed = dict({values})',
-        f'space = {replaced if "space" in cfg else "proposed"}',
-        *(
-            f'{name} = dict(space={replaced if "space" in loop else "proposed"})'
-            for name, loop in loops.items()
-        ),
-    ]
-    return '\n'.join([*header, *lines, ''])
-
-
-def _base(config: str, out: str) -> str:
-    """Path of CONFIG for ``_base_``: relative if it and the output are in the current folder."""
-    paths = Path(config).resolve(), Path(out).resolve()
-    is_near = all(path.is_relative_to(Path.cwd()) for path in paths)
-    return os.path.relpath(*paths) if is_near else str(paths[0])
+    return '\n'.join([*header, '', whole.pretty_text])
 
 
 def check_out(cfg: Config, args: argparse.Namespace) -> None:
     """Raise :class:`UserError` if a file of the output is one that is read."""
-    bases = [line for line in cfg.text.splitlines() if line.endswith('.py')]  # and file contents
-    read = {
-        Path(file).resolve() for file in (*bases, args.checkpoint, cfg.get('load_from')) if file
-    }
+    read = {Path(x).resolve() for x in (cfg.filename, args.checkpoint, cfg.get('load_from')) if x}
     for name in ('ordered.py', 'ordered.pth'):
         path = Path(args.out, name)
         if path.resolve() in read:

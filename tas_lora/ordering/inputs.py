@@ -1,9 +1,7 @@
 """Inputs of tools/order.py: the supernet and its images, from a config and the command line."""
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
-from inspect import isclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,6 @@ from ..models import SupernetClassifier, load_supernet
 from ..models.checkpoint import pretrained_file
 from ..models.safe_load import read_checkpoint
 from ..provenance import sha256
-from ..registry import TASK_UTILS
 from .couplings import couplings
 from .outputs import labels_of
 from .scores import ChannelScore
@@ -37,32 +34,6 @@ def read_limits(texts: Sequence[str]) -> dict[str, float]:
         except ValueError:
             raise UserError(f'--limit takes COST=SHARE, such as macs=0.5, got {text!r}') from None
     return limits
-
-
-def check_device(device: str) -> None:
-    """Raise :class:`UserError` unless tensors can be put there."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f'--device {device!r} cannot be used: {reason}; leave it out') from None
-
-
-def check_folder(out: str) -> None:
-    """Raise :class:`UserError` unless it is a folder, or can become one."""
-    there = next(path for path in (Path(out), *Path(out).absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        problem = 'cannot be written to' if there.is_dir() else 'is a file'
-        raise UserError(f'--out {out}: {there} {problem}; give a folder')
-
-
-def build_score(name: str, seed: int) -> ChannelScore:
-    """Build a registered score; raises :class:`UserError` that names those to choose from."""
-    kind = TASK_UTILS.get(name)
-    if not (isclass(kind) and issubclass(kind, ChannelScore)):
-        scores = [f'tas_lora.{score.__name__}' for score in ChannelScore.__subclasses__()]
-        raise UserError(f'--score cannot be {name!r}; choose from {", ".join(scores)}')
-    return kind(seed=seed)
 
 
 def check_multiple(text: str) -> None:

@@ -126,7 +126,6 @@ def check_reachable(
     multiple: int = 32,
 ) -> None:
     """Raise :class:`UserError` if not even all ``choices`` together are within a budget."""
-    check_limits(limits)
     smallest = build_space(arch, choices, multiple).smallest()
     shares = cost_shares(arch, smallest, spec)
     if any(shares[name] > COMFORT * share for name, share in limits.items()):
@@ -148,7 +147,7 @@ def _refuse_unreachable(
 
 
 def cost_shares(arch: Subnet, subnet: Subnet, spec: Mapping) -> dict[str, float]:
-    """What a subnet costs as shares of the original."""
+    """What a subnet costs, as shares of the original."""
     return {name: count(subnet, **spec) / count(arch, **spec) for name, count in COSTS.items()}
 
 
