@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import gcd
 
-import torch
 from torch import Tensor
 
 from ..errors import UserError
@@ -103,9 +102,11 @@ class Probe:
         """What a subnet with these outputs is like."""
         result = dict(damage=float(damage_of(self.model, self.original, found).mean()))
         if self.model.head is not None:
-            result['agreement'] = _share(found.argmax(1) == self.original.argmax(1))
+            result['agreement'] = float(
+                (found.argmax(1) == self.original.argmax(1)).double().mean()
+            )
         if self.labels is not None:
-            result['top1'] = 100 * _share(found.argmax(1) == self.labels)
+            result['top1'] = 100 * float((found.argmax(1) == self.labels).double().mean())
         costs = {name: count(subnet, **self.model.image_spec) for name, count in COSTS.items()}
         return result | costs
 
@@ -147,7 +148,3 @@ def measure_dimensions(
             found[name].append(dict(size=size) | probe(shrunk(probe.model, name, size)))
             tell()
     return found
-
-
-def _share(hits: Tensor) -> float:
-    return float(hits.to(torch.float64).mean())

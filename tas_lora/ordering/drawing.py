@@ -5,11 +5,7 @@ from collections.abc import Mapping, Sequence
 from ..report.drawing import BLUE, GREEN, INK, ORANGE, add_legend, canvas
 
 _COLORS = dict(neurons=BLUE, heads=GREEN, depth=ORANGE, width=INK)
-_LABELS = dict(
-    agreement='images with the same class',
-    damage='damage',
-    top1='top-1, %',
-)
+_LABELS = dict(agreement='images with the same class', damage='damage', top1='top-1, %')
 
 
 def draw_damage(

@@ -38,19 +38,15 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     made_by = dict(
         command=command(),
-        seed=args.seed,
-        score=args.score,
-        batches=args.batches,
-        config=args.config,
-        checkpoint=weights['checkpoint'],
-        sha256=weights['sha256'],
+        **{name: getattr(args, name) for name in ('seed', 'score', 'batches', 'config')},
+        **{name: weights[name] for name in ('checkpoint', 'sha256')},
         versions=versions(),
     )
-    measure = '1 - cosine' if model.head is None else 'KL divergence'
+    measure = 'KL divergence' if 'agreement' in found['smallest'] else '1 - cosine'
     draw = partial(draw_damage, found['before'], found['after'], measure)
     contents = rendered(folder, 'damage', made_by, found, dict(damage=draw))
-    record = dict(made_by=made_by) | dict(space)
-    contents[folder / 'space.json'] = json.dumps(record | dict(made_by=plain(made_by)), indent=2)
+    record = dict(made_by=plain(made_by)) | dict(space)
+    contents[folder / 'space.json'] = json.dumps(record, indent=2)
     contents[folder / 'ordered.pth'] = checkpoint_of(model, weights, made_by)
     contents[folder / 'ordered.py'] = config_text(cfg, model, space['space'])
     write_together(contents)
@@ -62,9 +58,8 @@ def checkpoint_of(model: SupernetClassifier, weights: Mapping, made_by: Mapping)
     meta = dict(ordered_by=plain(made_by), block_order=list(model.backbone.block_order))
     if weights['classes']:
         meta['dataset_meta'] = dict(weights['classes'])
-    content = BytesIO()
-    state_dict = {name: value.cpu() for name, value in model.state_dict().items()}
-    torch.save(dict(meta=meta, state_dict=state_dict), content)
+    content, state = BytesIO(), {name: value.cpu() for name, value in model.state_dict().items()}
+    torch.save(dict(meta=meta, state_dict=state), content)
     return seal(content.getvalue())
 
 
@@ -79,11 +74,8 @@ def config_text(cfg: Config, model: SupernetClassifier, space: Mapping) -> str:
     for name in _LOOPS:
         if _takes_space(cfg.get(name)):
             whole[name].space = dict(space)
-    header = [
-        '# A supernet in order, and the space proposed for it; load_from has its weights.',
-        f'# {json.dumps(shlex.join(command()))[1:-1]}',
-    ]
-    return '\n'.join([*header, '', whole.pretty_text])
+    title = '# A supernet in order, and the space proposed for it; load_from has its weights.'
+    return f'{title}\n# {json.dumps(shlex.join(command()))[1:-1]}\n\n{whole.pretty_text}'
 
 
 def check_out(cfg: Config, args: argparse.Namespace) -> None:

@@ -116,8 +116,8 @@ def _unseen(model, loader, batches: list[dict], score: ChannelScore) -> list[str
     if labels is None:
         return []
     count, classes = len(labels), model.head.num_classes
-    names = getattr(loader.dataset, 'metainfo', {}).get('classes') or range(classes)
-    unseen = [str(names[i]) for i in sorted(set(range(classes)) - set(labels.tolist()))]
+    names = dict(enumerate(getattr(loader.dataset, 'metainfo', {}).get('classes') or ()))
+    unseen = [str(names.get(i, i)) for i in sorted(set(range(classes)) - set(labels.tolist()))]
     if count < classes or len(unseen) > classes / 2:  # that many random images show 63 %
         wanted = min(len(loader), max(-(-classes * len(batches) // count), 2 * len(batches)))
         more = f'give --batches {wanted}, or ' if wanted > len(batches) else ''

@@ -50,7 +50,7 @@ def space_record(
         steps=[list(step) for step in proposal.added],
         multiple=multiple,
     )
-    return found if rates is None else found | dict(rates={str(m): r for m, r in rates.items()})
+    return found if rates is None else found | dict(rates=rates)
 
 
 def sentences(found: Mapping, proposal: Proposal) -> list[str]:

@@ -98,18 +98,20 @@ class OutputScore(ChannelScore):
 
     def score(self, model: SupernetClassifier, batches: Sequence[dict], table: dict) -> dict:
         """See :meth:`ChannelScore.score`."""
-        rng, total = torch.Generator().manual_seed(self.seed), None
+        rng, draws = torch.Generator().manual_seed(self.seed), []
         for batch in batches:
             output = output_of(model, batch['inputs'])
             for probe in range(self.probes):
                 model.zero_grad()
                 signs = torch.randint(2, output.shape, generator=rng).to(output) * 2 - 1
                 output.backward(signs, retain_graph=probe + 1 < self.probes)
-                found = unit_sums(table, first_order_changes(model))
-                squares = {kind: [x.square() for x in group] for kind, group in found.items()}
-                total = squares if total is None else _sum(total, squares)
-        count = len(batches) * self.probes
-        return {kind: [x / count for x in group] for kind, group in total.items()}
+                draws.append(unit_sums(table, first_order_changes(model)))
+        return {
+            kind: [
+                torch.stack(x).square().mean(0) for x in zip(*(d[kind] for d in draws), strict=True)
+            ]
+            for kind in table
+        }
 
 
 @TASK_UTILS.register_module()
@@ -179,13 +181,6 @@ def first_order_changes(model: SupernetClassifier) -> dict[str, Tensor]:
     return {
         name: torch.zeros_like(p) if p.grad is None else p.detach() * p.grad
         for name, p in model.named_parameters()
-    }
-
-
-def _sum(one: dict, other: dict) -> dict:
-    return {
-        kind: [a + b for a, b in zip(group, other[kind], strict=True)]
-        for kind, group in one.items()
     }
 
 
