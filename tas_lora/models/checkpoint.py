@@ -166,16 +166,17 @@ def pretrained_file(init_cfg: dict | list | None) -> str | None:
     """The checkpoint of an ``init_cfg`` of type 'Pretrained', None if it has another type.
 
     Raises:
-        UserError: If a 'Pretrained' one has no file, an unknown option, or another prefix than
-            'backbone.'.
+        UserError: If a 'Pretrained' one has no file, an unknown option, another prefix than
+            'backbone.', or others next to it.
     """
     configs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg or {}]
     for config in configs:
         if config.get('type') in ('Pretrained', PretrainedInit):
             unknown = sorted(set(config) - {'type', 'checkpoint', 'prefix', 'map_location'})
-            if not isinstance(config.get('checkpoint'), str) or unknown:
+            if not isinstance(config.get('checkpoint'), str) or unknown or len(configs) > 1:
                 raise UserError(
-                    f"must be dict(type='Pretrained', checkpoint=FILE), got {config!r}", _INIT
+                    f"must be dict(type='Pretrained', checkpoint=FILE) alone, got {init_cfg!r}",
+                    _INIT,
                 )
             one_of(config.get('prefix'), f'{_INIT}.prefix', (None, 'backbone', 'backbone.'))
             return config['checkpoint']
