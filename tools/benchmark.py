@@ -21,7 +21,7 @@ from rich.table import Table
 
 from tas_lora import SearchSpace, Subnet, UserError, cli
 from tas_lora.atomic_files import write_atomic
-from tas_lora.checks import natural, positive
+from tas_lora.checks import natural, positive, usable_device
 from tas_lora.config import load_config
 from tas_lora.costs import benchmark, processes
 from tas_lora.costs.reference_models import multiply_adds
@@ -72,6 +72,7 @@ def parse_args():
         args.sizes, args.batch, args.eval_batch, args.rounds = ['t'], 4, 8, 3
     for field in ('batch', 'eval_batch', 'rounds'):
         positive(getattr(args, field), f'--{field.replace("_", "-")}', int)
+    usable_device(args.device, '--device')
     for path in filter(None, (args.json, args.markdown)):
         cli.check_output(path)
     return args

@@ -216,13 +216,23 @@ class ElasticViT(BaseModule):
 
     def check_fits(self, subnet: Subnet, what: str = 'subnet') -> None:
         """Raise :class:`UserError` unless ``subnet`` is a slice of this supernet."""
-        subnet.check_fits(self._run_at(subnet.depth), what)
+        subnet.check_fits(self.run_at(subnet.depth), what)
         if subnet.patch_size not in (None, *self.patch_sizes):
             raise UserError(
                 f'{what} does not fit: patch_size is {subnet.patch_size}, the supernet has '
                 f'{list(self.patch_sizes)}; choose one of them, or list it in patch_size of the '
                 'backbone'
             )
+
+    def run_at(self, depth: int) -> Subnet:
+        """The full widths of the blocks that a subnet of this depth runs."""
+        blocks = sorted(self.block_order[:depth])
+        genes = (self.arch.num_heads, self.arch.mlp_ratio)
+        return replace(
+            self.arch,
+            num_heads=tuple(genes[0][i] for i in blocks),
+            mlp_ratio=tuple(genes[1][i] for i in blocks),
+        )
 
     def check_space(self, space: SearchSpace, what: str) -> None:
         """Raise :class:`UserError` unless all subnets of ``space`` are slices of this supernet."""
@@ -345,16 +355,6 @@ class ElasticViT(BaseModule):
         tokens = self.norm(tokens) if place == 'tokens' else tokens
         output = form_output(tokens, self.out_type, prefix)
         return self.norm(output) if place == 'pooled' and output.dim() == 2 else output
-
-    def _run_at(self, depth: int) -> Subnet:
-        """The full widths of the blocks that a subnet of this depth runs."""
-        blocks = sorted(self.block_order[:depth])
-        genes = (self.arch.num_heads, self.arch.mlp_ratio)
-        return replace(
-            self.arch,
-            num_heads=tuple(genes[0][i] for i in blocks),
-            mlp_ratio=tuple(genes[1][i] for i in blocks),
-        )
 
     def _grid_of(self, subnet: Subnet) -> PatchGrid:
         return self.grids[str(self.patch_size_of(subnet))]
