@@ -1,7 +1,8 @@
 """Mixture of LoRA experts (TAS-LoRA): pure functions for the maths, and a thin layer."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -124,6 +125,81 @@ class MoLELinear(ElasticLinear):
         return f'{super().extra_repr()}, num_experts={num_experts}, rank={rank}'
 
 
+Sliced = tuple[ElasticLinear, int, int]  # with its active (output, input) widths
+
+
+def merge_layers(layers: Sequence[Sliced], gates: Tensor) -> None:
+    """Merge the experts of the layers of one kind, if they have any; ``gates`` is (L, K).
+
+    On a GPU they are merged together, unless numbers or ranks of experts differ.
+    """
+    sizes = {layer.lora_a.shape[:2] for layer, *_ in layers if isinstance(layer, MoLELinear)}
+    alike = len(sizes) == 1 and gates.shape[1] == min(sizes)[0]
+    (merge_together if gates.is_cuda and alike else merge_each)(layers, gates)
+
+
+def merge_each(layers: Sequence[Sliced], gates: Tensor) -> None:
+    """Call :meth:`MoLELinear.merge` of each layer that has experts; ``gates`` is (L, K)."""
+    for (layer, *widths), gate in zip(layers, gates, strict=True):
+        if isinstance(layer, MoLELinear):
+            layer.merge(gate, *widths)
+
+
+def merge_together(layers: Sequence[Sliced], gates: Tensor) -> None:
+    """Do what :func:`merge_each` does in 4 operations, and 3 for each pair of widths.
+
+    A GPU is kept waiting by many small operations. On a CPU the forward takes as long as layer by
+    layer, and the backward longer, since it copies the gradients.
+
+    Args:
+        layers: Layers with equal numbers and ranks of experts. The output widths of all of them
+            are equal, or the input widths.
+        gates: (L, K).
+    """
+    order = sorted(range(len(layers)), key=lambda i: layers[i][1:])
+    layers, rows = [layers[i] for i in order], gates.unbind()
+    scale = torch.stack([rows[i] for i in order]) / layers[0][0].lora_a.shape[1]  # (L, K)
+    groups = [list(group) for _, group in groupby(layers, key=lambda sliced: sliced[1:])]
+    sizes = [len(group) for group in groups]
+    if len({in_features for *_, in_features in layers}) == 1:  # scale the factor that all share
+        downs = (_stacked_down(layers) * scale[:, :, None, None]).split(sizes)
+        ups = [_stacked_up(group) for group in groups]
+    else:
+        downs = [_stacked_down(group) for group in groups]
+        ups = (_stacked_up(layers) * scale[:, None, :, None]).split(sizes)
+    for group, up, down in zip(groups, ups, downs, strict=True):
+        weights = _stacked_weight(group).baddbmm_(up.flatten(2), down.flatten(1, 2))
+        _hold([layer for layer, *_ in group], weights.unbind())
+
+
+# The inputs of these concatenations have at most 4 dimensions: a GPU copies more one by one.
+
+
+def _stacked_weight(layers: Sequence[Sliced]) -> Tensor:
+    """(L, P o, i)."""
+    parts = [
+        layer.weight.view(layer.parts, layer.out_features, -1)[:, :out_features, :in_features]
+        for layer, out_features, in_features in layers
+    ]
+    return torch.cat(parts).unflatten(0, (len(layers), -1)).flatten(1, 2)
+
+
+def _stacked_down(layers: Sequence[Sliced]) -> Tensor:
+    """(L, K, R, i)."""
+    return torch.stack([layer.lora_a[..., :in_features] for layer, _, in_features in layers])
+
+
+def _stacked_up(layers: Sequence[Sliced]) -> Tensor:
+    """(L, P o, K, R)."""
+    parts = [
+        layer.lora_b.view(len(layer.lora_b), layer.parts, layer.out_features, -1)
+        .permute(1, 2, 0, 3)
+        .narrow(1, 0, out_features)
+        for layer, out_features, _ in layers
+    ]
+    return torch.cat(parts).unflatten(0, (len(layers), -1)).flatten(1, 2)
+
+
 def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """All LoRA factors of ``model``."""
     for layer in model.modules():
@@ -163,7 +239,7 @@ def recomputed(block: nn.Module, *inputs) -> Tensor:
     return checkpoint(run, *inputs, use_reentrant=False)
 
 
-def _hold(layers: list[MoLELinear], weights: list[Tensor | None]) -> None:
+def _hold(layers: list[MoLELinear], weights: Sequence[Tensor | None]) -> None:
     for layer, weight in zip(layers, weights, strict=True):
         layer.merged = weight
 
