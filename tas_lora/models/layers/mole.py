@@ -146,14 +146,14 @@ def merge_each(layers: Sequence[Sliced], gates: Tensor) -> None:
 
 
 def merge_together(layers: Sequence[Sliced], gates: Tensor) -> None:
-    """Do what :func:`merge_each` does in 4 operations, and 3 for each pair of widths.
+    """Do what :func:`merge_each` does in 4 operations, and 3 or 4 for each pair of widths.
 
-    A GPU is kept waiting by many small operations. On a CPU the forward takes as long as layer by
-    layer, and the backward longer, since it copies the gradients.
+    A GPU is kept waiting by many small operations. On a CPU it takes as long or a little longer,
+    as the backward copies the gradients into one tensor.
 
     Args:
-        layers: Layers with equal numbers and ranks of experts. The output widths of all of them
-            are equal, or the input widths.
+        layers: Layers with equal parts, and equal numbers and ranks of experts. All have the same
+            output width, or the same input width.
         gates: (L, K).
     """
     order = sorted(range(len(layers)), key=lambda i: layers[i][1:])
@@ -166,22 +166,23 @@ def merge_together(layers: Sequence[Sliced], gates: Tensor) -> None:
         ups = [_stacked_up(group) for group in groups]
     else:
         downs = [_stacked_down(group) for group in groups]
-        ups = (_stacked_up(layers) * scale[:, None, :, None]).split(sizes)
+        ups = (_stacked_up(layers) * scale[:, None, None, :, None]).split(sizes)
     for group, up, down in zip(groups, ups, downs, strict=True):
-        weights = _stacked_weight(group).baddbmm_(up.flatten(2), down.flatten(1, 2))
-        _hold([layer for layer, *_ in group], weights.unbind())
+        _merge_group(group, up, down)
 
 
-# The inputs of these concatenations have at most 4 dimensions: a GPU copies more one by one.
-
-
-def _stacked_weight(layers: Sequence[Sliced]) -> Tensor:
-    """(L, P o, i)."""
-    parts = [
-        layer.weight.view(layer.parts, layer.out_features, -1)[:, :out_features, :in_features]
-        for layer, out_features, in_features in layers
-    ]
-    return torch.cat(parts).unflatten(0, (len(layers), -1)).flatten(1, 2)
+def _merge_group(layers: Sequence[Sliced], up: Tensor, down: Tensor) -> None:
+    """Merge layers of equal widths, by their (L, P, o, K, R) and (L, K, R, i)."""
+    weights = torch.cat(
+        [
+            layer.weight.view(layer.parts, layer.out_features, -1)[:, :out_features, :in_features]
+            for layer, out_features, in_features in layers
+        ]
+    )  # (L P, o, i)
+    down = down.flatten(1, 2)[:, None].expand(-1, up.shape[1], -1, -1).flatten(0, 1)
+    weights.baddbmm_(up.flatten(3).flatten(0, 1), down)  # of a view it would copy in the backward
+    merged = weights.unflatten(0, (len(layers), -1)).flatten(1, 2).unbind()
+    _hold([layer for layer, *_ in layers], merged)
 
 
 def _stacked_down(layers: Sequence[Sliced]) -> Tensor:
@@ -190,14 +191,15 @@ def _stacked_down(layers: Sequence[Sliced]) -> Tensor:
 
 
 def _stacked_up(layers: Sequence[Sliced]) -> Tensor:
-    """(L, P o, K, R)."""
-    parts = [
+    """(L, P, o, K, R)."""
+    factors = [
         layer.lora_b.view(len(layer.lora_b), layer.parts, layer.out_features, -1)
+        .narrow(2, 0, out_features)
         .permute(1, 2, 0, 3)
-        .narrow(1, 0, out_features)
         for layer, out_features, _ in layers
     ]
-    return torch.cat(parts).unflatten(0, (len(layers), -1)).flatten(1, 2)
+    # Not torch.stack: of more than four dimensions, a GPU copies one tensor after the other.
+    return torch.cat(factors).unflatten(0, (len(layers), -1))
 
 
 def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
