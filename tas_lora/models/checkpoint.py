@@ -52,6 +52,7 @@ _PLAIN_NAMES = (
     (r'^head\.', 'head.fc.'),
 )
 
+_ORDER = 'backbone.block_order'  # optional; the backbone compares it with its own
 _TABLE = 'backbone.blocks.0.attn.rel_pos_k.vertical'
 _QKV = 'backbone.blocks.0.attn.qkv.weight'
 _CLASS = 'backbone.cls_token'
@@ -294,7 +295,8 @@ def _check_same_architecture(file: dict, model: dict) -> None:
 def _check_same_tensors(file: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
     """With equal sizes, the router, the head or an option may still differ."""
     found, wanted = (
-        {name: tuple(value.shape) for name, value in state.items()} for state in (file, model)
+        {name: tuple(value.shape) for name, value in state.items() if name != _ORDER}
+        for state in (file, model)
     )
     odd = sorted({name for name, _ in found.items() ^ wanted.items()})
     if odd:

@@ -359,7 +359,10 @@ class SupernetClassifier(ImageClassifier):
     def _adapt_state_dict(self, state_dict, prefix, *_) -> None:
         self.unmerge_experts()
         if not prefix:  # as part of a larger model, the names are not ours to check
+            self.backbone.adopt_order(state_dict, 'backbone.')
             adapt_state_dict(state_dict, self.state_dict())
+            if self.router is not None:
+                self.router.block_order = self.backbone.block_order
 
 
 def _and_shared(count: int) -> str:
