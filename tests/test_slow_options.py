@@ -19,7 +19,10 @@ def pretend(monkeypatch, factor: float, rate: float) -> None:
 
 @pytest.fixture
 def start(digits_config, tmp_path):
-    torch.save(dict(state_dict=apis.load_supernet(digits_config('moLE')).state_dict()), tmp_path / 'start.pth')
+    torch.save(
+        dict(state_dict=apis.load_supernet(digits_config('moLE')).state_dict()),
+        tmp_path / 'start.pth',
+    )
     return tmp_path / 'start.pth'
 
 
