@@ -38,7 +38,8 @@ class Assumptions:
         bandwidth: Bytes a second that a GPU exchanges inside of a machine.
         network: The same between machines.
         launch: Seconds in which the host launches a kernel.
-        kernels: Of a forward and of a merge, where none were counted; a backward has twice as many.
+        kernels: Of a forward and of a merge, where none were counted on a GPU: operations of T on
+            a CPU (tools/results/gpu/launches.json). A backward has twice as many.
         merge: Seconds to route and merge, where they were not measured.
         slices: Slices of images that a candidate of a race is evaluated on; each merges it anew.
         price: Dollars for a GPU hour.
@@ -56,7 +57,7 @@ class Assumptions:
     bandwidth: float = 200e9
     network: float = 40e9
     launch: float = 5e-6
-    kernels: tuple[int, int] = (515, 250)
+    kernels: tuple[int, int] = (618, 232)
     merge: float = 5e-3
     slices: float = 3.0
     price: float = 2.5
