@@ -47,7 +47,6 @@ def parse_args():
         '--contestants',
         nargs='+',
         choices=benchmark.CONTESTANTS,
-        default=benchmark.CONTESTANTS,
         help="whom to measure; 'static' and 'ours' always take part",
     )
     parser.add_argument(
@@ -69,6 +68,9 @@ def parse_args():
     parser.add_argument('--json', help='write all figures to this file')
     parser.add_argument('--markdown', help='write the tables to this file')
     args = parser.parse_args()
+    if args.plain and args.contestants:
+        raise UserError('--plain measures other contestants; leave out --contestants')
+    args.contestants = args.contestants or benchmark.CONTESTANTS
     if args.quick:
         args.sizes, args.batch, args.eval_batch, args.rounds = ['t'], 4, 8, 3
     for field in ('batch', 'eval_batch', 'rounds'):

@@ -1,3 +1,3 @@
-from .build import convert, model_config_of, supernet_from
+from .build import convert, supernet_from
 
-__all__ = ['convert', 'model_config_of', 'supernet_from']
+__all__ = ['convert', 'supernet_from']
