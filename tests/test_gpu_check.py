@@ -47,7 +47,7 @@ FAKE = {
         Part(MACHINE, 'Machine', machine, 60),
         Part('fail', 'Fails', fail, 60),
         Part('crash', 'Crashes', crash, 60),
-        Part('sleep', 'Takes too long', sleep, 1),
+        Part('sleep', 'Takes too long', sleep, 0.25),
         Part('skip', 'Has no data', skip, 60),
         Part('work', 'Works', work, 60),
     )

@@ -21,6 +21,7 @@ from ..atomic_files import write_atomic
 from ..provenance import read_json, versions
 
 MACHINE = 'machine'
+_CPU_PATIENCE = 4  # times the limit on a GPU: other programs may share the processor
 
 
 class SkippedError(Exception):
@@ -52,7 +53,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Part:
-    """One part: ``job`` returns its figures within ``limit`` seconds, or is ended.
+    """One part: ``job`` returns its figures within ``limit`` seconds on a GPU, or is ended.
 
     Figures are JSON. For the page they may hold ``tables`` (dicts of title, columns, rows),
     ``targets`` (dicts of name, target, measured, met) and ``notes`` (sentences).
@@ -98,7 +99,8 @@ def run_parts(
             tell(f'{name}: {reason}')
         else:
             tell(f'{name}: {part.title} ...')
-            record = dict(_run(part, setting, min(part.limit, max(left, 30))), key=key)
+            limit = part.limit * (_CPU_PATIENCE if setting.device == 'cpu' else 1)
+            record = dict(_run(part, setting, min(limit, max(left, 30))), key=key)
             if name == MACHINE:
                 key = record['key'] = _key(record, setting)
             write_atomic(path, json.dumps(record, indent=2) + '\n')
