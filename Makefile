@@ -1,5 +1,7 @@
 # make install  an environment in .venv with everything in it; the other targets do it first
 # make demo     the whole path on real images, in minutes on two cores
+# make gpu      what was never measured on a GPU, in nine minutes on one: docs/gpu.md
+# make gpu-quick  the same parts on tiny sizes on a CPU: a minute
 #
 # make lint     style, spelling, prose, and the documentation
 # make test     what a change is likely to break: some 6 minutes on two cores
@@ -24,12 +26,20 @@ FORK := .venv-fork
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q --durations=5
 PARALLEL = -n logical --dist worksteal
 
-.PHONY: install demo test test-all coverage variants soak nightly lowest fork lint docs format clean
+.PHONY: install demo gpu gpu-quick test test-all coverage variants soak nightly lowest fork lint docs format clean
 
 install: $(INSTALLED)
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python tools/demo.py
+
+gpu: $(INSTALLED)
+	$(VENV)/bin/python tools/gpu_check.py --page docs/gpu.md; code=$$?; \
+	$(VENV)/bin/python tools/analysis/scale.py --records work_dirs/gpu --markdown work_dirs/gpu/scale.md; \
+	exit $$code
+
+gpu-quick: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tools/gpu_check.py --device cpu --quick --again --out work_dirs/gpu_quick
 
 test: $(INSTALLED)
 	$(PYTEST) $(PARALLEL) -m 'not full and not slow'

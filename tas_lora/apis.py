@@ -35,6 +35,7 @@ from .engine.runner.run_files import (
 )
 from .engine.search import test_chosen
 from .engine.search.identity import check_resumes_search
+from .engine.slow_options import check_search_speed, check_training_speed
 from .errors import UserError, blame
 from .models import load_supernet
 from .ranks import is_first_rank
@@ -73,6 +74,8 @@ def prepare_training(cfg: Config, kind: type[SupernetRunner] = SupernetRunner) -
         )
     runner = _prepared(cfg, 'train', 'val', kind=kind)
     check_meaning(runner)
+    with addressed(cfg):
+        check_training_speed(runner)
     return runner
 
 
@@ -131,7 +134,9 @@ def prepare_search(
     check_data(cfg, ('val_dataloader',))
     check_checkpoint_file(checkpoint, 'check the path')
     cfg.load_from = str(checkpoint)
-    return _prepared(cfg, 'val', kind=kind)
+    runner = _prepared(cfg, 'val', kind=kind)
+    check_search_speed(runner)
+    return runner
 
 
 def check_search(cfg: Config, checkpoint: str | Path, test: bool = False) -> None:

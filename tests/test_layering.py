@@ -61,6 +61,7 @@ LAYERS = (
     (
         'tas_lora.apis',
         'tas_lora.cli',
+        'tas_lora.gpu_check',
         'tas_lora',
         'tas_lora.__main__',
     ),

@@ -30,6 +30,9 @@ from tas_lora.costs.timing import matrix_rate, milliseconds, ratio
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 SPACES = dict(t='autoformer_t', s='autoformer_s', b='autoformer_b')
 _PRECISIONS = dict(float32=torch.float32, bfloat16=torch.bfloat16)
+_SLOW = 2  # times as long in bfloat16 as in float32: no arithmetic for it
+_MINUTE = 60
+_QUICK = 3.5e12  # multiply-adds of large products that take as long as --quick: 72 s at 50 G/s
 _SPEEDS = {'images/s': 'images_per_second', 'of the limit': 'share_of_limit'}
 
 
@@ -93,7 +96,8 @@ def measure(size: str, args, rates: dict[str, float]) -> dict:
     batch = benchmark.batch_of(spec, args.batch, args.device)
     images, _ = benchmark.batch_of(spec, args.eval_batch, args.device)
     training = benchmark.measure_training(models, batch, args.rounds, args.amp)
-    evaluation = benchmark.measure_evaluation(models, images, args.rounds, args.amp)
+    low = rates['float32'] < _SLOW * rates['bfloat16']
+    evaluation = benchmark.measure_evaluation(models, images, args.rounds, args.amp, low)
     activations = benchmark.measure_activations(models, batch, args.amp)
     hops = benchmark.measure_hops(models['ours'], space, batch, args.rounds)
     result = benchmark.summary(training, evaluation, activations, hops)
@@ -136,6 +140,30 @@ def measure_plain(size: str, args) -> dict:
         eval_ms={name: milliseconds(seconds) for name, seconds in evaluation.items()},
         saved_mib={name: count / 2**20 for name, count in activations.items()},
     )
+
+
+def say_what_is_slow(args, rates: dict[str, float]) -> None:
+    """Say what this machine is too slow for; with ``--quick`` measure less of it.
+
+    Raises:
+        UserError: If bfloat16 is asked for, and takes twice as long as float32.
+    """
+    factor = rates['float32'] / rates['bfloat16']
+    if factor > _SLOW:
+        slow = f'a large product takes {factor:.0f} times as long in bfloat16 as in float32 here'
+        if args.amp:
+            raise UserError(f'--amp: {slow}; leave it out')
+        cli.say(f'Evaluation in bfloat16 is left out: {slow}.')
+    if not args.quick:
+        return
+    seconds = _QUICK / rates['float32']
+    if seconds > _MINUTE:
+        args.rounds, args.contestants = 1, ['static', 'ours']
+        cli.say(
+            '--quick measures static and ours alone, in one round: all contestants would take some '
+            f'{seconds:.0f} s at the {rates["float32"] / 1e9:.1f} GMAC/s that this machine has '
+            f'now, and these take some {seconds / 4:.0f} s.'
+        )
 
 
 def _rows(training: dict, evaluation: dict, activations: dict) -> dict[str, dict]:
@@ -248,6 +276,7 @@ def main():
     """Parse, measure, print, write."""
     args = parse_args()
     rates = {name: matrix_rate(args.device, dtype) for name, dtype in _PRECISIONS.items()}
+    say_what_is_slow(args, rates)
     if args.plain:
         results = {size: measure_plain(size, args) for size in args.sizes}
     else:

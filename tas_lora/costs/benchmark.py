@@ -100,16 +100,16 @@ def measure_training(
 
 @torch.no_grad()
 def measure_evaluation(
-    models: Mapping[str, nn.Module], images: Tensor, rounds: int, amp: bool
+    models: Mapping[str, nn.Module], images: Tensor, rounds: int, amp: bool, low: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds of a forward with experts merged before; ``ours_bf16`` is ours under autocast."""
+    """Seconds of a forward with experts merged before; ``low`` adds ``ours_bf16``, by autocast."""
 
     def forward(model: nn.Module, bf16: bool) -> None:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             model(images)
 
     jobs = {name: partial(forward, model.eval(), amp) for name, model in models.items()}
-    if 'ours' in models:
+    if low and 'ours' in models:
         jobs['ours_bf16'] = partial(forward, models['ours'], True)
     for model in models.values():
         if isinstance(model, SupernetClassifier):
@@ -226,10 +226,11 @@ def summary(training: dict, evaluation: dict, activations: dict, hops: dict) -> 
         for other in ('static', 'naive')
         if other in training
     }
+    if 'ours_bf16' in evaluation:
+        versus['eval_bf16_vs_static'] = ratio(evaluation['ours_bf16'], evaluation['static'])
     return dict(
         **versus,
         eval_vs_static=ratio(evaluation['ours'], evaluation['static']),
-        eval_bf16_vs_static=ratio(evaluation['ours_bf16'], evaluation['static']),
         saved_activations_vs_static=dict(median=size, spread=[size, size]),
         merge_share_of_step=ratio(both, hops['whole step']),
         route_and_merge_ms=milliseconds(merge),

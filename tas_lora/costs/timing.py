@@ -82,15 +82,35 @@ def saved_bytes(model: nn.Module, loss: Callable[[], torch.Tensor]) -> int:
     return sum(size for size, _ in kept.values())
 
 
-def matrix_rate(device: str, dtype: torch.dtype, rounds: int = 10) -> float:
+def matrix_rate(device: str, dtype: torch.dtype, rounds: int = 10, patience: float = 0.5) -> float:
     """Multiply-adds per second that the device reaches on one large matrix product.
 
-    Takes the fastest of the rounds: other load can only lower the rate.
+    Takes the fastest of the rounds: other load can only lower the rate. The product is as large as
+    takes ``patience`` seconds, at most 2048 on a side on a CPU and 8192 on a GPU: a processor
+    without arithmetic in ``dtype`` takes hundreds of times as long as with it.
     """
-    side = 8192 if device.startswith('cuda') else 2048
+    largest, side = (8192, 1024) if device.startswith('cuda') else (2048, 256)
+    seconds = _product_seconds(device, dtype, side, 1)
+    while side < largest and 8 * seconds < patience:
+        side *= 2
+        seconds = _product_seconds(device, dtype, side, 1)
+    rounds = max(1, min(rounds, int(rounds * patience / seconds)))
+    return side**3 / _product_seconds(device, dtype, side, rounds)
+
+
+def slowdown(dtype: torch.dtype, side: int = 256) -> tuple[float, float]:
+    """Time of a product in ``dtype`` relative to float32, and the multiply-adds per second there.
+
+    Measured on the CPU in milliseconds, on a product so small that even a processor without
+    arithmetic in ``dtype`` ends it in a tenth of a second.
+    """
+    low, single = (_product_seconds('cpu', kind, side, 3) for kind in (dtype, torch.float32))
+    return low / single, side**3 / single
+
+
+def _product_seconds(device: str, dtype: torch.dtype, side: int, rounds: int) -> float:
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    seconds = interleave(dict(product=lambda: a @ b), rounds, device)['product']
-    return side**3 / min(seconds)
+    return min(interleave(dict(product=lambda: a @ b.T), rounds, device)['product'])
 
 
 def _wait(device: str) -> None:

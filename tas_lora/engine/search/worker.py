@@ -16,6 +16,7 @@ from ...search import Outcome, Task
 from ...structures import Subnet
 from ..model_access import supernet_of
 from ..runner.supernet_runner import SupernetRunner
+from ..slow_options import check_search_speed
 from .identity import device_name
 
 
@@ -55,6 +56,7 @@ class SearchWorker:
             import_modules_from_strings(**config['custom_imports'])
         self.runner = SupernetRunner.from_cfg(config | dict(work_dir=self.folder.name))
         self.runner.prepare('val')
+        check_search_speed(self.runner)
         self.loop = self.runner.val_loop
         found = self.loop.images.fingerprint()
         if found != fingerprint:

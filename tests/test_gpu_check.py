@@ -1,0 +1,190 @@
+"""The check on a GPU: its parts are kept and continued, its comparisons and counts are right."""
+
+import gzip
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import call_tool
+
+from tas_lora.gpu_check import PARTS, Setting, parity, run_parts, speed, training, write_page
+from tas_lora.gpu_check.runs import MACHINE, Part, SkippedError
+
+
+def machine(setting: Setting) -> dict:
+    return dict(device='CPU', driver=None, commit='abc', quick=setting.quick)
+
+
+def work(setting: Setting) -> dict:
+    with (Path(setting.folder) / 'calls.txt').open('a') as file:
+        file.write('x')
+    target = dict(name='speed', target='<= 2', measured=3.0, met=False)
+    return dict(value=1, targets=[target])
+
+
+def fail(setting: Setting) -> dict:
+    raise ValueError('no such kernel')
+
+
+def crash(setting: Setting) -> dict:
+    os._exit(3)
+
+
+def sleep(setting: Setting) -> dict:
+    time.sleep(600)
+
+
+def skip(setting: Setting) -> dict:
+    raise SkippedError('no data here')
+
+
+FAKE = {
+    part.name: part
+    for part in (
+        Part(MACHINE, 'Machine', machine, 60),
+        Part('fail', 'Fails', fail, 60),
+        Part('crash', 'Crashes', crash, 60),
+        Part('sleep', 'Takes too long', sleep, 0.25),
+        Part('skip', 'Has no data', skip, 60),
+        Part('work', 'Works', work, 60),
+    )
+}
+
+
+def run(folder, quick: bool = True, minutes: float = 2, parts=FAKE) -> dict:
+    return run_parts(parts, Setting('cpu', quick, str(folder)), minutes, lambda text: None)
+
+
+def calls(folder) -> int:
+    return len((folder / 'calls.txt').read_text())
+
+
+def test_one_part_that_fails_does_not_stop_the_others(tmp_path):
+    records = run(tmp_path)
+    expected = ['done', 'failed', 'failed', 'timeout', 'skipped', 'done']
+    assert [record['status'] for record in records.values()] == expected
+    assert records['fail']['reason'] == 'ValueError: no such kernel'
+    assert 'Traceback' in (tmp_path / 'fail.log').read_text()
+    assert records['crash']['reason'] == 'exit code 3'
+    assert records['sleep']['reason'] == 'it was ended after 1 s'
+    assert records['skip']['reason'] == 'no data here'
+    assert records['work']['figures']['value'] == 1
+    assert json.loads((tmp_path / 'work.json').read_text()) == records['work']
+
+
+def test_what_is_done_is_not_repeated_unless_something_differs(tmp_path):
+    parts = {name: FAKE[name] for name in (MACHINE, 'work')}
+    first = run(tmp_path, parts=parts)
+    assert run(tmp_path, parts=parts)['work'] == first['work']
+    assert calls(tmp_path) == 1
+    run(tmp_path, quick=False, parts=parts)  # other sizes
+    assert calls(tmp_path) == 2
+    record = json.loads((tmp_path / 'work.json').read_text())
+    record['key']['torch'] = '1.0'
+    (tmp_path / 'work.json').write_text(json.dumps(record))
+    run(tmp_path, quick=False, parts=parts)
+    assert calls(tmp_path) == 3
+    (tmp_path / 'work.json').write_text('{')  # a disk that was full
+    run(tmp_path, quick=False, parts=parts)
+    assert calls(tmp_path) == 4
+
+
+def test_no_part_is_begun_when_the_time_is_over(tmp_path):
+    records = run(tmp_path, minutes=1e-6, parts={n: FAKE[n] for n in (MACHINE, 'work')})
+    assert [record['status'] for record in records.values()] == ['done', 'no time']
+    assert 'run it again' in records['work']['reason']
+    assert not (tmp_path / 'work.json').exists()
+
+
+def test_the_page_tells_what_was_missed_and_what_failed(tmp_path):
+    write_page(tmp_path / 'gpu.md', FAKE, run(tmp_path))
+    page = (tmp_path / 'gpu.md').read_text()
+    assert '| speed | <= 2 | 3 | **no** |' in page
+    assert '| fail | Fails | failed |' in page
+    assert 'ValueError: no such kernel' in page
+    assert 'the figures below mean nothing' in page
+    assert 'CPU, driver None' in page
+
+
+def test_bounds_by_hand():
+    """14 roundings a block: 196 in 14 blocks, the root of which is 14."""
+    assert parity.rounding_bound(torch.bfloat16, 14, backward=False) == 14 / 256
+    assert parity.rounding_bound(torch.float16, 14, backward=False) == 14 / 2048
+    assert parity.rounding_bound(torch.bfloat16, 14, True) == pytest.approx(14 / 256 * 3**0.5)
+
+
+def test_differences_by_hand():
+    found, expected = torch.tensor([1.0, 2.0, 5.0]), torch.tensor([1.0, 2.0, 4.0])
+    assert parity.largest_difference(found, expected) == 0.25
+    assert parity.largest_difference(found, expected, floor=10.0) == pytest.approx(0.1)
+    pairs = [found, torch.zeros(1)], [expected, torch.full((1,), 2.0)]
+    assert parity.norm_difference(*pairs) == pytest.approx((5 / 25) ** 0.5)
+
+
+def test_parity_of_a_size_and_what_a_wrong_gradient_does():
+    setting = Setting('cpu', True, '')
+    for row in parity.compare('t', setting):
+        for what in ('logits', 'gradients'):
+            assert 0 < row[what] <= row['bounds'][what], row['dtype']
+    gradient = torch.tensor([1.0, 2.0])
+    exact = dict(logits=torch.ones(2), gradients=dict(one=gradient, other=gradient))
+    wrong = exact | dict(gradients=dict(one=gradient, other=gradient * 1.001))
+    row = parity._errors(wrong, exact, torch.float32, 2)
+    assert (row['worst'], row['logits']) == ('other', 0)
+    assert row['gradients'] > row['bounds']['gradients']
+
+
+def test_operations_are_counted():
+    a = torch.randn(4, 4)
+    setting = Setting('cpu', True, '')
+    assert speed._count(lambda: torch.mm(a, a), setting) == 1
+    assert speed._count(lambda: torch.mm(a, a).exp(), setting) == 2
+    assert speed._count(lambda: a.T.reshape(2, 8)[0] + 1, setting) == 2  # a copy, and a sum
+
+
+def test_fashion_mnist_is_found_zipped_or_not(tmp_path):
+    setting = Setting('cpu', True, str(tmp_path), str(tmp_path / 'data'))
+    with pytest.raises(SkippedError, match='--fashion'):
+        training._fashion_folder(setting)
+    (tmp_path / 'data').mkdir()
+    for name in training.FILES:
+        (tmp_path / 'data' / f'{name}.gz').write_bytes(gzip.compress(b'images'))
+    folder = training._fashion_folder(setting)
+    assert [(folder / name).read_bytes() for name in training.FILES] == [b'images'] * 4
+    for name in training.FILES:
+        (tmp_path / 'data' / name).write_bytes(b'')
+    assert training._fashion_folder(setting) == tmp_path / 'data'
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='this machine has a GPU')
+def test_a_gpu_is_asked_for_where_there_is_none(capsys):
+    assert call_tool('gpu_check.py') == 2
+    assert 'torch finds no GPU' in capsys.readouterr().err
+
+
+def test_the_tool_runs_parts_and_continues(tmp_path, capsys):
+    options = ('--device', 'cpu', '--quick', '--out', tmp_path, '--parts', 'rates', 'loading')
+    assert call_tool('gpu_check.py', *options) == 0
+    records = {name: json.loads((tmp_path / f'{name}.json').read_text()) for name in options[-2:]}
+    assert set(records['rates']['figures']['rates']) == {'float32', 'bfloat16', 'float16'}
+    assert records['loading']['figures']['images_per_core_second']['train'] > 0
+    capsys.readouterr()
+    assert call_tool('gpu_check.py', *options) == 0
+    assert 'rates: done in an earlier run' in capsys.readouterr().out
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('name', ['launches', 'ddp', 'resume', 'float16', 'syncs'])
+def test_parts_on_a_cpu(tmp_path, name):
+    """Each in its own process, as by the tool; `make gpu-quick` runs all."""
+    parts = {part: PARTS[part] for part in (MACHINE, name)}
+    record = run(tmp_path, parts=parts)[name]
+    if name == 'syncs':
+        assert record['status'] == 'skipped', record
+        return
+    assert record['status'] == 'done', record
+    for target in record['figures']['targets']:
+        assert target['met'] in ((True,) if name != 'launches' else (None,)), target
