@@ -6,26 +6,16 @@ network at full size computes what it did before. The folder gets ordered.pth (w
 """
 
 import tas_lora.startup  # noqa: F401  # isort: skip  signals, while the rest is imported
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.device import get_device
 from rich.progress import Progress
 
-from tas_lora import UserError, apis, cli
+from tas_lora import UserError, cli
 from tas_lora.checks import natural, positive
-from tas_lora.config import check_data
-from tas_lora.costs.multiples import fast_multiple
-from tas_lora.datasets.agreement import check_sources
-from tas_lora.ordering import blocks, files, inputs, report
-from tas_lora.ordering.damage import Probe, measure_dimensions, smaller_choices
-from tas_lora.ordering.permute import apply_order
-from tas_lora.ordering.scores import ChannelScore
-from tas_lora.ordering.space import Proposal, check_limits, check_reachable, propose_space
-from tas_lora.registry import TASK_UTILS, build_part
-
-LOADERS = ('train_dataloader', 'val_dataloader')
+from tas_lora.ordering import inputs, report
+from tas_lora.ordering.run import Clock, order_supernet
+from tas_lora.ordering.space import check_limits
 
 
 def parse_args():
@@ -69,80 +59,11 @@ def parse_args():
     return args
 
 
-class Clock:
-    """Shows each phase while it runs, and keeps its seconds."""
-
-    def __init__(self, progress: Progress):
-        self.progress, self.seconds = progress, {}
-
-    @contextmanager
-    def __call__(self, name: str, total: int | None = None):
-        """Time a phase; yields a function to call after each of ``total`` steps."""
-        start, task = time.perf_counter(), self.progress.add_task(name, total=total)
-        yield lambda: self.progress.advance(task)
-        self.progress.remove_task(task)
-        self.seconds[name] = time.perf_counter() - start
-
-
-def images_of(cfg, args, model, score, classes) -> tuple[list[dict], list[dict]]:
-    """Batches to score with, and others to measure on."""
-    held_out = inputs.held_out_batches(model, cfg, args, classes)
-    return inputs.scored_batches(model, cfg, args, score), held_out
-
-
-def order(model, score, scored, held_out, choices, clock) -> dict:
-    """Measure, order, and measure again; returns what damage.json holds."""
-    arch, count = model.backbone.arch, sum(map(len, choices.values()))
-    least = min(choices['depth'], default=arch.depth)
-    with clock('Measuring before', count) as tell:
-        probe = Probe(model, held_out)
-        before, original = measure_dimensions(probe, choices, tell), probe.original
-    with clock(f'Scoring by {type(score).__name__}'):
-        orders = apply_order(model, score(model, scored))
-    with clock('Ranking blocks', blocks.passes_of(arch.depth, least)) as tell:
-        model.backbone.block_order = tuple(blocks.rank_blocks(model, scored, least, tell))
-    with clock('Measuring after', count) as tell:
-        probe = Probe(model, held_out)
-        after = measure_dimensions(probe, choices, tell)
-    return dict(
-        difference=report.difference(model, original, probe.original, orders),
-        block_order=list(model.backbone.block_order),
-        channels=orders['channels'][0].tolist(),
-        before=before,
-        after=after,
-    )
-
-
-def examine(args, clock) -> tuple[dict, Proposal, list[Path]]:
-    """Load, order, propose and write; returns what to say."""
-    cfg = apis.load_config(args.config, args.cfg_options)
-    check_data(cfg, LOADERS)
-    check_sources(cfg, LOADERS)
-    score = build_part(TASK_UTILS, dict(type=args.score), ChannelScore, '--score', seed=args.seed)
-    with clock('Loading'):
-        model, weights = inputs.load(cfg, args)
-    rates = None
-    if args.multiple == 'auto':
-        with clock('Timing linear layers'):
-            args.multiple, rates = fast_multiple(args.device)
-    arch, spec, multiple = model.backbone.arch, model.image_spec, int(args.multiple)
-    choices = smaller_choices(model, multiple)
-    check_reachable(arch, spec, choices, args.limits, multiple)
-    with clock('Reading images'):
-        scored, held_out = images_of(cfg, args, model, score, weights['classes'])
-    found = order(model, score, scored, held_out, choices, clock)
-    proposal = propose_space(arch, spec, found['after'], args.limits, multiple)
-    found['smallest'] = Probe(model, held_out)(proposal.space.smallest())
-    found |= dict(seconds=clock.seconds, has_head=weights['has_head'])
-    space = report.space_record(proposal, args.limits, multiple, rates)
-    return found, proposal, files.write(cfg, args, weights, model, found, space)
-
-
 def main():
     """Order and report."""
     args = parse_args()
     with Progress(transient=True) as progress:
-        found, proposal, paths = examine(args, Clock(progress))
+        found, proposal, paths = order_supernet(args, Clock(progress))
     console = cli.SafeConsole()
     for table in report.tables(found, proposal):
         console.print(table)
