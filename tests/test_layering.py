@@ -60,6 +60,7 @@ LAYERS = (
     ('tas_lora.engine',),
     (
         'tas_lora.apis',
+        'tas_lora.shrink',
         'tas_lora.cli',
         'tas_lora',
         'tas_lora.__main__',

@@ -96,7 +96,7 @@ def read_original(
     """Read a model into float32 on the CPU, or on the meta device; the source stays as it is."""
     if img_size is not None:
         positive(img_size, 'img_size', int, most=10**5)
-    opened, reader, preprocessing = _opened(source, checkpoint)
+    opened, reader, preprocessing = _opened(source, checkpoint, img_size)
     opened.eval()
     if not _on_meta(opened):
         opened = opened.float().cpu()
@@ -107,8 +107,18 @@ def read_original(
     return original
 
 
+def preprocessing_of(source: str) -> dict:
+    """Mean and deviation that images are normalised by, from 0 to 255; {} if it is not known.
+
+    Args:
+        source: 'timm:NAME', 'hf:FOLDER' or 'mmpretrain:NAME'.
+    """
+    library, _, name = source.partition(':')
+    return {} if library == 'mmpretrain' else _reader(_SOURCES[library]).preprocessing(name)
+
+
 def _opened(
-    source: nn.Module | str, checkpoint: str | Path | None
+    source: nn.Module | str, checkpoint: str | Path | None, img_size: int | None
 ) -> tuple[nn.Module, ModuleType, Mapping]:
     """A model that may be changed, the reader of its library, and how its images are prepared."""
     if isinstance(source, str):
@@ -121,7 +131,7 @@ def _opened(
         reader = _reader(_SOURCES[library])
         with blame(f'{_NEEDED[library]} cannot be imported; install it with pip'):
             import_module(_NEEDED[library])
-        model = reader.open_model(name, checkpoint)
+        model = reader.open_model(name, checkpoint, img_size)
         return model, reader, reader.preprocessing(name) if library == 'hf' else {}
     library = type(source).__module__.partition('.')[0]
     if library not in _READERS or not isinstance(source, nn.Module):

@@ -57,7 +57,7 @@ def read(model: nn.Module, img_size: int | None) -> Original:
     return Original(config_of(facts, weights, _LIBRARY), weights, output)
 
 
-def open_model(name: str, checkpoint: str | Path | None) -> nn.Module:
+def open_model(name: str, checkpoint: str | Path | None, img_size: int | None) -> nn.Module:
     """Build a model of MMPretrain's by name, with the weights of ``checkpoint`` or its own.
 
     Raises:

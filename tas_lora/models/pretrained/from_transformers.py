@@ -119,7 +119,7 @@ class _Output:
         return torch.cat([tokens[:, 0], tokens[:, 1 + registers :].mean(dim=1)], dim=1)
 
 
-def open_model(folder: str, checkpoint: str | Path | None) -> nn.Module:
+def open_model(folder: str, checkpoint: str | Path | None, img_size: int | None) -> nn.Module:
     """Build the model of a folder as ``save_pretrained`` writes it; nothing in it is run.
 
     Raises:
