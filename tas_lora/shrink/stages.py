@@ -67,9 +67,9 @@ def _original(work: Work) -> tuple[list[Path], dict, str]:
     options = request.checkpoint, request.img_size
     model, model_config, difference = convert(request.source, *options)
     own_head = model.head is not None and model.head.num_classes == len(images.classes)
-    limits = settled(request.limits, model, request.multiple)
     if not own_head:
         model, model_config, difference = convert(request.source, *options, len(images.classes))
+    limits = settled(request.limits, model, request.multiple)
     supernet = work.folder / 'original'
     write_supernet(supernet, request.source, model, model_config)
     work.ledger.write_config('original', '_base_/default_runtime.py', RUNTIME.read_text('utf-8'))
