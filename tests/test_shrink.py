@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +62,8 @@ def request_of(toys: Path, out: Path, **changes) -> Request:
     return Request(**(own | dict(data=str(toys / 'pictures')) | SMALL | changes))
 
 
-def run(*arguments, **changes) -> Path:
-    return shrink(request_of(*arguments, **changes), Console(file=open(os.devnull, 'w'))).parent  # noqa: SIM115
+def run(*arguments, console: Console | None = None, **changes) -> Path:
+    return shrink(request_of(*arguments, **changes), console or Console(file=StringIO())).parent
 
 
 def options_of(toys: Path, out: Path, **changes) -> list[str]:
@@ -74,8 +77,13 @@ def options_of(toys: Path, out: Path, **changes) -> list[str]:
 
 @pytest.fixture(scope='module')
 def whole(toys, tmp_path_factory) -> Path:
-    """A shrink in one go."""
-    return run(toys, tmp_path_factory.mktemp('whole'))
+    """A shrink in one go, on a terminal."""
+    console = Console(file=StringIO(), force_terminal=True, width=100)
+    folder = run(toys, tmp_path_factory.mktemp('whole'), console=console)
+    shown = console.file.getvalue()
+    assert re.search(r'3/6 train .* 0:\d\d:\d\d left', shown)
+    assert all(f'{i}/6 {stage}: ' in shown for i, stage in enumerate(STAGES, 1))
+    return folder
 
 
 def result(folder: Path) -> dict:
@@ -186,7 +194,7 @@ def test_killed_in_a_stage(toys, whole, tmp_path, monkeypatch, stage, images):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(('stage', 'images'), [('train', 300), ('search', 40)])
+@pytest.mark.parametrize(('stage', 'images'), [('train', 300)])
 def test_the_process_ends(toys, whole, tmp_path, stage, images):
     """As after kill -9: nothing is cleaned up, locks included."""
     command = [sys.executable, 'tests/toy_vit.py', 'tools/shrink.py', *options_of(toys, tmp_path)]
@@ -218,6 +226,43 @@ def test_a_head_for_these_classes_stays(toys, tmp_path):
     expected = top1(vit.eval(), *pictures(toys / 'pictures/test'), mean, std)
     assert result(folder)['original']['top1'] == pytest.approx(expected, abs=0.01)
     assert not (folder / 'original/epoch_2.pth').exists()
+
+
+@pytest.mark.full
+def test_a_folder_of_transformers(toys, tmp_path):
+    """Its images are normalised as its settings say."""
+    transformers = pytest.importorskip('transformers')
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
+    labels = dict(enumerate(toy_vit.CLASSES))
+    own = transformers.ViTConfig(image_size=8, patch_size=4, id2label=labels, **sizes)
+    torch.manual_seed(0)
+    vit = transformers.ViTForImageClassification(own).eval()
+    for value in vit.parameters():
+        torch.nn.init.normal_(value, std=0.2)
+    vit.save_pretrained(tmp_path / 'vit')
+    settings = dict(image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4], do_normalize=True)
+    (tmp_path / 'vit/preprocessor_config.json').write_text(json.dumps(settings))
+    source = f'hf:{tmp_path / "vit"}'
+    folder = run(toys, tmp_path / 'out', source=source, checkpoint=None, sizes=1)
+    mean, std = ([255 * v for v in settings[name]] for name in ('image_mean', 'image_std'))
+    images, labels = pictures(toys / 'pictures/test')
+    expected = top1(lambda x: vit(x).logits, images, labels, mean, std)
+    assert result(folder)['original']['top1'] == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.full
+def test_a_signal_stops_it(toys, whole, tmp_path):
+    """With a line that says how to continue."""
+    command = [sys.executable, 'tests/toy_vit.py', 'tools/shrink.py']
+    command += options_of(toys, tmp_path, epochs=1000)
+    own = dict(cwd=ROOT, env=os.environ | dict(PYTHONPATH=str(ROOT)), text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, **own)
+    log = tmp_path / 'shrink.log'
+    while 'Epoch(train)' not in (log.read_text() if log.exists() else ''):
+        time.sleep(0.2)
+    process.terminate()
+    assert 'start the same command again' in process.communicate(timeout=100)[0]
+    assert process.returncode == 75
 
 
 @pytest.mark.full
@@ -389,9 +434,9 @@ def test_limits_are_read():
 
 def test_time_left():
     """From work that is done, in this start and before."""
-    meter = Meter(Console(file=open(os.devnull, 'w')), dict(a=10.0, b=30.0), {})  # noqa: SIM115
+    meter = Meter(Console(file=StringIO()), dict(a=10.0, b=30.0), {})
     assert meter.left() is None
-    meter = Meter(Console(file=open(os.devnull, 'w')), dict(a=10.0, b=30.0), dict(a=5.0))  # noqa: SIM115
+    meter = Meter(Console(file=StringIO()), dict(a=10.0, b=30.0), dict(a=5.0))
     assert meter.left() == pytest.approx(15, abs=0.1)
     with meter.stage('b', 2):
         meter.advance('b', 1000.0)  # no more than planned

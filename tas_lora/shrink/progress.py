@@ -7,9 +7,17 @@ from datetime import timedelta
 
 from mmengine.hooks import Hook
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 
 BACKWARD = 2  # forwards that a backward costs
+
+
+class TimeLeft(ProgressColumn):
+    """What the meter says; empty for the phases of a stage."""
+
+    def render(self, task: Task) -> str:
+        """The text of a task."""
+        return task.fields.get('left', '')
 
 
 class Meter:
@@ -29,7 +37,7 @@ class Meter:
         self.finished = sum(work[name] for name in seconds if name in work)
         self.spent, self.now, self.start = sum(seconds.values()), 0.0, time.monotonic()
         self.total = sum(work.values())
-        columns = TextColumn('{task.description}'), BarColumn(30), TextColumn('{task.fields[left]}')
+        columns = TextColumn('{task.description}'), BarColumn(30), TimeLeft()
         self.bar = Progress(
             *columns,
             console=console,
@@ -50,6 +58,12 @@ class Meter:
         self.spent += time.monotonic() - self.start
         self.now, self.start = 0.0, time.monotonic()
         self._show(name)
+
+    def plan(self, name: str, images: float) -> None:
+        """Correct the work of a stage that has not ended."""
+        self.work[name] = images
+        self.total = sum(self.work.values())
+        self.bar.update(self.task, total=self.total)
 
     def advance(self, name: str, images: float) -> None:
         """Count some images; never more than were planned for the stage."""

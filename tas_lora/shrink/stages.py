@@ -2,10 +2,9 @@
 
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from mmengine.device import get_device
 from rich.console import Console
 
 from .. import apis
-from ..errors import UserError
+from ..errors import STOPPED, UserError
 from ..export import find_formats
 from ..export.formats import ROOT
 from ..export.job import export_from_config
@@ -93,6 +92,7 @@ def _original(work: Work) -> tuple[list[Path], dict, str]:
     found = dict(limits, difference=difference, own_head=own_head, depth=model.backbone.arch.depth)
     files = [supernet / 'supernet.py', supernet / 'supernet.pth']
     if own_head:
+        work.meter.plan('original', 0.0)
         return files, found | dict(weights=weights), f'it has a head of {len(images.classes)}'
     apis.train(apis.load_config(path), True, work.count('original', 1 + BACKWARD))
     files.append(supernet / f'epoch_{request.epochs}.pth')
@@ -222,7 +222,10 @@ def shrink(request: Request, console: Console) -> Path:
         }
         for name in seconds:
             ledger.check(name)
-        meter = Meter(console, _work(request, images, stages), seconds)
+        planned = _work(request, images, stages)
+        if 'original' in seconds and ledger.result('original')['own_head']:
+            planned['original'] = 0.0
+        meter = Meter(console, planned, seconds)
         work = Work(request, images, ledger, meter)
         log = (request.folder / LOG).open('a', buffering=1)  # loggers keep it
         with meter.bar:
@@ -231,11 +234,21 @@ def shrink(request: Request, console: Console) -> Path:
                 if stage.name in seconds:
                     console.print(f'{title}: done before', markup=False, highlight=False)
                     continue
-                run = partial(_run, work, stage, number)
-                with redirect_stdout(log):
-                    line = run()
+                with redirect_stdout(log), _told(console):
+                    line = _run(work, stage, number)
                 console.print(f'{title}: {line}', markup=False, highlight=False, soft_wrap=True)
     return request.folder / 'index.html'
+
+
+@contextmanager
+def _told(console: Console) -> Iterator[None]:
+    """Say how to continue when a signal ends a stage, which says so in the log alone."""
+    try:
+        yield
+    except SystemExit as stop:
+        if stop.code == STOPPED:
+            console.print('Stopped by a signal; start the same command again to continue')
+        raise
 
 
 def _run(work: Work, stage: Stage, number: int) -> str:
