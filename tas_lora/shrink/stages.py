@@ -208,6 +208,7 @@ def shrink(request: Request, console: Console) -> Path:
         UserError: If images, limits or what is in the folder do not suit; or as the stages.
     """
     images = ImageFolder.read(request.data, request.batch_size)
+    console.file = console.file  # stays the terminal when the output of a stage goes to the log
     with held(request.folder):
         identity = request.identity() | dict(images=images.digest())
         ledger = Ledger(request.folder, identity)
@@ -234,7 +235,7 @@ def shrink(request: Request, console: Console) -> Path:
                 if stage.name in seconds:
                     console.print(f'{title}: done before', markup=False, highlight=False)
                     continue
-                with redirect_stdout(log), _told(console):
+                with _told(console), redirect_stdout(log):
                     line = _run(work, stage, number)
                 console.print(f'{title}: {line}', markup=False, highlight=False, soft_wrap=True)
     return request.folder / 'index.html'
