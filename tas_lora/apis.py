@@ -30,6 +30,7 @@ from .engine.runner.run_files import (
     checkpoint_folder,
     checkpoint_or_first_start,
     find_resumable,
+    first_start,
     is_remote,
     newest_whole,
 )
@@ -90,6 +91,7 @@ def check_training(cfg: Config, resume: str | Path | bool = False) -> None:
     _check_free(cfg)
     cfg = copy.deepcopy(cfg)
     _resume(cfg, resume or (cfg.get('resume') and not cfg.get('load_from')))
+    cfg.first_start = first_start(cfg)
     with scratch_config(cfg) as scratch, addressed(cfg):
         runner = prepare_training(scratch, RehearsalRunner)
         is_resumed = cfg.get('resume') and cfg.get('load_from')

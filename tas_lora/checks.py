@@ -4,9 +4,11 @@ A check knows the name of its value, not its place in a config. The code that bu
 adds the place by :func:`within`; ``config.addressed`` does so for a whole config.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
+from pathlib import Path
 
 from .errors import UserError
 
@@ -106,3 +108,22 @@ def some_of(values, field: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
     if not names or any(n not in allowed for n in names) or len(set(names)) < len(names):
         raise UserError(f'must be some of {allowed}, each once, got {values!r}', field)
     return names
+
+
+def usable_device(device: str, field: str) -> None:
+    """Raise :class:`UserError` unless tensors can be put there."""
+    import torch  # here, since the package alone loads no framework
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch has no CUDA
+        reason = str(error).splitlines()[0]
+        raise UserError(f'cannot be {device!r}: {reason}; leave it out', field) from None
+
+
+def usable_folder(path: str, field: str) -> None:
+    """Raise :class:`UserError` unless it is a folder that can be written, or can become one."""
+    there = next(x for x in (Path(path), *Path(path).absolute().parents) if x.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        problem = 'cannot be written' if there.is_dir() else 'is a file'
+        raise UserError(f'{path}: {there} {problem}; give a folder', field)

@@ -62,6 +62,33 @@ def test_a_layer_with_fewer_experts_has_the_gates_it_merges_with():
         np.testing.assert_allclose(gates[f'block {b} qkv'], pairs, atol=1e-6)
 
 
+def test_layers_are_those_of_the_same_block_in_all_subnets():
+    """Which blocks run depends on the depth, and each block has experts of its own number."""
+    config = tiny_config()
+    importance = [[1, 2, 3, 4], [9, 9, 9, 9], [4, 3, 2, 1]]
+    config['model']['backbone'] |= dict(
+        mole=MOLE | dict(layer_experts=4, importance=importance), block_order=[2, 0, 1]
+    )
+    model = load_supernet(config)
+    subnets = [SPACE.smallest(), SPACE.largest()]  # the first runs the blocks 0 and 2
+    names = [{int(name.split()[1]) for name in layer_gates(model, s)} for s in subnets]
+    assert names == [{0, 2}, {0, 1, 2}]
+    usage = gate_usage([layer_gates(model, subnet) for subnet in subnets])
+    assert [name.split()[1] for name in usage] == list('000011112222')
+    for name, layer in usage.items():
+        block, kind = int(name.split()[1]), name.split()[2]
+        linear = dict(
+            zip(('qkv', 'proj', 'fc1', 'fc2'), linears(model.backbone.blocks[block]), strict=True)
+        )[kind]
+        assert len(layer['usage']) == len(linear.lora_a)
+        assert layer['subnets'] == (1 if block == 1 else 2)
+    assert len({len(layer['usage']) for layer in usage.values()}) > 1
+
+
+def linears(block):
+    return block.attn.qkv, block.attn.proj, block.fc1, block.fc2
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6).filter(lambda x: sum(x) > 0.1))
 @repeatable
 def test_entropy_is_between_one_expert_and_all(weights):

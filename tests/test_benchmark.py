@@ -222,6 +222,11 @@ def test_the_tool_measures_slicing_alone(tmp_path, capsys):
     assert 'slicing alone, against static' in capsys.readouterr().out
 
 
+def test_slicing_alone_has_contestants_of_its_own(capsys):
+    assert call_tool('benchmark.py', '--plain', '--contestants', 'static') == 2
+    assert '--plain measures other contestants; leave out' in capsys.readouterr().err
+
+
 @pytest.mark.full
 def test_peak_memory_is_of_the_contestant_and_not_of_this_process():
     """A large tensor here must not hide what two steps there take, nor be counted there."""

@@ -69,6 +69,17 @@ def test_a_few_subnets_have_all_block_shapes(space):
     assert len(found) == len(space.embed_dim) * max(len(space.num_heads), len(space.mlp_ratio))
 
 
+@repeatable
+@given(spaces(depths=(2, 3)))
+def test_a_parent_that_is_kept_leaves_no_shape_out(space):
+    def keeps(subnet):
+        return subnet == space.largest()
+
+    found = covering_subnets(space, keeps)
+    assert shapes(found) == shapes([subnet for subnet in every(space) if not keeps(subnet)])
+    assert not any(map(keeps, found))
+
+
 def test_patch_sizes_are_shapes_too():
     space = SearchSpace(**SPACE_DICT, patch_size=[2, 4])
     assert {s.patch_size for s in covering_subnets(space)} == {2, 4}

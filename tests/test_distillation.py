@@ -12,9 +12,12 @@ from conftest import runner_of
 from PIL import Image
 
 from tas_lora import Subnet, UserError, apis, load_supernet
+from tas_lora.analysis.gates import layer_gates
 from tas_lora.costs.benchmark import supernet
 from tas_lora.engine import MoLEHook, SupernetRunner
-from tas_lora.engine.hooks.compile_warmup_hook import run_once
+from tas_lora.engine.hooks.compile_warmup_hook import covering_subnets, run_once
+from tas_lora.engine.runner import distillation
+from tas_lora.engine.search.result import winner_gates
 from tas_lora.models.export import export_subnet
 from tas_lora.models.plain_vit import load_plain_vit
 from tas_lora.models.safe_load import read_checkpoint
@@ -251,6 +254,13 @@ def test_the_parent_comes_out_to_the_last_bit(config, tmp_path, shared):
     assert torch.equal(after(images, mode='tensor'), parent)
 
 
+def test_a_strategy_that_samples_the_parent_alone_is_one_line(config):
+    loop = started(config('moLE', keep_parent=True)).train_loop
+    loop.strategy.draw = lambda space, rng: [space.largest()]
+    with pytest.raises(UserError, match='is ParentDistillation, which samples only the full size'):
+        loop.draw(0)
+
+
 def test_an_iteration_never_draws_a_parent_that_is_kept(config):
     cfg = config('moLE', keep_parent=True)
     space = dict(embed_dim=[32, 40], depth=[4], num_heads=[3], mlp_ratio=[4.0])
@@ -262,14 +272,46 @@ def test_an_iteration_never_draws_a_parent_that_is_kept(config):
     assert [s.embed_dim for s in loop.draw(0)][0] == 32
 
 
-def test_a_kept_parent_uses_no_expert(config):
+@pytest.mark.parametrize('resumes', [False, True])
+def test_a_batch_norm_and_averaged_weights_leave_the_parent(config, tmp_path, resumes):
+    neck = dict(type='LinearNeck', in_channels=40, out_channels=40)  # with a BatchNorm1d
+    cfg = config('moLE', dict(labels=1.0), keep_parent=True, neck=neck)
+    for part in (cfg.train_cfg, cfg.model.router, cfg.val_cfg):
+        part.space = dict(part.space, embed_dim=[40])
+    cfg.model.backbone.mole.num_experts = 4
+    cfg.custom_hooks.append(dict(type='EMAHook'))
+    before, images = load_supernet(cfg), torch.randn(5, 1, 8, 8)
+    cfg.load_from = str(tmp_path / 'start.pth')
+    torch.save(dict(state_dict=before.state_dict()), cfg.load_from)
+    arch = before.backbone.arch
+    runner = apis.train(deepcopy(cfg))
+    if resumes:
+        Path(cfg.work_dir, 'epoch_2.pth').unlink()
+        runner = apis.train(deepcopy(cfg), resume=True)
+    averaged = load_supernet(cfg, Path(cfg.work_dir) / 'epoch_2.pth')
+    for after in (runner.model, averaged):
+        assert any(layer.lora_b.any() for layer in after.backbone.mole_layers())
+        assert torch.equal(logits_of(after, images, arch), logits_of(before, images, arch))
+
+
+@pytest.mark.parametrize('shared', [0, 2])
+def test_a_kept_parent_uses_no_expert(config, shared):
     cfg = config('moLE', keep_parent=True)
+    cfg.model.router.shared = shared
+    cfg.model.backbone.mole.num_experts += shared
+    cfg.model.backbone.block_order = [2, 0, 3, 1]
     model = load_supernet(cfg)
     arch = model.backbone.arch
-    assert model.gates(arch).abs().sum() == 0
-    assert model.gates(arch).shape == (4, 4, 12)
-    smaller = Subnet(40, [3, 3, 3, 2], [4.0] * 4)
-    assert torch.equal(model.gates(smaller), model.router(smaller))
+    assert model.routed_gates(arch).shape == (4, 4, 12)
+    assert model.routed_gates(arch).abs().sum() == 0
+    assert winner_gates(model, arch) is None
+    smaller = Subnet(40, [3, 2], [4.0] * 2)
+    gates = winner_gates(model, smaller)
+    assert {name.split()[1] for name in gates} == {'0', '2'}  # the two best blocks
+    assert gates.keys() == layer_gates(model, smaller).keys()
+    for name, row in layer_gates(model, smaller).items():
+        assert gates[name] == pytest.approx(row, abs=1e-6)
+        assert sum(row) == pytest.approx(1)
     # Another ratio of the same width is the same network.
     assert model.keeps(Subnet(40, [3] * 4, [4.0 + 1e-9] * 4))
 
@@ -303,8 +345,11 @@ def test_costs_and_compilation_of_a_space_with_the_parent(config):
     assert not supernet(cfg.model).keep_parent  # its largest subnet is timed as one that is trained
     assert supernet(cfg.model, experts=False).router is None
     runner = started(cfg)
-    run_once(runner, runner.model.backbone.arch)
-    assert all(parameter.grad is None for parameter in runner.model.parameters())
+    space, model = runner.train_loop.space, runner.model
+    assert model.keeps(space.largest())
+    for subnet in covering_subnets(space, model.keeps):
+        run_once(runner, subnet)  # its backward fails for a parent that is kept
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 # The map of features
@@ -376,11 +421,17 @@ def test_layer_decay(config, stage):
 # One expert to start from
 
 
-@pytest.mark.parametrize('shared', [0, 1])
-def test_experts_start_as_copies_of_one_lora(config, tmp_path, shared):
+@pytest.mark.parametrize(
+    ('shared', 'router'),
+    [
+        (0, dict(type='tas_lora.SingleExpertHead')),
+        (1, dict(type='tas_lora.MLPRouterHead', init='random', num_experts=1)),
+    ],
+)
+def test_experts_start_as_copies_of_one_lora(config, tmp_path, shared, router):
     single = config('moLE')
     single.model.backbone.mole = dict(num_experts=1, rank=4)
-    single.model.router = dict(type='tas_lora.SingleExpertHead', space=single.train_cfg.space)
+    single.model.router = dict(router, space=single.train_cfg.space)
     one = load_supernet(single, single.load_from)
     for layer in one.backbone.mole_layers():
         torch.nn.init.normal_(layer.lora_b, std=0.5)
@@ -453,6 +504,35 @@ def test_another_file_in_the_place_of_the_teacher(config):
         apis.train(deepcopy(cfg), resume=True)
 
 
+def test_a_rehearsed_resume_has_the_teacher_of_the_run(config, monkeypatch):
+    cfg, seen, load = config('supernet'), [], distillation.load_teacher
+    apis.train(deepcopy(cfg))
+    Path(cfg.work_dir, 'epoch_2.pth').unlink()
+
+    def spied(cfg, file: str, needs_logits: bool):
+        seen.append(file)
+        return load(cfg, file, needs_logits)
+
+    monkeypatch.setattr(distillation, 'load_teacher', spied)
+    apis.check_training(cfg, resume=True)
+    assert seen == [cfg.load_from]
+
+
+def test_later_processes_take_the_teacher_that_the_first_one_names(config, monkeypatch):
+    """They do not know yet that it resumes, and from what it started."""
+    cfg = config('supernet')
+    cfg.load_from, told = 'elsewhere.pth', [cfg.load_from]
+    monkeypatch.setattr(distillation, 'broadcast_object_list', lambda x: x.__setitem__(0, told[0]))
+    assert loop_of(cfg).strategy._to_note == told[0]
+    told[0] = None
+    with pytest.raises(UserError, match='checkpoint is missing'):
+        loop_of(cfg)
+
+
+def loop_of(cfg):
+    return SupernetRunner.from_cfg(deepcopy(cfg)).train_loop
+
+
 def test_a_run_resumed_elsewhere_does_not_take_its_own_weights_for_the_original(config, tmp_path):
     cfg = config('supernet')
     apis.train(deepcopy(cfg))
@@ -490,6 +570,7 @@ def test_a_mistake_in_the_strategy_is_one_line(config, case):
     refused(config('supernet', strategy), message)
 
 
+HIDDEN = dict(type='VisionTransformerClsHead', num_classes=10, hidden_dim=16)
 CHANGES = {
     'no teacher': (lambda cfg: cfg.merge_from_dict(dict(load_from=None)), 'checkpoint is missing'),
     'classes': (other_classes, 'teacher .*num_classes 3 in the checkpoint'),
@@ -503,6 +584,19 @@ CHANGES = {
         'accumulative_counts',
     ),
     'parent': (lambda cfg: cfg.model.update(keep_parent=True), 'keep_parent is True, but'),
+    'hidden layer': (
+        lambda cfg: (
+            cfg.model.update(feature_map=True),
+            setattr(cfg.model, 'head', dict(HIDDEN)),
+        ),
+        'feature_map is True, but the neck or the head makes features 16 wide of .* 40',
+    ),
+    'neck': (
+        lambda cfg: cfg.model.update(
+            neck=dict(type='LinearNeck', in_channels=40, out_channels=24), feature_map=True
+        ),
+        'the head makes features 24 wide of',
+    ),
 }
 
 

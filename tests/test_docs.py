@@ -1,10 +1,14 @@
 """Pages name files that exist, and every part that a config can name has its place."""
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+
+from tas_lora.models import ElasticViT
+from tas_lora.structures import ViTStyle
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*(ROOT / 'docs').rglob('*.md'), ROOT / 'README.md', ROOT / 'CONTRIBUTING.md']
@@ -41,3 +45,11 @@ def test_parts_are_documented():
     parts = registered()
     assert {'ElasticViT', 'HeldOutSplit', 'SandwichRule'} <= parts
     assert [name for name in sorted(parts) if not re.search(rf'\b{name}\b', text)] == []
+
+
+def test_all_arguments_of_the_backbone_are_documented():
+    text = (ROOT / 'docs/config_reference.md').read_text('utf-8')
+    section = text.partition('### model.backbone')[2].partition('\n#')[0]
+    named = set(re.findall(r'`([\w.]+)`', ''.join(re.findall(r'^\|([^|]*)\|', section, re.M))))
+    arguments = set(inspect.signature(ElasticViT).parameters)
+    assert named == arguments | {f'style.{field}' for field in ViTStyle.__dataclass_fields__}

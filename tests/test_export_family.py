@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from copy import deepcopy
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def single(model, subnet, folder):
 def check_members(model, tmp_path):
     folder = export_family(model, SUBNETS, tmp_path / 'family')
     family, found = load_family(folder), family_differences(model, SUBNETS, folder, images(8))
-    assert family.members == ['parent', *SUBNETS]
+    assert family.members == [*found] == ['parent', *SUBNETS]
     assert all(difference <= 1e-4 for difference in found.values()), found
     for name, subnet in SUBNETS.items():
         expected = single(model, subnet, tmp_path / name)
@@ -52,15 +53,16 @@ def check_members(model, tmp_path):
 
 @torch.no_grad()
 def check_parent(model, family):
-    """The whole network without experts comes out bit for bit, after the others, too."""
+    """The whole network without experts comes out, after the others, too; to rounding if scaled."""
     expected = family.parent.state_dict()
     family.set_subnet('small')
     family.set_subnet('parent')
     model.set_subnet(SPACE.largest())
     model.unmerge_experts()
+    features = model.backbone(images())  # without experts
+    logits = features[-1] if model.head is None else model.head(features)
+    torch.testing.assert_close(family(images()), logits, atol=1e-5, rtol=1e-5)
     if model.backbone.style.layer_scale is None:
-        features = model.backbone(images())  # without experts
-        torch.testing.assert_close(family(images()), model.head(features), atol=1e-5, rtol=1e-5)
         for i, block in enumerate(model.backbone.blocks):
             assert torch.equal(expected[f'blocks.{i}.fc2.weight'], block.fc2.weight)
             assert torch.equal(expected[f'blocks.{i}.attn.qkv.bias'], block.attn.qkv.bias)
@@ -144,6 +146,16 @@ save_file({name: logits.contiguous() for name, logits in found.items()}, wanted)
 """
 
 
+def test_the_parent_is_compared_too(autoformer, tmp_path):
+    folder, other = export_family(autoformer, SUBNETS, tmp_path / 'family'), deepcopy(autoformer)
+    with torch.no_grad():
+        other.backbone.blocks[2].fc2.bias[0] += 1  # which only the deepest run
+    found = family_differences(other, SUBNETS, folder, images(8))
+    assert {name for name, difference in found.items() if difference > 1e-3} == {
+        'parent', 'uneven', 'whole'
+    }  # fmt: skip
+
+
 def test_a_stranger_switches_members(autoformer, tmp_path):
     folder = export_family(autoformer, SUBNETS, tmp_path / 'family')
     save_file(dict(images=images()), tmp_path / 'given')
@@ -182,7 +194,8 @@ def change(folder, edit):
         (lambda d: d.update(block_order=[True, 2, 0]), 'block_order must hold each block'),
         (lambda d: d.update(qkv_bias_by_part=1), 'qkv_bias_by_part must be true or false'),
         (lambda d: d.pop('members'), 'members must be a dict'),
-        (lambda d: d.update(members=dict(parent={})), 'members must be a dict of names other than'),
+        (lambda d: d.update(members=dict(parent={})), "underscores, and not 'parent'"),
+        (lambda d: d['members'].update({'a.b': d['members']['small']}), 'members must be a dict'),
         (lambda d: d['members'].update(small=[]), 'members.small must be a dict of '),
         (lambda d: d['members']['small'].pop('num_heads'), 'members.small must be a dict of '),
         (lambda d: d['members']['small'].update(num_experts='x'), 'members.small must be a dict'),
@@ -247,6 +260,7 @@ def test_the_tool(digits_config, digits_root, tmp_path, capsys):
     command += ('--cfg-options', f'test_dataloader.dataset.data_root={digits_root}')
     assert call_tool('export_family.py', *command, '--subnets', *files) == 0
     printed = capsys.readouterr().out
+    assert re.search(r'^parent: logits of 64 random images differ by at most', printed, re.M)
     assert re.search(r'the parent and 2 members to .* \d+% of 3 single exports', printed)
     assert load_family(tmp_path / 'out').members == ['parent', 'small', 'large']
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {

@@ -27,6 +27,7 @@ from tiny import IMAGE, SPACE, repeatable, tiny_model
 from tas_lora import UserError, export_subnet
 from tas_lora.export import Source, export_formats, find_formats, mmpretrain, preprocess
 from tas_lora.export.examples import take_examples
+from tas_lora.export.isolated_run import prepare_alone
 from tas_lora.models.plain_vit import load_plain_vit
 
 FORMS = ['timm', 'huggingface', 'mmpretrain']
@@ -418,6 +419,14 @@ def test_a_format_that_prepares_images_otherwise_is_not_kept(folder_of_images, t
     right = replace(form, prepare=lambda *_: source.examples.inputs)
     (check,) = export_formats(model, source, [right], tmp_path / 'out')
     assert check.held, str(check)
+
+
+def test_files_of_a_relative_folder_are_found_by_the_other_process(tmp_path, monkeypatch):
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    Image.fromarray(pixels).save(tmp_path / 'a.png')
+    monkeypatch.chdir(tmp_path)
+    load = "import numpy; found = [numpy.array(image).astype('float32') for image in images]"
+    assert (prepare_alone(load, tmp_path, ['a.png'])[0].numpy() == pixels).all()
 
 
 @pytest.mark.full

@@ -1,6 +1,7 @@
 """Pretrained networks of timm, transformers and MMPretrain as supernets, against the libraries."""
 
 import json
+import re
 from collections import Counter
 from copy import deepcopy
 
@@ -24,7 +25,7 @@ from tas_lora import (
 )
 from tas_lora.engine import SupernetRunner
 from tas_lora.models.checkpoint import adapt_state_dict, adapt_to_start
-from tas_lora.models.pretrained import model_config_of
+from tas_lora.models.pretrained.build import model_config_of
 from tas_lora.structures import ratio_of
 
 timm = pytest.importorskip('timm')
@@ -421,8 +422,22 @@ def test_files_load_as_the_models_do(tmp_path):
         backbone = MODELS.build(config['backbone'] | dict(init_cfg=init_cfg))
         backbone.eval()
         backbone.init_weights()
+        started = load_supernet(
+            dict(model=config | dict(backbone=config['backbone'] | dict(init_cfg=init_cfg)))
+        )
         with torch.no_grad():
-            assert_close(backbone(pictures(side))[-1], model.backbone(pictures(side))[-1])
+            for each in (backbone, started.backbone):
+                assert_close(each(pictures(side))[-1], model.backbone(pictures(side))[-1])
+
+
+def resized(backbone, size: int) -> torch.Tensor:
+    """Positions for a larger image: those of patches are interpolated."""
+    spec, positions = backbone.image_spec, backbone.pos_embed.detach()
+    old, new = spec['img_size'] // spec['patch_size'], size // spec['patch_size']
+    prefix, patches = positions.split([positions.shape[1] - old**2, old**2], dim=1)
+    grid = patches.transpose(1, 2).unflatten(2, (old, old))
+    grid = torch.nn.functional.interpolate(grid, size=(new, new), mode='bicubic')
+    return torch.cat([prefix, grid.flatten(2).transpose(1, 2)], dim=1)
 
 
 def test_training_starts_from_files(tmp_path):
@@ -437,8 +452,11 @@ def test_training_starts_from_files(tmp_path):
         model.load_state_dict(state)
         own = supernet_from(original, img_size=size, num_classes=11)
         for key, value in own.backbone.state_dict().items():
-            same = torch.equal(value, state[f'backbone.{key}'])
-            assert same or key == 'pos_embed', (name, key)  # libraries resize in several ways
+            if key == 'pos_embed':  # libraries resize in several ways
+                value = resized(supernet_from(original).backbone, size)
+                torch.testing.assert_close(state[f'backbone.{key}'], value)
+            else:
+                assert torch.equal(value, state[f'backbone.{key}']), (name, key)
         assert torch.equal(state['head.fc.weight'], model.head.fc.weight)
 
 
@@ -623,6 +641,7 @@ def test_the_tool_writes_config_and_weights(tmp_path, capsys):
     said = capsys.readouterr().out
     expected = sum(value.numel() for value in supernet_from(original).parameters())
     assert f'{expected:,} parameters' in said
+    assert 'images (0 to 255): mean [127.5, 127.5, 127.5], std [63.75, 63.75, 63.75]' in said
     assert 'differs from the original by' in said
     model = load_supernet(out / 'supernet.py', out / 'supernet.pth')
     with torch.no_grad():
@@ -635,3 +654,212 @@ def test_the_tool_writes_config_and_weights(tmp_path, capsys):
     assert Config.fromfile(child).model.head.num_classes == 3
     assert call_tool('supernet_from.py', f'hf:{tmp_path}/hf', '--out', out, '--num-classes', 9) == 0
     assert load_supernet(out / 'supernet.py', out / 'supernet.pth').head.num_classes == 9
+
+
+# Weights and networks that only seem to fit
+
+
+def test_weights_that_a_model_of_transformers_would_drop(tmp_path):
+    model = hf_model('ViTModel')
+    for changes in (dict(num_hidden_layers=3), dict(hidden_size=96), dict(num_hidden_layers=1)):
+        hf_model('ViTModel', **changes).save_pretrained(tmp_path / 'other')
+        with pytest.raises(UserError, match='does not fit ViTModel: [0-9]+ weights (have|are) '):
+            supernet_from(model, checkpoint=tmp_path / 'other/model.safetensors')
+    hf_model('Dinov2WithRegistersModel').save_pretrained(tmp_path / 'registers')
+    file = tmp_path / 'registers/model.safetensors'
+    with pytest.raises(UserError, match='1 weights have no place, the first embeddings.register'):
+        supernet_from(hf_model('Dinov2Model'), checkpoint=file)
+    model.save_pretrained(tmp_path / 'biases')
+    file = tmp_path / 'biases/model.safetensors'
+    with pytest.raises(UserError, match='6 weights have no place, the first .*bias'):
+        supernet_from(hf_model('ViTModel', qkv_bias=False), checkpoint=file)
+
+
+@torch.no_grad()
+def test_a_checkpoint_goes_into_the_user_s_own_model(tmp_path):
+    """A head in the file that the class lacks is no fault; a change of the model stays."""
+    full = hf_model('ViTForImageClassification')
+    full.save_pretrained(tmp_path / 'vit')
+    own = hf_model('ViTModel', qkv_bias=False, hidden_act='gelu_pytorch_tanh')
+    for norm in [m for m in own.modules() if isinstance(m, torch.nn.LayerNorm)]:
+        norm.eps = 1e-3
+    found = supernet_from(own, checkpoint=tmp_path / 'vit/model.safetensors')
+    assert found.backbone.style.norm_eps == 1e-3
+    own.load_state_dict(full.vit.state_dict(), strict=False)
+    expected = own(pictures(64)).last_hidden_state[:, 0]
+    assert_close(output(found, pictures(64)), expected)
+
+
+def test_files_are_read_in_float32(tmp_path):
+    model = hf_model('Dinov2ForImageClassification')
+    model.save_pretrained(tmp_path / 'hf')
+    settings = json.loads((tmp_path / 'hf/config.json').read_text())
+    settings |= dict(dtype='bfloat16', torch_dtype='bfloat16', return_dict=False)
+    (tmp_path / 'hf/config.json').write_text(json.dumps(settings))
+    found = supernet_from(f'hf:{tmp_path}/hf')
+    assert torch.equal(found.head.fc.weight, model.classifier.weight)
+    half = deepcopy(model).bfloat16()
+    found = supernet_from(half, checkpoint=tmp_path / 'hf/model.safetensors')
+    assert torch.equal(found.head.fc.weight, model.classifier.weight)
+    assert half.classifier.weight.dtype == torch.bfloat16
+    model.config.return_dict = False
+    again = supernet_from(model)
+    assert not model.config.return_dict
+    model.config.return_dict = True
+    with torch.no_grad():
+        assert_close(output(again, pictures(56)), model(pictures(56)).logits)
+
+
+def test_patches_of_a_file_are_not_resampled(tmp_path):
+    save_file(timm_model('deit', patch_size=8).state_dict(), tmp_path / 'vit.safetensors')
+    with pytest.raises(UserError, match=r'patch_embed.proj.weight has patches of \(8, 8\), the mo'):
+        supernet_from(timm_model('deit'), checkpoint=tmp_path / 'vit.safetensors')
+
+
+def test_a_head_of_zeros_hides_no_difference():
+    def doubled(module, inputs, result):
+        is_tuple = isinstance(result, tuple)  # of transformers 4
+        return (2 * result[0], *result[1:]) if is_tuple else 2 * result
+
+    for original, head, block in (
+        (timm_model('deit'), 'head', 'blocks.1'),
+        (hf_model('DeiTForImageClassification'), 'classifier', None),
+        (mm_model('cls_token', LINEAR), 'head.fc', 'backbone.layers.0'),
+    ):
+        torch.nn.init.zeros_(original.get_submodule(head).weight)
+        supernet_from(original)
+        block = block or next(
+            n for n, m in original.named_modules() if re.search(r'layers?\.0$', n)
+        )
+        original.get_submodule(block).register_forward_hook(doubled)
+        with pytest.raises(UserError, match='differs from the original by'):
+            supernet_from(original)
+
+
+def test_several_labels_stay_several():
+    original = mm_model('cls_token', LINEAR | dict(type='MultiLabelLinearClsHead', thr=0.7))
+    for model in (supernet_from(original), supernet_from(original, num_classes=3)):
+        assert (model.is_multi_label, model.head.thr) == (True, 0.7)
+    with torch.no_grad():
+        found = output(supernet_from(original), pictures(64))
+        assert_close(found, original(pictures(64), mode='tensor'))
+    several = dict(problem_type='multi_label_classification')
+    assert supernet_from(hf_model('ViTForImageClassification', **several)).is_multi_label
+    assert not supernet_from(hf_model('ViTForImageClassification')).is_multi_label
+
+
+def test_images_are_large_enough_for_a_patch_and_small_enough_for_a_machine():
+    for original in (timm_model('deit'), hf_model('ViTModel'), mm_model('cls_token')):
+        with pytest.raises(UserError, match='img_size is 8; .* the patch, 16, such as 16'):
+            supernet_from(original, img_size=8)
+        with pytest.raises(UserError, match='img_size must be .* got 100000; at most 4,096'):
+            supernet_from(original, img_size=100000)
+
+
+@pytest.mark.parametrize(
+    ('config', 'images', 'message'),
+    [
+        (dict(architectures=5), {}, 'architectures is 5'),
+        (dict(architectures=[['ViTModel']]), {}, r"architectures is \['ViTModel'\]"),
+        (dict(architectures=['CLIPModel'], vision_config=5), {}, 'vision_config is 5'),
+        (dict(num_hidden_layers=10**9), {}, 'num_hidden_layers must be .*; at most 1,000'),
+        (dict(image_size=10**9), {}, 'image_size must be a positive integer'),
+        (dict(image_size=[10**9] * 2), {}, 'image_size must be a positive integer'),
+        (dict(hidden_size='x'), {}, 'config.json is not that of a ViTModel'),
+        (dict(num_hidden_layers=0), {}, 'number of layers is 0; a supernet has one or more'),
+        (dict(num_hidden_layers=1), {}, 'weights have no place'),
+        ({}, [], 'preprocessor'),
+        ({}, dict(rescale_factor=None), 'rescale_factor must be a positive number'),
+        ({}, dict(rescale_factor=0), 'rescale_factor must be a positive number'),
+        ({}, dict(image_mean=0.5), 'the mean of its images is 0.5'),
+        ({}, dict(image_mean=['a'] * 3), 'the mean of its images is'),
+        ({}, dict(image_mean=dict(a=1)), 'the mean of its images is'),
+        ({}, dict(image_std=[0.5, 0.5]), 'the std of its images is'),
+        ({}, dict(image_std=[0.5, 0.5, 0]), 'the std of its images is'),
+        ({}, dict(image_std=[0.5, 0.5, float('inf')]), 'the std of its images is'),
+    ],
+)
+def test_a_stranger_s_folder(config, images, message, tmp_path, capsys):
+    hf_model('ViTModel').save_pretrained(tmp_path / 'hf')
+    settings = json.loads((tmp_path / 'hf/config.json').read_text()) | config
+    (tmp_path / 'hf/config.json').write_text(json.dumps(settings))
+    if isinstance(images, dict):
+        images = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3) | images
+    (tmp_path / 'hf/preprocessor_config.json').write_text(json.dumps(images))
+    capsys.readouterr()
+    assert call_tool('supernet_from.py', f'hf:{tmp_path}/hf', '--out', tmp_path / 'out') == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert error.count('\n') == 1
+
+
+def test_images_that_are_not_rescaled(tmp_path):
+    hf_model('ViTModel').save_pretrained(tmp_path / 'hf')
+    settings = dict(image_mean=[100, 110, 120], image_std=[50] * 3, do_rescale=False)
+    (tmp_path / 'hf/preprocessor_config.json').write_text(json.dumps(settings))
+    data = supernet_from(f'hf:{tmp_path}/hf').data_preprocessor
+    assert data.mean.flatten().tolist() == [100, 110, 120]
+
+
+def test_one_line_for_a_folder_that_fits(tmp_path, capfd):
+    hf_model('ViTForImageClassification').save_pretrained(tmp_path / 'hf')
+    settings = json.loads((tmp_path / 'hf/config.json').read_text())
+    (tmp_path / 'hf/config.json').write_text(json.dumps(settings | dict(architectures='ViTModel')))
+    capfd.readouterr()
+    supernet_from(f'hf:{tmp_path}/hf')  # the classifier is not read
+    assert capfd.readouterr().err == ''
+
+
+def test_models_that_cannot_be_read():
+    vit = timm_model('deit')
+    torch.nn.utils.weight_norm(vit.head)
+    vit.head(torch.zeros(1, 48)).sum()
+    with pytest.raises(UserError, match='the model cannot be copied'):
+        supernet_from(vit)
+    vit = timm_model('deit')
+    vit.pretrained_cfg = dict(mean=0.5, std=0.5)
+    with pytest.raises(UserError, match='timm: the mean of its images is 0.5'):
+        supernet_from(vit)
+    vit = timm_model('deit')
+    vit.blocks[0].norm1.weight = None
+    with pytest.raises(UserError, match='norm1'):
+        supernet_from(vit)
+    vit = timm_model('deit')
+    for block in vit.blocks:
+        block.attn.num_heads = 5
+    with pytest.raises(UserError, match=r'width of the heads is \[9.6\]; a supernet has one whole'):
+        supernet_from(vit)
+    with pytest.raises(UserError, match='number of blocks is 0; a supernet has one or more'):
+        supernet_from(timm_model('deit', depth=0))
+    vit = timm_model('deit')
+    torch.nn.init.constant_(vit.blocks[1].mlp.fc1.bias, torch.nan)
+    with pytest.raises(UserError, match=r'infinite or NaN, such as backbone.blocks.1.fc1.bias'):
+        supernet_from(vit)
+
+
+def test_a_checkpoint_needs_a_model_with_values(tmp_path):
+    vit = timm_model('deit')
+    save_file(vit.state_dict(), tmp_path / 'vit.safetensors')
+    with torch.device('meta'):
+        bare = timm.create_model('vit_tiny_patch16_224', **SIZES)
+    with pytest.raises(UserError, match='^source has no values'):
+        supernet_from(bare, checkpoint=tmp_path / 'vit.safetensors')
+    vit.pretrained_cfg = None
+    supernet_from(vit, checkpoint=tmp_path / 'vit.safetensors')
+
+
+def test_a_whole_clip_is_its_image_encoder():
+    config = transformers.CLIPConfig(vision_config=CLIP, projection_dim=20)
+    whole = perturbed(transformers.CLIPModel(config))
+    with torch.no_grad():
+        expected = whole.get_image_features(pictures(64))
+        expected = getattr(expected, 'pooler_output', expected)  # transformers 5
+        assert_close(output(supernet_from(whole), pictures(64)), expected)
+
+
+def test_a_pretrained_init_cfg_stands_alone():
+    config = model_config_of(timm_model('deit'))
+    pretrained = dict(type='Pretrained', checkpoint='x.pth')
+    config['backbone']['init_cfg'] = [dict(type='Normal', layer='Linear'), pretrained]
+    with pytest.raises(UserError, match='alone, got'):
+        load_supernet(dict(model=config))

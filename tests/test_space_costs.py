@@ -286,6 +286,13 @@ def test_tool_says_how_many_subnets_a_step_trains(run):
     rule = 'train_cfg.strategy.type=tas_lora.SandwichRule'
     _, four = run(MOLE_CONFIG, '--no-timing', '--cfg-options', rule)
     assert (one['training']['subnets'], four['training']['subnets']) == (1, 4)
+    rule = (
+        'train_cfg.strategy.type=tas_lora.ParentDistillation',
+        'train_cfg.strategy.subnets=sandwich',
+    )
+    kept = 'model.keep_parent=True'  # so that the largest is not trained
+    _, three = run(MOLE_CONFIG, '--no-timing', '--cfg-options', *rule, kept)
+    assert (three['training']['subnets'], three['training']['teachers']) == (3, 1)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_feature_maps import without_branches
-from tiny import images, randomize, tiny_config
+from tiny import IMAGE, MOLE, images, randomize, tiny_config
 from torch import nn
 
 from tas_lora import Subnet, UserError, load_supernet
@@ -117,6 +117,31 @@ def test_a_block_keeps_its_place_in_the_router():
     deep, shallow = (model.router(Subnet(24, (2,) * depth, (2.0,) * depth)) for depth in (3, 2))
     torch.testing.assert_close(shallow, deep[[0, 2]])
     assert not torch.allclose(shallow, deep[:2])
+
+
+def ranked(order: list[int] | None, mole: bool = True):
+    config = tiny_config(mole, arch=Subnet(24, (2, 2, 2), (2.0, 2.0, 2.0)))
+    config['model']['backbone']['block_order'] = order
+    return load_supernet(config)
+
+
+@pytest.mark.parametrize('mole', [False, True])
+def test_weights_of_ranked_blocks_bring_their_order(mole, tmp_path):
+    ordered, plain = randomize(ranked([2, 0, 1], mole)), ranked(None, mole)
+    torch.save(dict(state_dict=ordered.state_dict()), tmp_path / 'ordered.pth')
+    plain.load_state_dict(torch.load(tmp_path / 'ordered.pth', weights_only=True)['state_dict'])
+    assert tuple(plain.backbone.block_order) == (2, 0, 1)
+    for model in (ordered, plain):
+        model.set_subnet(Subnet(24, (2, 1), (1.0, 2.0)))
+    assert torch.equal(ordered(images()), plain(images()))
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'ordered.pth'))
+    mole = MOLE if mole else None
+    backbone = ElasticViT(ordered.backbone.arch, **IMAGE, mole=mole, init_cfg=init_cfg)
+    backbone.init_weights()
+    assert tuple(backbone.block_order) == (2, 0, 1)
+    ranked([2, 0, 1], mole is not None).load_state_dict(ordered.state_dict())
+    with pytest.raises(UserError, match=r'block_order is \[1, 0, 2\], and that of the weights is'):
+        ranked([1, 0, 2], mole is not None).load_state_dict(ordered.state_dict())
 
 
 def test_the_head_of_two_parts_slices_each():

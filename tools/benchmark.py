@@ -19,9 +19,9 @@ import torch
 from mmengine.device import get_device
 from rich.table import Table
 
-from tas_lora import SearchSpace, Subnet, cli
+from tas_lora import SearchSpace, Subnet, UserError, cli
 from tas_lora.atomic_files import write_atomic
-from tas_lora.checks import natural, positive
+from tas_lora.checks import natural, positive, usable_device
 from tas_lora.config import load_config
 from tas_lora.costs import benchmark, processes
 from tas_lora.costs.reference_models import multiply_adds
@@ -44,7 +44,6 @@ def parse_args():
         '--contestants',
         nargs='+',
         choices=benchmark.CONTESTANTS,
-        default=benchmark.CONTESTANTS,
         help="whom to measure; 'static' and 'ours' always take part",
     )
     parser.add_argument(
@@ -66,10 +65,14 @@ def parse_args():
     parser.add_argument('--json', help='write all figures to this file')
     parser.add_argument('--markdown', help='write the tables to this file')
     args = parser.parse_args()
+    if args.plain and args.contestants:
+        raise UserError('--plain measures other contestants; leave out --contestants')
+    args.contestants = args.contestants or benchmark.CONTESTANTS
     if args.quick:
         args.sizes, args.batch, args.eval_batch, args.rounds = ['t'], 4, 8, 3
     for field in ('batch', 'eval_batch', 'rounds'):
         positive(getattr(args, field), f'--{field.replace("_", "-")}', int)
+    usable_device(args.device, '--device')
     for path in filter(None, (args.json, args.markdown)):
         cli.check_output(path)
     return args

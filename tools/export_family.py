@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from tas_lora import Subnet, UserError, apis, cli
+from tas_lora.atomic_files import write_together
 from tas_lora.export.data import class_names, innermost
 from tas_lora.export.family import (
     WEIGHTS,
@@ -67,7 +68,7 @@ def main():
     with TemporaryDirectory() as folder, held(args.out):
         export_family(model, subnets, folder, classes, innermost(loader))
         check_differences(family_differences(model, subnets, folder, images))
-        export_family(model, subnets, args.out, classes, innermost(loader))
+        write_together({Path(args.out, p.name): p.read_bytes() for p in Path(folder).iterdir()})
     size, single = Path(args.out, WEIGHTS).stat().st_size, bytes_of_single_exports(model, subnets)
     cli.say(
         f'Exported the parent and {len(subnets)} members to {args.out}: {size:,} bytes of weights, '

@@ -6,13 +6,12 @@ network at full size computes what it did before. The folder gets ordered.pth (w
 """
 
 import tas_lora.startup  # noqa: F401  # isort: skip  signals, while the rest is imported
-from pathlib import Path
 
 from mmengine.device import get_device
 from rich.progress import Progress
 
-from tas_lora import UserError, cli
-from tas_lora.checks import natural, positive
+from tas_lora import cli
+from tas_lora.checks import natural, positive, usable_device, usable_folder
 from tas_lora.ordering import inputs, report
 from tas_lora.ordering.run import Clock, order_supernet
 from tas_lora.ordering.space import check_limits
@@ -54,8 +53,8 @@ def parse_args():
     args.limits = inputs.read_limits(args.limit)
     check_limits(args.limits)
     inputs.check_multiple(args.multiple)
-    if Path(args.out).exists() and not Path(args.out).is_dir():
-        raise UserError(f'--out {args.out} is a file; give a folder')
+    usable_device(args.device, '--device')
+    usable_folder(args.out, '--out')
     return args
 
 
@@ -65,8 +64,7 @@ def main():
     with Progress(transient=True) as progress:
         found, proposal, paths = order_supernet(args, Clock(progress))
     console = cli.SafeConsole()
-    for table in report.tables(found, proposal):
-        console.print(table)
+    console.print(report.damage_table(found['before'], found['after'], proposal))
     cli.say(*report.sentences(found, proposal), *paths, sep='\n')
 
 

@@ -99,13 +99,18 @@ def read_data(cfg: Config, name: str, images: int | None) -> dict:
         return dict(images=len(dataset), **timing.try_reading(dataset))
 
 
-def training_of(cfg: Config, space: SearchSpace, images: int | None) -> dict:
-    """Epochs, images, seconds to read one, steps if the images are known, and subnets per step."""
+def training_of(
+    cfg: Config, space: SearchSpace, model: SupernetClassifier, images: int | None
+) -> dict:
+    """Epochs, images, seconds to read one, steps if known, and subnets and teachers per step."""
     epochs, data = cfg.train_cfg.max_epochs, read_data(cfg, 'train_dataloader', images)
     steps = data['images'] and epochs * costs.steps_of(data['images'], cfg.train_dataloader)
     strategy = build_strategy(cfg.train_cfg.get('strategy'))
-    subnets = len(strategy.draw(space, np.random.default_rng(0)))
-    return dict(epochs=epochs, **data, steps=steps, subnets=subnets)
+    drawn = strategy.draw(space, np.random.default_rng(0))
+    if cfg.model.get('keep_parent'):
+        drawn = [subnet for subnet in drawn if not model.backbone.is_whole(subnet)]
+    counts = dict(subnets=len(drawn) or 1, teachers=strategy.teachers)
+    return dict(epochs=epochs, **data, steps=steps, **counts)
 
 
 def measure(cfg: Config, space: SearchSpace, model: SupernetClassifier, args) -> dict:
@@ -144,7 +149,8 @@ def estimate(cfg: Config, found: dict, timed: dict) -> dict:
         result['search_seconds'] = found['search']['candidates'] * candidate
     train = found.get('training')
     if train and train['images']:
-        seconds = train['subnets'] * expected('step')
+        teacher = median(timed['forward']['largest'])
+        seconds = train['subnets'] * expected('step') + train['teachers'] * teacher
         step = costs.step_with_reading(seconds, train['reading'], cfg.train_dataloader)
         result['training_seconds'] = train['steps'] * step
     return result
@@ -162,7 +168,7 @@ def examine(cfg: Config, args) -> dict:
     found['search'] = dict(candidates=candidates, images=held_out)
     found['hints'] = costs.find_hints(found)
     if cfg.get('train_cfg'):
-        found['training'] = train = training_of(cfg, space, args.images)
+        found['training'] = train = training_of(cfg, space, model, args.images)
         if 'mean' in train:  # the images could be read
             preprocessor = cfg.get('data_preprocessor') or {}
             found['hints'] += costs.pixel_hint(train['mean'], train['std'], preprocessor)

@@ -8,6 +8,8 @@ from tas_lora.models import SupernetClassifier
 from tas_lora.models.pretrained import convert, write_supernet
 from tas_lora.structures import ViTStyle
 
+MOMENTS = ('mean', 'std')
+
 
 def parse_args() -> argparse.Namespace:
     """Command line."""
@@ -31,12 +33,17 @@ def lines(source: str, model: SupernetClassifier, difference: float) -> list[str
     head = 'no head' if model.head is None else f'a head of {model.head.num_classes} classes'
     own = {k: v for k, v in style.to_dict().items() if v != getattr(ViTStyle(), k)}
     parts = ', '.join(f'{name} {value}' for name, value in own.items())
+    data = model.data_preprocessor
+    known = getattr(data, '_enable_normalize', False)
+    moments = [[round(v, 3) for v in getattr(data, k).flatten().tolist()] for k in MOMENTS if known]
+    images = f'mean {moments[0]}, std {moments[1]}' if known else 'unknown; set data_preprocessor'
     return [
         f'{source}: {arch.depth} blocks, {arch.embed_dim} wide, {max(arch.num_heads)} heads of '
         f'{spec["head_dim"]}, MLPs of {max(arch.hidden_dims)}',
         f'Images of {spec["img_size"]} pixels in patches of {spec["patch_size"]}; '
         f'{model.backbone.out_type}, {head}; {count:,} parameters',
         f'Parts: {parts}',
+        f'Normalisation of the images (0 to 255): {images}',
         f'The supernet differs from the original by {difference:.1e} of its largest output.',
     ]
 

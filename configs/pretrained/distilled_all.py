@@ -4,7 +4,8 @@ python tools/train.py configs/pretrained/distilled_all.py
 
 GPUs: 1. Top-1 not run. For another network, give its sizes and style in place of models/deit_s.py,
 and the space that tools/order.py proposes. The original must know the classes of the images; if
-it does not, leave out the logits: logits=0.0 in the strategy.
+it does not, fine-tune it by original.py first, or learn them here: logits=0.0, labels=1.0 in the
+strategy.
 """
 
 _base_ = [

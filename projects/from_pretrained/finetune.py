@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 
 from tas_lora import UserError, cli
 from tas_lora.atomic_files import write_atomic
+from tas_lora.checks import positive
 
 MODEL = 'vit_small_patch14_dinov2'
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # the wheel's, as ImageNet's
@@ -46,7 +47,10 @@ def parse_args() -> argparse.Namespace:
     add('--label-smoothing', type=float, default=0.1)
     add('--crop', type=float, default=0.6, help='smallest share of a picture that a crop keeps')
     add('--seed', type=int, default=0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    for field in ('img_size', 'steps', 'batch_size'):
+        positive(getattr(args, field), f'--{field.replace("_", "-")}', int)
+    return args
 
 
 def main() -> None:

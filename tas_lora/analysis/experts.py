@@ -21,7 +21,7 @@ class ExpertLayer:
     """A layer with experts, sliced for a subnet.
 
     Attributes:
-        name: For example 'block 0 qkv'; blocks count from 0.
+        name: For example 'block 0 qkv'; blocks count from 0, as in the supernet.
         place: Indices of block and layer kind in the router's gates.
         layer: The module.
         out_features: Rows in use in each part.
@@ -62,10 +62,11 @@ def require_experts(model: SupernetClassifier, name: str) -> None:
 
 def expert_layers(model: SupernetClassifier, subnet: Subnet) -> Iterator[ExpertLayer]:
     """Yield the layers with experts that ``subnet`` uses, in order."""
+    blocks = model.backbone.blocks_of(subnet)
     for b, (block, widths) in enumerate(model.backbone.active_blocks(subnet)):
         for j, (layer, out_features, in_features) in enumerate(block.sliced_linears(*widths)):
             if isinstance(layer, MoLELinear):
-                name = f'block {b} {LAYER_KINDS[j]}'
+                name = f'block {blocks[b]} {LAYER_KINDS[j]}'
                 yield ExpertLayer(name, (b, j), layer, out_features, in_features)
 
 

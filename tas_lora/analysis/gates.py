@@ -24,7 +24,7 @@ def layer_gates(model: SupernetClassifier, subnet: Subnet) -> dict[str, np.ndarr
         experts are omitted.
     """
     with torch.no_grad():
-        gates = model.gates(subnet)[..., model.router.num_shared :].cpu()  # (L, 4, K)
+        gates = model.routed_gates(subnet).cpu()  # (L, 4, K)
     return {
         layer.name: fold_gates(
             gates[layer.place], len(layer.layer.lora_a) - model.router.num_shared
@@ -45,7 +45,7 @@ def gate_usage(gates: Sequence[Mapping[str, np.ndarray]]) -> dict[str, dict]:
     """Summarise how the experts of each layer are used over many subnets.
 
     Args:
-        gates: :func:`layer_gates` of each subnet; a shallow one lacks the last layers.
+        gates: :func:`layer_gates` of each subnet; a shallow one lacks some blocks.
 
     Returns:
         By layer:
@@ -58,7 +58,8 @@ def gate_usage(gates: Sequence[Mapping[str, np.ndarray]]) -> dict[str, dict]:
         - ``dead``: experts with a gate below half an even share, 1 / 2K, in every subnet.
     """
     usage = {}
-    for name in dict.fromkeys(name for subnet in gates for name in subnet):
+    names = dict.fromkeys(name for subnet in gates for name in subnet)
+    for name in sorted(names, key=lambda name: int(name.split()[1])):  # 'block 0 qkv', by block
         rows = np.stack([subnet[name] for subnet in gates if name in subnet])  # (subnets, K)
         mean = rows.mean(axis=0)
         usage[name] = dict(

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
-from ..checks import natural, of_part, positive
+from ..checks import natural, of_part, positive, usable_device, usable_folder
 from ..config import check_data, load_config
 from ..datasets.agreement import check_same_classes, check_sources, trained_classes
 from ..datasets.held_out_images import HeldOutImages
@@ -108,8 +108,8 @@ def nets_of(args: argparse.Namespace) -> list[Net]:
         UserError: If two have the same name, a file does not exist, or the folder is a file.
     """
     natural(args.seed, '--seed')
-    if Path(args.out).exists() and not Path(args.out).is_dir():
-        raise UserError(f'--out {args.out} is a file; give a folder')
+    usable_device(args.device, '--device')
+    usable_folder(args.out, '--out')
     first = Net(Path(args.config).stem, args.config, args.checkpoint)
     nets = [first, *(Net.parse(text, '--beside') for text in args.beside)]
     check_names([net.name for net in nets], '--beside')

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +23,9 @@ from ..models.export import (
 from ..models.layers import MoLELinear
 from ..search.complexity import count_params
 from ..structures import Subnet
+from .parity import largest_difference, supernet_logits
 from .source import PLAIN_VIT, standing_alone
-from .vit_family import FORMAT, PARENT, load_family
+from .vit_family import FORMAT, PARENT, is_name, load_family
 
 WEIGHTS, DESCRIPTION, MODULE = 'family.safetensors', 'family.json', 'vit_family.py'
 _SIZES = ('embed_dim', 'num_heads', 'hidden_dims')
@@ -90,11 +89,13 @@ def export_family(
     )
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(description, indent=2) + '\n'
-    write_together({out_dir / WEIGHTS: content, out_dir / DESCRIPTION: text})
-    shutil.copy(PLAIN_VIT, out_dir)
-    module = Path(__file__).with_name(MODULE)
-    (out_dir / MODULE).write_text(standing_alone(module, ''), 'utf-8')
+    files = {
+        WEIGHTS: content,
+        DESCRIPTION: json.dumps(description, indent=2) + '\n',
+        MODULE: standing_alone(Path(__file__).with_name(MODULE), ''),
+        PLAIN_VIT.name: PLAIN_VIT.read_bytes(),
+    }
+    write_together({out_dir / name: content for name, content in files.items()})
     return out_dir
 
 
@@ -102,17 +103,19 @@ def export_family(
 def family_differences(
     model: SupernetClassifier, subnets: Mapping[str, Subnet], folder: str | Path, images: Tensor
 ) -> dict[str, float]:
-    """Largest difference of each member's logits from the supernet's, in standard deviations."""
-    family, active, found = load_family(folder), model.subnet, {}
-    device = model.backbone.pos_embed.device
-    for name, subnet in subnets.items():
-        model.set_subnet(subnet)
-        expected = model(images.to(device), mode='tensor')
-        expected = (expected if model.head is not None else expected[-1]).cpu()
+    """Largest difference of the logits of each member, and of the parent, from the supernet's.
+
+    Where the logits' standard deviation is below 1, in units of it.
+    """
+    family, device = load_family(folder), model.backbone.pos_embed.device
+    logits, features = model.parent_outputs(images.to(device), _parent_of(model, subnets))
+    expected = {PARENT: (features if logits is None else logits).cpu()}
+    expected |= {name: supernet_logits(model, subnet, images) for name, subnet in subnets.items()}
+    found = {}
+    for name, wanted in expected.items():
         family.set_subnet(name)
-        difference = (family(images) - expected).abs().max() / expected.std(0).mean().clamp(max=1)
-        found[name] = float(difference.nan_to_num(nan=torch.inf))
-    model.set_subnet(active)
+        scale = wanted.std(0).mean().clamp(max=1)
+        found[name] = largest_difference(family(images), wanted) / float(scale)
     return found
 
 
@@ -125,7 +128,7 @@ def bytes_of_single_exports(model: SupernetClassifier, subnets: Mapping[str, Sub
 def _parent_of(model: SupernetClassifier, subnets: Mapping[str, Subnet]) -> Subnet:
     """The whole supernet at the members' patch size."""
     for name in subnets:
-        if not re.fullmatch(r'[\w-]+', name, re.ASCII) or name == PARENT:
+        if not is_name(name):
             raise UserError(
                 f'a member is called {name!r}; use letters, digits, dashes and underscores, not '
                 f'{PARENT!r}, which is the whole network: rename its file'

@@ -73,7 +73,8 @@ def prepare_alone(
     Raises:
         RuntimeError: With the last line of the process's errors.
     """
-    given = json.dumps([files, mode]).encode()
+    # The process runs in another folder.
+    given = json.dumps([[os.path.abspath(file) for file in files], mode]).encode()
     return _run(_OPEN + load + _SAVE, folder, given, search)['inputs']
 
 

@@ -149,7 +149,7 @@ def write_formats(
     out_dir = Path(out_dir)
     _check_contents(out_dir, formats)
     images = source.random_images()
-    expected = _supernet_logits(model, Subnet.from_dict(source.description['subnet']), images)
+    expected = supernet_logits(model, Subnet.from_dict(source.description['subnet']), images)
     with TemporaryDirectory(prefix=_UNFINISHED, dir=out_dir) as name:
         place = Path(name)
         checked = [_try(form, source, place, out_dir, images, expected) for form in formats]
@@ -206,7 +206,8 @@ def forms_in(out_dir: str | Path) -> list[Format]:
 
 
 @torch.no_grad()
-def _supernet_logits(model: SupernetClassifier, subnet: Subnet, images: Tensor) -> Tensor:
+def supernet_logits(model: SupernetClassifier, subnet: Subnet, images: Tensor) -> Tensor:
+    """Logits of a subnet, its features without a head, on the CPU."""
     active = model.subnet
     model.set_subnet(subnet)
     logits = model(images.to(model.backbone.pos_embed.device), mode='tensor')
@@ -229,7 +230,7 @@ def _try(
     except Exception as error:  # of any library that writes or reads the format
         return replace(check, error=_reason(error))
     pairs = zip(logits, (expected, expected[:_FEW]), strict=True)
-    return replace(check, difference=max(_difference(*pair) for pair in pairs))
+    return replace(check, difference=max(largest_difference(*pair) for pair in pairs))
 
 
 def _compare_preparation(form: Format, examples: Examples | None, folder: Path) -> None:
@@ -252,7 +253,7 @@ def _reason(error: Exception) -> str:
     return f'{name}{" ".join(str(error).split())[:600]}'
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
+def largest_difference(found: Tensor, expected: Tensor) -> float:
     """Largest difference; infinite for different shapes or non-finite values."""
     if found.shape != expected.shape:
         return inf

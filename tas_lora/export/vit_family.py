@@ -3,6 +3,7 @@
 Needs torch, safetensors, and ``plain_vit.py`` next to it.
 """
 
+import re
 from pathlib import Path
 
 import torch
@@ -139,6 +140,11 @@ def load_family(folder: str | Path) -> ViTFamily:
     return ViTFamily(description, weights).eval()
 
 
+def is_name(name: str) -> bool:
+    """Whether a member can be called so."""
+    return name != PARENT and re.fullmatch(r'[\w-]+', name, re.ASCII) is not None
+
+
 def member_network(description: dict, name: str) -> dict:
     """Arguments of the ``PlainViT`` that a member is."""
     member = description['members'][name]
@@ -175,8 +181,11 @@ def _check(description: dict) -> None:
         raise ValueError(f'block_order must hold each block from 0 to {depth - 1} once')
     if type(description.get('qkv_bias_by_part')) is not bool:
         raise ValueError('qkv_bias_by_part must be true or false')
-    if not isinstance(members, dict) or PARENT in members:
-        raise ValueError(f'members must be a dict of names other than {PARENT!r}')
+    if not isinstance(members, dict) or not all(map(is_name, members)):
+        raise ValueError(
+            'members must be a dict of names: letters, digits, dashes and underscores, and not '
+            f'{PARENT!r}'
+        )
     for name, member in members.items():
         fits = isinstance(member, dict) and set(_MEMBER) <= set(member)
         if not fits or type(member.get('num_experts', 0)) is not int:

@@ -52,6 +52,7 @@ _PLAIN_NAMES = (
     (r'^head\.', 'head.fc.'),
 )
 
+_ORDER = 'backbone.block_order'  # optional; the backbone compares it with its own
 _TABLE = 'backbone.blocks.0.attn.rel_pos_k.vertical'
 _QKV = 'backbone.blocks.0.attn.qkv.weight'
 _CLASS = 'backbone.cls_token'
@@ -165,16 +166,17 @@ def pretrained_file(init_cfg: dict | list | None) -> str | None:
     """The checkpoint of an ``init_cfg`` of type 'Pretrained', None if it has another type.
 
     Raises:
-        UserError: If a 'Pretrained' one has no file, an unknown option, or another prefix than
-            'backbone.'.
+        UserError: If a 'Pretrained' one has no file, an unknown option, another prefix than
+            'backbone.', or others next to it.
     """
     configs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg or {}]
     for config in configs:
         if config.get('type') in ('Pretrained', PretrainedInit):
             unknown = sorted(set(config) - {'type', 'checkpoint', 'prefix', 'map_location'})
-            if not isinstance(config.get('checkpoint'), str) or unknown:
+            if not isinstance(config.get('checkpoint'), str) or unknown or len(configs) > 1:
                 raise UserError(
-                    f"must be dict(type='Pretrained', checkpoint=FILE), got {config!r}", _INIT
+                    f"must be dict(type='Pretrained', checkpoint=FILE) alone, got {init_cfg!r}",
+                    _INIT,
                 )
             one_of(config.get('prefix'), f'{_INIT}.prefix', (None, 'backbone', 'backbone.'))
             return config['checkpoint']
@@ -294,7 +296,8 @@ def _check_same_architecture(file: dict, model: dict) -> None:
 def _check_same_tensors(file: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
     """With equal sizes, the router, the head or an option may still differ."""
     found, wanted = (
-        {name: tuple(value.shape) for name, value in state.items()} for state in (file, model)
+        {name: tuple(value.shape) for name, value in state.items() if name != _ORDER}
+        for state in (file, model)
     )
     odd = sorted({name for name, _ in found.items() ^ wanted.items()})
     if odd:

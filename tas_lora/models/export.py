@@ -16,6 +16,7 @@ from ..structures import Subnet, ViTStyle
 from .classifiers.supernet_classifier import SupernetClassifier
 from .heads.elastic_cls_head import final_linear
 from .layers import ElasticBlock
+from .layers.elastic import slice_parts
 from .plain_vit import FORMAT, POOLINGS
 from .preparation import describe
 
@@ -84,8 +85,8 @@ def _outer_state(model: SupernetClassifier, subnet: Subnet) -> dict[str, Tensor]
         'pos_embed': backbone.positions(subnet),
     }
     if model.head is not None:
-        linear, by_part = final_linear(model.head), (backbone.feature_parts, -1)
-        state['head.weight'] = linear.weight.unflatten(1, by_part)[..., :width].flatten(1)
+        linear, parts = final_linear(model.head), backbone.feature_parts
+        state['head.weight'] = slice_parts(linear.weight, width * parts, parts)
         state['head.bias'] = linear.bias
     if backbone.style.num_prefix_tokens:
         state['cls_token'] = backbone.cls_token[..., :width]

@@ -8,6 +8,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from ..config import addressed, load_config
 from ..errors import blame
+from .checkpoint import pretrained_file
 from .classifiers import SupernetClassifier
 from .safe_load import read_state_dict
 
@@ -21,9 +22,10 @@ def load_supernet(
 
     Args:
         config: A config with a ``model``, or its path.
-        checkpoint: One of our checkpoints, an official AutoFormer file, or the
-            ``weights.safetensors`` of an exported subnet. Weights of a bare supernet also fit a
-            model with experts, which then start fresh.
+        checkpoint: One of our checkpoints, an official AutoFormer file, a ViT of timm, Hugging
+            Face or MMPretrain, or the ``weights.safetensors`` of an exported subnet. Weights of a
+            bare supernet also fit a model with experts, which then start fresh. By default the
+            file that ``model.backbone.init_cfg`` names, if it names one.
         device: Device of the model.
 
     Returns:
@@ -41,6 +43,8 @@ def load_supernet(
         model_config.setdefault('data_preprocessor', config['data_preprocessor'])
     with addressed(dict(model=config['model'])), blame('the model cannot be built'):
         model = MODELS.build(model_config)
+    if checkpoint is None and pretrained_file(model.backbone.init_cfg):
+        model.backbone.init_weights()
     if checkpoint is not None:
         model.load_state_dict(read_state_dict(checkpoint))
     return model.to(device).eval()

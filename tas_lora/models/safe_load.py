@@ -29,7 +29,7 @@ _PATIENCE = 60.0  # seconds that a server may be silent
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read weights from a checkpoint of ours, an export or an official AutoFormer file.
+    """Read weights from a checkpoint of ours, an export, or a file of another library.
 
     Names stay as stored, but for :func:`unwrapped`.
 

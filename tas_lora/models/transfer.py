@@ -15,7 +15,7 @@ from ..errors import UserError
 # Sizes, as ``checkpoint.describe`` names them, in which a model may differ from its start.
 ADAPTABLE = frozenset({'tokens', 'max_relative_position', 'num_classes'})
 
-_FEATURE_MAP = 'feature_map.'
+_FEATURE_MAP, _ROUTER = 'feature_map.', 'router.'
 _CLASS, _POSITIONS = 'backbone.cls_token', 'backbone.pos_embed'
 _TABLE = re.compile(r'\.rel_pos_[kv]\.(vertical|horizontal)$')
 
@@ -67,7 +67,9 @@ def start_from_one_expert(state_dict: dict[str, Tensor], model_state: Mapping[st
         copied = one.expand(copies, *one.shape[1:])
         same = one.shape[1:] == fresh.shape[1:]  # else the sizes are refused later
         state_dict[name] = torch.cat([copied, fresh[copies:]]) if same else copied.clone()
-    state_dict.update({k: v.detach() for k, v in model_state.items() if k.startswith('router.')})
+    for name in [name for name in state_dict if name.startswith(_ROUTER)]:
+        del state_dict[name]
+    state_dict.update({k: v.detach() for k, v in model_state.items() if k.startswith(_ROUTER)})
     which = 'the first shared expert starts' if is_shared else 'all experts start'
     print_log(f'The checkpoint has one expert: {which} as a copy of it.', 'current')
 

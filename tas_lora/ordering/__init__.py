@@ -1,13 +1,12 @@
 from .blocks import rank_blocks
 from .damage import Probe, measure_dimensions, smaller_choices
 from .permute import apply_order
-from .scores import ActivationScore, ChannelScore, Importance, OutputScore, TaylorScore
+from .scores import ActivationScore, ChannelScore, OutputScore, TaylorScore
 from .space import Proposal, propose_space
 
 __all__ = [
     'ActivationScore',
     'ChannelScore',
-    'Importance',
     'OutputScore',
     'Probe',
     'Proposal',

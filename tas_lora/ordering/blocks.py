@@ -1,12 +1,9 @@
 """Rank the blocks of a supernet by what their absence costs."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 from ..checks import positive
 from ..models import SupernetClassifier
-from ..structures import Subnet
 from .outputs import damage_of, outputs
 
 
@@ -31,45 +28,27 @@ def rank_blocks(
         ``block_order`` of the backbone, the best first: those never dropped, in the network's
         order, then the others, the last dropped first.
     """
-    arch, dropped = model.backbone.arch, []
-    kept = list(range(arch.depth))
-    original = outputs(model, arch, batches)
+    backbone, before, dropped = model.backbone, model.backbone.block_order, []
+    kept = list(range(backbone.arch.depth))
+    original = outputs(model, backbone.arch, batches)
 
     def damage_without(block: int) -> float:
         rest = [b for b in kept if b != block]
-        with ordered_blocks(model, [*rest, block, *dropped]):
-            found = outputs(model, running(arch, rest), batches)
+        backbone.block_order = (*rest, block, *dropped)
+        found = outputs(model, backbone.run_at(len(rest)), batches)
         tell()
         return float(damage_of(model, original, found).mean())
 
-    while len(kept) > max(positive(least, 'least', int), 1):
-        block = min(kept, key=damage_without)
-        kept.remove(block)
-        dropped.insert(0, block)
+    try:
+        while len(kept) > max(positive(least, 'least', int), 1):
+            block = min(kept, key=damage_without)
+            kept.remove(block)
+            dropped.insert(0, block)
+    finally:
+        backbone.block_order = before
     return kept + dropped
 
 
 def passes_of(depth: int, least: int) -> int:
     """Number of passes that :func:`rank_blocks` takes."""
     return sum(range(least + 1, depth + 1))
-
-
-@contextmanager
-def ordered_blocks(model: SupernetClassifier, order: Sequence[int]) -> Iterator[None]:
-    """Let the backbone choose blocks by another ``block_order`` for a while."""
-    backbone, before = model.backbone, model.backbone.block_order
-    backbone.block_order = tuple(order)
-    try:
-        yield
-    finally:
-        backbone.block_order = before
-
-
-def running(arch: Subnet, blocks: Sequence[int]) -> Subnet:
-    """The subnet of full widths that runs these blocks."""
-    blocks = sorted(blocks)
-    return replace(
-        arch,
-        num_heads=tuple(arch.num_heads[i] for i in blocks),
-        mlp_ratio=tuple(arch.mlp_ratio[i] for i in blocks),
-    )

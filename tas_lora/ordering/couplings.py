@@ -48,7 +48,8 @@ def couplings(model: SupernetClassifier) -> dict[str, list[list[Coupling]]]:
     """The parameters of the units of each kind: for each block, or once for the channels.
 
     Raises:
-        UserError: If the model has experts, or a neck or a head that is not linear.
+        UserError: If the model has experts, a neck or a head that is not linear, or a parameter
+            that is in no table.
     """
     _refuse_unordered(model)
     blocks = range(model.backbone.arch.depth)
@@ -58,6 +59,10 @@ def couplings(model: SupernetClassifier) -> dict[str, list[list[Coupling]]]:
         channels=[_channels(model)],
     )
     there = dict(model.named_parameters())
+    known = {c.name for groups in table.values() for group in groups for c in group}
+    for name in there:  # heads share the tables of positions
+        if name not in known and '.rel_pos_' not in name and not name.startswith('head.'):
+            raise UserError(f'the model has {name}, whose units are not known; order without it')
     return {
         kind: [[c for c in group if c.name in there] for group in groups]
         for kind, groups in table.items()

@@ -4,14 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import gcd
 
-import torch
 from torch import Tensor
 
 from ..errors import UserError
 from ..models import SupernetClassifier
 from ..search import count_flops, count_params
 from ..structures import Subnet, ratio_of
-from .blocks import running
 from .outputs import damage_of, labels_of, outputs
 
 DIMENSIONS = ('neurons', 'heads', 'depth', 'width')
@@ -32,6 +30,11 @@ def smaller_choices(model: SupernetClassifier, multiple: int = 32) -> dict[str, 
         and half of the others; empty if no multiple is between.
     """
     arch, head_dim = model.backbone.arch, model.backbone.image_spec['head_dim']
+    if len(model.backbone.patch_sizes) > 1:
+        raise UserError(
+            f'the supernet has patches of {list(model.backbone.patch_sizes)} pixels, and no space '
+            'is proposed for several; give patch_size of the backbone as one number'
+        )
     if len(set(arch.num_heads)) > 1 or len(set(arch.hidden_dims)) > 1:
         raise UserError(
             'the blocks of the supernet differ in heads or MLP width, and a space has the same '
@@ -61,7 +64,7 @@ def shrunk(model: SupernetClassifier, dimension: str, size: int) -> Subnet:
     """
     backbone, arch = model.backbone, model.backbone.arch
     if dimension == 'depth':
-        return running(arch, backbone.block_order[:size])
+        return backbone.run_at(size)
     if dimension == 'heads':
         return replace(arch, num_heads=(size,) * arch.depth)
     if dimension == 'neurons':
@@ -93,14 +96,27 @@ class Probe:
             get the same class, and ``top1`` in percent, where there are classes and labels;
             ``macs`` and ``params``.
         """
-        found = outputs(self.model, subnet, self.batches)
+        return self.compared(subnet, outputs(self.model, subnet, self.batches))
+
+    def compared(self, subnet: Subnet, found: Tensor) -> dict:
+        """What a subnet with these outputs is like."""
         result = dict(damage=float(damage_of(self.model, self.original, found).mean()))
         if self.model.head is not None:
-            result['agreement'] = _share(found.argmax(1) == self.original.argmax(1))
+            result['agreement'] = float(
+                (found.argmax(1) == self.original.argmax(1)).double().mean()
+            )
         if self.labels is not None:
-            result['top1'] = 100 * _share(found.argmax(1) == self.labels)
+            result['top1'] = 100 * float((found.argmax(1) == self.labels).double().mean())
         costs = {name: count(subnet, **self.model.image_spec) for name, count in COSTS.items()}
         return result | costs
+
+    @property
+    def chance(self) -> float | None:
+        """Agreement of always answering what the original answers most; None without classes."""
+        if self.model.head is None:
+            return None
+        answers = self.original.argmax(1)
+        return float(answers.bincount().max() / len(answers))
 
 
 def measure_dimensions(
@@ -119,7 +135,7 @@ def measure_dimensions(
         For each dimension the results of :class:`Probe`, with ``size``; the first is the original.
     """
     arch, found = probe.model.backbone.arch, {}
-    first = probe(arch)
+    first = probe.compared(arch, probe.original)
     full = dict(
         neurons=arch.hidden_dims[0],
         heads=arch.num_heads[0],
@@ -132,7 +148,3 @@ def measure_dimensions(
             found[name].append(dict(size=size) | probe(shrunk(probe.model, name, size)))
             tell()
     return found
-
-
-def _share(hits: Tensor) -> float:
-    return float(hits.to(torch.float64).mean())

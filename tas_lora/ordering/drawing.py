@@ -5,11 +5,7 @@ from collections.abc import Mapping, Sequence
 from ..report.drawing import BLUE, GREEN, INK, ORANGE, add_legend, canvas
 
 _COLORS = dict(neurons=BLUE, heads=GREEN, depth=ORANGE, width=INK)
-_LABELS = dict(
-    agreement='images with the same class',
-    damage='damage',
-    top1='top-1, %',
-)
+_LABELS = dict(agreement='images with the same class', damage='damage', top1='top-1, %')
 
 
 def draw_damage(
@@ -35,9 +31,6 @@ def draw_damage(
         if field == 'agreement':
             axes.yaxis.set_major_formatter('{x:.0%}')
         if field == 'damage':
-            if 'agreement' in fields:  # a divergence has no upper end
-                axes.set_yscale('symlog', linthresh=0.01)
-                axes.yaxis.set_major_formatter('{x:g}')
             axes.set(ylabel=f'damage ({measure})', ylim=(0, None))
     add_legend(figure, all_axes[0], columns=4 if len(fields) > 1 else 2)
     return figure

@@ -15,6 +15,7 @@ from mmengine.registry import LOOPS
 
 from ..analysis.output import plain, rendered
 from ..atomic_files import seal, write_together
+from ..errors import UserError
 from ..models import SupernetClassifier
 from ..packaged import command
 from ..provenance import versions
@@ -37,21 +38,17 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     made_by = dict(
         command=command(),
-        seed=args.seed,
-        score=args.score,
-        batches=args.batches,
-        config=args.config,
-        checkpoint=weights['checkpoint'],
-        sha256=weights['sha256'],
+        **{name: getattr(args, name) for name in ('seed', 'score', 'batches', 'config')},
+        **{name: weights[name] for name in ('checkpoint', 'sha256')},
         versions=versions(),
     )
-    measure = '1 - cosine' if model.head is None else 'KL divergence'
+    measure = 'KL divergence' if 'agreement' in found['smallest'] else '1 - cosine'
     draw = partial(draw_damage, found['before'], found['after'], measure)
     contents = rendered(folder, 'damage', made_by, found, dict(damage=draw))
-    record = dict(made_by=made_by) | dict(space)
-    contents[folder / 'space.json'] = json.dumps(record | dict(made_by=plain(made_by)), indent=2)
+    record = dict(made_by=plain(made_by)) | dict(space)
+    contents[folder / 'space.json'] = json.dumps(record, indent=2)
     contents[folder / 'ordered.pth'] = checkpoint_of(model, weights, made_by)
-    contents[folder / 'ordered.py'] = config_text(cfg, args, model, space['space'])
+    contents[folder / 'ordered.py'] = config_text(cfg, model, space['space'])
     write_together(contents)
     return list(contents)
 
@@ -61,47 +58,33 @@ def checkpoint_of(model: SupernetClassifier, weights: Mapping, made_by: Mapping)
     meta = dict(ordered_by=plain(made_by), block_order=list(model.backbone.block_order))
     if weights['classes']:
         meta['dataset_meta'] = dict(weights['classes'])
-    content = BytesIO()
-    state_dict = {name: value.cpu() for name, value in model.state_dict().items()}
-    torch.save(dict(meta=meta, state_dict=state_dict), content)
+    content, state = BytesIO(), {name: value.cpu() for name, value in model.state_dict().items()}
+    torch.save(dict(meta=meta, state_dict=state), content)
     return seal(content.getvalue())
 
 
-def config_text(
-    cfg: Config, args: argparse.Namespace, model: SupernetClassifier, space: Mapping
-) -> str:
-    """A config of the ordered supernet, based on CONFIG, or whole if ``--cfg-options`` changed it.
+def config_text(cfg: Config, model: SupernetClassifier, space: Mapping) -> str:
+    """The config of the ordered supernet, whole; the loops that have a space get the proposed one.
 
-    It gives the space to the loops that have one.
+    The weights are those in the folder of the config, wherever it is moved.
     """
-    order, weights = list(model.backbone.block_order), str(Path(args.out, 'ordered.pth').resolve())
-    loops = {name: cfg[name] for name in _LOOPS if _takes_space(cfg.get(name))}
-    header = [
-        '# A supernet in order, and the space proposed for it; load_from has its weights.',
-        f'# {json.dumps(shlex.join(command()))[1:-1]}',
-        '',
-    ]
-    if args.cfg_options:
-        whole = cfg.copy()
-        whole.model.backbone.update(block_order=order, init_cfg=None)
-        whole.load_from = weights
-        for name in loops:
+    whole = cfg.copy()
+    whole.model.backbone.update(block_order=list(model.backbone.block_order), init_cfg=None)
+    whole.update(load_from='{{ fileDirname }}/ordered.pth', space=dict(space))
+    for name in _LOOPS:
+        if _takes_space(cfg.get(name)):
             whole[name].space = dict(space)
-        return '\n'.join([*header, whole.pretty_text])
-    values = ', '.join(f'{name}={value}' for name, value in space.items())
-    replaced = 'dict(_delete_=True, **proposed)'
-    lines = [
-        f'_base_ = [{str(Path(cfg.filename).resolve())!r}]',
-        f'load_from = {weights!r}',
-        f'model = dict(backbone=dict(block_order={order}, init_cfg=None))',
-        f'proposed = dict({values})',
-        f'space = {replaced if "space" in cfg else "proposed"}',
-        *(
-            f'{name} = dict(space={replaced if "space" in loop else "proposed"})'
-            for name, loop in loops.items()
-        ),
-    ]
-    return '\n'.join([*header, *lines, ''])
+    title = '# A supernet in order, and the space proposed for it; load_from has its weights.'
+    return f'{title}\n# {json.dumps(shlex.join(command()))[1:-1]}\n\n{whole.pretty_text}'
+
+
+def check_out(cfg: Config, args: argparse.Namespace) -> None:
+    """Raise :class:`UserError` if a file of the output is one that is read."""
+    read = {Path(x).resolve() for x in (cfg.filename, args.checkpoint, cfg.get('load_from')) if x}
+    for name in ('ordered.py', 'ordered.pth'):
+        path = Path(args.out, name)
+        if path.resolve() in read:
+            raise UserError(f'{path} is read, and --out would replace it; give another folder')
 
 
 def _takes_space(config: Mapping | None) -> bool:

@@ -18,6 +18,7 @@ from ..models.checkpoint import pretrained_file
 from ..models.safe_load import read_checkpoint
 from ..provenance import sha256
 from .couplings import couplings
+from .outputs import labels_of
 from .scores import ChannelScore
 
 
@@ -26,6 +27,8 @@ def read_limits(texts: Sequence[str]) -> dict[str, float]:
     limits = {}
     for text in texts:
         name, equals, share = text.partition('=')
+        if name in limits:
+            raise UserError(f'--limit {name} is given twice; give it once')
         try:
             limits[name] = float(share)
         except ValueError:
@@ -39,11 +42,14 @@ def check_multiple(text: str) -> None:
         raise UserError(f"--multiple must be 'auto' or an integer from 1 to 4096, got {text!r}")
 
 
-def load(cfg: Config, args: argparse.Namespace) -> tuple[SupernetClassifier, dict]:
+def load(
+    cfg: Config, args: argparse.Namespace, score: ChannelScore
+) -> tuple[SupernetClassifier, dict]:
     """Load the supernet that is to be ordered, and describe where its weights are from.
 
     Raises:
-        UserError: If there are no weights, they do not fit, or the model has experts.
+        UserError: If there are no weights, they do not fit, the model has experts, or the score
+            needs a head and the weights have none.
     """
     own = pretrained_file((cfg.model.get('backbone') or {}).get('init_cfg'))
     file = args.checkpoint or cfg.get('load_from')
@@ -51,6 +57,11 @@ def load(cfg: Config, args: argparse.Namespace) -> tuple[SupernetClassifier, dic
         raise UserError(
             f'{args.config} names no weights (load_from, or init_cfg of the backbone); give a '
             'CHECKPOINT: the order of random weights means nothing'
+        )
+    if score.needs_labels and not file:
+        raise UserError(
+            f'{type(score).__name__} needs a trained head, and init_cfg holds a backbone alone; '
+            'give a CHECKPOINT with a head, or use --score tas_lora.OutputScore'
         )
     torch.manual_seed(args.seed)  # a head that no file holds
     model = load_supernet(cfg, file, args.device)
@@ -63,17 +74,26 @@ def load(cfg: Config, args: argparse.Namespace) -> tuple[SupernetClassifier, dic
         checkpoint=file,
         sha256=sha256(file) if local else None,
         classes=trained_classes(read_checkpoint(file)) if local else {},
-        has_head=args.checkpoint is not None or bool(cfg.get('load_from')),
+        has_head=bool(args.checkpoint or cfg.get('load_from')),
     )
+
+
+def linear_widths(model: SupernetClassifier) -> list[tuple[int, int]]:
+    """Input and output widths of the linear layers of a block."""
+    arch = model.backbone.arch
+    width, hidden = arch.embed_dim, arch.hidden_dims[0]
+    inner = arch.num_heads[0] * model.backbone.image_spec['head_dim']
+    return [(width, inner), (inner, width), (width, hidden), (hidden, width)]
 
 
 def scored_batches(
     model: SupernetClassifier, cfg: Config, args: argparse.Namespace, score: ChannelScore
-) -> list[dict]:
-    """The first training batches, preprocessed as in evaluation.
+) -> tuple[list[dict], list[str]]:
+    """The first batches of the training pipeline, and the classes of which they have no image.
 
     Raises:
-        UserError: If there are fewer, or, for a score that needs labels, fewer images than classes.
+        UserError: If there are fewer, or, for a score that needs labels, too few images for the
+            classes.
     """
     seed_everything(args.seed)
     with blame('train_dataloader cannot be built'):
@@ -87,15 +107,31 @@ def scored_batches(
             f'--batches is {args.batches}, but train_dataloader has {len(found)} of '
             f'{loader.batch_size} images; ask for fewer, or lower its batch_size'
         )
-    count, classes = sum(len(b['inputs']) for b in found), getattr(model.head, 'num_classes', 0)
-    if score.needs_labels and count < classes:
-        each = count // len(found)
+    return found, _unseen(model, loader, found, score) if score.needs_labels else []
+
+
+def _unseen(model, loader, batches: list[dict], score: ChannelScore) -> list[str]:
+    """Names of the classes without an image; none if images have several labels, or no label."""
+    labels = labels_of(model, batches)
+    if labels is None:
+        return []
+    count, classes = len(labels), model.head.num_classes
+    names = dict(enumerate(getattr(loader.dataset, 'metainfo', {}).get('classes') or ()))
+    unseen = [str(names.get(i, i)) for i in sorted(set(range(classes)) - set(labels.tolist()))]
+    if count < classes or len(unseen) > classes / 2:  # that many random images show 63 %
+        wanted = min(len(loader), max(-(-classes * len(batches) // count), 2 * len(batches)))
+        more = f'give --batches {wanted}, or ' if wanted > len(batches) else ''
         raise UserError(
-            f'--batches {args.batches} gives {count} images for {classes} classes, too few for '
-            f'{type(score).__name__}; give --batches {-(-classes // each)}, or use --score '
+            f'--batches {len(batches)} gives {count} images for {classes} classes, none of '
+            f'{shortened(unseen)}, too few for {type(score).__name__}; {more}use --score '
             'tas_lora.OutputScore, which needs no labels'
         )
-    return found
+    return unseen
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first three names."""
+    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
 
 
 def held_out_batches(

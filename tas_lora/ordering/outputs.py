@@ -1,6 +1,7 @@
 """What subnets give out, and how far that is from the output of the original."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,16 @@ def output_of(model: SupernetClassifier, images: Tensor) -> Tensor:
     missing = model.backbone.arch.embed_dim - model.subnet.embed_dim
     feature = feature.reshape(len(feature), parts, model.subnet.embed_dim, -1)  # places of a map
     return F.pad(feature, (0, 0, 0, missing)).flatten(1)
+
+
+@contextmanager
+def without_head(model: SupernetClassifier) -> Iterator[None]:
+    """Give out features for a while."""
+    head, model.head = model.head, None
+    try:
+        yield
+    finally:
+        model.head = head
 
 
 def outputs(model: SupernetClassifier, subnet: Subnet, batches: Iterable[dict]) -> Tensor:

@@ -1,16 +1,19 @@
 """Put the units of a supernet in order, so that the best are in every slice."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
 from ..errors import UserError
 from ..models import SupernetClassifier
 from .couplings import couplings, unit_counts
-from .scores import Importance
 
 
 @torch.no_grad()
-def apply_order(model: SupernetClassifier, importance: Importance) -> dict[str, list[Tensor]]:
+def apply_order(
+    model: SupernetClassifier, importance: Mapping[str, Sequence[Tensor]]
+) -> dict[str, list[Tensor]]:
     """Permute neurons and heads of each block, and the channels of the stream, in place.
 
     The best come first. The network at full size computes what it did before. Without a head the
@@ -21,16 +24,16 @@ def apply_order(model: SupernetClassifier, importance: Importance) -> dict[str, 
         importance: Scores of a :class:`~.scores.ChannelScore`.
 
     Returns:
-        The former places of the units, by kind, as :meth:`Importance.groups`.
+        The former places of the units, by kind, as the scores.
 
     Raises:
         UserError: If the model has experts or another size, or a score is not finite.
     """
-    table, scores = couplings(model), importance.groups()
-    _check_scores(scores, unit_counts(model))
+    table = couplings(model)
+    _check_scores(importance, unit_counts(model))
     orders = {
         kind: [x.argsort(descending=True, stable=True) for x in group]
-        for kind, group in scores.items()
+        for kind, group in importance.items()
     }
     for kind, groups in table.items():
         for group, order in zip(groups, orders[kind], strict=True):
@@ -40,7 +43,7 @@ def apply_order(model: SupernetClassifier, importance: Importance) -> dict[str, 
     return orders
 
 
-def _check_scores(scores: dict[str, list[Tensor]], counts: dict[str, list[int]]) -> None:
+def _check_scores(scores: Mapping[str, Sequence[Tensor]], counts: dict[str, list[int]]) -> None:
     for kind, sizes in counts.items():
         shapes = [tuple(x.shape) for x in scores[kind]]
         if shapes != [(size,) for size in sizes]:

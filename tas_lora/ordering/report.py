@@ -1,16 +1,19 @@
-"""What tools/order.py says: tables of damage, the space, and where the time went."""
+"""What tools/order.py says: a table of damage, and the space."""
 
 from collections.abc import Mapping
 
 from rich.table import Table
 from torch import Tensor
 
+from ..errors import UserError
 from ..models import SupernetClassifier
 from .damage import DIMENSIONS
 from .drawing import saved_macs
 from .files import as_dict
-from .space import Proposal
+from .inputs import shortened
+from .space import Proposal, sizes_of
 
+_ROUNDING = 1e-4
 _FORMS = dict(damage='{:.3f}', agreement='{:.1%}', top1='{:.1f}')
 
 
@@ -18,12 +21,21 @@ def difference(model: SupernetClassifier, before: Tensor, after: Tensor, orders:
     """Largest change of the outputs at full size, relative to the largest output.
 
     Without a head the outputs are features, whose channels have changed places.
+
+    Raises:
+        UserError: If it is more than rounding.
     """
     if model.head is None:
         parts, width = model.backbone.feature_parts, model.backbone.arch.embed_dim
         order = orders['channels'][0].cpu()
         before = before.reshape(len(before), parts, width, -1)[:, :, order].flatten(1)
-    return float((after - before).abs().max() / before.abs().max())
+    found = float((after - before).abs().max() / before.abs().max())
+    if not found <= _ROUNDING:  # NaN neither
+        raise UserError(
+            f'ordering changed the outputs at full size by {found:.1e} of their size, more than '
+            f'{_ROUNDING:g}; nothing is written. Is a part of the model not of tas_lora?'
+        )
+    return found
 
 
 def space_record(
@@ -38,12 +50,7 @@ def space_record(
         steps=[list(step) for step in proposal.added],
         multiple=multiple,
     )
-    return found if rates is None else found | dict(rates={str(m): r for m, r in rates.items()})
-
-
-def tables(found: Mapping, proposal: Proposal) -> list[Table]:
-    """Damage of each dimension alone, and the seconds of each phase."""
-    return [_damage(found['before'], found['after'], proposal), _seconds(found['seconds'])]
+    return found if rates is None else found | dict(rates=rates)
 
 
 def sentences(found: Mapping, proposal: Proposal) -> list[str]:
@@ -59,16 +66,25 @@ def sentences(found: Mapping, proposal: Proposal) -> list[str]:
         f'Space: {as_dict(proposal.space)}, {proposal.space.size:,} subnets; the smallest costs '
         f'{shares} of the original; untrained: {measures}',
     ]
+    agreement, chance = found['smallest'].get('agreement'), found['chance']
+    if chance is not None and agreement <= chance:
+        lines.append(
+            f'That is chance ({chance:.1%} get the most frequent class), so the proposal rests on '
+            'single dimensions; a larger --limit leaves more to train from'
+        )
+    if found['unseen']:
+        lines.append(f'No image was scored of {shortened(found["unseen"])}')
     if not found['has_head']:
-        lines.append('The head is untrained (init_cfg holds a backbone), so its damage says little')
+        lines.append('The head is untrained (init_cfg holds a backbone): features were compared')
     return lines
 
 
-def _damage(before: Mapping, after: Mapping, proposal: Proposal) -> Table:
+def damage_table(before: Mapping, after: Mapping, proposal: Proposal) -> Table:
+    """Damage of each dimension alone; * marks the sizes in the space."""
     fields = [name for name in _FORMS if name in after['neurons'][0]]
     title = 'Each dimension alone, before and after ordering; * is in the space'
     table = Table('', 'size', 'MACs saved', *fields, title=title)
-    chosen = set(proposal.added)
+    chosen = sizes_of(proposal.space)
     for name in DIMENSIONS:
         for i, saved in enumerate(saved_macs(after[name])):
             cells = []
@@ -76,14 +92,6 @@ def _damage(before: Mapping, after: Mapping, proposal: Proposal) -> Table:
                 values = [_FORMS[field].format(rows[name][i][field]) for rows in (before, after)]
                 cells.append('  '.join(values))
             size = after[name][i]['size']
-            mark = ' *' if i == 0 or (name, size) in chosen else ''
+            mark = ' *' if size in chosen[name] else ''
             table.add_row(name, f'{size}{mark}', f'{saved:.1%}', *cells)
-    return table
-
-
-def _seconds(seconds: Mapping[str, float]) -> Table:
-    table = Table('phase', 'seconds', 'share', title='Where the time went')
-    total = sum(seconds.values())
-    for name, value in seconds.items():
-        table.add_row(name, f'{value:.1f}', f'{value / total:.0%}')
     return table

@@ -2,7 +2,8 @@
 
 import time
 from argparse import Namespace
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from rich.progress import Progress
@@ -13,6 +14,7 @@ from ..datasets.agreement import check_sources
 from ..registry import TASK_UTILS, build_part
 from . import blocks, files, inputs, report
 from .damage import Probe, measure_dimensions, smaller_choices
+from .outputs import without_head
 from .permute import apply_order
 from .scores import ChannelScore
 from .space import Proposal, check_reachable, propose_space
@@ -35,33 +37,36 @@ class Clock:
         self.seconds[name] = time.perf_counter() - start
 
 
-def _images_of(cfg, args, model, score, classes) -> tuple[list[dict], list[dict]]:
-    """Batches to score with, and others to measure on."""
-    held_out = inputs.held_out_batches(model, cfg, args, classes)
-    return inputs.scored_batches(model, cfg, args, score), held_out
+def _order(model, has_head, score, scored, held_out, choices, clock) -> tuple[dict, Probe]:
+    """Measure, order, and measure again; returns what damage.json holds, and the last probe.
 
-
-def _order(model, score, scored, held_out, choices, clock) -> dict:
-    """Measure, order, and measure again; returns what damage.json holds."""
+    Raises:
+        UserError: If the network at full size computes something else afterwards.
+    """
     arch, count = model.backbone.arch, sum(map(len, choices.values()))
     least = min(choices['depth'], default=arch.depth)
-    with clock('Measuring before', count) as tell:
-        probe = Probe(model, held_out)
-        before, original = measure_dimensions(probe, choices, tell), probe.original
+    judged = nullcontext if has_head else partial(without_head, model)
+    with clock('Measuring before', count) as tell, judged():
+        first = Probe(model, held_out)
+        before = measure_dimensions(first, choices, tell)
     with clock(f'Scoring by {type(score).__name__}'):
-        orders = apply_order(model, score(model, scored))
-    with clock('Ranking blocks', blocks.passes_of(arch.depth, least)) as tell:
+        with judged():
+            importance = score(model, scored)
+        orders = apply_order(model, importance)
+    with clock('Ranking blocks', blocks.passes_of(arch.depth, least)) as tell, judged():
         model.backbone.block_order = tuple(blocks.rank_blocks(model, scored, least, tell))
-    with clock('Measuring after', count) as tell:
+    with clock('Measuring after', count) as tell, judged():
         probe = Probe(model, held_out)
+        difference = report.difference(model, first.original, probe.original, orders)
         after = measure_dimensions(probe, choices, tell)
-    return dict(
-        difference=report.difference(model, original, probe.original, orders),
+    found = dict(
+        difference=difference,
         block_order=list(model.backbone.block_order),
         channels=orders['channels'][0].tolist(),
         before=before,
         after=after,
     )
+    return found, probe
 
 
 def order_supernet(args: Namespace, clock: Clock) -> tuple[dict, Proposal, list[Path]]:
@@ -78,23 +83,27 @@ def order_supernet(args: Namespace, clock: Clock) -> tuple[dict, Proposal, list[
         UserError: If config, weights or images do not suit, or no subnet is within the limits.
     """
     cfg = load_config(args.config, args.cfg_options)
+    files.check_out(cfg, args)
     check_data(cfg, LOADERS)
     check_sources(cfg, LOADERS)
-    score = build_part(TASK_UTILS, dict(type=args.score), ChannelScore, '--score', seed=args.seed)
+    score = build_part(TASK_UTILS, args.score, ChannelScore, '--score', seed=args.seed)
     with clock('Loading'):
-        model, weights = inputs.load(cfg, args)
-    rates = None
-    if args.multiple == 'auto':
+        model, weights = inputs.load(cfg, args, score)
+    arch, spec, has_head = model.backbone.arch, model.image_spec, weights['has_head']
+    multiple, rates = args.multiple, None
+    if multiple == 'auto':
         with clock('Timing linear layers'):
-            args.multiple, rates = fast_multiple(args.device)
-    arch, spec, multiple = model.backbone.arch, model.image_spec, int(args.multiple)
+            multiple, rates = fast_multiple(args.device, inputs.linear_widths(model))
+    multiple = int(multiple)
     choices = smaller_choices(model, multiple)
     check_reachable(arch, spec, choices, args.limits, multiple)
     with clock('Reading images'):
-        scored, held_out = _images_of(cfg, args, model, score, weights['classes'])
-    found = _order(model, score, scored, held_out, choices, clock)
+        held_out = inputs.held_out_batches(model, cfg, args, weights['classes'])
+        scored, unseen = inputs.scored_batches(model, cfg, args, score)
+    found, probe = _order(model, has_head, score, scored, held_out, choices, clock)
     proposal = propose_space(arch, spec, found['after'], args.limits, multiple)
-    found['smallest'] = Probe(model, held_out)(proposal.space.smallest())
-    found |= dict(seconds=clock.seconds, has_head=weights['has_head'])
+    with nullcontext() if has_head else without_head(model):
+        found |= dict(smallest=probe(proposal.space.smallest()), chance=probe.chance)
+    found |= dict(seconds=clock.seconds, has_head=has_head, unseen=unseen)
     space = report.space_record(proposal, args.limits, multiple, rates)
     return found, proposal, files.write(cfg, args, weights, model, found, space)

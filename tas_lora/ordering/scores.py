@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,30 +13,6 @@ from ..models import SupernetClassifier
 from ..registry import TASK_UTILS
 from .couplings import couplings, unit_sums
 from .outputs import output_of
-
-
-@dataclass(frozen=True)
-class Importance:
-    """Scores of all units of a supernet; the larger, the more a unit is worth.
-
-    Args:
-        neurons: For each block, its MLP's hidden neurons (hidden,).
-        heads: For each block, its attention heads (H,).
-        channels: Those of the residual stream (C,).
-    """
-
-    neurons: tuple[Tensor, ...]
-    heads: tuple[Tensor, ...]
-    channels: Tensor
-
-    @classmethod
-    def from_groups(cls, groups: dict[str, Sequence[Tensor]]) -> 'Importance':
-        """Inverse of :meth:`groups`."""
-        return cls(tuple(groups['neurons']), tuple(groups['heads']), groups['channels'][0])
-
-    def groups(self) -> dict[str, list[Tensor]]:
-        """Scores by kind, as lists like those of :func:`~.couplings.couplings`."""
-        return dict(neurons=[*self.neurons], heads=[*self.heads], channels=[self.channels])
 
 
 class ChannelScore:
@@ -52,12 +27,18 @@ class ChannelScore:
     def __init__(self, seed: int = 0):
         self.seed = natural(seed, 'seed')
 
-    def __call__(self, model: SupernetClassifier, batches: Sequence[dict]) -> Importance:
-        """Score all units of a supernet at its full size.
+    def __call__(
+        self, model: SupernetClassifier, batches: Sequence[dict]
+    ) -> dict[str, list[Tensor]]:
+        """Score all units of a supernet at its full size; the larger, the more one is worth.
 
         Args:
             model: A supernet without experts. It is left as it was, gradients and modes included.
             batches: Batches of its ``data_preprocessor``, with ``inputs`` and ``data_samples``.
+
+        Returns:
+            For each block the scores of its MLP's ``neurons`` (hidden,) and its ``heads`` (H,), and
+            once those of the ``channels`` of the residual stream (C,).
 
         Raises:
             UserError: If the model has experts, there are no batches, or labels are missing.
@@ -68,10 +49,10 @@ class ChannelScore:
         if self.needs_labels:
             _check_labels(model, batches, type(self).__name__)
         with borrowed(model):
-            return Importance.from_groups(self.score(model, batches, table))
+            return self.score(model, batches, table)
 
     def score(self, model: SupernetClassifier, batches: Sequence[dict], table: dict) -> dict:
-        """Scores by kind, a list of tensors for the groups of each.
+        """Scores by kind, as :meth:`__call__` returns them.
 
         The model is in evaluation mode, all weights take gradients, which are empty, and the
         subnet is the largest. ``table`` is that of :func:`~.couplings.couplings`.
@@ -117,18 +98,20 @@ class OutputScore(ChannelScore):
 
     def score(self, model: SupernetClassifier, batches: Sequence[dict], table: dict) -> dict:
         """See :meth:`ChannelScore.score`."""
-        rng, total = torch.Generator().manual_seed(self.seed), None
+        rng, draws = torch.Generator().manual_seed(self.seed), []
         for batch in batches:
             output = output_of(model, batch['inputs'])
             for probe in range(self.probes):
                 model.zero_grad()
                 signs = torch.randint(2, output.shape, generator=rng).to(output) * 2 - 1
                 output.backward(signs, retain_graph=probe + 1 < self.probes)
-                found = unit_sums(table, first_order_changes(model))
-                squares = {kind: [x.square() for x in group] for kind, group in found.items()}
-                total = squares if total is None else _sum(total, squares)
-        count = len(batches) * self.probes
-        return {kind: [x / count for x in group] for kind, group in total.items()}
+                draws.append(unit_sums(table, first_order_changes(model)))
+        return {
+            kind: [
+                torch.stack(x).square().mean(0) for x in zip(*(d[kind] for d in draws), strict=True)
+            ]
+            for kind in table
+        }
 
 
 @TASK_UTILS.register_module()
@@ -198,13 +181,6 @@ def first_order_changes(model: SupernetClassifier) -> dict[str, Tensor]:
     return {
         name: torch.zeros_like(p) if p.grad is None else p.detach() * p.grad
         for name, p in model.named_parameters()
-    }
-
-
-def _sum(one: dict, other: dict) -> dict:
-    return {
-        kind: [a + b for a, b in zip(group, other[kind], strict=True)]
-        for kind, group in one.items()
     }
 
 

@@ -19,7 +19,8 @@ class Proposal:
     Args:
         space: The search space; its largest subnet is the original.
         shares: By cost: 'macs' and 'params'.
-        added: The dimensions in which it became smaller, with sizes, in the order of worth.
+        added: The dimensions in which it became smaller, with sizes, in the order of worth; the
+            sizes that :func:`build_space` rounded away are left out.
     """
 
     space: SearchSpace
@@ -79,8 +80,9 @@ def propose_space(
 ) -> Proposal:
     """Widen a space from the original downwards until a budget is comfortably inside.
 
-    Each step adds the next smaller size of a dimension: that with the least damage per cost saved.
-    The width is left out unless the others do not suffice.
+    Each step adds the next smaller size of a dimension: that with the least damage per cost saved,
+    both counted from the original. Damage is bounded, so from one size to the next a dimension that
+    is ruined already would look free. The width is left out unless the others do not suffice.
 
     Args:
         arch: The supernet's size, of equal blocks.
@@ -94,19 +96,26 @@ def propose_space(
     """
     check_limits(limits)
     sizes = {name: [] for name in DIMENSIONS}
-    left = {name: list(damage[name]) for name in DIMENSIONS}  # from the last one added on
-    added = []
+    left = {name: list(rows[1:]) for name, rows in damage.items()}
+    added, full = [], {cost: damage['depth'][0][cost] for cost in limits}
     while True:
         space = build_space(arch, sizes, multiple)
         shares = cost_shares(arch, space.smallest(), spec)
         if all(shares[name] <= COMFORT * share for name, share in limits.items()):
-            return Proposal(space, shares, tuple(added))
-        name = _next_dimension(left, {cost: damage['depth'][0][cost] for cost in limits})
+            there = sizes_of(space)
+            return Proposal(space, shares, tuple(x for x in added if x[1] in there[x[0]]))
+        name = _next_dimension(left, full)
         if name is None:
             _refuse_unreachable(space.smallest(), shares, limits)
-        left[name].pop(0)
-        sizes[name].append(left[name][0]['size'])
-        added.append((name, left[name][0]['size']))
+        size = left[name].pop(0)['size']
+        sizes[name].append(size)
+        added.append((name, size))
+
+
+def sizes_of(space: SearchSpace) -> dict[str, list[int]]:
+    """The sizes in each dimension, hidden neurons at the full width."""
+    hidden = [int(max(space.embed_dim) * ratio) for ratio in space.mlp_ratio]
+    return dict(neurons=hidden, heads=space.num_heads, depth=space.depth, width=space.embed_dim)
 
 
 def check_reachable(
@@ -117,7 +126,6 @@ def check_reachable(
     multiple: int = 32,
 ) -> None:
     """Raise :class:`UserError` if not even all ``choices`` together are within a budget."""
-    check_limits(limits)
     smallest = build_space(arch, choices, multiple).smallest()
     shares = cost_shares(arch, smallest, spec)
     if any(shares[name] > COMFORT * share for name, share in limits.items()):
@@ -139,22 +147,21 @@ def _refuse_unreachable(
 
 
 def cost_shares(arch: Subnet, subnet: Subnet, spec: Mapping) -> dict[str, float]:
-    """What a subnet costs as shares of the original."""
+    """What a subnet costs, as shares of the original."""
     return {name: count(subnet, **spec) / count(arch, **spec) for name, count in COSTS.items()}
 
 
 def _next_dimension(left: Mapping[str, list], full: Mapping[str, float]) -> str | None:
-    """The dimension whose next step does the least damage per cost saved; the width is last.
+    """The dimension whose next size does the least damage per cost saved; the width is last.
 
     ``full`` has the original's costs, for those that are limited.
     """
-    open_ones = [name for name in DIMENSIONS if len(left[name]) > 1]
+    open_ones = [name for name in DIMENSIONS if left[name]]
     others = [name for name in open_ones if name != 'width']
 
     def price(name: str) -> float:
-        now, then = left[name][:2]
-        harm = max(then['damage'] - now['damage'], 0.0)
-        saved = sum((now[cost] - then[cost]) / total for cost, total in full.items())
-        return harm / saved if saved > 0 else inf
+        row = left[name][0]
+        saved = sum(1 - row[cost] / total for cost, total in full.items())
+        return row['damage'] / saved if saved > 0 else inf
 
     return min(others or open_ones, key=price, default=None)

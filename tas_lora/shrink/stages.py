@@ -17,7 +17,6 @@ from ..export import find_formats
 from ..export.formats import ROOT
 from ..export.job import export_from_config
 from ..models.pretrained import convert, write_supernet
-from ..models.pretrained.build import preprocessing_of
 from ..ordering.blocks import passes_of
 from ..ordering.run import Clock, order_supernet
 from ..provenance import read_json
@@ -83,7 +82,7 @@ def _original(work: Work) -> tuple[list[Path], dict, str]:
         batch_size=request.batch_size,
         workers=request.workers,
         flip=0.5 if request.flip else 0.0,
-        **(_IMAGENET | preprocessing_of(request.source)),
+        **(_IMAGENET | model_config.get('data_preprocessor', {})),
     )
     weights = work.path('original', 'supernet.pth')
     path = work.write(

@@ -15,7 +15,7 @@ from rich.progress import track
 from tas_lora import SearchSpace, UserError, apis, cli
 from tas_lora.analysis.importance import layer_importance
 from tas_lora.atomic_files import write_atomic
-from tas_lora.checks import positive
+from tas_lora.checks import positive, usable_device
 from tas_lora.datasets.agreement import check_sources
 
 
@@ -34,6 +34,7 @@ def main():
     """Score and write."""
     args = parse_args()
     positive(args.batches, '--batches', int)
+    usable_device(args.device, '--device')
     cli.check_output(args.out)
     cfg = apis.load_config(args.config, args.cfg_options)
     apis.check_data(cfg, ('train_dataloader',))

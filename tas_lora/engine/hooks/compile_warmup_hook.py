@@ -2,7 +2,8 @@
 
 import sys
 import time
-from itertools import cycle, islice
+from collections.abc import Callable
+from itertools import product
 
 import torch
 from mmengine.dist import is_main_process
@@ -34,7 +35,7 @@ class CompileWarmupHook(Hook):
             return
         loop, active, start = runner.train_loop, model.subnet, time.monotonic()
         draws = isinstance(loop, SubnetSamplingTrainLoop)  # other loops train the active subnet
-        subnets = covering_subnets(loop.space) if draws else [active]
+        subnets = covering_subnets(loop.space, model.keeps) if draws else [active]
         is_shown = is_main_process() and sys.stdout.isatty()
         with Progress(transient=True, disable=not is_shown) as progress, undisturbed():
             for subnet in progress.track(subnets, description='Compiling blocks'):
@@ -55,8 +56,7 @@ def run_once(runner, subnet: Subnet) -> None:
         features = model.backbone(torch.zeros(shape, device=device), subnet)
     total = sum(feature.sum() for feature in features)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if total.requires_grad:  # not of a parent that is kept
-        torch.autograd.grad(total, trained, allow_unused=True)
+    torch.autograd.grad(total, trained, allow_unused=True)
 
 
 def batch_size_of(runner) -> int:
@@ -66,17 +66,26 @@ def batch_size_of(runner) -> int:
     return inner.batch_size
 
 
-def covering_subnets(space: SearchSpace) -> list[Subnet]:
+def covering_subnets(
+    space: SearchSpace, keeps: Callable[[Subnet], bool] = lambda subnet: False
+) -> list[Subnet]:
     """The fewest subnets of ``space`` that give each block all its shapes.
 
     A compiled branch depends only on its own widths, so heads and MLP ratios run through their
-    choices concurrently: AutoFormer-T needs 3 x max(2, 2) subnets, all of the largest depth.
+    choices concurrently: AutoFormer-T needs 3 x max(2, 2) subnets, all of the largest depth. They
+    also change from block to block, as a parent that ``keeps`` names is not trained. Where only
+    the depth can change, such a parent gives way to the next depth.
     """
-    depth, choices = max(space.depth), (space.num_heads, space.mlp_ratio)
-    pairs = list(islice(zip(*map(cycle, choices), strict=True), max(map(len, choices))))
-    return [
-        Subnet(width, [heads] * depth, [ratio] * depth, patch_size)
-        for patch_size in space.patch_size or (None,)
-        for width in space.embed_dim
-        for heads, ratio in pairs
-    ]
+    found = []
+    starts = range(max(len(space.num_heads), len(space.mlp_ratio)))
+    for patch_size, width, start in product(space.patch_size or (None,), space.embed_dim, starts):
+        for depth in sorted(space.depth, reverse=True)[:2]:
+            heads, ratios = (
+                [choices[(start + i) % len(choices)] for i in range(depth)]
+                for choices in (space.num_heads, space.mlp_ratio)
+            )
+            subnet = Subnet(width, heads, ratios, patch_size)
+            if not keeps(subnet):
+                found.append(subnet)
+                break
+    return found

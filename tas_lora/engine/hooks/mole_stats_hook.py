@@ -83,9 +83,9 @@ class MoLEStatsHook(Hook):
 
     @torch.no_grad()
     def _gates(self, model: SupernetClassifier) -> Tensor:
-        """Gates of all probe subnets, one row per layer, without shared experts: (layers, K)."""
+        """Gates of all probe subnets with experts, one row per layer: (layers, K)."""
         rng, space = np.random.default_rng(self.seed), model.router.space
         drawn = [space.sample(rng) for _ in range(self.probes)]
         subnets = [space.smallest(), space.largest(), *drawn]
-        gates = torch.cat([model.router(subnet).flatten(0, 1) for subnet in subnets])
-        return gates[:, model.router.num_shared :].cpu()
+        routed = (model.routed_gates(s).flatten(0, 1) for s in subnets if not model.keeps(s))
+        return torch.cat(list(routed)).cpu()

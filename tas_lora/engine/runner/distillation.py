@@ -5,19 +5,28 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.dist import broadcast_object_list
 from torch import Tensor
 
 from ...checks import bounded, inside, natural, one_of, positive
 from ...errors import UserError
 from ...models import SupernetClassifier, load_supernet
 from ...models.checkpoint import adapt_to_start
+from ...models.layers.elastic import slice_parts
 from ...models.safe_load import read_state_dict
 from ...provenance import sha256
 from ...registry import TASK_UTILS
 from ...structures import SearchSpace, Subnet
 from ..model_access import refuse_accumulation, supernet_of
 from .run_files import first_start
-from .strategy import SubnetStrategy, keeps_largest, label_loss, train_on_each
+from .strategy import (
+    SubnetStrategy,
+    keeps_largest,
+    label_loss,
+    sandwich,
+    sandwich_names,
+    train_on_each,
+)
 
 _TEACHER = 'teacher_sha256'  # in the message hub, so also in checkpoints
 
@@ -51,6 +60,8 @@ class ParentDistillation(SubnetStrategy):
         UserError: If all weights are 0, an argument is out of range, or there is no teacher.
     """
 
+    teachers = 1
+
     def __init__(
         self,
         subnets: str = 'uniform',
@@ -77,6 +88,7 @@ class ParentDistillation(SubnetStrategy):
             raise UserError(f'must be a file, got {checkpoint!r}', 'checkpoint')
         self.checkpoint = checkpoint
         self._teacher: SupernetClassifier | None = None
+        self._to_note: str | None = None  # the teacher's file, until the first step
 
     def check(self, runner) -> None:
         """Refuse what does not go with the model, and load the teacher."""
@@ -93,6 +105,10 @@ class ParentDistillation(SubnetStrategy):
                 'is 0, so that model.feature_map would learn nothing; leave out one of them',
                 'train_cfg.strategy.features',
             )
+        if model.head is not None and not model.is_frozen and not self.logits + self.labels:
+            runner.logger.warning(
+                'train_cfg.strategy: logits and labels are 0, so the head stays as it starts'
+            )
         is_map = model.backbone.out_type == 'featmap'
         if self.features and is_map and len(model.backbone.patch_sizes) > 1:
             raise UserError(
@@ -100,15 +116,13 @@ class ParentDistillation(SubnetStrategy):
                 "sizes; choose model.backbone.out_type='avg_featmap'",
                 'train_cfg.strategy.features',
             )
-        self._keeps_largest = keeps_largest(runner)
         self._find_teacher(runner, model)
 
     def draw(self, space: SearchSpace, rng: np.random.Generator) -> list[Subnet]:
         """Sample one subnet, or those of a sandwich: largest, smallest, random ones."""
         if self.subnets == 'uniform':
             return [space.sample(rng)]
-        drawn = [space.sample(rng) for _ in range(self.num_random)]
-        return [space.largest(), space.smallest(), *drawn]
+        return sandwich(space, rng, self.num_random)
 
     def train_step(self, runner, subnets: list[Subnet], data_batch: dict) -> dict[str, Tensor]:
         """Run the teacher once, backward for each subnet, then step; logs each part of the loss."""
@@ -124,15 +138,14 @@ class ParentDistillation(SubnetStrategy):
             losses = self._losses(model, outputs, teacher, batch.get('data_samples'))
             return {f'loss_{name}{part}': loss for part, loss in losses.items()}
 
-        return train_on_each(runner, self._named(subnets), batch, losses_of)
+        return train_on_each(runner, self._named(runner, subnets), batch, losses_of)
 
-    def _named(self, subnets: list[Subnet]) -> dict[str, Subnet]:
+    def _named(self, runner, subnets: list[Subnet]) -> dict[str, Subnet]:
         """The subnets by the start of the names of their losses."""
         if self.subnets == 'uniform':
             return {'': subnets[0]}
-        ends = ['smallest_', *(f'random{i}_' for i in range(self.num_random))]
-        names = ends if self._keeps_largest else ['largest_', *ends]
-        return dict(zip(names, subnets, strict=False))
+        names = sandwich_names(self.num_random)[keeps_largest(runner) :]
+        return dict(zip((f'{name}_' for name in names), subnets, strict=False))
 
     def _losses(self, model, outputs, teacher, data_samples) -> dict[str, Tensor]:
         """The parts of the loss, weighted."""
@@ -143,7 +156,7 @@ class ParentDistillation(SubnetStrategy):
             losses['logits'] = self.logits * loss
         if self.features:
             parts = model.backbone.feature_parts
-            other = first_channels(teacher[1].float(), features.shape[-1], parts)
+            other = slice_parts(teacher[1].float(), features.shape[-1], parts)
             losses['features'] = self.features * self.distance(features.float(), other)
         if self.labels:
             losses['labels'] = self.labels * label_loss(model, logits, data_samples)
@@ -151,23 +164,25 @@ class ParentDistillation(SubnetStrategy):
 
     def _find_teacher(self, runner, model: SupernetClassifier) -> None:
         """Load the teacher, unless the supernet itself is it."""
-        self._file = self.checkpoint
-        if self._file is None and not model.is_frozen:
-            cfg = runner.cfg
-            self._file = first_start(cfg.work_dir) if cfg.get('resume') else cfg.get('load_from')
-            if self._file is None:
+        file = self.checkpoint
+        if file is None and not model.is_frozen:
+            chosen = [first_start(runner.cfg)]
+            broadcast_object_list(chosen)  # only the first process knows of a resume by now
+            file = chosen[0]
+            if file is None:
                 raise UserError(
                     'is missing: all weights are trained, so that the teacher is a copy of a file, '
                     'and there is no load_from of the first start; give the file of the original',
                     'train_cfg.strategy.checkpoint',
                 )
-        if self._file is not None:
+        if file is not None:
+            self._to_note = file
             device = model.backbone.pos_embed.device
-            self._teacher = load_teacher(runner.cfg, self._file, bool(self.logits)).to(device)
+            self._teacher = load_teacher(runner.cfg, file, bool(self.logits)).to(device)
 
     def _note_teacher(self, runner) -> None:
         """Record the teacher's file at the first step; refuse another one after a resume."""
-        file, self._file = self._file, None
+        file, self._to_note = self._to_note, None
         if file is None or not Path(file).is_file():  # noted already, or an address
             return
         hub, digest = runner.message_hub, sha256(file)
@@ -210,11 +225,6 @@ def logit_loss(logits: Tensor, teacher: Tensor, temperature: float, multi_label:
         own, target = logits.log_softmax(-1), teacher.log_softmax(-1)
         loss = F.kl_div(own, target, reduction='batchmean', log_target=True)
     return temperature**2 * loss
-
-
-def first_channels(features: Tensor, width: int, parts: int) -> Tensor:
-    """The first channels of each of the ``parts`` of (..., C), together ``width``."""
-    return features.unflatten(-1, (parts, -1))[..., : width // parts].flatten(-2)
 
 
 def _cosine_distance(features: Tensor, teacher: Tensor) -> Tensor:

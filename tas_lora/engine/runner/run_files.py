@@ -204,9 +204,16 @@ def note_start(runner) -> None:
         write_atomic(path, json.dumps(record) + '\n')
 
 
-def first_start(work_dir: str | Path) -> str | None:
-    """The ``load_from`` of the run in a work directory when it first started, None if unknown."""
-    return _record(Path(work_dir) / FILE).get('load_from')
+def first_start(cfg: Mapping) -> str | None:
+    """The ``load_from`` of a config's run when it first starts or started, None if unknown.
+
+    A rehearsal, which neither resumes nor has the work directory, is told it in its config.
+    """
+    if 'first_start' in cfg:
+        return cfg['first_start']
+    if not cfg.get('resume'):
+        return cfg.get('load_from')
+    return _record(Path(cfg['work_dir']) / FILE).get('load_from')
 
 
 def forget_starts(work_dir: str | Path) -> None:

@@ -18,6 +18,7 @@ class SubnetStrategy:
     """Base class; by default the model trains the one subnet sampled."""
 
     needs_labels = True  # whether data without labels are refused
+    teachers = 0  # networks that run forward in each iteration, in addition to the subnets
 
     def check(self, runner) -> None:
         """Raise :class:`UserError` if the config of ``runner`` does not suit the strategy."""
@@ -75,8 +76,7 @@ class SandwichRule(SubnetStrategy):
 
     def draw(self, space: SearchSpace, rng: np.random.Generator) -> list[Subnet]:
         """Sample the uniform subnets, and put largest and smallest before them."""
-        drawn = [space.sample(rng) for _ in range(self.num_random)]
-        return [space.largest(), space.smallest(), *drawn]
+        return sandwich(space, rng, self.num_random)
 
     def train_step(self, runner, subnets: list[Subnet], data_batch: dict) -> dict[str, Tensor]:
         """Run backward for each subnet, then step once; logs the loss of each."""
@@ -93,9 +93,20 @@ class SandwichRule(SubnetStrategy):
                 teacher = model.probabilities(logits.detach().float())
             return {f'loss_{name}': loss}
 
-        names = ['largest', 'smallest', *(f'random{i}' for i in range(self.num_random))]
+        named = dict(zip(sandwich_names(self.num_random), subnets, strict=True))
         batch = model.data_preprocessor(data_batch, training=True)
-        return train_on_each(runner, dict(zip(names, subnets, strict=True)), batch, losses_of)
+        return train_on_each(runner, named, batch, losses_of)
+
+
+def sandwich(space: SearchSpace, rng: np.random.Generator, num_random: int) -> list[Subnet]:
+    """The largest subnet, the smallest, and uniformly sampled ones."""
+    drawn = [space.sample(rng) for _ in range(num_random)]
+    return [space.largest(), space.smallest(), *drawn]
+
+
+def sandwich_names(num_random: int) -> list[str]:
+    """Names of the subnets of :func:`sandwich`."""
+    return ['largest', 'smallest', *(f'random{i}' for i in range(num_random))]
 
 
 def keeps_largest(runner) -> bool:

@@ -12,6 +12,8 @@ from ..model_access import supernet_of
 from .resumable_train_loop import ResumableTrainLoop
 from .strategy import build_strategy
 
+_TRIES = 1000  # uniform sampling finds another subnet than the parent in half of them or more
+
 
 @LOOPS.register_module()
 class SubnetSamplingTrainLoop(ResumableTrainLoop):
@@ -58,10 +60,15 @@ class SubnetSamplingTrainLoop(ResumableTrainLoop):
     def draw(self, iteration: int) -> list[Subnet]:
         """The subnets of an iteration, counted from 0 since the start of training."""
         rng = np.random.default_rng((self.seed, iteration))
-        while True:
+        for _ in range(_TRIES):
             drawn = self.strategy.draw(self.space, rng)
             if trained := [subnet for subnet in drawn if not self.model.keeps(subnet)]:
                 return trained
+        raise UserError(
+            f'is {type(self.strategy).__name__}, which samples only the full size, and '
+            'model.keep_parent keeps it; choose another strategy, or leave out keep_parent',
+            'train_cfg.strategy',
+        )
 
     def run_iter(self, idx, data_batch) -> None:
         """Run one iteration on the subnets sampled for it."""

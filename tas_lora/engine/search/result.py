@@ -165,15 +165,18 @@ def front_records(
 
 
 def winner_gates(model: SupernetClassifier, subnet: Subnet) -> dict[str, list[float]] | None:
-    """Gates of the experts in each linear layer of a subnet; None without a router."""
-    if model.router is None:
+    """Gates of the experts in each linear layer of a subnet; None if it runs without experts.
+
+    Shared experts are left out. Blocks are numbered as in the supernet.
+    """
+    if model.router is None or model.keeps(subnet):
         return None
     with torch.no_grad():
-        gates = model.gates(subnet).cpu()  # (L, 4, K)
+        gates = model.routed_gates(subnet).cpu()  # (L, 4, K)
     return {
-        f'block {block} {layer}': [round(float(gate), 6) for gate in gates[block, place]]
-        for block in range(len(gates))
-        for place, layer in enumerate(LAYER_KINDS)
+        f'block {block} {layer}': [round(float(gate), 6) for gate in row]
+        for block, rows in zip(model.backbone.blocks_of(subnet), gates, strict=True)
+        for layer, row in zip(LAYER_KINDS, rows, strict=True)
     }
 
 

@@ -55,7 +55,8 @@ class ElasticViT(BaseModule):
         style: How the networks are built, a :class:`~tas_lora.structures.ViTStyle` or its dict;
             by default AutoFormer's.
         block_order: The blocks by their worth, the best first. A subnet of depth d runs the best
-            d of them, in the network's order. By default the first d.
+            d of them, in the network's order. By default the order of the weights that are loaded,
+            or else the first d.
         out_type: Output of :meth:`forward`: 'avg_featmap', the mean over patches (AutoFormer),
             'cls_token', 'cls_avg', both one after the other, or 'featmap', all patches as a map.
         out_indices: One or several blocks to output, in rising order. Negative ones count from
@@ -119,6 +120,7 @@ class ElasticViT(BaseModule):
             feature_parts=self.feature_parts,
         )
         self.block_order = checked_order(block_order, self.arch.depth)
+        self._is_given_order = block_order is not None
         self.out_indices = output_blocks(out_indices, self.arch.depth)
         experts = expert_sizes(mole, self.arch.depth)
         check_supernet(self.arch, self.image_spec, experts)
@@ -178,6 +180,24 @@ class ElasticViT(BaseModule):
             x = x + positions
         return self.pre_norm(x)
 
+    def adopt_order(self, state_dict: dict[str, Tensor], prefix: str = '') -> None:
+        """Take ``block_order`` out of a state dict, which has one if blocks were ranked.
+
+        Raises:
+            UserError: If the config has another one.
+        """
+        stored = state_dict.pop(f'{prefix}block_order', None)
+        if stored is None or list(self.block_order) == stored.tolist():
+            return
+        if self._is_given_order:
+            raise UserError(
+                f'is {list(self.block_order)}, and that of the weights is {stored.tolist()}; leave '
+                'it out to use theirs',
+                'model.backbone.block_order',
+            )
+        self.block_order = checked_order(stored.tolist(), self.arch.depth)
+        self._is_given_order = True
+
     def train(self, mode: bool = True) -> 'ElasticViT':
         """As in torch, but frozen blocks stay in evaluation mode, without drop path."""
         super().train(mode)
@@ -196,13 +216,23 @@ class ElasticViT(BaseModule):
 
     def check_fits(self, subnet: Subnet, what: str = 'subnet') -> None:
         """Raise :class:`UserError` unless ``subnet`` is a slice of this supernet."""
-        subnet.check_fits(self._run_at(subnet.depth), what)
+        subnet.check_fits(self.run_at(subnet.depth), what)
         if subnet.patch_size not in (None, *self.patch_sizes):
             raise UserError(
                 f'{what} does not fit: patch_size is {subnet.patch_size}, the supernet has '
                 f'{list(self.patch_sizes)}; choose one of them, or list it in patch_size of the '
                 'backbone'
             )
+
+    def run_at(self, depth: int) -> Subnet:
+        """The full widths of the blocks that a subnet of this depth runs."""
+        blocks = sorted(self.block_order[:depth])
+        genes = (self.arch.num_heads, self.arch.mlp_ratio)
+        return replace(
+            self.arch,
+            num_heads=tuple(genes[0][i] for i in blocks),
+            mlp_ratio=tuple(genes[1][i] for i in blocks),
+        )
 
     def check_space(self, space: SearchSpace, what: str) -> None:
         """Raise :class:`UserError` unless all subnets of ``space`` are slices of this supernet."""
@@ -269,6 +299,15 @@ class ElasticViT(BaseModule):
         """The layers with experts; none without ``mole``."""
         return (layer for layer in self.modules() if isinstance(layer, MoLELinear))
 
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if list(self.block_order) != sorted(self.block_order):
+            destination[f'{prefix}block_order'] = torch.tensor(self.block_order)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        self.adopt_order(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _check_style(self, max_offset: int | None, out_type: str) -> None:
         """Refuse parts that do not go together."""
         prefix = self.style.num_prefix_tokens
@@ -316,16 +355,6 @@ class ElasticViT(BaseModule):
         tokens = self.norm(tokens) if place == 'tokens' else tokens
         output = form_output(tokens, self.out_type, prefix)
         return self.norm(output) if place == 'pooled' and output.dim() == 2 else output
-
-    def _run_at(self, depth: int) -> Subnet:
-        """The full widths of the blocks that a subnet of this depth runs."""
-        blocks = sorted(self.block_order[:depth])
-        genes = (self.arch.num_heads, self.arch.mlp_ratio)
-        return replace(
-            self.arch,
-            num_heads=tuple(genes[0][i] for i in blocks),
-            mlp_ratio=tuple(genes[1][i] for i in blocks),
-        )
 
     def _grid_of(self, subnet: Subnet) -> PatchGrid:
         return self.grids[str(self.patch_size_of(subnet))]

@@ -8,6 +8,7 @@ from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.models.classifiers import ImageClassifier
 from mmpretrain.models.heads import MultiLabelClsHead
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...checks import boolean
 from ...errors import UserError, blame
@@ -116,6 +117,15 @@ class SupernetClassifier(ImageClassifier):
             self._subnet = self.router.space.largest()
         self._register_load_state_dict_pre_hook(self._adapt_state_dict)
 
+    def train(self, mode: bool = True) -> 'SupernetClassifier':
+        """As in torch, but a frozen supernet keeps the statistics of its batch norms."""
+        super().train(mode)
+        if self.is_frozen:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
     @property
     def subnet(self) -> Subnet:
         """The active subnet; change it with :meth:`set_subnet`."""
@@ -139,12 +149,16 @@ class SupernetClassifier(ImageClassifier):
         """Whether ``subnet`` is a parent that is kept: it runs without experts."""
         return self.keep_parent and self.backbone.is_whole(subnet)
 
-    def gates(self, subnet: Subnet) -> Tensor:
-        """Mixture weights (L, 4, K) of the experts of ``subnet``; zeros if it is kept."""
+    def routed_gates(self, subnet: Subnet) -> Tensor:
+        """Shares (L, 4, K) of the experts that ``subnet`` is routed to; zeros if it is kept.
+
+        K is without the shared experts, so that the shares of a layer sum to 1.
+        """
+        shared = self.router.num_shared
         if self.keeps(subnet):
-            shape = (subnet.depth, len(LAYER_KINDS), self.backbone.num_experts)
+            shape = (subnet.depth, len(LAYER_KINDS), self.backbone.num_experts - shared)
             return self.backbone.pos_embed.new_zeros(shape)
-        return self.router(subnet)
+        return self.router(subnet)[..., shared:]
 
     def merge_experts(self) -> None:
         """Merge the experts for the active subnet, with a graph if gradients are enabled.
@@ -183,8 +197,8 @@ class SupernetClassifier(ImageClassifier):
             self._try(narrow)
 
     @torch.no_grad()
-    def _try(self, subnet: Subnet) -> None:
-        """Refuse a head or a neck that cannot take the features of a narrow subnet."""
+    def _try(self, subnet: Subnet) -> int:
+        """Width of a subnet's features; refuse a head or a neck that cannot take them."""
         backbone, is_training = self.backbone, self.training
         side = backbone.image_spec['img_size'] // backbone.patch_size_of(subnet)
         width = subnet.embed_dim * backbone.feature_parts
@@ -192,12 +206,13 @@ class SupernetClassifier(ImageClassifier):
         feats = tuple(backbone.pos_embed.new_zeros(shape) for _ in backbone.out_indices)
         self.eval()
         try:
-            self.head(self.neck(feats) if self.with_neck else feats)
+            feats = self.neck(feats) if self.with_neck else feats
+            return self.logits_and_features(feats)[1].shape[-1]
         except Exception as error:
             parts = 'the neck or the head' if self.with_neck else 'the head'
             raise UserError(
                 f'{parts}, a {type(self.head).__name__}, cannot take features that are '
-                f'{subnet.embed_dim} wide, those of the smallest subnet; set model.head.type to '
+                f'{subnet.embed_dim} wide, those of a subnet; set model.head.type to '
                 'tas_lora.ElasticClsHead or to a linear head of MMPretrain, which is sliced'
             ) from error
         finally:
@@ -241,16 +256,19 @@ class SupernetClassifier(ImageClassifier):
         return logits, features if feature_map is None else feature_map(features)
 
     @torch.no_grad()
-    def parent_outputs(self, inputs: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Logits and features of the supernet's own weights at full size, in evaluation mode.
+    def parent_outputs(
+        self, inputs: Tensor, parent: Subnet | None = None
+    ) -> tuple[Tensor | None, Tensor]:
+        """Logits and features of the supernet's own weights, in evaluation mode.
 
+        ``parent`` is the full size by default; its patches may be others.
         The active subnet, its merged experts, and the mode of each module stay as they are.
         """
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             with unmerged(self.backbone.mole_layers()):
-                feats = self.backbone(inputs)
+                feats = self.backbone(inputs, parent)
             return self.logits_and_features(self.neck(feats) if self.with_neck else feats)
         finally:
             for module, training in modes:  # one by one: some may have been in evaluation mode
@@ -313,6 +331,12 @@ class SupernetClassifier(ImageClassifier):
     def _build_feature_map(self) -> SlicedLinear:
         parts = self.backbone.feature_parts
         width = self.backbone.arch.embed_dim * parts
+        if (found := self._try(self.backbone.arch)) != width:
+            raise UserError(
+                f"is True, but the neck or the head makes features {found} wide of the backbone's "
+                f'{width}, which are not sliced; leave it out',
+                'feature_map',
+            )
         layer = SlicedLinear(width, width, parts)
         nn.init.eye_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -359,7 +383,10 @@ class SupernetClassifier(ImageClassifier):
     def _adapt_state_dict(self, state_dict, prefix, *_) -> None:
         self.unmerge_experts()
         if not prefix:  # as part of a larger model, the names are not ours to check
+            self.backbone.adopt_order(state_dict, 'backbone.')
             adapt_state_dict(state_dict, self.state_dict())
+            if self.router is not None:
+                self.router.block_order = self.backbone.block_order
 
 
 def _and_shared(count: int) -> str:

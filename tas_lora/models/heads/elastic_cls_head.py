@@ -16,6 +16,7 @@ from ...checks import boolean, positive, positives
 from ...errors import UserError, blame
 from ...registry import MODELS
 from ..layers import check_weights
+from ..layers.elastic import slice_parts
 
 
 def refuse_label(label: int, num_classes: int) -> None:
@@ -72,8 +73,7 @@ class SlicedLinear(nn.Linear):
 
     def sliced_weight(self, in_features: int) -> Tensor:
         """The weight in use for inputs of this width, (O, i)."""
-        width = in_features // self.parts
-        return self.weight.unflatten(1, (self.parts, -1))[..., :width].flatten(1)
+        return slice_parts(self.weight, in_features, self.parts)
 
 
 def final_linear(head: nn.Module) -> nn.Module | None:

@@ -28,6 +28,11 @@ def slice_weight(weight: Tensor, out_features: int, in_features: int) -> Tensor:
     return weight.flatten(0, -2)
 
 
+def slice_parts(values: Tensor, width: int, parts: int) -> Tensor:
+    """The first channels of each of the ``parts`` of (..., C), together ``width``."""
+    return values.unflatten(-1, (parts, -1))[..., : width // parts].flatten(-2)
+
+
 class ElasticLinear(nn.Module):
     """Linear layer of which a subnet uses the first rows and columns.
 

@@ -1,21 +1,20 @@
 """From a pretrained vision transformer of another library to the supernet that it is the top of."""
 
-from collections.abc import Mapping
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from mmengine.registry import MODELS, init_default_scope
-from torch import nn
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
 
-from ...checks import positive
+from ...checks import inside, positive
 from ...errors import UserError, blame
 from ..checkpoint import adapt_state_dict
 from ..classifiers import SupernetClassifier
 from ..safe_load import read_state_dict
-from .original import Original
+from .original import MOST_PIXELS, Original
 
 # Reader of each library, by the first name of its modules; and by the first word of a source.
 _READERS = dict(timm='from_timm', transformers='from_transformers', mmpretrain='from_mmpretrain')
@@ -33,7 +32,9 @@ def supernet_from(
 ) -> SupernetClassifier:
     """Make a pretrained vision transformer the largest subnet of a supernet.
 
-    It is compared with the original on random images: the supernet computes what it does.
+    It is compared with the original on random images: the supernet computes what it does. A file
+    of weights alone tells neither heads, epsilon nor activation: they are those of ``source``, and
+    with a wrong one both would be wrong.
 
     Args:
         source: A model of timm (``VisionTransformer``), of transformers (ViT, DeiT, DINOv2 and
@@ -46,7 +47,9 @@ def supernet_from(
             its library does.
         num_classes: Classes of the head. It is new if the original has another number of them;
             None keeps what the original has. Without a head the model has none, either, and
-            ``model.backbone(images)[-1]`` is its feature.
+            ``model.backbone(images)[-1]`` is its feature: of ViT and DeiT the normalised class
+            token, not the ``pooler_output`` of transformers; of DINOv2 in transformers (B, 2 C),
+            the class token and the mean of the patches.
 
     Returns:
         The supernet on the CPU in evaluation mode, in float32; on the meta device, without values,
@@ -74,8 +77,7 @@ def convert(
     config = _with_head(original.config, num_classes)
     if config == original.config:
         return model, config, found
-    with torch.device('meta' if _on_meta(model) else 'cpu'):
-        other = MODELS.build(deepcopy(config)).eval()
+    other = _supernet(config, _on_meta(model))
     other.backbone.load_state_dict(model.backbone.state_dict())
     return other, config, found
 
@@ -95,32 +97,19 @@ def read_original(
 ) -> Original:
     """Read a model into float32 on the CPU, or on the meta device; the source stays as it is."""
     if img_size is not None:
-        positive(img_size, 'img_size', int, most=10**5)
-    opened, reader, preprocessing = _opened(source, checkpoint, img_size)
+        positive(img_size, 'img_size', int, most=MOST_PIXELS)
+    opened, reader = _opened(source, checkpoint, img_size)
     opened.eval()
     if not _on_meta(opened):
         opened = opened.float().cpu()
     with torch.no_grad():
-        original = reader.read(opened, img_size)
-    if preprocessing:
-        original.config['data_preprocessor'] = preprocessing
-    return original
-
-
-def preprocessing_of(source: str) -> dict:
-    """Mean and deviation that images are normalised by, from 0 to 255; {} if it is not known.
-
-    Args:
-        source: 'timm:NAME', 'hf:FOLDER' or 'mmpretrain:NAME'.
-    """
-    library, _, name = source.partition(':')
-    return {} if library == 'mmpretrain' else _reader(_SOURCES[library]).preprocessing(name)
+        return reader.read(opened, img_size)
 
 
 def _opened(
     source: nn.Module | str, checkpoint: str | Path | None, img_size: int | None
-) -> tuple[nn.Module, ModuleType, Mapping]:
-    """A model that may be changed, the reader of its library, and how its images are prepared."""
+) -> tuple[nn.Module, ModuleType]:
+    """A model that may be changed, and the reader of its library."""
     if isinstance(source, str):
         library, _, name = source.partition(':')
         if library not in _SOURCES or not name:
@@ -131,8 +120,8 @@ def _opened(
         reader = _reader(_SOURCES[library])
         with blame(f'{_NEEDED[library]} cannot be imported; install it with pip'):
             import_module(_NEEDED[library])
-        model = reader.open_model(name, checkpoint, img_size)
-        return model, reader, reader.preprocessing(name) if library == 'hf' else {}
+        size = (img_size,) if library == 'timm' else ()
+        return reader.open_model(name, checkpoint, *size), reader
     library = type(source).__module__.partition('.')[0]
     if library not in _READERS or not isinstance(source, nn.Module):
         raise UserError(
@@ -140,10 +129,13 @@ def _opened(
             f'of {library}',
             'source',
         )
-    reader, model = _reader(_READERS[library]), deepcopy(source)
+    with blame('the model cannot be copied; remove what was registered on it (weight_norm, ...)'):
+        reader, model = _reader(_READERS[library]), deepcopy(source)
     if checkpoint is not None:
-        model = reader.load(model, read_state_dict(checkpoint), checkpoint)
-    return model, reader, {}
+        if _on_meta(model):
+            raise UserError('has no values: build it outside of torch.device("meta")', 'source')
+        model = reader.load(model.float(), read_state_dict(checkpoint), checkpoint)
+    return model, reader
 
 
 def _reader(name: str) -> ModuleType:
@@ -152,14 +144,15 @@ def _reader(name: str) -> ModuleType:
 
 def _built(original: Original) -> tuple[SupernetClassifier, float | None]:
     """The supernet with the original's weights and head, and its difference from it."""
-    init_default_scope('mmpretrain')
     on_meta = any(value.is_meta for value in original.weights.values())
-    with torch.device('meta' if on_meta else 'cpu'):
-        model = MODELS.build(deepcopy(original.config)).eval()  # a build adds to its config
-    weights = dict(original.weights)
-    adapt_state_dict(weights, model.state_dict())
+    model, weights = _supernet(original.config, on_meta), dict(original.weights)
+    with inside('the parts of the original (checkpoint) do not fit its sizes (config)'):
+        adapt_state_dict(weights, model.state_dict())
     if on_meta:
         return model, None
+    wrong = sorted(name for name, value in weights.items() if not value.isfinite().all())
+    if wrong:
+        raise UserError(f'the original has weights that are infinite or NaN, such as {wrong[0]}')
     model.load_state_dict(weights)
     found = _difference(model, original)
     if not found <= _TOLERANCE:
@@ -171,16 +164,37 @@ def _built(original: Original) -> tuple[SupernetClassifier, float | None]:
     return model, found
 
 
+def _supernet(config: dict, on_meta: bool) -> SupernetClassifier:
+    with (
+        torch.device('meta' if on_meta else 'cpu'),
+        DefaultScope.overwrite_default_scope('mmpretrain'),
+    ):
+        return MODELS.build(deepcopy(config)).eval()  # a build adds to its config
+
+
+@torch.no_grad()
 def _difference(model: SupernetClassifier, original: Original) -> float:
-    """Largest difference of the outputs for two random images, relative to the largest output."""
+    """Largest difference of features and logits for two random images, relative to the largest.
+
+    Features are compared also because a head that is new, such as one of zeros, would hide them.
+    """
     spec = model.backbone.image_spec
     shape = (2, spec['in_channels'], spec['img_size'], spec['img_size'])
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), blame(f'the original cannot run on images of {spec["img_size"]} pixels'):
-        expected = original.output(images)
-    with torch.no_grad():
-        found = model(images, mode='tensor')
-    found = found[-1] if isinstance(found, tuple) else found  # features, without a head
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(shape, generator=generator, dtype=torch.float32, device='cpu')
+    features = []
+    if original.head is not None:
+        hook = original.head.register_forward_pre_hook(lambda _, args: features.append(args[0]))
+    with blame(f'the original cannot run on images of {spec["img_size"]} pixels'):
+        output = original.output(images)
+    pairs = [(model.backbone(images)[-1], (features or [output])[0])]
+    if original.head is not None:
+        hook.remove()
+        pairs.append((model(images, mode='tensor'), output))
+    return max(_relative(found, expected) for found, expected in pairs)
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
@@ -189,7 +203,8 @@ def _with_head(config: dict, num_classes: int | None) -> dict:
     if num_classes is None:
         return config
     positive(num_classes, 'num_classes', int, most=10**6)
-    return config | dict(head=dict(type='tas_lora.ElasticClsHead', num_classes=num_classes))
+    own = config.get('head', dict(type='tas_lora.ElasticClsHead'))
+    return config | dict(head=own | dict(num_classes=num_classes))
 
 
 def _on_meta(module: nn.Module) -> bool:

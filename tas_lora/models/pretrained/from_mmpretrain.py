@@ -1,9 +1,11 @@
 """Read MMPretrain's ``VisionTransformer``, alone or in an ``ImageClassifier``."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from mmpretrain.models import ImageClassifier
+from mmpretrain.models.heads import MultiLabelLinearClsHead
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
@@ -19,6 +21,7 @@ from .original import (
     check_patches,
     common,
     config_of,
+    image_side,
     is_none,
     kind,
     norm_eps,
@@ -42,22 +45,25 @@ def read(model: nn.Module, img_size: int | None) -> Original:
         check_parts(_LIBRARY, _layer(layer, f'layers[{i}]'))
     check_patches(vit.patch_embed.projection, _LIBRARY, 'patch_embed.projection')
     own = side_of(vit.img_size, 'img_size', _LIBRARY)
+    side = image_side(img_size, own, vit.patch_embed.projection, _LIBRARY)
     state = dict(model.state_dict())
-    side = img_size or own
     if side != own:
         name = 'backbone.pos_embed' if is_classifier else 'pos_embed'
         state[name] = _positions(vit, side)
     facts = _facts(vit, side, getattr(model, 'data_preprocessor', None))
-    weights = from_mmpretrain(state)
-    has_head = is_classifier and model.head is not None
+    weights, head = from_mmpretrain(state), model.head if is_classifier else None
+    if isinstance(head, MultiLabelLinearClsHead):
+        kept = dict(type='mmpretrain.MultiLabelLinearClsHead', thr=head.thr, topk=head.topk)
+        facts = replace(facts, head=kept)
 
     def output(images: Tensor) -> Tensor:
-        return model(images, mode='tensor') if has_head else vit(images)[-1]
+        return vit(images)[-1] if head is None else model(images, mode='tensor')
 
-    return Original(config_of(facts, weights, _LIBRARY), weights, output)
+    config = config_of(facts, weights, _LIBRARY)
+    return Original(config, weights, output, None if head is None else final_linear(head))
 
 
-def open_model(name: str, checkpoint: str | Path | None, img_size: int | None) -> nn.Module:
+def open_model(name: str, checkpoint: str | Path | None) -> nn.Module:
     """Build a model of MMPretrain's by name, with the weights of ``checkpoint`` or its own.
 
     Raises:
@@ -68,15 +74,16 @@ def open_model(name: str, checkpoint: str | Path | None, img_size: int | None) -
 
     with blame(f'MMPretrain cannot build {name!r}'):
         model = get_model(name, pretrained=False)
+        read(model, None)  # refuses its parts before its weights are fetched
         checkpoint = checkpoint or ModelHub.get(name).weights
     if checkpoint is None:
         raise UserError(f'MMPretrain has no weights of {name}; give a file as checkpoint')
-    return load(model, read_state_dict(checkpoint), checkpoint)
+    return load(model, read_state_dict(checkpoint), checkpoint, name)
 
 
-def load(model: nn.Module, state: dict[str, Tensor], file: str | Path) -> nn.Module:
+def load(model: nn.Module, state: dict[str, Tensor], file: str | Path, name: str = '') -> nn.Module:
     """Load weights of the same model."""
-    with blame(f'{file} does not fit {kind(model)}'):
+    with blame(f'{file} does not fit {name or kind(model)} of MMPretrain'):
         model.load_state_dict(state)
     return model
 
@@ -93,6 +100,7 @@ def _network(vit: nn.Module) -> Iterator[tuple[str, object, bool, str]]:
     """Parts of the network outside of its layers that change its output."""
     right = type(vit).__name__ == 'VisionTransformer'
     yield 'the model', kind(vit), right, 'those of VisionTransformer'
+    yield 'number of layers', len(vit.layers), len(vit.layers) > 0, 'one or more'
     patches, pooled = vit.patch_embed, ('cls_token', 'avg_featmap')
     yield 'patch_embed', kind(patches), kind(patches) == 'PatchEmbed', 'a PatchEmbed'
     yield 'patch_embed.norm', kind(patches.norm), patches.norm is None, 'none'

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...errors import blame
+from ...errors import UserError, blame
 from ..foreign_names import from_timm
 from ..safe_load import read_state_dict
 from .original import (
@@ -18,9 +18,11 @@ from .original import (
     common,
     config_of,
     head_part,
+    image_side,
     is_none,
     kind,
     norm_eps,
+    quiet,
     side_of,
 )
 
@@ -34,13 +36,16 @@ def read(vit: nn.Module, img_size: int | None) -> Original:
         UserError: If a part of it is not supported.
     """
     _check(vit)
-    if img_size is not None:
-        vit.set_input_size(img_size=(img_size, img_size))
-    facts, weights = _facts(vit), from_timm(vit.state_dict())
-    return Original(config_of(facts, weights, 'timm'), weights, vit)
+    own = side_of(vit.patch_embed.img_size, 'img_size', 'timm')
+    side = image_side(img_size, own, vit.patch_embed.proj, 'timm')
+    if side != own:
+        vit.set_input_size(img_size=(side, side))
+    facts, weights = _facts(vit, side), from_timm(vit.state_dict())
+    head = None if is_none(vit.head) else vit.head
+    return Original(config_of(facts, weights, 'timm'), weights, vit, head)
 
 
-def open_model(name: str, checkpoint: str | Path | None, img_size: int | None) -> nn.Module:
+def open_model(name: str, checkpoint: str | Path | None, img_size: int | None = None) -> nn.Module:
     """Build a model of timm's by name, with the weights of ``checkpoint`` or those of the hub.
 
     For ``img_size`` at once: positions of a file that is of that size stay as they are.
@@ -53,10 +58,8 @@ def open_model(name: str, checkpoint: str | Path | None, img_size: int | None) -
     with blame(f'timm cannot build {name!r}'), torch.device('meta'):
         _check(timm.create_model(name))  # before its weights are fetched
     if checkpoint is None:
-        with blame(
-            f'the weights of timm:{name} cannot be fetched; download their file where there is a '
-            'connection, and give it as checkpoint'
-        ):
+        advice = 'download their file where there is a connection, and give it as checkpoint'
+        with blame(f'the weights of timm:{name} cannot be fetched; {advice}'), quiet():
             return timm.create_model(name, pretrained=True)
     state = read_state_dict(checkpoint)
     head = state.get('head.weight')
@@ -66,21 +69,22 @@ def open_model(name: str, checkpoint: str | Path | None, img_size: int | None) -
     return load(vit, state, checkpoint)
 
 
-def preprocessing(name: str) -> dict:
-    """Mean and deviation of the images, from 0 to 255, as timm's settings of a model have them."""
-    import timm
-
-    if (settings := timm.get_pretrained_cfg(name)) is None:
-        return {}
-    mean, std = ([round(255 * v, 6) for v in values] for values in (settings.mean, settings.std))
-    return dict(mean=mean, std=std, to_rgb=len(mean) == 3)
-
-
 def load(vit: nn.Module, state: dict[str, Tensor], file: str | Path) -> nn.Module:
-    """Load weights as timm loads its own, positions of other sizes included."""
+    """Load weights as timm loads its own, positions of other sizes included.
+
+    Patches of another size are refused: timm would resample them.
+    """
     from timm.models.vision_transformer import checkpoint_filter_fn
 
-    with blame(f'{file} does not fit {_name(vit)} of timm'):
+    vit.pretrained_cfg = getattr(vit, 'pretrained_cfg', None) or {}  # timm reads it
+    own = vit.patch_embed.proj.kernel_size
+    for name, value in state.items():
+        if value.dim() == 4 and value.shape[2:] != own:  # the kernel, the only such weight
+            raise UserError(
+                f'{file} does not fit {_name(vit)} of timm: {name} has patches of '
+                f'{tuple(value.shape[2:])}, the model of {own}; name the model of this file'
+            )
+    with blame(f'{file} does not fit {_name(vit)} of timm'), quiet():
         vit.load_state_dict(checkpoint_filter_fn(state, vit, adapt_layer_scale=True))
     return vit
 
@@ -94,12 +98,13 @@ def _check(vit: nn.Module) -> None:
 
 
 def _name(vit: nn.Module) -> str:
-    return getattr(vit, 'pretrained_cfg', {}).get('architecture', kind(vit))
+    return vit.pretrained_cfg.get('architecture', kind(vit))
 
 
 def _network(vit: nn.Module) -> Iterator[tuple[str, object, bool, str]]:
     """Parts of the network outside of its blocks that change its output."""
     yield 'the model', kind(vit), kind(vit) == 'VisionTransformer', 'those of VisionTransformer'
+    yield 'number of blocks', len(vit.blocks), len(vit.blocks) > 0, 'one or more'
     patches = vit.patch_embed
     right = kind(patches) in ('PatchEmbed', 'PatchEmbedWithSize')
     yield 'patch_embed', kind(patches), right, 'a PatchEmbed'
@@ -132,7 +137,7 @@ def _block(block: nn.Module, place: str) -> Iterator[tuple[str, object, bool, st
     yield f'{place}.ls1 and ls2', ' and '.join(scales), right, 'LayerScale on both branches or none'
 
 
-def _facts(vit: nn.Module) -> Facts:
+def _facts(vit: nn.Module, side: int) -> Facts:
     norms = {
         f'blocks[{i}].{name}': getattr(block, name)
         for i, block in enumerate(vit.blocks)
@@ -145,15 +150,15 @@ def _facts(vit: nn.Module) -> Facts:
     final = next((place for place, norm in places if not is_none(norm)), 'none')
     acts = (activation(b.mlp.act, 'timm', f'blocks[{i}].mlp.act') for i, b in enumerate(vit.blocks))
     data = getattr(vit, 'pretrained_cfg', None) or {}
-    mean, std = ([round(255 * v, 6) for v in data.get(name) or ()] for name in ('mean', 'std'))
     return Facts(
         num_heads=[block.attn.num_heads for block in vit.blocks],
-        img_size=side_of(vit.patch_embed.img_size, 'img_size', 'timm'),
+        img_size=side,
         out_type=_POOLINGS[vit.global_pool],
         norm_eps=norm_eps(norms, 'timm'),
         act=common(acts, 'the activation', 'timm'),
         final_norm=final,
         prefix_positions=not vit.no_embed_class,
-        mean=mean,
-        std=std,
+        mean=data.get('mean'),
+        std=data.get('std'),
+        scale=255.0,
     )

@@ -1,12 +1,16 @@
 """Read ViT, DeiT, DINOv2 and CLIP of transformers."""
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ...checks import inside, positive
 from ...errors import UserError, blame
 from ...provenance import read_json
 from ..foreign_names import from_huggingface
@@ -20,8 +24,11 @@ from .original import (
     common,
     config_of,
     head_part,
+    image_side,
+    is_none,
     kind,
     norm_eps,
+    quiet,
     side_of,
 )
 
@@ -55,14 +62,13 @@ _CLASSES = {
     'CLIPVisionModelWithProjection': _Class('vision_model', 'visual_projection'),
     'CLIPForImageClassification': _Class('vision_model', 'classifier', 'avg_featmap', 'none'),
 }
-# Fields by which transformers fetches or picks code to run.
-_CODE = (
-    'attn_implementation',
-    '_attn_implementation',
-    'auto_map',
-    'custom_pipelines',
-    'quantization_config',
+# Fields of all classes that are read; the others are those of the class itself.
+_FIELDS = {'id2label', 'num_labels', 'problem_type'}
+# What an encoder or a classifier does not use; and the heads of files for a class without one.
+_UNUSED = re.compile(
+    r'(^|\.)(mask_token$|position_ids$|pooler\.)|^(text_model|text_projection)\.|^logit_scale$'
 )
+_HEADS = ('classifier.', 'visual_projection.')
 _NORMS = ('layernorm_before', 'layernorm_after', 'norm1', 'norm2', 'layer_norm1', 'layer_norm2')
 
 
@@ -75,8 +81,12 @@ def read(model: nn.Module, img_size: int | None) -> Original:
     Raises:
         UserError: If the class or a part of it is not supported.
     """
+    model = _image_encoder(model) if kind(model) == 'CLIPModel' else model
     known = kind(model) in _CLASSES
     check_parts(_LIBRARY, [('the model', kind(model), known, f'one of {", ".join(_CLASSES)}')])
+    for module in model.modules():
+        if hasattr(module, 'config'):
+            module.config.return_dict = True
     found = _CLASSES[kind(model)]
     base = getattr(model, found.base or '', model)
     head = None if found.head is None else getattr(model, found.head)
@@ -85,14 +95,28 @@ def read(model: nn.Module, img_size: int | None) -> Original:
     conv = getattr(patches, 'patch_embedding', None) or patches.patch_embeddings.projection
     check_patches(conv, _LIBRARY)
     own = side_of(base.config.image_size, 'image_size', _LIBRARY)
-    side = img_size or own
+    side = image_side(img_size, own, conv, _LIBRARY)
     state = dict(model.state_dict())
     if side != own:
         name = next(key for key in state if 'embeddings.position_embedding' in key)
         state[name] = _positions(base, conv, side)
     facts, weights = _facts(base, found, side), from_huggingface(state)
-    forward = _Output(model, found, side != own)
-    return Original(config_of(facts, weights, _LIBRARY), weights, forward)
+    facts = replace(facts, **getattr(model, 'image_facts', {}))  # of a folder
+    if getattr(model.config, 'problem_type', None) == 'multi_label_classification':
+        facts = replace(facts, head=dict(type='mmpretrain.MultiLabelLinearClsHead'))
+    forward = _Output(model, side != own)
+    head = None if is_none(head) else head
+    return Original(config_of(facts, weights, _LIBRARY), weights, forward, head)
+
+
+def _image_encoder(clip: nn.Module) -> nn.Module:
+    """The part of a whole CLIP that reads images."""
+    from transformers import CLIPVisionModelWithProjection
+
+    with torch.device('meta'):
+        model = CLIPVisionModelWithProjection(clip.config.vision_config)
+    model.vision_model, model.visual_projection = clip.vision_model, clip.visual_projection
+    return model.eval()
 
 
 @dataclass(frozen=True)
@@ -100,7 +124,6 @@ class _Output:
     """The model's own forward; positions are resized by it if the images are of another size."""
 
     model: nn.Module
-    found: _Class
     resized: bool
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -119,7 +142,7 @@ class _Output:
         return torch.cat([tokens[:, 0], tokens[:, 1 + registers :].mean(dim=1)], dim=1)
 
 
-def open_model(folder: str, checkpoint: str | Path | None, img_size: int | None) -> nn.Module:
+def open_model(folder: str, checkpoint: str | Path | None) -> nn.Module:
     """Build the model of a folder as ``save_pretrained`` writes it; nothing in it is run.
 
     Raises:
@@ -129,63 +152,106 @@ def open_model(folder: str, checkpoint: str | Path | None, img_size: int | None)
 
     advice = '; hf: takes a folder as save_pretrained writes it, downloaded beforehand'
     config = read_json(Path(folder) / 'config.json', 'config of the model', advice, dict)
-    name = (config.get('architectures') or [None])[0]
+    names = config.get('architectures')
+    name = names[0] if isinstance(names, list) and names else names
     if name == 'CLIPModel':  # of a whole CLIP, the image encoder
-        name = 'CLIPVisionModelWithProjection'
-        config = dict(projection_dim=config.get('projection_dim')) | config.get('vision_config', {})
-    known = name in _CLASSES
+        name, vision = 'CLIPVisionModelWithProjection', config.get('vision_config')
+        right = isinstance(vision, dict)
+        check_parts(_LIBRARY, [(f'{folder}: vision_config', vision, right, 'a dict of sizes')])
+        config = dict(projection_dim=config.get('projection_dim')) | vision
+    known = isinstance(name, str) and name in _CLASSES
     check_parts(_LIBRARY, [(f'{folder}: architectures', name, known, ', '.join(_CLASSES))])
+    cls = getattr(transformers, name)
+    with blame(f'{folder}/config.json is not that of a {name}'), inside(f'{folder}/config.json'):
+        own = cls.config_class.from_dict(_own_fields(cls.config_class, config))
+        with torch.device('meta'), quiet():
+            read(cls(own), None)  # before its weights are read
     file = checkpoint or _weights_file(Path(folder))
-    state = read_state_dict(file)
-    with blame(f'{folder}/config.json is not that of a {name}'):
-        cls = getattr(transformers, name)
-        own = cls.config_class.from_dict(_without_code(config))
-    return _loaded(cls, own, state, file)
+    model = _loaded(cls, own, read_state_dict(file), file)
+    model.image_facts = _image_facts(Path(folder) / 'preprocessor_config.json')
+    return model
 
 
-def _without_code(config: dict) -> dict:
-    """A config without the fields by which transformers fetches or picks code to run."""
-    kept = {name: value for name, value in config.items() if name not in _CODE}
-    return {
-        name: _without_code(value)
-        if name.endswith('_config') and isinstance(value, dict)
-        else value
-        for name, value in kept.items()
-    }
+def _own_fields(cls: type, config: dict) -> dict:
+    """The sizes in a stranger's config: no field by which transformers picks or fetches code."""
+    import transformers
+
+    general = set(signature(transformers.PretrainedConfig).parameters)
+    fields = set(signature(cls).parameters) - general - {'text_config'} | _FIELDS
+    own = {name: value for name, value in config.items() if name in fields}
+    for name, value in own.items():
+        for size in value if isinstance(value, list) else [value]:
+            if type(size) is int and size:  # no machine holds more
+                positive(size, name, int, most=1000 if name == 'num_hidden_layers' else 10**5)
+    if 'vision_config' in own:
+        own['vision_config'] = _own_fields(transformers.CLIPVisionConfig, own['vision_config'])
+    return own
 
 
-def preprocessing(folder: str) -> dict:
-    """Mean and deviation of the images, from 0 to 255, from a folder's settings; {} if unknown."""
-    path = Path(folder) / 'preprocessor_config.json'
+def _image_facts(path: Path) -> dict:
+    """What a folder's settings say about its images, as fields of ``Facts``; {} if nothing."""
     if not path.is_file():
         return {}
-    data = read_json(path, 'preprocessor of the model')
-    mean, std = data.get('image_mean'), data.get('image_std')
-    if data.get('do_normalize') is False or not mean or not std:
+    data = read_json(path, 'preprocessor of the model', kind=dict)
+    factor = data.get('rescale_factor', 1 / 255)
+    if data.get('do_rescale') is False:
+        factor = 1
+    with inside(str(path)):
+        factor = positive(factor, 'rescale_factor', float)
+    if data.get('do_normalize') is False:
         return {}
-    scale = 1 / data.get('rescale_factor', 1 / 255)
-    mean, std = ([round(scale * value, 6) for value in values] for values in (mean, std))
-    return dict(mean=mean, std=std, to_rgb=len(mean) == 3)
+    return dict(mean=data.get('image_mean'), std=data.get('image_std'), scale=1 / factor)
 
 
 def load(model: nn.Module, state: dict[str, Tensor], file: str | Path) -> nn.Module:
     """Load weights with the names of transformers' files."""
-    return _loaded(type(model), model.config, state, file)
+    loaded = _loaded(type(model), model.config, state, file)
+    with blame(f'{file} does not fit this {kind(model)}'):
+        model.load_state_dict(loaded.state_dict())
+    return model
 
 
 def _loaded(cls: type, config, state: dict[str, Tensor], file: str | Path) -> nn.Module:
-    with blame(f'{file} does not fit {cls.__name__}'):
+    """The model of a config in float32, by transformers, which knows the names in its files."""
+    dtype = {'dtype' if hasattr(config, 'dtype') else 'torch_dtype': torch.float32}
+    with blame(f'{file} does not fit {cls.__name__}'), quiet(), _no_progress():
         loaded, info = cls.from_pretrained(
-            None, config=config, state_dict=state, output_loading_info=True
+            None,
+            config=config,
+            state_dict=state,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below
+            **dtype,
         )
-    wrong = [*info['missing_keys'], *map(str, info['mismatched_keys'])]
-    wrong = [name for name in wrong if 'pooler.' not in name]  # which no classifier uses
-    if wrong:
-        raise UserError(
-            f'{file} does not fit {cls.__name__}: {len(wrong)} weights are missing or of another '
-            f'size, the first {sorted(wrong)[0]}'
-        )
+    unread = [name for name in info['unexpected_keys'] if not _UNUSED.search(name)]
+    if _CLASSES.get(cls.__name__, _Class()).head is None:
+        unread = [name for name in unread if not name.startswith(_HEADS)]
+    lists = {
+        'are missing': info['missing_keys'],
+        'have another size': [name for name, *_ in info['mismatched_keys']],
+        'have no place': unread,
+    }
+    for what, names in lists.items():
+        wrong = sorted(name for name in names if not _UNUSED.search(name))
+        if wrong:
+            raise UserError(
+                f'{file} does not fit {cls.__name__}: {len(wrong)} weights {what}, the first '
+                f'{wrong[0]}'
+            )
     return loaded
+
+
+@contextmanager
+def _no_progress() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _weights_file(folder: Path) -> Path:
@@ -198,12 +264,14 @@ def _weights_file(folder: Path) -> Path:
 
 def _blocks(base: nn.Module) -> list[nn.Module]:
     owner = getattr(base, 'encoder', base)
-    return list(getattr(owner, 'layers', None) or owner.layer)
+    return list(owner.layers if hasattr(owner, 'layers') else owner.layer)
 
 
 def _network(base: nn.Module) -> Iterator[tuple[str, object, bool, str]]:
     """Parts of the network that change its output."""
     config = base.config
+    depth = len(_blocks(base))
+    yield 'number of layers', depth, depth > 0, 'one or more'
     gated = getattr(config, 'use_swiglu_ffn', False)
     yield 'use_swiglu_ffn', gated, not gated, 'an MLP of two layers'
 
