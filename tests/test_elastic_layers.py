@@ -19,6 +19,7 @@ from tas_lora.models.layers import (
     fused_relative_attention,
     relative_attention,
     relative_index,
+    tables_from_class_token,
     token_index,
 )
 from tas_lora.models.layers import attention as attention_module
@@ -194,7 +195,7 @@ def test_fused_attention_is_the_explicit_one(grid, reach, head_dim):
     inputs = [qkv, *rel_k.parameters(), *rel_v.parameters()]
     pairs, index = relative_index(grid, reach), token_index(grid, reach, head_dim)
     explicit = relative_attention(*qkv, rel_k(pairs), rel_v(pairs))
-    tables = rel_k.from_class_token(), rel_v.from_class_token(), rel_v.of_class_token()
+    tables = tables_from_class_token(rel_k, rel_v)
     fused = fused_relative_attention(*qkv, *tables, index)
     assert (head_dim + index[1].shape[1]) % 16 == 0
     assert (fused - explicit).abs().max() < 1e-10
@@ -214,7 +215,7 @@ def test_fused_attention_at_lower_precision(dtype, tolerance, trains):
     pairs, index = relative_index(14, 14), token_index(14, 14, 64)
     with torch.no_grad():
         exact = relative_attention(*qkv.double(), rel_k(pairs).double(), rel_v(pairs).double())
-        tables = rel_k.from_class_token(), rel_v.from_class_token(), rel_v.of_class_token()
+        tables = tables_from_class_token(rel_k, rel_v)
     with torch.set_grad_enabled(trains):
         fused = fused_relative_attention(
             *qkv.to(dtype), *(table.to(dtype) for table in tables), index

@@ -118,7 +118,7 @@ def test_the_tools_lead_from_a_network_of_timm_to_all_formats(folder, monkeypatc
     subnet = ('--subnet', 'found/best_subnet.json')
     assert call_tool('test.py', 'experts.py', 'work/epoch_2.pth', *subnet) == 0
     similarity = ('analysis/feature_similarity.py', 'experts.py', 'work/epoch_2.pth')
-    assert call_tool(*similarity, '--out', 'similarity', '--data', 'val') == 0
+    assert call_tool(*similarity, '--out', 'similarity', '--data', 'val', '--images', 12) == 0
     capsys.readouterr()
     formats = ('--out', 'exported', '--formats', 'all', '--int8')
     assert call_tool('export.py', 'experts.py', 'work/epoch_2.pth', *subnet, *formats) == 0

@@ -22,11 +22,13 @@ from tas_lora.atomic_files import write_atomic
 from tas_lora.checks import positive
 from tas_lora.packaged import command
 from tas_lora.provenance import read_json, versions
+from tas_lora.report.drawing import BLUE, GREEN, GREY, ORANGE, canvas, style
 
 RESULTS = Path(__file__).parent / 'results' / 'ways.json'
 SPLITS = ('test', 'third')
 RATES = dict(experts=2e-3, router=1e-1, supernet=4e-5)
 KEPT = dict(shared=1, keep=True)
+DRAWN = {'nothing': GREY, 'one LoRA': GREEN, 'experts + shared': BLUE, 'all weights': ORANGE}
 
 # What is trained: experts of groups (own), experts of all subnets (shared), the weights (weights).
 WAYS = {
@@ -182,8 +184,22 @@ def show(records: list[dict]) -> None:
     cli.SafeConsole().print(table)
 
 
+def draw(records: list[dict]):
+    """Top-1 of the test pictures against multiply-adds, for the ways that differ most."""
+    figure, (axes,) = canvas(5.2, 3.6)
+    for name, color in DRAWN.items():
+        for record in [record for record in records if record['way'] == name]:
+            flops, top1 = record['flops'], record['top1']['test']
+            subnets = sorted(flops, key=flops.get)
+            x, y = [flops[key] / 1e6 for key in subnets], [top1[key] for key in subnets]
+            axes.plot(x, y, '.-', color=color, label=f'{name}, seed {record["seed"]}')
+    axes.set(xlabel='multiply-adds of a picture, millions', ylabel='test top-1, %')
+    axes.legend()
+    return figure
+
+
 def main() -> None:
-    """Run all ways that have no record yet, and print a table."""
+    """Run all ways that have no record yet; print a table, and draw a figure next to it."""
     args = parse_args()
     out = Path(args.out)
     records = read_json(out, 'records')['records'] if out.exists() else []
@@ -196,6 +212,8 @@ def main() -> None:
             content = dict(made_by=made_by, records=records)
             write_atomic(out, json.dumps(content, indent=1) + '\n')
     show(records)
+    with style():
+        draw(records).savefig(out.with_suffix('.png'))
 
 
 if __name__ == '__main__':

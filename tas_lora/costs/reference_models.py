@@ -13,6 +13,7 @@ from ..models import SupernetClassifier
 from ..models.layers import (
     MoLELinear,
     expert_parameters,
+    merge_each,
     relative_attention,
     relative_index,
     slice_weight,
@@ -100,7 +101,7 @@ def made_naive(model: SupernetClassifier) -> SupernetClassifier:
         block.attn.attend = partial(_explicit_attend, block.attn, pairs)
     for layer in model.backbone.mole_layers():
         layer.merge = partial(_loop_merge, layer)
-    return model
+    return _merged_one_by_one(model)
 
 
 def left_unmerged(model: SupernetClassifier) -> SupernetClassifier:
@@ -108,6 +109,13 @@ def left_unmerged(model: SupernetClassifier) -> SupernetClassifier:
     for layer in model.backbone.mole_layers():
         layer.merge = partial(_hold_gates, layer)
         layer.forward = partial(_unmerged_forward, layer)
+    return _merged_one_by_one(model)
+
+
+def _merged_one_by_one(model: SupernetClassifier) -> SupernetClassifier:
+    """Have ``layer.merge`` called on a GPU also."""
+    backbone = model.backbone
+    backbone.merge_experts = partial(backbone.merge_experts, merge=merge_each)
     return model
 
 

@@ -1,6 +1,6 @@
 """The weight-entangled vision transformer: AutoFormer's, or one that began as a pretrained ViT."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,11 +19,13 @@ from ..layers import (
     ElasticPatchEmbed,
     MoLELinear,
     PatchGrid,
+    Sliced,
     check_supernet,
     checked_patch_sizes,
     compile_branches,
     expert_sizes,
     linear_factory,
+    merge_layers,
     recomputed,
 )
 from .outputs import (
@@ -282,13 +284,23 @@ class ElasticViT(BaseModule):
         for i, (num_heads, hidden_dim) in zip(self.blocks_of(subnet), widths, strict=True):
             yield self.blocks[i], (subnet.embed_dim, num_heads, hidden_dim)
 
-    def merge_experts(self, subnet: Subnet, gates: Tensor) -> None:
-        """Merge the experts of the active layers; ``gates`` is (L, 4, K)."""
-        for (block, widths), block_gates in zip(self.active_blocks(subnet), gates, strict=True):
-            layers = block.sliced_linears(*widths)
-            for (layer, out_features, in_features), gate in zip(layers, block_gates, strict=True):
-                if isinstance(layer, MoLELinear):
-                    layer.merge(gate, out_features, in_features)
+    def merge_experts(
+        self,
+        subnet: Subnet,
+        gates: Tensor,
+        merge: Callable[[Sequence[Sliced], Tensor], None] = merge_layers,
+    ) -> None:
+        """Merge the experts of the active layers.
+
+        Args:
+            subnet: The subnet to merge for.
+            gates: (L, 4, K).
+            merge: Merges the layers of one kind, by their gates (L, K).
+        """
+        blocks = [block.sliced_linears(*widths) for block, widths in self.active_blocks(subnet)]
+        kinds = zip(zip(*blocks, strict=True), gates.unbind(1), strict=True)
+        for layers, gates_of_kind in kinds:
+            merge(layers, gates_of_kind)
 
     def unmerge_experts(self) -> None:
         """Drop all merged weights, which leaves the bare supernet."""

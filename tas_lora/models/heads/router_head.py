@@ -1,6 +1,7 @@
 """The router of TAS-LoRA: from an architecture to mixture weights."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from math import prod
 
 import torch
@@ -101,6 +102,9 @@ class RouterHead(Router):
         )
         self.encoder = self.build_encoder(len(self._levels()) * hidden_size, hidden_size)
         self._build_heads(init, shape, positive(beta, 'beta', float))
+        # Indices are made of these on the device: a GPU waits for copies from the host.
+        largest = max(*shape[:2], *map(len, choices.values()))
+        self.register_buffer('numbers', torch.arange(largest), persistent=False)
 
     def build_encoder(self, in_features: int, hidden_size: int) -> nn.Module:
         """Build the module that :meth:`encode` runs."""
@@ -120,11 +124,11 @@ class RouterHead(Router):
         Raises:
             UserError: If a block is outside the space's choices, or in no group.
         """
-        head, block = self.head_of_blocks(subnet), self.places_of(subnet)
-        hidden = self.encode(self._embed(subnet))  # (L, d)
+        head, block, *choices = self._index(subnet)
+        hidden = self.encode(self._embed(choices))  # (L, d)
         logits = torch.einsum('ld,ljdk->ljk', hidden, self.head_weight[head, block])
         gates = (logits + self.head_bias[head, block]).softmax(dim=-1)
-        return F.pad(gates, (self.num_shared, 0), value=1.0)
+        return F.pad(gates, (self.num_shared, 0), value=1.0) if self.num_shared else gates
 
     def places_of(self, subnet: Subnet) -> list[int]:
         """Position of every block: its place in ``block_order``, so that it is its own always."""
@@ -193,15 +197,23 @@ class RouterHead(Router):
         levels = (BLOCK_ATTRIBUTES, SUBNET_ATTRIBUTES)
         return [used for level in levels if (used := [n for n in self.attributes if n in level])]
 
-    def _embed(self, subnet: Subnet) -> Tensor:
-        """Input of the encoder, one row per block: (L, levels x d)."""
+    def _index(self, subnet: Subnet) -> Tensor:
+        """Head, position and choice of every attribute of each block, (2 + attributes, L)."""
+        rows = [self.head_of_blocks(subnet), self.places_of(subnet)]
         blocks = [block_attributes(subnet, b, self.attributes) for b in range(subnet.depth)]
-        embedded = {}
         for name, values in zip(self.attributes, zip(*blocks, strict=True), strict=True):
-            choices = getattr(self.space, name)
-            index = torch.tensor([choices.index(v) for v in values], device=self.head_bias.device)
-            embedded[name] = self.embeddings[name](index)
-        return torch.cat([sum(embedded[n] for n in level) for level in self._levels()], dim=-1)
+            rows.append([getattr(self.space, name).index(value) for value in values])
+        numbers = self.numbers.unbind()
+        return torch.stack([numbers[i] for row in rows for i in row]).view(len(rows), -1)
+
+    def _embed(self, choices: Sequence[Tensor]) -> Tensor:
+        """Input of the encoder, one row per block: (L, levels x d)."""
+        embedded = {
+            name: self.embeddings[name](index)
+            for name, index in zip(self.attributes, choices, strict=True)
+        }
+        levels = ([embedded[name] for name in level] for level in self._levels())
+        return torch.cat([reduce(torch.add, level) for level in levels], dim=-1)
 
 
 @MODELS.register_module()

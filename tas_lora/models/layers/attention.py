@@ -68,7 +68,7 @@ def token_index(grid: int, max_offset: int, head_dim: int) -> tuple[Tensor, Tens
         head_dim: D.
 
     Returns:
-        Index (N, W) into :meth:`RelativePosition2D.from_class_token`: the offset from the token to
+        Index (N, W) into :func:`tables_from_class_token`: the offset from the token to
         each row and column of patches; 0 for the class token and for padding. Marks (N, W): 1 at
         the row and the column of a token, none for the class token.
     """
@@ -145,7 +145,10 @@ def without_key_gradient(bias: Tensor, width: int) -> Tensor:
     zero except for rounding. AdamW would scale that noise up to full steps, in entries that
     subnets with another number of heads use as query or value biases.
     """
-    query, key, value = bias[: 3 * width].view(3, width)
+    bias = bias[: 3 * width]
+    if not bias.requires_grad:  # frozen, or in evaluation: spare the copy
+        return bias
+    query, key, value = bias.view(3, width)
     return torch.cat([query, key.detach(), value])
 
 
@@ -169,13 +172,20 @@ class RelativePosition2D(nn.Module):
         """Embedding of every pair of tokens, (N, N, D), from :func:`relative_index`."""
         return self.vertical[index[0]] + self.horizontal[index[1]]
 
-    def from_class_token(self) -> Tensor:
-        """Both tables, (4R + 4, D), each relative to its row 0, the class token's."""
-        return torch.cat([table - table[0] for table in (self.vertical, self.horizontal)])
 
-    def of_class_token(self) -> Tensor:
-        """Embedding of a pair with the class token, (D,)."""
-        return self.vertical[0] + self.horizontal[0]
+def tables_from_class_token(
+    keys: RelativePosition2D, values: RelativePosition2D
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tables for :func:`fused_relative_attention`.
+
+    Returns:
+        Vertical and horizontal table of the keys, (4R + 4, D), each relative to its row 0, the
+        class token's; those of the values; and the embedding of a value of the class token, (D,).
+    """
+    # Stacked, as a GPU takes longer to start an operation than for tables of this size.
+    tables = torch.stack([keys.vertical, keys.horizontal, values.vertical, values.horizontal])
+    rel_k, rel_v = (tables - tables[:, :1]).unflatten(0, (2, 2)).flatten(1, 2)
+    return rel_k, rel_v, tables[2:, 0].sum(dim=0)
 
 
 class ElasticAttention(nn.Module):
@@ -237,6 +247,5 @@ class ElasticAttention(nn.Module):
         """Attention of each head; all of shape (B, H, N, D)."""
         if not self.has_tables:
             return softmax_attention(q, k, v, scale=self.head_dim**-0.5)
-        rel_k, rel_v = self.rel_pos_k.from_class_token(), self.rel_pos_v.from_class_token()
-        cls_v = self.rel_pos_v.of_class_token()
-        return fused_relative_attention(q, k, v, rel_k, rel_v, cls_v, rel_index)
+        tables = tables_from_class_token(self.rel_pos_k, self.rel_pos_v)
+        return fused_relative_attention(q, k, v, *tables, rel_index)

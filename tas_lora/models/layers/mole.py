@@ -1,7 +1,8 @@
 """Mixture of LoRA experts (TAS-LoRA): pure functions for the maths, and a thin layer."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -124,6 +125,83 @@ class MoLELinear(ElasticLinear):
         return f'{super().extra_repr()}, num_experts={num_experts}, rank={rank}'
 
 
+Sliced = tuple[ElasticLinear, int, int]  # with its active (output, input) widths
+
+
+def merge_layers(layers: Sequence[Sliced], gates: Tensor) -> None:
+    """Merge the experts of the layers of one kind, if they have any; ``gates`` is (L, K).
+
+    On a GPU they are merged together, unless numbers or ranks of experts differ.
+    """
+    sizes = {layer.lora_a.shape[:2] for layer, *_ in layers if isinstance(layer, MoLELinear)}
+    alike = len(sizes) == 1 and gates.shape[1] == min(sizes)[0]
+    (merge_together if gates.is_cuda and alike else merge_each)(layers, gates)
+
+
+def merge_each(layers: Sequence[Sliced], gates: Tensor) -> None:
+    """Call :meth:`MoLELinear.merge` of each layer that has experts; ``gates`` is (L, K)."""
+    for (layer, *widths), gate in zip(layers, gates, strict=True):
+        if isinstance(layer, MoLELinear):
+            layer.merge(gate, *widths)
+
+
+def merge_together(layers: Sequence[Sliced], gates: Tensor) -> None:
+    """Do what :func:`merge_each` does in 4 operations, and 3 or 4 for each pair of widths.
+
+    A GPU is kept waiting by many small operations. On a CPU it takes as long or a little longer,
+    as the backward copies the gradients into one tensor.
+
+    Args:
+        layers: Layers with equal parts, and equal numbers and ranks of experts. All have the same
+            output width, or the same input width.
+        gates: (L, K).
+    """
+    order = sorted(range(len(layers)), key=lambda i: layers[i][1:])
+    layers, rows = [layers[i] for i in order], gates.unbind()
+    scale = torch.stack([rows[i] for i in order]) / layers[0][0].lora_a.shape[1]  # (L, K)
+    groups = [list(group) for _, group in groupby(layers, key=lambda sliced: sliced[1:])]
+    sizes = [len(group) for group in groups]
+    if len({in_features for *_, in_features in layers}) == 1:  # scale the factor that all share
+        downs = (_stacked_down(layers) * scale[:, :, None, None]).split(sizes)
+        ups = [_stacked_up(group) for group in groups]
+    else:
+        downs = [_stacked_down(group) for group in groups]
+        ups = (_stacked_up(layers) * scale[:, None, None, :, None]).split(sizes)
+    for group, up, down in zip(groups, ups, downs, strict=True):
+        _merge_group(group, up, down)
+
+
+def _merge_group(layers: Sequence[Sliced], up: Tensor, down: Tensor) -> None:
+    """Merge layers of equal widths, by their (L, P, o, K, R) and (L, K, R, i)."""
+    weights = torch.cat(
+        [
+            layer.weight.view(layer.parts, layer.out_features, -1)[:, :out_features, :in_features]
+            for layer, out_features, in_features in layers
+        ]
+    )  # (L P, o, i)
+    down = down.flatten(1, 2)[:, None].expand(-1, up.shape[1], -1, -1).flatten(0, 1)
+    weights.baddbmm_(up.flatten(3).flatten(0, 1), down)  # of a view it would copy in the backward
+    merged = weights.unflatten(0, (len(layers), -1)).flatten(1, 2).unbind()
+    _hold([layer for layer, *_ in layers], merged)
+
+
+def _stacked_down(layers: Sequence[Sliced]) -> Tensor:
+    """(L, K, R, i)."""
+    return torch.stack([layer.lora_a[..., :in_features] for layer, _, in_features in layers])
+
+
+def _stacked_up(layers: Sequence[Sliced]) -> Tensor:
+    """(L, P, o, K, R)."""
+    factors = [
+        layer.lora_b.view(len(layer.lora_b), layer.parts, layer.out_features, -1)
+        .narrow(2, 0, out_features)
+        .permute(1, 2, 0, 3)
+        for layer, out_features, _ in layers
+    ]
+    # Not torch.stack: of more than four dimensions, a GPU copies one tensor after the other.
+    return torch.cat(factors).unflatten(0, (len(layers), -1))
+
+
 def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """All LoRA factors of ``model``."""
     for layer in model.modules():
@@ -163,7 +241,7 @@ def recomputed(block: nn.Module, *inputs) -> Tensor:
     return checkpoint(run, *inputs, use_reentrant=False)
 
 
-def _hold(layers: list[MoLELinear], weights: list[Tensor | None]) -> None:
+def _hold(layers: list[MoLELinear], weights: Sequence[Tensor | None]) -> None:
     for layer, weight in zip(layers, weights, strict=True):
         layer.merged = weight
 
