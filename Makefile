@@ -2,6 +2,7 @@
 # make demo     the whole path on real images, in minutes on two cores
 # make gpu      what was never measured on a GPU, in nine minutes on one: docs/gpu.md
 # make gpu-quick  the same parts on tiny sizes on a CPU: a minute
+# make shrink-demo  a real pretrained ViT halved for real pictures: fetches 330 MB once; not timed yet
 #
 # make lint     style, spelling, prose, and the documentation
 # make test     what a change is likely to break: some 6 minutes on two cores
@@ -26,7 +27,7 @@ FORK := .venv-fork
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q --durations=5
 PARALLEL = -n logical --dist worksteal
 
-.PHONY: install demo gpu gpu-quick test test-all coverage variants soak nightly lowest fork lint docs format clean
+.PHONY: install demo gpu gpu-quick shrink-demo test test-all coverage variants soak nightly lowest fork lint docs format clean
 
 install: $(INSTALLED)
 
@@ -40,6 +41,10 @@ gpu: $(INSTALLED)
 
 gpu-quick: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python tools/gpu_check.py --device cpu --quick --again --out work_dirs/gpu_quick
+
+shrink-demo: $(INSTALLED)
+	$(VENV)/bin/python projects/from_pretrained/fetch.py
+	$(VENV)/bin/python tools/shrink.py timm:vit_small_patch14_dinov2 --checkpoint data/dinov2_s.safetensors --data data/emoji --img-size 56 --limit macs=0.5 --out work_dirs/shrink_demo --epochs 4 --batch-size 32 --batches 2 --population 8 --generations 3 --sizes 2 --formats safetensors --no-flip
 
 test: $(INSTALLED)
 	$(PYTEST) $(PARALLEL) -m 'not full and not slow'

@@ -65,7 +65,11 @@ setup(
     cmdclass={'build_py': BuildWithMim},
     entry_points={'console_scripts': ['tas-lora = tas_lora.__main__:main']},
     packages=find_packages(include=['tas_lora', 'tas_lora.*']),
-    package_data={'tas_lora.report': ['*.html'], 'tas_lora.export': ['*.jinja']},
+    package_data={
+        'tas_lora.report': ['*.html', '*.css'],
+        'tas_lora.export': ['*.jinja'],
+        'tas_lora.shrink': ['*.html', 'templates/*.jinja'],
+    },
     install_requires=[
         'torch>=2.10',  # older ones believe the sizes that a file declares
         'torchvision>=0.25',

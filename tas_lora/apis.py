@@ -3,13 +3,14 @@
 import copy
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.registry import LOOPS
 
 from .atomic_files import is_damaged
@@ -102,12 +103,15 @@ def check_training(cfg: Config, resume: str | Path | bool = False) -> None:
         rehearse_training(runner)
 
 
-def train(cfg: Config, resume: str | Path | bool = False) -> SupernetRunner:
+def train(
+    cfg: Config, resume: str | Path | bool = False, hooks: Sequence[Hook] = ()
+) -> SupernetRunner:
     """Train according to ``cfg``, as the only run in its work directory; return the runner.
 
     Args:
         cfg: A config.
         resume: A checkpoint to resume from, or True for the newest one; see :func:`resume`.
+        hooks: Further ones, that only watch: they are no part of what a resumed run compares.
 
     Raises:
         UserError: As :func:`prepare_training`; or if another run is in the work directory.
@@ -119,6 +123,7 @@ def train(cfg: Config, resume: str | Path | bool = False) -> SupernetRunner:
             runner.logger.warning(note)
         with addressed(cfg):
             check_monitors_early(runner)
+        _watch(runner, hooks)
         runner.train()
     return runner
 
@@ -158,7 +163,11 @@ def check_search(cfg: Config, checkpoint: str | Path, test: bool = False) -> Non
 
 
 def search(
-    cfg: Config, checkpoint: str | Path, test: bool = False, report: bool = False
+    cfg: Config,
+    checkpoint: str | Path,
+    test: bool = False,
+    report: bool = False,
+    hooks: Sequence[Hook] = (),
 ) -> dict[str, float]:
     """Search with the weights of ``checkpoint``; return score and costs of the best subnet.
 
@@ -167,6 +176,7 @@ def search(
         checkpoint: The weights.
         test: Test the chosen subnets at the end; it reads the test set once.
         report: Write ``report.html`` and figures to the work directory.
+        hooks: As in :func:`train`.
     """
     if test:
         _check_test(cfg)
@@ -174,6 +184,7 @@ def search(
         runner = prepare_search(cfg, checkpoint)
         if note:
             runner.logger.warning(note)
+        _watch(runner, hooks)
         metrics = runner.val()
         if test:
             metrics = metrics | test_chosen(runner)
@@ -182,13 +193,19 @@ def search(
     return metrics
 
 
-def evaluate(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -> dict:
+def evaluate(
+    cfg: Config,
+    checkpoint: str | Path,
+    subnets: dict | None = None,
+    hooks: Sequence[Hook] = (),
+) -> dict:
     """Test the weights of ``checkpoint``; return the metrics.
 
     Args:
         cfg: A config with a test set.
         checkpoint: The weights.
         subnets: Subnets to test by name, instead of those of ``cfg.test_cfg``.
+        hooks: As in :func:`train`.
     """
     _check_test_data(cfg)
     if cfg.get('work_dir'):
@@ -204,7 +221,9 @@ def evaluate(cfg: Config, checkpoint: str | Path, subnets: dict | None = None) -
         cfg.test_cfg.subnets = {
             name: s.to_dict() if isinstance(s, Subnet) else s for name, s in subnets.items()
         }
-    return _prepared(cfg, 'test').test()
+    runner = _prepared(cfg, 'test')
+    _watch(runner, hooks)
+    return runner.test()
 
 
 def _prepared(
@@ -220,6 +239,11 @@ def _prepared(
             runner = kind.from_cfg(cfg)
         runner.prepare(*stages)
         return runner
+
+
+def _watch(runner: SupernetRunner, hooks: Sequence[Hook]) -> None:
+    for hook in hooks:
+        runner.register_hook(hook, 'VERY_LOW')
 
 
 def _check_test(cfg: Config) -> None:

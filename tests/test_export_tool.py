@@ -15,7 +15,7 @@ from mmpretrain import ImageClassificationInferencer
 from test_export import trained_like
 
 from tas_lora import Subnet, UserError, export_subnet, load_supernet
-from tas_lora.export import Source, formats, mmpretrain, parity
+from tas_lora.export import Source, formats, job, mmpretrain
 from tas_lora.export import onnx as onnx_format
 from tas_lora.export.int8 import compare, compare_top1, quantise
 from tas_lora.work_lock import check_free
@@ -135,7 +135,7 @@ def test_the_tool_notices_a_difference(export_tool, capsys, tmp_path, monkeypatc
         model.head.fc.bias.data.sub_(1)
         return folder
 
-    monkeypatch.setattr('tas_lora.export_subnet', wrong)
+    monkeypatch.setattr('tas_lora.export.job.export_subnet', wrong)
     assert export_tool() == 1
     out = capsys.readouterr().out
     assert 'safetensors NOT exported' in out
@@ -149,7 +149,7 @@ def test_the_tool_says_what_it_skips(export_tool, capsys, monkeypatch):
     monkeypatch.setattr(formats, 'find_spec', lambda name: None if name in hidden else find(name))
     written = []
     monkeypatch.setattr(
-        parity, 'write_formats', lambda model, source, forms, *_: written.extend(forms) or []
+        job, 'write_formats', lambda model, source, forms, *_: written.extend(forms) or []
     )
     assert export_tool('--formats', 'all') == 0
     assert [each.name for each in written] == ['safetensors', 'torch_export', 'mmpretrain']

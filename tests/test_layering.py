@@ -60,6 +60,7 @@ LAYERS = (
     ('tas_lora.engine',),
     (
         'tas_lora.apis',
+        'tas_lora.shrink',
         'tas_lora.cli',
         'tas_lora.gpu_check',
         'tas_lora',

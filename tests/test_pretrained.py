@@ -112,6 +112,17 @@ def test_timm_networks(name):
     assert_close(model.backbone(images)[-1], vit.forward_head(vit.forward_features(images), True))
 
 
+def test_positions_of_a_file_for_this_size_stay(tmp_path):
+    """They are not resized to the size that the name stands for, and back."""
+    torch.manual_seed(0)
+    vit = perturbed(timm.create_model('vit_tiny_patch16_224', img_size=64, num_classes=3))
+    save_file(vit.state_dict(), tmp_path / 'vit.safetensors')
+    options = dict(checkpoint=tmp_path / 'vit.safetensors', img_size=64)
+    model, images = supernet_from('timm:vit_tiny_patch16_224', **options), pictures(64)
+    with torch.no_grad():
+        assert_close(output(model, images), vit(images))
+
+
 def test_numbers_of_parameters():
     """The library's own, where no bias is missing and no token folded."""
     for name in ('deit', 'dinov2', 'dinov2_registers', 'siglip_gap', 'registers_gap', 'deit3'):

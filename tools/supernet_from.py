@@ -1,26 +1,14 @@
 """Make a pretrained vision transformer of timm, Hugging Face or MMPretrain a supernet."""
 
 import argparse
-from io import BytesIO
 from pathlib import Path
-from pprint import pformat
-
-import torch
 
 from tas_lora import UserError, cli
-from tas_lora.atomic_files import write_atomic
 from tas_lora.models import SupernetClassifier
-from tas_lora.models.pretrained import convert
+from tas_lora.models.pretrained import convert, write_supernet
 from tas_lora.structures import ViTStyle
 
 MOMENTS = ('mean', 'std')
-HEADER = """# The supernet whose largest subnet is {source!r}.
-# Written by tools/supernet_from.py, along with its weights. A config that begins with it has
-#     _base_ = ['FOLDER/supernet.py', ...]
-#     load_from = 'FOLDER/supernet.pth'
-
-model = {model}
-"""
 
 
 def parse_args() -> argparse.Namespace:
@@ -68,12 +56,7 @@ def main():
         raise UserError(f'--out {out} is a file; name a folder')
     options = args.checkpoint, args.img_size, args.num_classes
     model, config, difference = convert(args.source, *options)
-    content = BytesIO()
-    torch.save(dict(meta=dict(source=args.source), state_dict=model.state_dict()), content)
-    out.mkdir(parents=True, exist_ok=True)
-    model_text = pformat(config, width=96, compact=True, sort_dicts=False)
-    write_atomic(out / 'supernet.pth', content.getvalue())
-    write_atomic(out / 'supernet.py', HEADER.format(source=args.source, model=model_text).encode())
+    write_supernet(out, args.source, model, config)
     for line in (*lines(args.source, model, difference), f'Written: {out}/supernet.py and .pth'):
         cli.say(line)
 

@@ -7,7 +7,12 @@ from .hooks import (
     SafeCheckpointHook,
     SimilarityHook,
 )
-from .optim import JointOptimWrapper, MoLEOptimWrapperConstructor, SupernetOptimWrapper
+from .optim import (
+    HeadLayerDecay,
+    JointOptimWrapper,
+    MoLEOptimWrapperConstructor,
+    SupernetOptimWrapper,
+)
 from .runner import (
     ParentDistillation,
     ResumableTrainLoop,
@@ -24,6 +29,7 @@ __all__ = [
     'CompileWarmupHook',
     'ComplexityAwareLRHook',
     'EvolutionarySearchLoop',
+    'HeadLayerDecay',
     'JointOptimWrapper',
     'MoLEHook',
     'MoLEOptimWrapperConstructor',

@@ -98,7 +98,7 @@ def read_original(
     """Read a model into float32 on the CPU, or on the meta device; the source stays as it is."""
     if img_size is not None:
         positive(img_size, 'img_size', int, most=MOST_PIXELS)
-    opened, reader = _opened(source, checkpoint)
+    opened, reader = _opened(source, checkpoint, img_size)
     opened.eval()
     if not _on_meta(opened):
         opened = opened.float().cpu()
@@ -106,7 +106,9 @@ def read_original(
         return reader.read(opened, img_size)
 
 
-def _opened(source: nn.Module | str, checkpoint: str | Path | None) -> tuple[nn.Module, ModuleType]:
+def _opened(
+    source: nn.Module | str, checkpoint: str | Path | None, img_size: int | None
+) -> tuple[nn.Module, ModuleType]:
     """A model that may be changed, and the reader of its library."""
     if isinstance(source, str):
         library, _, name = source.partition(':')
@@ -118,7 +120,8 @@ def _opened(source: nn.Module | str, checkpoint: str | Path | None) -> tuple[nn.
         reader = _reader(_SOURCES[library])
         with blame(f'{_NEEDED[library]} cannot be imported; install it with pip'):
             import_module(_NEEDED[library])
-        return reader.open_model(name, checkpoint), reader
+        size = (img_size,) if library == 'timm' else ()
+        return reader.open_model(name, checkpoint, *size), reader
     library = type(source).__module__.partition('.')[0]
     if library not in _READERS or not isinstance(source, nn.Module):
         raise UserError(

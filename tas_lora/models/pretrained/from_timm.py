@@ -45,8 +45,10 @@ def read(vit: nn.Module, img_size: int | None) -> Original:
     return Original(config_of(facts, weights, 'timm'), weights, vit, head)
 
 
-def open_model(name: str, checkpoint: str | Path | None) -> nn.Module:
+def open_model(name: str, checkpoint: str | Path | None, img_size: int | None = None) -> nn.Module:
     """Build a model of timm's by name, with the weights of ``checkpoint`` or those of the hub.
+
+    For ``img_size`` at once: positions of a file that is of that size stay as they are.
 
     Raises:
         UserError: If there is no such model, or its weights cannot be had.
@@ -61,8 +63,9 @@ def open_model(name: str, checkpoint: str | Path | None) -> nn.Module:
             return timm.create_model(name, pretrained=True)
     state = read_state_dict(checkpoint)
     head = state.get('head.weight')
+    size = {} if img_size is None else dict(img_size=img_size)
     with blame(f'timm cannot build {name!r} for this file'):
-        vit = timm.create_model(name, num_classes=0 if head is None else len(head))
+        vit = timm.create_model(name, num_classes=0 if head is None else len(head), **size)
     return load(vit, state, checkpoint)
 
 

@@ -1,0 +1,133 @@
+"""The folder of images that a network is shrunk for."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from inspect import signature
+from pathlib import Path
+
+from mmpretrain.datasets import CustomDataset
+
+from ..datasets.class_folders import some
+from ..errors import UserError
+
+_SHARE = 5  # a fifth of the training images is held out, but not more than _MOST
+_MOST = 10_000
+_SUFFIXES = signature(CustomDataset.__init__).parameters['extensions'].default
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Images in class folders, split into training, test, and maybe validation.
+
+    Args:
+        root: The folder.
+        files: Names and sizes of the images by split and class.
+    """
+
+    root: Path
+    files: dict[str, dict[str, list[tuple[str, int]]]]
+
+    @classmethod
+    def read(cls, root: str | Path, batch_size: int) -> 'ImageFolder':
+        """List the images.
+
+        Raises:
+            UserError: If a split is missing, there is one class, classes differ between splits, or
+                a batch has more images than there are to train on.
+        """
+        root = Path(root).resolve()
+        splits = ['train', 'test', *(['val'] if (root / 'val').is_dir() else [])]
+        for name in splits:
+            if not (root / name).is_dir():
+                raise UserError(
+                    f'{root} has no folder {name}; images are expected as {name}/CLASS/FILE'
+                )
+        found = cls(root, {name: _listed(root / name) for name in splits})
+        found._check(batch_size)
+        return found
+
+    @property
+    def classes(self) -> list[str]:
+        """Names in the order of labels."""
+        return sorted(self.files['train'])
+
+    @property
+    def has_val(self) -> bool:
+        """Whether there are validation images."""
+        return 'val' in self.files
+
+    @cached_property
+    def held_out(self) -> int:
+        """Number of images for choices and the search."""
+        if self.has_val:
+            return self._count('val')
+        return min(_MOST, max(len(self.classes), self._count('train') // _SHARE))
+
+    @property
+    def trained(self) -> int:
+        """Number of images to train on."""
+        return self._count('train') - (0 if self.has_val else self.held_out)
+
+    @property
+    def tested(self) -> int:
+        """Number of test images."""
+        return self._count('test')
+
+    def digest(self) -> str:
+        """SHA-256 of names and sizes of all images."""
+        return hashlib.sha256(repr(sorted(self._lines())).encode()).hexdigest()
+
+    def _lines(self):
+        for split, classes in self.files.items():
+            for name, files in classes.items():
+                yield from (f'{split}/{name}/{file} {size}' for file, size in files)
+
+    def _count(self, split: str) -> int:
+        return sum(map(len, self.files[split].values()))
+
+    def _check(self, batch_size: int) -> None:
+        classes = self.classes
+        if len(classes) < 2:
+            raise UserError(
+                f'{self.root}/train has {len(classes)} class{"" if classes else "es"} '
+                f'({some(classes) or "no folder"}); a classifier needs two or more folders'
+            )
+        for split, others in self.files.items():
+            extra, missing = (
+                some(sorted(a - b))
+                for a, b in ((set(others), set(classes)), (set(classes), set(others)))
+            )
+            if extra or missing:
+                parts = (extra and f'has {extra}', missing and f'lacks {missing}')
+                raise UserError(
+                    f'{self.root}/{split} {" and ".join(filter(None, parts))}, unlike train; '
+                    'labels are places of folders, so give all splits the same class folders'
+                )
+        for name, files in self.files['train'].items():
+            if not files:
+                raise UserError(f'{self.root}/train/{name} has no image; add some, or remove it')
+        if self.trained < batch_size:
+            what = '' if self.has_val else f' (of {self._count("train")}, the others are held out)'
+            raise UserError(
+                f'{self.root}/train has {self.trained} images to train on{what}, and a batch has '
+                f'{batch_size}; give --batch-size {self.trained} or fewer, or more images'
+            )
+        for split in self.files:
+            if not self._count(split):
+                raise UserError(f'{self.root}/{split} has no image; add some')
+
+
+def _listed(folder: Path) -> dict[str, list[tuple[str, int]]]:
+    """Images by class folder."""
+    with os.scandir(folder) as entries:
+        names = [e.name for e in entries if e.is_dir() and not e.name.startswith('.')]
+    return {name: sorted(_images(folder / name)) for name in names}
+
+
+def _images(folder: Path):
+    for path in folder.rglob('*'):
+        hidden = any(part.startswith('.') for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in _SUFFIXES and not hidden and path.is_file():
+            yield str(path.relative_to(folder)), path.stat().st_size

@@ -1,0 +1,131 @@
+"""What a user asks of ``tools/shrink.py``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from ..checks import boolean, inside, natural, one_of, positive
+from ..errors import UserError
+from ..export import find_formats
+from ..provenance import sha256
+
+WAYS = ('experts', 'one_lora', 'all', 'both')
+COUNTED = ('macs', 'params')
+_FREE = ('workers', 'scratch')  # may change between two starts
+
+
+@dataclass(frozen=True)
+class Request:
+    """A pretrained network, images, limits, and how much work is to be spent.
+
+    Args:
+        source: 'timm:NAME', 'hf:FOLDER' or 'mmpretrain:NAME'.
+        data: Folder with ``train/CLASS/*``, ``test/CLASS/*`` and maybe ``val/CLASS/*``.
+        limits: ``macs`` and ``params``, up to 1 as a share of the original's; ``latency`` in ms of
+            one image on this machine's CPU.
+        out: Folder to write to.
+        checkpoint: Weights of the source, if not its library's own.
+        way: What is trained: 'experts', 'one_lora', 'all' or 'both'.
+        epochs: Of each training; at least 2, as one warms up.
+        batch_size: Images of a step.
+        img_size: Side of the images, by default the source's.
+        seed: Of all draws.
+        workers: Processes that read training images.
+        population: Subnets of a generation of the search.
+        generations: Generations of the search.
+        batches: Training batches that the order is scored on.
+        sizes: Random subnets that are tested for the page.
+        multiple: All widths are multiples of it.
+        formats: Of the export, besides safetensors; 'all' are those that are installed.
+        flip: Mirror half of the training images.
+        scratch: Also train the found architecture from random weights.
+
+    Raises:
+        UserError: If a value is not allowed.
+    """
+
+    source: str
+    data: str
+    limits: Mapping[str, float]
+    out: str
+    checkpoint: str | None = None
+    way: str = 'experts'
+    epochs: int = 30
+    batch_size: int = 64
+    img_size: int | None = None
+    seed: int = 0
+    workers: int = 1
+    population: int = 50
+    generations: int = 20
+    batches: int = 8
+    sizes: int = 6
+    multiple: int = 32
+    formats: Sequence[str] = ('all',)
+    flip: bool = True
+    scratch: bool = False
+
+    def __post_init__(self):
+        one_of(self.way, 'way', WAYS)
+        for name in ('batch_size', 'population', 'generations', 'batches', 'sizes'):
+            positive(getattr(self, name), name, int, most=10**6)
+        if positive(self.epochs, 'epochs', int, most=10**6) < 2:
+            raise UserError('must be 2 or more, as the first one warms up, got 1', 'epochs')
+        if self.population < 4:
+            raise UserError(f'must be 4 or more, got {self.population}', 'population')
+        if self.img_size is not None:
+            positive(self.img_size, 'img_size', int, most=10**5)
+        positive(self.multiple, 'multiple', int, most=4096)
+        natural(self.seed, 'seed', most=2**31)
+        natural(self.workers, 'workers', most=1000)
+        boolean(self.flip, 'flip')
+        boolean(self.scratch, 'scratch')
+        _check_limits(self.limits)
+        find_formats(self.formats)
+        if self.checkpoint is not None and not Path(self.checkpoint).is_file():
+            raise UserError(f'{self.checkpoint} is not a file', 'checkpoint')
+
+    @property
+    def folder(self) -> Path:
+        """Where all is written, absolute."""
+        return Path(self.out).resolve()
+
+    def identity(self) -> dict:
+        """What a later start in the same folder must have in common with this one."""
+        same = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _FREE}
+        same |= dict(data=str(Path(self.data).resolve()), out=str(self.folder))
+        same['formats'] = list(self.formats)
+        same['limits'] = dict(sorted(self.limits.items()))
+        if self.checkpoint is not None:
+            same['checkpoint'] = sha256(self.checkpoint)
+        return same
+
+
+def read_limits(texts: Sequence[str]) -> dict[str, float]:
+    """Parse ``COST=NUMBER`` arguments.
+
+    Raises:
+        UserError: If one has another form, or a cost is given twice.
+    """
+    limits: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition('=')
+        if name in limits:
+            raise UserError(f'--limit {name} is given twice; give it once')
+        try:
+            limits[name] = float(value)
+        except ValueError:
+            raise UserError(
+                f'--limit takes COST=NUMBER, such as macs=0.5 or latency=20, got {text!r}'
+            ) from None
+    with inside('--limit'):
+        _check_limits(limits)
+    return limits
+
+
+def _check_limits(limits: Mapping[str, float]) -> None:
+    if not limits:
+        raise UserError('no limit is given; give one, such as macs=0.5')
+    for name, value in limits.items():
+        if name not in (*COUNTED, 'latency'):
+            raise UserError(f'{name} is unknown; choose from macs, params and latency (ms)')
+        positive(value, name, float, most=10**15)

@@ -1,0 +1,280 @@
+"""The stages of a shrink, in order; each writes its config and runs it as our tools do."""
+
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from mmengine.device import get_device
+from rich.console import Console
+
+from .. import apis
+from ..errors import STOPPED, UserError
+from ..export import find_formats
+from ..export.formats import ROOT
+from ..export.job import export_from_config
+from ..models.pretrained import convert, write_supernet
+from ..ordering.blocks import passes_of
+from ..ordering.run import Clock, order_supernet
+from ..provenance import read_json
+from ..report.page import duration
+from ..work_lock import held
+from .compare import compare
+from .configs import RUNTIME, schedules
+from .images import ImageFolder
+from .ledger import Ledger
+from .limits import constraints, settled
+from .progress import BACKWARD, Meter
+from .request import Request
+from .work import Work
+
+LOG = 'shrink.log'
+_IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+_RACE = dict(first=500, growth=1.5, z=3.0, controls=20, strata=20)
+_TITLES = dict(
+    experts='Experts for slices of the ordered network; the network itself stays as it is.',
+    one_lora='One LoRA for all slices of the ordered network, which itself stays as it is.',
+    all='All weights of the ordered network learn from a copy of it as it was.',
+    both='Experts and all weights of the ordered network learn from a copy of it as it was.',
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step.
+
+    Args:
+        name: Also of the folder it writes to, if it has one.
+        places: Files and folders that it writes.
+        run: Does the work; returns the files that later stages depend on, what was found, and a
+            line on it.
+    """
+
+    name: str
+    places: tuple[str, ...]
+    run: Callable[[Work], tuple[Iterable[Path], Mapping, str]]
+
+
+def _original(work: Work) -> tuple[list[Path], dict, str]:
+    """Convert the source, and fine-tune it unless it has a head for as many classes."""
+    request, images = work.request, work.images
+    torch.manual_seed(request.seed)  # a new head
+    options = request.checkpoint, request.img_size
+    model, model_config, difference = convert(request.source, *options)
+    own_head = model.head is not None and model.head.num_classes == len(images.classes)
+    if not own_head:
+        model, model_config, difference = convert(request.source, *options, len(images.classes))
+    limits = settled(request.limits, model, request.multiple)
+    supernet = work.folder / 'original'
+    write_supernet(supernet, request.source, model, model_config)
+    work.ledger.write_config('original', '_base_/default_runtime.py', RUNTIME.read_text('utf-8'))
+    work.write(
+        'original',
+        'data',
+        folder=str(images.root),
+        classes=images.classes,
+        has_val=images.has_val,
+        held_out=images.held_out,
+        img_size=model.image_spec['img_size'],
+        batch_size=request.batch_size,
+        workers=request.workers,
+        flip=0.5 if request.flip else 0.0,
+        **(_IMAGENET | model_config.get('data_preprocessor', {})),
+    )
+    weights = work.path('original', 'supernet.pth')
+    path = work.write(
+        'original', 'original', weights=weights, finetune=not own_head, epochs=request.epochs
+    )
+    found = dict(limits, difference=difference, own_head=own_head, depth=model.backbone.arch.depth)
+    files = [supernet / 'supernet.py', supernet / 'supernet.pth']
+    if own_head:
+        work.meter.plan('original', 0.0)
+        return files, found | dict(weights=weights), f'it has a head of {len(images.classes)}'
+    apis.train(apis.load_config(path), True, work.count('original', 1 + BACKWARD))
+    files.append(supernet / f'epoch_{request.epochs}.pth')
+    return files, found | dict(weights=str(files[-1])), f'fine-tuned on {images.trained:,} images'
+
+
+def _order(work: Work) -> tuple[list[Path], dict, str]:
+    """Order the original, and propose a space for the limits."""
+    request, original, out = work.request, work.found('original'), work.path('ordered')
+    limits = ' '.join(f'{name}={share:.4g}' for name, share in original['shares'].items())
+    weights = original['weights']
+    path = work.write('order', 'order', weights=weights, limits=limits, out=out)
+    there, classes = work.images.trained // request.batch_size, len(work.images.classes)
+    batches = min(there, max(request.batches, -(-classes // request.batch_size)))
+    knows_all = batches * request.batch_size >= classes
+    args = Namespace(
+        config=str(path),
+        cfg_options={},
+        checkpoint=None,
+        out=out,
+        score='tas_lora.TaylorScore' if knows_all else 'tas_lora.OutputScore',
+        batches=batches,
+        limits=original['shares'],
+        multiple=str(request.multiple),
+        seed=request.seed,
+        device=get_device(),
+    )
+    _, proposal, paths = order_supernet(args, Clock(work.meter.bar))
+    text = ', '.join(f'{name} {share:.2f}' for name, share in proposal.shares.items())
+    line = f'{proposal.space.size:,} subnets, the smallest with {text} of the original'
+    return [path for path in paths if path.suffix != '.png'], {}, line
+
+
+def _train(work: Work) -> tuple[list[Path], dict, str]:
+    """Train the slices, with the original as the teacher."""
+    request = work.request
+    for source in schedules(request.way):
+        work.ledger.write_config('train', f'_base_/{source.name}', source.read_text('utf-8'))
+    title, way = _TITLES[request.way], request.way
+    path = work.write('train', 'train', title=title, way=way, epochs=request.epochs)
+    apis.train(apis.load_config(path), True, work.count('train', 2 + BACKWARD))
+    weights = work.folder / 'train' / f'epoch_{request.epochs}.pth'
+    return [weights], dict(weights=str(weights)), f'{request.epochs} epochs, way {way}'
+
+
+def _search(work: Work) -> tuple[list[Path], dict, str]:
+    """Find the best subnet within the limits, on held-out images."""
+    request, weights, limits = work.request, work.found('train')['weights'], work.found('original')
+    path = work.write(
+        'search',
+        'search',
+        weights=weights,
+        constraints=constraints(limits['limits']),
+        measure='latency' in limits['limits'],
+        race=_RACE if work.images.held_out > 1.5 * _RACE['first'] else None,
+        population=request.population,
+        generations=request.generations,
+    )
+    cfg = apis.load_config(path)
+    cfg.val_cfg.resume = (work.folder / 'search' / 'search.json').exists()
+    apis.search(cfg, weights, report=True, hooks=work.count('search'))
+    best = work.folder / 'search' / 'best_subnet.json'
+    record = read_json(best, 'result of the search', kind=dict)
+    share = record['flops'] / limits['original']['macs']
+    line = f'{record["candidates"]} subnets scored; the best has {share:.2f} of the MACs'
+    return [best], dict(subnet=record['subnet']), line
+
+
+def _export(work: Work) -> tuple[list[Path], dict, str]:
+    """Cut the found subnet out, in all formats that are installed."""
+    formats, skipped = find_formats(work.request.formats)
+    formats = [ROOT, *(each for each in formats if each != ROOT)]
+    record = read_json(work.folder / 'search' / 'best_subnet.json', 'subnet file', kind=dict)
+    cfg, weights = apis.load_config(work.path('train.py')), work.found('train')['weights']
+    checks = export_from_config(cfg, weights, record, work.path('export'), formats)
+    names = [check.name for check in checks if check.held]
+    if ROOT.name not in names:
+        raise UserError(f'the export differs from the supernet: {"; ".join(map(str, checks))}')
+    root = work.folder / 'export'
+    files = [root / 'weights.safetensors', root / 'architecture.json']
+    left = [str(check) for check in checks if not check.held] + skipped
+    return files, dict(formats=names, skipped=left), ', '.join(names)
+
+
+def _scratch(work: Work) -> tuple[list[Path], dict, str]:
+    """Train the found architecture from random weights, for as many epochs."""
+    subnet, epochs = work.found('search')['subnet'], work.request.epochs
+    path = work.write('scratch', 'scratch', subnet=subnet, epochs=epochs)
+    apis.train(apis.load_config(path), True, work.count('scratch', 1 + BACKWARD))
+    weights = work.folder / 'scratch' / f'epoch_{epochs}.pth'
+    return [weights], dict(weights=str(weights)), f'{epochs} epochs'
+
+
+STAGES = (
+    Stage('original', ('original', 'original.py', 'data.py', '_base_'), _original),
+    Stage('order', ('ordered', 'order.py'), _order),
+    Stage('train', ('train', 'train.py'), _train),
+    Stage('search', ('search', 'search.py'), _search),
+    Stage('export', ('export',), _export),
+    Stage('scratch', ('scratch', 'scratch.py'), _scratch),
+    Stage('compare', ('compare', 'compare.py', 'compare.json', 'index.html'), compare),
+)
+
+
+def shrink(request: Request, console: Console) -> Path:
+    """Run all stages that are not done, and return the path of the page.
+
+    Args:
+        request: What is asked.
+        console: For progress, and a line on each stage.
+
+    Raises:
+        UserError: If images, limits or what is in the folder do not suit; or as the stages.
+    """
+    images = ImageFolder.read(request.data, request.batch_size)
+    console.file = console.file  # stays the terminal when the output of a stage goes to the log
+    with held(request.folder):
+        identity = request.identity() | dict(images=images.digest())
+        ledger = Ledger(request.folder, identity)
+        has_scratch = request.scratch or 'scratch' in ledger.stages
+        stages = [stage for stage in STAGES if stage.name != 'scratch' or has_scratch]
+        if has_scratch and not ledger.is_done('scratch') and ledger.is_done('compare'):
+            ledger.reopen('compare')
+        seconds = {
+            stage.name: ledger.stages[stage.name]['seconds']
+            for stage in stages
+            if ledger.is_done(stage.name)
+        }
+        for name in seconds:
+            ledger.check(name)
+        planned = _work(request, images, stages)
+        if 'original' in seconds and ledger.result('original')['own_head']:
+            planned['original'] = 0.0
+        meter = Meter(console, planned, seconds)
+        work = Work(request, images, ledger, meter)
+        log = (request.folder / LOG).open('a', buffering=1)  # loggers keep it
+        with meter.bar:
+            for number, stage in enumerate(stages, 1):
+                title = f'{number}/{len(stages)} {stage.name}'
+                if stage.name in seconds:
+                    console.print(f'{title}: done before', markup=False, highlight=False)
+                    continue
+                with _told(console), redirect_stdout(log):
+                    line = _run(work, stage, number)
+                console.print(f'{title}: {line}', markup=False, highlight=False, soft_wrap=True)
+    return request.folder / 'index.html'
+
+
+@contextmanager
+def _told(console: Console) -> Iterator[None]:
+    """Say how to continue when a signal ends a stage, which says so in the log alone."""
+    try:
+        yield
+    except SystemExit as stop:
+        if stop.code == STOPPED:
+            console.print('Stopped by a signal; start the same command again to continue')
+        raise
+
+
+def _run(work: Work, stage: Stage, number: int) -> str:
+    """Run a stage; returns a line on it."""
+    work.ledger.begin(stage.name, stage.places)
+    start = time.monotonic()
+    with work.meter.stage(stage.name, number):
+        files, found, line = stage.run(work)
+    seconds = time.monotonic() - start
+    work.ledger.finish(stage.name, files, found, seconds)
+    return f'{line} ({duration(seconds)})'
+
+
+def _work(request: Request, images: ImageFolder, stages: Iterable[Stage]) -> dict[str, float]:
+    """Work of each stage, in images that pass forward through the original."""
+    trained = request.epochs * images.trained
+    held = images.held_out
+    batches = min(request.batches, images.trained // request.batch_size) * request.batch_size
+    passes = passes_of(12, 6)  # of a usual network
+    work = dict(
+        original=trained * (1 + BACKWARD),
+        order=batches * passes,
+        train=trained * (2 + BACKWARD),
+        search=request.population * request.generations * held,
+        export=64,
+        scratch=trained * (1 + BACKWARD),
+        compare=3 * (request.sizes + 3) * images.tested,
+    )
+    return {stage.name: float(work[stage.name]) for stage in stages}

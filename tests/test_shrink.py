@@ -1,0 +1,443 @@
+"""tools/shrink.py from a tiny timm network to a smaller one: results, kills, refusals."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import toy_vit
+from conftest import ROOT, call_tool
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+from PIL import Image
+from rich.console import Console
+from tiny import tiny_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tas_lora import Subnet, UserError
+from tas_lora.engine import HeadLayerDecay
+from tas_lora.models.plain_vit import load_plain_vit
+from tas_lora.shrink import Request, shrink
+from tas_lora.shrink.configs import config, schedules
+from tas_lora.shrink.images import ImageFolder
+from tas_lora.shrink.ledger import Ledger
+from tas_lora.shrink.progress import Meter
+from tas_lora.shrink.request import WAYS, read_limits
+
+SMALL = dict(
+    limits=dict(macs=0.6),
+    epochs=2,
+    batch_size=12,
+    multiple=8,
+    population=6,
+    generations=2,
+    sizes=2,
+    workers=0,
+    formats=['safetensors'],
+)
+STAGES = ['original', 'order', 'train', 'search', 'export', 'compare']
+
+
+@pytest.fixture(scope='module')
+def toys(tmp_path_factory) -> Path:
+    """Weights and pictures."""
+    root = tmp_path_factory.mktemp('toys')
+    toy_vit.write_weights(root / 'vit.pth')
+    toy_vit.draw(root / 'pictures', train=24, test=8)
+    return root
+
+
+def request_of(toys: Path, out: Path, **changes) -> Request:
+    own = dict(source=f'timm:{toy_vit.NAME}', checkpoint=str(toys / 'vit.pth'), out=str(out))
+    return Request(**(own | dict(data=str(toys / 'pictures')) | SMALL | changes))
+
+
+def run(*arguments, console: Console | None = None, **changes) -> Path:
+    return shrink(request_of(*arguments, **changes), console or Console(file=StringIO())).parent
+
+
+def options_of(toys: Path, out: Path, **changes) -> list[str]:
+    """The command line of the same request."""
+    named = dict(data=toys / 'pictures', checkpoint=toys / 'vit.pth', out=out) | SMALL
+    del named['limits']
+    named |= dict(limit='macs=0.6', formats='safetensors') | changes
+    pairs = [(f'--{name.replace("_", "-")}', str(value)) for name, value in named.items()]
+    return [f'timm:{toy_vit.NAME}', *(text for pair in pairs for text in pair)]
+
+
+@pytest.fixture(scope='module')
+def whole(toys, tmp_path_factory) -> Path:
+    """A shrink in one go, on a terminal."""
+    console = Console(file=StringIO(), force_terminal=True, width=100)
+    folder = run(toys, tmp_path_factory.mktemp('whole'), console=console)
+    shown = console.file.getvalue()
+    assert re.search(r'3/6 train .* 0:\d\d:\d\d left', shown)
+    assert all(f'{i}/6 {stage}: ' in shown for i, stage in enumerate(STAGES, 1))
+    return folder
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / 'compare.json').read_text())
+
+
+def pictures(root: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bytes (N, 3, 8, 8) and labels of the test, read by Pillow."""
+    files = [(file, i) for i, c in enumerate(toy_vit.CLASSES) for file in (root / c).iterdir()]
+    images = torch.tensor(np.stack([np.asarray(Image.open(file)) for file, _ in files]))
+    return images.permute(0, 3, 1, 2).float(), torch.tensor([label for _, label in files])
+
+
+@torch.no_grad()
+def top1(net, images, labels, mean, std) -> float:
+    mean, std = (torch.tensor(v)[:, None, None] for v in (mean, std))
+    return float((net((images - mean) / std).argmax(1) == labels).float().mean() * 100)
+
+
+def best_of(found: dict) -> dict:
+    return next(size for size in found['sizes'] if size['name'] == 'found')
+
+
+def test_the_export_is_what_was_asked_for(toys, whole):
+    """Its top-1 and its MACs, measured from outside."""
+    found = result(whole)
+    net, description = load_plain_vit(whole / 'export')
+    data, preprocess = pictures(toys / 'pictures/test'), description['preprocess']
+    measured = top1(net, *data, preprocess['mean'], preprocess['std'])
+    assert measured == pytest.approx(best_of(found)['top1']['trained'], abs=0.01)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        net(torch.zeros(1, 3, 8, 8))
+    assert counter.get_total_flops() / 2 == best_of(found)['macs']
+    assert best_of(found)['macs'] <= 0.6 * found['original']['macs']
+    assert description['classes'] == list(toy_vit.CLASSES)
+
+
+def test_all_sizes_are_compared(whole):
+    found = result(whole)
+    assert {size['name'] for size in found['sizes']} == {
+        *('found', 'smallest', 'largest', 'random_1', 'random_2')
+    }
+    macs = [size['macs'] for size in found['sizes']]
+    assert macs == sorted(macs)
+    assert macs[-1] == found['original']['macs']
+    largest = found['sizes'][-1]['top1']  # experts, with the original as it is
+    assert set(largest.values()) == {found['original']['top1']}
+    page = (whole / 'index.html').read_text()
+    assert '<svg' in page
+    assert f'{best_of(found)["top1"]["trained"]:.2f} %' in page
+
+
+def test_the_configs_run_by_hand(whole, tmp_path):
+    """With our ordinary tools, and to the same results."""
+    weights, out = whole / 'train/epoch_2.pth', tmp_path / 'metrics.json'
+    at = '--work-dir', tmp_path / 'test'
+    assert call_tool('test.py', whole / 'compare.py', weights, '--out', out, *at) == 0
+    expected = best_of(result(whole))['top1']['trained']
+    assert json.loads(out.read_text())['found/accuracy/top1'] == pytest.approx(expected)
+    at = '--work-dir', tmp_path / 'search'
+    assert call_tool('search.py', whole / 'search.py', weights, '--no-report', *at) == 0
+    one, other = (
+        json.loads((folder / 'best_subnet.json').read_text())
+        for folder in (whole / 'search', tmp_path / 'search')
+    )
+    assert one['subnet'] == other['subnet']
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process."""
+
+
+def test_killed_at_the_end_of_each_stage(toys, whole, tmp_path, monkeypatch):
+    """Before it is recorded that the stage is done; the next start ends the same."""
+    finish, killed = Ledger.finish, []
+
+    def finish_later(ledger, name, *arguments):
+        if name not in killed:
+            killed.append(name)
+            raise KilledError
+        finish(ledger, name, *arguments)
+
+    monkeypatch.setattr(Ledger, 'finish', finish_later)
+    for _ in STAGES:
+        with pytest.raises(KilledError):
+            run(toys, tmp_path)
+    assert killed == STAGES
+    assert_same(run(toys, tmp_path), whole)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(('stage', 'images'), [('original', 200), ('train', 300), ('search', 40)])
+def test_killed_in_a_stage(toys, whole, tmp_path, monkeypatch, stage, images):
+    """In the second epoch, or among the candidates."""
+    advance, seen = Meter.advance, []
+
+    def advance_or_die(meter, name, work):
+        seen.append(work * (name == stage))
+        if sum(seen) >= images:
+            raise KilledError
+        advance(meter, name, work)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Meter, 'advance', advance_or_die)
+        with pytest.raises(KilledError):
+            run(toys, tmp_path)
+    assert_same(run(toys, tmp_path), whole)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(('stage', 'images'), [('train', 300)])
+def test_the_process_ends(toys, whole, tmp_path, stage, images):
+    """As after kill -9: nothing is cleaned up, locks included."""
+    command = [sys.executable, 'tests/toy_vit.py', 'tools/shrink.py', *options_of(toys, tmp_path)]
+    ended = os.environ | dict(END_AT=str(images), END_IN=stage, PYTHONPATH=str(ROOT))
+    assert subprocess.run(command, cwd=ROOT, env=ended, capture_output=True).returncode == 9
+    del ended['END_AT']
+    done = subprocess.run(command, cwd=ROOT, env=ended, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path, whole)
+
+
+def assert_same(folder: Path, whole: Path) -> None:
+    """The same network: its sizes, and what it computes."""
+    assert best_of(result(folder)) == best_of(result(whole))
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one, other = (load_plain_vit(each / 'export')[0](images) for each in (folder, whole))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.full
+def test_a_head_for_these_classes_stays(toys, tmp_path):
+    """The original is then timm's network, untrained by us."""
+    weights = toy_vit.write_weights(tmp_path / 'vit.pth', num_classes=3)
+    folder = run(toys, tmp_path / 'out', checkpoint=str(weights), sizes=1, way='all')
+    vit = timm.create_model(toy_vit.NAME, num_classes=3)
+    vit.load_state_dict(torch.load(weights))
+    mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    expected = top1(vit.eval(), *pictures(toys / 'pictures/test'), mean, std)
+    assert result(folder)['original']['top1'] == pytest.approx(expected, abs=0.01)
+    assert not (folder / 'original/epoch_2.pth').exists()
+
+
+@pytest.mark.full
+def test_a_folder_of_transformers(toys, tmp_path):
+    """Its images are normalised as its settings say."""
+    transformers = pytest.importorskip('transformers')
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
+    labels = dict(enumerate(toy_vit.CLASSES))
+    own = transformers.ViTConfig(image_size=8, patch_size=4, id2label=labels, **sizes)
+    torch.manual_seed(0)
+    vit = transformers.ViTForImageClassification(own).eval()
+    for value in vit.parameters():
+        torch.nn.init.normal_(value, std=0.2)
+    vit.save_pretrained(tmp_path / 'vit')
+    settings = dict(image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4], do_normalize=True)
+    (tmp_path / 'vit/preprocessor_config.json').write_text(json.dumps(settings))
+    source = f'hf:{tmp_path / "vit"}'
+    folder = run(toys, tmp_path / 'out', source=source, checkpoint=None, sizes=1)
+    mean, std = ([255 * v for v in settings[name]] for name in ('image_mean', 'image_std'))
+    images, labels = pictures(toys / 'pictures/test')
+    expected = top1(lambda x: vit(x).logits, images, labels, mean, std)
+    assert result(folder)['original']['top1'] == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.full
+def test_a_signal_stops_it(toys, whole, tmp_path):
+    """With a line that says how to continue."""
+    command = [sys.executable, 'tests/toy_vit.py', 'tools/shrink.py']
+    command += options_of(toys, tmp_path, epochs=1000)
+    own = dict(cwd=ROOT, env=os.environ | dict(PYTHONPATH=str(ROOT)), text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, **own)
+    log = tmp_path / 'shrink.log'
+    while 'Epoch(train)' not in (log.read_text() if log.exists() else ''):
+        time.sleep(0.2)
+    process.terminate()
+    assert 'start the same command again' in process.communicate(timeout=100)[0]
+    assert process.returncode == 75
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('way', ['one_lora', 'both'])
+def test_other_ways(toys, tmp_path, way):
+    assert best_of(result(run(toys, tmp_path, way=way)))['top1']['trained'] > 0
+
+
+@pytest.mark.full
+def test_scratch_may_follow_and_latency_is_measured(toys, tmp_path):
+    limits = dict(macs=0.9, latency=1000.0)
+    found = result(run(toys, tmp_path, limits=limits))
+    assert 0 < best_of(found)['latency'] < 1000
+    search = Config.fromfile(tmp_path / 'search.py').val_cfg
+    assert set(search.constraints) == {'flops', 'latency'}
+    again = result(run(toys, tmp_path, limits=limits, scratch=True))
+    assert again['scratch'] > 0
+    assert best_of(again)['top1'] == best_of(found)['top1']
+    assert 'from scratch' in (tmp_path / 'index.html').read_text()
+
+
+def test_validation_images_of_ones_own(toys, tmp_path):
+    root = shutil.copytree(toys / 'pictures', tmp_path / 'pictures')
+    shutil.copytree(root / 'test', root / 'val')
+    images = ImageFolder.read(root, 12)
+    assert (images.trained, images.held_out, images.tested) == (72, 24, 24)
+    images = ImageFolder.read(toys / 'pictures', 12)
+    assert (images.trained, images.held_out, images.tested) == (58, 14, 24)
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_schedules_are_the_packaged_ones(way, tmp_path):
+    """At as many epochs as these have."""
+    (tmp_path / '_base_').mkdir()
+    for source in schedules(way):
+        shutil.copy(source, tmp_path / '_base_')
+    (tmp_path / 'ordered').mkdir()
+    space = dict(embed_dim=[384], depth=[12], num_heads=[6], mlp_ratio=[2.0, 4.0])
+    (tmp_path / 'ordered/ordered.py').write_text(f'space = {space}\nmodel = dict()\n')
+    text = config('train', path='', title='', work_dir='', way=way, epochs=30, seed=0)
+    (tmp_path / 'train.py').write_text(text)
+    ours, packaged = Config.fromfile(tmp_path / 'train.py'), Config.fromfile(schedules(way)[-1])
+    for name in ('optim_wrapper', 'param_scheduler', 'custom_hooks'):
+        assert ours.get(name) == packaged.get(name), name
+    assert ours.train_cfg.strategy == packaged.train_cfg.strategy
+    own = Config.fromfile(ROOT / f'configs/pretrained/distilled_{way}.py').model
+    theirs, made = own.get('router', {}), ours.model.get('router', {})
+    assert (theirs.get('type'), theirs.get('shared')) == (made.get('type'), made.get('shared'))
+    assert own.get('freeze_supernet', True) == ours.model.get('freeze_supernet', True)
+
+
+def test_the_rate_of_a_new_head():
+    model = tiny_model(False, Subnet(24, (2, 2, 2), (2.0, 2.0, 2.0)))
+    rules = dict(layer_decay_rate=0.5, head_lr_mult=50.0)
+    wrapper = dict(type=OptimWrapper, optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05))
+    groups = HeadLayerDecay(wrapper, rules)(model).param_groups
+    rates = {group['param_name']: group['lr'] for group in groups if 'param_name' in group}
+    assert rates['head.fc.weight'] == pytest.approx(50e-4)
+    assert rates['backbone.norm.weight'] == pytest.approx(1e-4)
+    assert rates['backbone.blocks.2.fc1.weight'] == pytest.approx(0.5e-4)
+    assert rates['backbone.blocks.0.fc1.weight'] == pytest.approx(1e-4 / 8)
+    assert rates['backbone.patch_embed.weight'] == pytest.approx(1e-4 / 16)
+
+
+# What is refused, by the tool: one line and exit code 2
+
+
+def fails(capsys, *arguments: str) -> str:
+    toy_vit.register()
+    capsys.readouterr()
+    assert call_tool('shrink.py', *arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if line.startswith('error: ')]) == 1
+    return lines[-1]
+
+
+def test_odd_folders(toys, tmp_path, capsys):
+    def refused(**changes) -> str:
+        return fails(capsys, *options_of(toys, tmp_path / 'out', data=root, **changes))
+
+    root = tmp_path / 'nothing'
+    assert 'has no folder train' in refused()
+    root = toy_vit.draw(tmp_path / 'pictures', train=24, test=8)
+    assert 'has 58 images to train on (of 72' in refused(batch_size=59)
+    (root / 'test/red').rename(root / 'test/rot')
+    assert "test has 'rot' and lacks 'red', unlike train" in refused()
+    for name in ('blue', 'green'):
+        shutil.rmtree(root / 'train' / name)
+    assert "train has 1 class ('red'); a classifier needs two or more" in refused()
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(limit='macs=0.01'), 'limits from'),
+        (dict(limit='macs=1e12'), 'limits from'),
+        (dict(limit='params=5'), 'to 1 of the original); change it'),
+        (dict(limit='latency=1e-6'), 'ms can be met; change it'),
+        (dict(limit='weight=0.5'), '--limit: weight is unknown; choose from macs, params'),
+        (dict(limit='macs'), "such as macs=0.5 or latency=20, got 'macs'"),
+        (dict(limit='macs=-1'), 'must be a positive number, got -1.0'),
+        (dict(epochs=1), 'must be 2 or more, as the first one warms up'),
+        (dict(checkpoint='none.pth'), 'none.pth is not a file'),
+        (dict(formats='tensorrt'), '--formats must be all or some of'),
+        (dict(img_size=10), '10'),
+    ],
+)
+def test_odd_requests(toys, tmp_path, capsys, changes, message):
+    assert message in fails(capsys, *options_of(toys, tmp_path / 'out', **changes))
+    assert not (tmp_path / 'out/original').exists()
+
+
+def test_a_folder_of_another_shrink(toys, whole, capsys, tmp_path):
+    """Nothing of it changes."""
+    before = {path: path.read_bytes() for path in whole.rglob('*') if path.is_file()}
+    assert 'with epochs=2, and now it is 3' in fails(capsys, *options_of(toys, whole, epochs=3))
+    other = toy_vit.draw(tmp_path / 'pictures', train=25, test=8)
+    assert 'with data=' in fails(capsys, *options_of(toys, whole, data=other))
+    weights = toy_vit.write_weights(tmp_path / 'vit.pth', num_classes=5)
+    assert 'with checkpoint=' in fails(capsys, *options_of(toys, whole, checkpoint=weights))
+    picture = toys / 'pictures/train/red/new.png'
+    shutil.copy(toys / 'pictures/train/red/0.png', picture)
+    try:
+        assert 'with images=' in fails(capsys, *options_of(toys, whole))
+    finally:
+        picture.unlink()
+    assert before == {path: path.read_bytes() for path in whole.rglob('*') if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    'file',
+    [
+        *('data.py', 'train.py', '_base_/distill_all.py', 'original/supernet.pth'),
+        *('ordered/space.json', 'train/epoch_2.pth', 'search/best_subnet.json'),
+        *('export/weights.safetensors', 'compare.json'),
+    ],
+)
+def test_what_a_stage_wrote_is_edited_or_gone(toys, whole, capsys, file):
+    path = whole / file
+    before = path.read_bytes()
+    try:
+        path.write_bytes(before + b'\n')
+        line = fails(capsys, *options_of(toys, whole))
+        assert f'{file} is not as the stage' in line
+        assert 'give another --out' in line
+        path.unlink()
+        assert f'{file} of the stage' in fails(capsys, *options_of(toys, whole))
+    finally:
+        path.write_bytes(before)
+
+
+def test_what_no_stage_wrote(toys, tmp_path, capsys):
+    (tmp_path / 'ordered').mkdir()
+    (tmp_path / 'ordered/ordered.pth').write_text('dear')
+    with pytest.raises(UserError, match='ordered is there, but no stage of this shrink wrote it'):
+        run(toys, tmp_path)
+    assert (tmp_path / 'ordered/ordered.pth').read_text() == 'dear'
+    (tmp_path / 'shrink.json').write_text('{}')
+    assert 'is not a record' in fails(capsys, *options_of(toys, tmp_path))
+    assert 'is a file' in fails(capsys, *options_of(toys, tmp_path / 'shrink.json'))
+
+
+def test_limits_are_read():
+    assert read_limits(['macs=0.5', 'latency=20']) == dict(macs=0.5, latency=20.0)
+    with pytest.raises(UserError, match='given twice'):
+        read_limits(['macs=0.5', 'macs=0.4'])
+
+
+def test_time_left():
+    """From work that is done, in this start and before."""
+    meter = Meter(Console(file=StringIO()), dict(a=10.0, b=30.0), {})
+    assert meter.left() is None
+    meter = Meter(Console(file=StringIO()), dict(a=10.0, b=30.0), dict(a=5.0))
+    assert meter.left() == pytest.approx(15, abs=0.1)
+    with meter.stage('b', 2):
+        meter.advance('b', 1000.0)  # no more than planned
+        assert meter.left() == 0
