@@ -3,6 +3,8 @@
 import gzip
 import json
 import os
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -10,8 +12,8 @@ import pytest
 import torch
 from conftest import call_tool
 
-from tas_lora.gpu_check import PARTS, Setting, parity, run_parts, speed, training, write_page
-from tas_lora.gpu_check.runs import MACHINE, Part, SkippedError
+from tas_lora.gpu_check import PARTS, Setting, parity, run_parts, runs, speed, training, write_page
+from tas_lora.gpu_check.runs import MACHINE, Part, SkippedError, describe_machine
 
 
 def machine(setting: Setting) -> dict:
@@ -90,6 +92,25 @@ def test_what_is_done_is_not_repeated_unless_something_differs(tmp_path):
     (tmp_path / 'work.json').write_text('{')  # a disk that was full
     run(tmp_path, quick=False, parts=parts)
     assert calls(tmp_path) == 4
+
+
+@pytest.mark.skipif(not shutil.which('git'), reason='needs git')
+def test_a_record_depends_on_code_and_configs_but_not_on_the_page(tmp_path, monkeypatch):
+    files = [tmp_path / name for name in ('docs/gpu.md', 'tas_lora/a.py', 'configs/b.py')]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text('')
+    for command in ('init -q', 'add .', '-c user.name=a -c user.email=b commit -qm c'):
+        subprocess.run(['git', '-C', str(tmp_path), *command.split()], check=True)
+    monkeypatch.setattr(runs, '_SOURCES', (tmp_path / 'tas_lora', tmp_path / 'configs'))
+    parts = {MACHINE: Part(MACHINE, 'Machine', describe_machine, 60), 'work': FAKE['work']}
+    before = run(tmp_path, parts=parts)
+    for number, (file, expected) in enumerate(zip(files, (1, 2, 3), strict=True)):
+        file.write_text(f'{number}')
+        after = run(tmp_path, parts=parts)
+        assert calls(tmp_path) == expected, file
+    commits = [records[MACHINE]['figures']['commit'] for records in (before, after)]
+    assert commits[1] == f'{commits[0]}-dirty'
 
 
 def test_no_part_is_begun_when_the_time_is_over(tmp_path):

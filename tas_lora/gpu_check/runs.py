@@ -1,5 +1,6 @@
 """Parts of a check, each in a process of its own, with a record that is kept."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -18,9 +19,11 @@ import torch
 from mmengine.registry import init_default_scope
 
 from ..atomic_files import write_atomic
+from ..packaged import CONFIGS
 from ..provenance import read_json, versions
 
 MACHINE = 'machine'
+_SOURCES = (Path(__file__).resolve().parent.parent, CONFIGS)
 _CPU_PATIENCE = 4  # times the limit on a GPU: other programs may share the processor
 
 
@@ -73,8 +76,8 @@ def run_parts(
 ) -> dict[str, dict]:
     """Run all parts that have no record yet; one that fails does not stop the others.
 
-    A record counts if it is of the same device, versions and sizes. What failed or was skipped runs
-    again.
+    A record counts if it is of the same device, versions, code, configs and sizes. What failed or
+    was skipped runs again.
 
     Args:
         parts: The parts by name, the most important first. 'machine' always runs.
@@ -121,7 +124,7 @@ def _known(path: Path, key: dict | None) -> dict | None:
 def _key(machine: dict, setting: Setting) -> dict:
     """What a record depends on."""
     figures = machine.get('figures') or {}
-    names = ('device', 'driver', 'commit')
+    names = ('device', 'driver', 'code')
     found = {name: figures.get(name) for name in names} | versions()
     return found | dict(
         cuda=torch.version.cuda, quick=setting.quick, asked=setting.device, data=setting.fashion
@@ -179,10 +182,11 @@ def _child(job: Callable[[Setting], dict], name: str, setting: Setting, path: st
 
 
 def describe_machine(setting: Setting) -> dict:
-    """Card, driver and versions, and the commit of a clone."""
-    here = Path(__file__).resolve().parent
-    commit = _output('git', '-C', str(here), 'describe', '--always', '--dirty')
-    figures = dict(commit=commit, torch=torch.__version__, cuda=torch.version.cuda)
+    """Card, driver and versions, digest of code and configs, and the commit of a clone."""
+    commit = _output('git', '-C', str(_SOURCES[0]), 'describe', '--always', '--dirty')
+    figures = dict(
+        commit=commit, code=_code_sha256(), torch=torch.__version__, cuda=torch.version.cuda
+    )
     figures |= dict(versions=versions(), quick=setting.quick, threads=torch.get_num_threads())
     if setting.device == 'cpu':
         return figures | dict(device='CPU', driver=None, memory_gib=None)
@@ -196,6 +200,16 @@ def describe_machine(setting: Setting) -> dict:
         multiprocessors=card.multi_processor_count,
         cudnn=torch.backends.cudnn.version(),
     )
+
+
+def _code_sha256() -> str:
+    """Of all that a figure depends on; a commit would also change with the page that is written."""
+    digest = hashlib.sha256()
+    for folder in _SOURCES:
+        for path in sorted(folder.rglob('*.py')):
+            code = path.read_bytes()
+            digest.update(f'{path.relative_to(folder).as_posix()} {len(code)}\n'.encode() + code)
+    return digest.hexdigest()
 
 
 def _output(*command: str) -> str | None:
