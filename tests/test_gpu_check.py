@@ -57,7 +57,8 @@ FAKE = {
 
 
 def run(folder, quick: bool = True, minutes: float = 2, parts=FAKE) -> dict:
-    return run_parts(parts, Setting('cpu', quick, str(folder)), minutes, lambda text: None)
+    setting = Setting('cpu', quick, str(folder))
+    return run_parts(parts, setting, minutes, lambda text: None, lambda records: None)
 
 
 def calls(folder) -> int:
@@ -118,6 +119,28 @@ def test_no_part_is_begun_when_the_time_is_over(tmp_path):
     assert [record['status'] for record in records.values()] == ['done', 'no time']
     assert 'run it again' in records['work']['reason']
     assert not (tmp_path / 'work.json').exists()
+
+
+def test_a_part_is_not_begun_with_clearly_less_than_it_needs(tmp_path):
+    parts = {n: FAKE[n] for n in (MACHINE, 'work')}
+    parts |= dict(long=Part('long', 'Needs minutes', work, 600), short=FAKE['skip'])
+    records = run(tmp_path, parts=parts)  # 2 minutes, a fifth of the long one's limit
+    statuses = [record['status'] for record in records.values()]
+    assert statuses == ['done', 'done', 'no time', 'skipped']
+    assert calls(tmp_path) == 1
+
+
+def test_after_each_part_the_records_so_far_are_kept(tmp_path):
+    parts, kept = {n: FAKE[n] for n in (MACHINE, 'fail', 'work')}, []
+    setting = Setting('cpu', True, str(tmp_path))
+    run_parts(parts, setting, 2, lambda text: None, lambda records: kept.append(list(records)))
+    assert kept == [[MACHINE], [MACHINE, 'fail'], [MACHINE, 'fail', 'work']]
+
+
+def test_what_is_expected_of_all_parts_fits_into_nine_minutes():
+    """The most important figure comes first."""
+    assert list(PARTS)[:3] == [MACHINE, 'speed_t_256', 'parity']
+    assert sum(part.limit for part in PARTS.values()) / 2 <= 9 * 60
 
 
 def test_the_page_tells_what_was_missed_and_what_failed(tmp_path):

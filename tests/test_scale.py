@@ -92,7 +92,7 @@ def test_records_take_the_place_of_assumptions():
     rows = dict(finetune=dict(train=speed(100)), ours=dict(train=speed(200), eval=speed(500)))
     counts = dict(route=1, merge=10, forward=100, backward=200, optimizers=5)
     figures = dict(
-        speed_t=dict(batches={'256': rows}),
+        speed_t_256=dict(batches={'256': rows}),
         search=dict(sizes=dict(t=dict(merge_ms=dict(median=4.0)))),
         launches=dict(counts=counts),
     )

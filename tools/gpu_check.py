@@ -49,9 +49,14 @@ def main():
             (folder / f'{name}.json').unlink(missing_ok=True)
     fashion = args.fashion and str(Path(args.fashion).resolve())
     setting = Setting(args.device, args.quick, str(folder), fashion)
-    records = run_parts(parts, setting, args.minutes, lambda text: cli.say(text, flush=True))
     page = args.page or folder / 'gpu.md'
-    write_page(page, parts, records)
+    records = run_parts(
+        parts,
+        setting,
+        args.minutes,
+        tell=lambda text: cli.say(text, flush=True),
+        keep=lambda records: write_page(page, parts, records),
+    )
     cli.say(f'page: {page}')
     failed = [name for name, r in records.items() if r['status'] not in ('done', 'skipped')]
     if failed:

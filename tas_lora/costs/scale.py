@@ -109,7 +109,7 @@ def measured_speeds(records: Mapping[str, Mapping], size: str, batch: str = '256
     of an iteration, by stage, counted for T.
     """
     try:
-        rows = records[f'speed_{size}']['figures']['batches'][batch]
+        rows = records[f'speed_{size}_{batch}']['figures']['batches'][batch]
         merge = records['search']['figures']['sizes'][size]['merge_ms']['median'] / 1e3
         counts = records['launches']['figures']['counts']
         train = {s: rows[kind]['train']['images_per_second']['median'] for s, kind in KINDS.items()}

@@ -9,7 +9,8 @@ from .runs import MACHINE, Part
 _INTRO = (
     '`make gpu` runs `tools/gpu_check.py`, for at most nine minutes, and writes this page. Each '
     'part runs in a process of its own and leaves a record in `work_dirs/gpu`. A part that fails '
-    'does not stop the others. Called again, it runs what is missing.'
+    'does not stop the others, and one that does not fit into the minutes is not begun. Called '
+    'again, it runs what is missing.'
 )
 
 

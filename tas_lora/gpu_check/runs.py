@@ -24,6 +24,7 @@ from ..provenance import read_json, versions
 
 MACHINE = 'machine'
 _SOURCES = (Path(__file__).resolve().parent.parent, CONFIGS)
+_ENOUGH = 0.4  # of a part's limit, to begin it
 _CPU_PATIENCE = 4  # times the limit on a GPU: other programs may share the processor
 
 
@@ -58,6 +59,7 @@ class Setting:
 class Part:
     """One part: ``job`` returns its figures within ``limit`` seconds on a GPU, or is ended.
 
+    The limit is twice what it is expected to take. With clearly less left it is not begun.
     Figures are JSON. For the page they may hold ``tables`` (dicts of title, columns, rows),
     ``targets`` (dicts of name, target, measured, met) and ``notes`` (sentences).
     """
@@ -73,6 +75,7 @@ def run_parts(
     setting: Setting,
     minutes: float,
     tell: Callable[[str], object],
+    keep: Callable[[dict[str, dict]], object],
 ) -> dict[str, dict]:
     """Run all parts that have no record yet; one that fails does not stop the others.
 
@@ -82,8 +85,9 @@ def run_parts(
     Args:
         parts: The parts by name, the most important first. 'machine' always runs.
         setting: What they are given.
-        minutes: When no further part is begun, and the running one is ended.
+        minutes: When the running part is ended; one that does not fit before is not begun.
         tell: Called with a line for each part.
+        keep: Called after each part with the records so far.
 
     Returns:
         For each part its record: ``status`` ('done', 'skipped', 'failed', 'timeout' or 'no time'),
@@ -96,8 +100,8 @@ def run_parts(
         left = deadline - time.monotonic()
         if record is not None:
             tell(f'{name}: done in an earlier run')
-        elif left < 5 and name != MACHINE:
-            reason = f'the {minutes:g} minutes are over; run it again to continue'
+        elif left < _ENOUGH * part.limit and name != MACHINE:
+            reason = f'too little is left of the {minutes:g} minutes; run it again to continue'
             record = dict(status='no time', seconds=0, reason=reason, key=key)
             tell(f'{name}: {reason}')
         else:
@@ -110,6 +114,7 @@ def run_parts(
             reason = f', {record["reason"]}' if 'reason' in record else ''
             tell(f'{name}: {record["status"]} in {record["seconds"]:.0f} s{reason}')
         records[name] = record
+        keep(records)
     return records
 
 

@@ -39,31 +39,25 @@ def rates(setting: Setting) -> dict:
     return dict(rates=found, tables=[table])
 
 
-def size_speed(
-    size: str, batches: tuple[int, ...], names: tuple[str, ...], setting: Setting
-) -> dict:
-    """The part: training and evaluation in bfloat16 at several batch sizes, and peak memory."""
-    batches = (2,) if setting.quick else batches
+def size_speed(size: str, batch: int, names: tuple[str, ...], setting: Setting) -> dict:
+    """The part: training and evaluation in bfloat16 at a batch size, and peak memory."""
+    count = 2 if setting.quick else batch
     rate = matrix_rate(setting.device, torch.bfloat16, patience=0.02 if setting.quick else 0.2)
     config, subnet = _drawn(size, setting)
-    found = {}
-    for count in batches:
-        models = benchmark.contestants(config.model, subnet, setting.device, names)
-        try:
-            found[count] = _at_batch(models, subnet, count, rate, setting)
-        except torch.OutOfMemoryError:  # each fitted, but not after the others
-            models = {name: models[name] for name in ('static', 'ours')}
-            _free(setting)
-            found[count] = _at_batch(models, subnet, count, rate, setting)
-        del models
+    models = benchmark.contestants(config.model, subnet, setting.device, names)
+    try:
+        rows = _at_batch(models, subnet, count, rate, setting)
+    except torch.OutOfMemoryError:  # each fitted, but not after the others
+        models = {name: models[name] for name in ('static', 'ours')}
         _free(setting)
+        rows = _at_batch(models, subnet, count, rate, setting)
     return dict(
         rate=rate,
-        batches=found,
+        batches={count: rows},
         subnet=subnet.to_dict(),
         params=count_params(subnet, **benchmark.supernet(config.model).image_spec),
-        tables=[_speed_table(size, count, rows) for count, rows in found.items()],
-        targets=_speed_targets(found) if size == 't' else [],
+        tables=[_speed_table(size, count, rows)],
+        targets=_speed_targets(rows) if (size, count) == ('t', 256) else [],
     )
 
 
@@ -274,18 +268,19 @@ def _speed_table(size: str, count: int, rows: Mapping[str, Mapping]) -> dict:
     return dict(title=title, columns=[*columns, 'peak MiB'], rows=lines)
 
 
-def _speed_targets(found: Mapping[int, Mapping[str, Mapping]]) -> list[dict]:
+def _speed_targets(rows: Mapping[str, Mapping]) -> list[dict]:
     """Whether T at batch 256 is near static."""
-    ours = found.get(256, {}).get('ours', {})
     targets = []
     for what, limit in TARGETS.items():
-        value = ours[what]['vs_static']['median'] if what in ours else None
+        row = rows['ours'].get(what)  # None if it was out of memory
+        value = row and row['vs_static']['median']
         met = None if value is None else value <= limit
         name = f'T, batch 256, bfloat16: {what} / static'
         targets.append(dict(name=name, target=f'<= {limit}', measured=value, met=met))
     return targets
 
 
-SPEED_T = partial(size_speed, 't', (256, 64, 1024), CONTESTANTS)
-SPEED_S = partial(size_speed, 's', (256,), CONTESTANTS)
-SPEED_B = partial(size_speed, 'b', (256,), CONTESTANTS)
+SPEED = {
+    (size, batch): partial(size_speed, size, batch, CONTESTANTS)
+    for size, batch in (('t', 256), ('t', 64), ('t', 1024), ('s', 256), ('b', 256))
+}
