@@ -168,11 +168,14 @@ def test_differences_by_hand():
     assert parity.norm_difference(*pairs) == pytest.approx((5 / 25) ** 0.5)
 
 
-def test_parity_of_a_size_and_what_a_wrong_gradient_does():
+def test_parity_of_a_size_and_what_a_wrong_gradient_does(monkeypatch):
     setting = Setting('cpu', True, '')
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', True)
     for row in parity.compare('t', setting):
         for what in ('logits', 'gradients'):
             assert 0 < row[what] <= row['bounds'][what], row['dtype']
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
     gradient = torch.tensor([1.0, 2.0])
     exact = dict(logits=torch.ones(2), gradients=dict(one=gradient, other=gradient))
     wrong = exact | dict(gradients=dict(one=gradient, other=gradient * 1.001))

@@ -93,6 +93,7 @@ def compare(size: str, setting: Setting) -> list[dict]:
     model.to(setting.device)
     images, labels = images.to(setting.device), labels.to(setting.device)
     torch.set_float32_matmul_precision('highest')
+    torch.backends.cudnn.allow_tf32 = False  # True by default, for the convolution of patches
     return [
         _errors(outputs(model, images, labels, dtype, scale), exact, dtype, subnet.depth)
         for dtype, scale in ((torch.float32, 1), (torch.bfloat16, 1), (torch.float16, 2.0**10))
@@ -143,6 +144,7 @@ def parity(setting: Setting) -> dict:
         notes=[
             'In float32 the largest difference as a share of the largest value, in low precision '
             'the norm of the difference as a share of the norm. The bounds are derived in '
-            '`tas_lora/gpu_check/parity.py`.'
+            '`tas_lora/gpu_check/parity.py`. TF32, which rounds to 11 bits and which cuDNN uses '
+            'for convolutions by default, is off.'
         ],
     )
