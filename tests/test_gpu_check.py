@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import call_tool
+from mmengine.config import Config
 
 from tas_lora.gpu_check import PARTS, Setting, parity, run_parts, runs, speed, training, write_page
 from tas_lora.gpu_check.runs import MACHINE, Part, SkippedError, describe_machine
@@ -204,6 +205,17 @@ def test_fashion_mnist_is_found_zipped_or_not(tmp_path):
     for name in training.FILES:
         (tmp_path / 'data' / name).write_bytes(b'')
     assert training._fashion_folder(setting) == tmp_path / 'data'
+
+
+def test_a_router_that_was_not_trained_is_noticed(tmp_path):
+    first = {'router.a': torch.zeros(2), 'head.a': torch.zeros(2)}
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    torch.save(dict(state_dict=first), tmp_path / 'epoch_1.pth')
+    torch.save(dict(state_dict=first | {'head.a': torch.ones(2)}), tmp_path / 'epoch_2.pth')
+    with pytest.raises(AssertionError, match='router'):
+        training._check_router_moved(cfg)
+    torch.save(dict(state_dict=first | {'router.a': torch.ones(2)}), tmp_path / 'epoch_2.pth')
+    training._check_router_moved(cfg)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='this machine has a GPU')

@@ -104,6 +104,7 @@ def ddp(setting: Setting) -> dict:
     cfg.launcher = 'pytorch'
     runner = apis.train(cfg)
     backend, wrapper = torch.distributed.get_backend(), type(runner.model).__name__
+    _check_router_moved(cfg)
     largest = _largest_difference(alone, cfg)
     target = dict(name=f'weights of {wrapper} over {backend} off those of one process')
     target |= dict(target='0', measured=largest, met=largest == 0)
@@ -113,9 +114,10 @@ def ddp(setting: Setting) -> dict:
 def exact_resume(setting: Setting) -> dict:
     """The part: a training resumed with deterministic kernels ends with the same weights."""
     _be_deterministic()
-    whole, resumed = (_digits('moLE', setting, name) for name in ('whole', 'resumed'))
+    whole, resumed = (_digits('moLE', setting, name, warmup=1) for name in ('whole', 'resumed'))
     apis.train(whole)
     apis.train(resumed, resume=f'{whole.work_dir}/epoch_1.pth')
+    _check_router_moved(resumed, f'{whole.work_dir}/epoch_1.pth')
     largest = _largest_difference(whole, resumed)
     target = dict(name='weights after a resume off those of an uninterrupted run', target='0')
     return dict(targets=[target | dict(measured=largest, met=largest == 0)])
@@ -198,8 +200,14 @@ def _jpeg(path: Path, seed: int) -> Path:
     return path
 
 
-def _digits(stage: str, setting: Setting, name: str, epochs: int = 2, short: bool = True) -> Config:
-    """A config of the digits that writes to the scratch folder; ``short``: 160 images."""
+def _digits(
+    stage: str, setting: Setting, name: str, epochs: int = 2, short: bool = True, warmup: int = 0
+) -> Config:
+    """A config of the digits that writes to the scratch folder.
+
+    ``short``: 160 images, and the router is frozen for ``warmup`` epochs; the config's two would be
+    all of them.
+    """
     root = Path(setting.folder) / 'scratch' / 'digits_data'
     if not root.is_dir():
         _write_digits(root)
@@ -214,6 +222,9 @@ def _digits(stage: str, setting: Setting, name: str, epochs: int = 2, short: boo
         cfg.train_dataloader.batch_size = 16
         cfg.train_dataloader.dataset.times = 1
         cfg.train_dataloader.dataset.dataset.size = 1437 - 160
+        for hook in cfg.get('custom_hooks') or ():
+            if hook.type == 'tas_lora.MoLEHook':
+                hook.router_warmup_epochs = warmup
     return cfg
 
 
@@ -288,6 +299,14 @@ def _largest_difference(one: Config, other: Config) -> float:
     """Largest difference of any weight after the second epoch."""
     first, second = (read_state_dict(f'{cfg.work_dir}/epoch_2.pth') for cfg in (one, other))
     return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
+
+
+def _check_router_moved(cfg: Config, before: str | None = None) -> None:
+    """Raise AssertionError if the second epoch has changed no weight of the router."""
+    paths = before or f'{cfg.work_dir}/epoch_1.pth', f'{cfg.work_dir}/epoch_2.pth'
+    first, second = map(read_state_dict, paths)
+    if not any((first[n] != second[n]).any() for n in first if n.startswith('router.')):
+        raise AssertionError('the router was not trained: it would be the same in any case')
 
 
 def _end_to_end(name: str, top1: float, seconds: dict, setting: Setting) -> dict:
