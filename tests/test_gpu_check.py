@@ -12,6 +12,8 @@ import pytest
 import torch
 from conftest import call_tool
 from mmengine.config import Config
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 
 from tas_lora.gpu_check import PARTS, Setting, parity, run_parts, runs, speed, training, write_page
 from tas_lora.gpu_check.runs import MACHINE, Part, SkippedError, describe_machine
@@ -191,6 +193,21 @@ def test_operations_are_counted():
     assert speed._count(lambda: torch.mm(a, a), setting) == 1
     assert speed._count(lambda: torch.mm(a, a).exp(), setting) == 2
     assert speed._count(lambda: a.T.reshape(2, 8)[0] + 1, setting) == 2  # a copy, and a sum
+
+
+def test_kernels_are_counted_without_copies_and_annotations():
+    def event(name: str, device: DeviceType = DeviceType.CUDA, is_mark: bool = False):
+        return FunctionEvent(0, name, 0, 0, 1, device_type=device, is_user_annotation=is_mark)
+
+    others = [
+        event('Memcpy HtoD (Pageable -> Device)'),
+        event('Memset (Device)'),
+        event('Optimizer.step#AdamW.step', is_mark=True),
+        event('aten::mm', DeviceType.CPU),
+    ]
+    assert speed._kernels([*others, event('gemm'), event('gelu')]) == 2
+    with pytest.raises(RuntimeError, match='sees no kernel'):
+        speed._kernels(others)
 
 
 def test_fashion_mnist_is_found_zipped_or_not(tmp_path):

@@ -1,6 +1,6 @@
 """Speed and memory of the sizes on a device, against networks of the same widths."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import numpy as np
@@ -234,11 +234,24 @@ def _count(job, setting: Setting) -> int:
         with _Operations() as counter:
             job()
         return counter.count
+    torch.cuda.synchronize()  # kernels of what came before would be counted
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         job()
         torch.cuda.synchronize()
-    kernels = (e for e in profiler.events() if e.device_type == DeviceType.CUDA)
-    return sum(not kernel.name.startswith(('Memcpy', 'Memset')) for kernel in kernels)
+    return _kernels(profiler.events())
+
+
+def _kernels(events: Iterable) -> int:
+    """Kernels among the events of a profiler.
+
+    Raises:
+        RuntimeError: If there are none: the profiler sees nothing, and a count would be wrong.
+    """
+    found = [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    count = sum(not event.name.startswith(('Memcpy', 'Memset')) for event in found)
+    if not count:
+        raise RuntimeError('the profiler sees no kernel; may it use the counters of this GPU?')
+    return count
 
 
 _NO_WORK = ('_unsafe_view', 'empty', 'empty_like', 'empty_strided', 'new_empty')
