@@ -39,7 +39,7 @@ class Assumptions:
         network: The same between machines.
         launch: Seconds in which the host launches a kernel.
         kernels: Of a forward and of a merge, where none were counted on a GPU: operations of T on
-            a CPU (tools/results/gpu/launches.json). A backward has twice as many.
+            fake CUDA tensors (docs/speed.md, Kernel launches). A backward has twice as many.
         merge: Seconds to route and merge, where they were not measured.
         slices: Slices of images that a candidate of a race is evaluated on; each merges it anew.
         price: Dollars for a GPU hour.
@@ -57,7 +57,7 @@ class Assumptions:
     bandwidth: float = 200e9
     network: float = 40e9
     launch: float = 5e-6
-    kernels: tuple[int, int] = (618, 232)
+    kernels: tuple[int, int] = (544, 42)
     merge: float = 5e-3
     slices: float = 3.0
     price: float = 2.5
@@ -117,7 +117,7 @@ def measured_speeds(records: Mapping[str, Mapping], size: str, batch: str = '256
     except (KeyError, TypeError):
         return None
     step = sum(counts[name] for name in ('route', 'merge', 'forward', 'backward', 'optimizers'))
-    kernels = dict(experts=step, supernet=step - counts['route'] - 3 * counts['merge'])
+    kernels = dict(experts=step, supernet=step - 3 * (counts['route'] + counts['merge']))
     return found | dict(merge=merge, kernels=kernels)
 
 
