@@ -40,7 +40,7 @@ gpu: $(INSTALLED)
 	exit $$code
 
 gpu-quick: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python tools/gpu_check.py --device cpu --quick --again --out work_dirs/gpu_quick
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(VENV)/bin/python tools/gpu_check.py --device cpu --quick --again --out work_dirs/gpu_quick
 
 shrink-demo: $(INSTALLED)
 	$(VENV)/bin/python projects/from_pretrained/fetch.py

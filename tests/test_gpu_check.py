@@ -5,12 +5,13 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import call_tool
+from conftest import ROOT, call_tool
 from mmengine.config import Config
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
@@ -241,7 +242,18 @@ def test_a_gpu_is_asked_for_where_there_is_none(capsys):
     assert 'torch finds no GPU' in capsys.readouterr().err
 
 
-def test_the_tool_runs_parts_and_continues(tmp_path, capsys):
+def test_gpus_are_hidden_before_torch_is_imported(tmp_path):
+    """A torch that tells what it sees takes the place of the real one."""
+    (tmp_path / 'torch.py').write_text('import os; exit(os.environ["CUDA_VISIBLE_DEVICES"] or "-")')
+    places = dict(PYTHONPATH=str(tmp_path), CUDA_VISIBLE_DEVICES='0')
+    for option, expected in (('--device=cpu', '-'), ('--device=cuda', '0')):
+        command = [sys.executable, str(ROOT / 'tools/gpu_check.py'), option]
+        done = subprocess.run(command, env=os.environ | places, capture_output=True, text=True)
+        assert done.stderr.strip() == expected
+
+
+def test_the_tool_runs_parts_and_continues(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')  # so that it is as before after the test
     options = ('--device', 'cpu', '--quick', '--out', tmp_path, '--parts', 'rates', 'loading')
     assert call_tool('gpu_check.py', *options) == 0
     records = {name: json.loads((tmp_path / f'{name}.json').read_text()) for name in options[-2:]}
@@ -253,6 +265,7 @@ def test_the_tool_runs_parts_and_continues(tmp_path, capsys):
 
 
 @pytest.mark.full
+@pytest.mark.skipif(torch.cuda.is_available(), reason='MMEngine has chosen the GPU already')
 @pytest.mark.parametrize('name', ['launches', 'ddp', 'resume', 'float16', 'syncs'])
 def test_parts_on_a_cpu(tmp_path, name):
     """Each in its own process, as by the tool; `make gpu-quick` runs all."""

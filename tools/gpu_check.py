@@ -5,20 +5,25 @@ not stop the others. Called again, it runs what is missing, on this device and t
 """
 
 import argparse
+import os
 from pathlib import Path
 
-import torch
+_DEVICE = argparse.ArgumentParser(add_help=False)
+_DEVICE.add_argument('--device', choices=['cuda', 'cpu'], default='cuda', help='where')
+if _DEVICE.parse_known_args()[0].device == 'cpu':  # MMEngine takes a GPU that it sees on import
+    os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
-from tas_lora import UserError, cli
-from tas_lora.checks import positive
-from tas_lora.gpu_check import PARTS, Setting, run_parts, write_page
-from tas_lora.gpu_check.runs import MACHINE
+import torch  # noqa: E402
+
+from tas_lora import UserError, cli  # noqa: E402
+from tas_lora.checks import positive  # noqa: E402
+from tas_lora.gpu_check import PARTS, Setting, run_parts, write_page  # noqa: E402
+from tas_lora.gpu_check.runs import MACHINE  # noqa: E402
 
 
 def parse_args():
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--device', choices=['cuda', 'cpu'], default='cuda', help='where')
+    parser = argparse.ArgumentParser(description=__doc__, parents=[_DEVICE])
     parser.add_argument(
         '--quick', action='store_true', help='tiny sizes: shows that all parts run, no more'
     )
