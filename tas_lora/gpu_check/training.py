@@ -217,7 +217,6 @@ def _digits(
     cfg.load_from = None
     if stage != 'search':
         cfg.train_cfg.update(max_epochs=epochs, val_interval=epochs)
-        cfg.default_hooks.logger.interval = 1
     if stage != 'search' and short:
         cfg.train_dataloader.batch_size = 16
         cfg.train_dataloader.dataset.times = 1
