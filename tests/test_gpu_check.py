@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,37 @@ def test_operations_are_counted():
     assert speed._count(lambda: torch.mm(a, a), setting) == 1
     assert speed._count(lambda: torch.mm(a, a).exp(), setting) == 2
     assert speed._count(lambda: a.T.reshape(2, 8)[0] + 1, setting) == 2  # a copy, and a sum
+
+
+def test_after_the_memory_ran_out_nothing_of_before_is_held(monkeypatch):
+    """Else static and ours, built anew, would have no more room than all had together."""
+    held, measure = [], speed.benchmark.measure_training
+
+    def run_out_once(models, batch, *options, **more):
+        if not held:
+            held.extend(weakref.ref(value) for value in (batch[0], *models.values()))
+            raise torch.OutOfMemoryError('CUDA out of memory')
+        assert list(models) == ['static', 'ours']
+        assert [reference() for reference in held] == [None] * len(held)
+        return measure(models, batch, *options, **more)
+
+    monkeypatch.setattr(speed.benchmark, 'measure_training', run_out_once)
+    found = speed.size_speed('t', 256, ('static', 'ours', 'finetune'), Setting('cpu', True, ''))
+    assert list(found['batches'][2]) == ['static', 'ours']
+
+
+def test_a_contestant_without_room_is_left_out(monkeypatch):
+    peak, names = speed._peak, iter(('static', 'ours', 'finetune'))
+
+    def run_out(step, setting):
+        if next(names) == 'finetune':
+            raise torch.OutOfMemoryError('CUDA out of memory')
+        return peak(step, setting)
+
+    monkeypatch.setattr(speed, '_peak', run_out)
+    found = speed.size_speed('t', 256, ('static', 'ours', 'finetune'), Setting('cpu', True, ''))
+    assert found['batches'][2]['finetune'] == dict(out_of_memory=True)
+    assert found['batches'][2]['ours']['train']['vs_static']['median'] > 0
 
 
 def test_kernels_are_counted_without_copies_and_annotations():

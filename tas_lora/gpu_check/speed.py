@@ -1,6 +1,8 @@
 """Speed and memory of the sizes on a device, against networks of the same widths."""
 
+import gc
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -45,11 +47,13 @@ def size_speed(size: str, batch: int, names: tuple[str, ...], setting: Setting) 
     rate = matrix_rate(setting.device, torch.bfloat16, patience=0.02 if setting.quick else 0.2)
     config, subnet = _drawn(size, setting)
     models = benchmark.contestants(config.model, subnet, setting.device, names)
-    try:
+    rows = None
+    with suppress(torch.OutOfMemoryError):
         rows = _at_batch(models, subnet, count, rate, setting)
-    except torch.OutOfMemoryError:  # each fitted, but not after the others
-        models = {name: models[name] for name in ('static', 'ours')}
+    if rows is None:  # each fitted, but not after the others; the error, now gone, held tensors
+        del models
         _free(setting)
+        models = benchmark.contestants(config.model, subnet, setting.device, ('static', 'ours'))
         rows = _at_batch(models, subnet, count, rate, setting)
     return dict(
         rate=rate,
@@ -196,10 +200,10 @@ def _at_batch(
     spec = next(m.image_spec for m in models.values() if hasattr(m, 'image_spec'))
     batch, rows = benchmark.batch_of(spec, count, setting.device), {}
     for name in list(models):
-        try:
+        rows[name] = dict(out_of_memory=True)
+        with suppress(torch.OutOfMemoryError):
             rows[name] = dict(peak_mib=_peak(training_step(models[name], *batch, True), setting))
-        except torch.OutOfMemoryError:
-            rows[name] = dict(out_of_memory=True)
+        if 'out_of_memory' in rows[name]:  # outside, where no error holds tensors of the step
             models.pop(name).zero_grad()
             _free(setting)
     training = benchmark.measure_training(models, batch, _rounds(setting), amp=True)
@@ -228,6 +232,7 @@ def _peak(step, setting: Setting) -> float | None:
 
 
 def _free(setting: Setting) -> None:
+    gc.collect()  # models refer to themselves
     if setting.device == 'cuda':
         torch.cuda.empty_cache()
 
