@@ -212,6 +212,8 @@ def evaluate(
         check_path(cfg.work_dir)
     check_checkpoint_file(checkpoint, 'check the path')
     cfg.load_from = str(checkpoint)
+    if cfg.get('train_cfg') is None:  # a config of a network and its data, as for tools/order.py
+        cfg.train_dataloader = cfg.optim_wrapper = None
     if subnets:
         if cfg.test_cfg.get('type') in (None, 'TestLoop'):
             raise UserError(

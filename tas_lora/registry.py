@@ -40,12 +40,12 @@ def _child(parent: Registry, *locations: str) -> Registry:
     return _Registry(parent.name, parent=parent, scope='tas_lora', locations=list(locations))
 
 
-def build_part(registry: Registry, config: Mapping | str, kind: type, field: str, **defaults):
+def build_part(registry: Registry, config: Mapping, kind: type, field: str, **defaults):
     """Build a component from its config.
 
     Args:
         registry: Where it is registered.
-        config: Its config, or its name alone.
+        config: Its config.
         kind: Required base class.
         field: Name of the argument that holds it, for the message.
         **defaults: Arguments for those missing from ``config``.
@@ -53,17 +53,15 @@ def build_part(registry: Registry, config: Mapping | str, kind: type, field: str
     Raises:
         UserError: If it does not exist or is of another kind; names those to choose from.
     """
-    named = isinstance(config, str)
-    own = dict(type=config) if named else config
-    part = registry.get(str(own.get('type'))) if isinstance(own, Mapping) else None
+    part = registry.get(str(config.get('type'))) if isinstance(config, Mapping) else None
     if not (inspect.isclass(part) and issubclass(part, kind)):
         known = sorted(
-            f'tas_lora.{name}' if named else f"dict(type='tas_lora.{name}')"
+            f"dict(type='tas_lora.{name}')"
             for name, other in registry.module_dict.items()
             if inspect.isclass(other) and issubclass(other, kind)
         )
         raise UserError(f'cannot be {config!r}; choose from {", ".join(known)}', field)
-    return part(**defaults | {key: value for key, value in own.items() if key != 'type'})
+    return part(**defaults | {key: value for key, value in config.items() if key != 'type'})
 
 
 MODELS = _child(mmengine_registry.MODELS, 'tas_lora.models')

@@ -93,6 +93,9 @@ def folder(tmp_path):
 @pytest.mark.full
 def test_the_tools_lead_from_a_network_of_timm_to_all_formats(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
+    one = "val_cfg = dict(type='ValLoop'); test_cfg = dict(type='TestLoop')"
+    (folder / 'original.py').write_text(f"_base_ = 'data.py'\n{one}\n")
+    assert call_tool('test.py', 'original.py', 'network.pth') == 0
     options = ('--multiple', 8, '--batches', 2, '--device', 'cpu')
     assert call_tool('order.py', 'data.py', '--out', 'ordered', *options) == 0
     schedule = str(CONFIGS / 'schedules/distill_experts.py')

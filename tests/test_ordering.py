@@ -843,7 +843,7 @@ ONE_CLASS = ['train_dataloader.dataset.indices=[0,1,2,3,0,1,2,3,0,1,2,3]']
         (['--limit', 'macs'], "--limit takes COST=SHARE, such as macs=0.5, got 'macs'"),
         (
             ['--score', 'tas_lora.Nothing'],
-            "--score cannot be 'tas_lora.Nothing'; choose from tas_lora.",
+            "choose from dict(type='tas_lora.ActivationScore'), ",
         ),
         (['--multiple', 'many'], "--multiple must be 'auto' or an integer"),
         (['--batches', 0], '--batches must be a positive integer'),

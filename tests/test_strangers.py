@@ -498,8 +498,8 @@ def test_tools_print_through_the_escape():
 def test_tools_write_beside_and_rename():
     """So that a link is not followed and a full disk leaves the old file.
 
-    An export's formats are written in a temporary folder; the log of the demo grows line by line,
-    and a lock's file is empty.
+    An export's formats and the emoji are written in a temporary folder; the logs of the demo and of
+    the parts of a GPU check grow line by line, and a lock's file is empty.
     """
     plain = re.compile(
         r"\.write_(text|bytes)\(|\bopen\(('w|[^()]*, 'w)|(savefig|save)\((args|folder|.*args\.)"
@@ -511,7 +511,7 @@ def test_tools_write_beside_and_rename():
         for path in sources('demo.py')
         if path.parent != ROOT / 'tas_lora' / 'export' and plain.search(path.read_text('utf-8'))
     ]
-    assert found == ['progress.py', 'processes.py']
+    assert sorted(found) == ['emoji.py', 'processes.py', 'progress.py', 'runs.py']
 
 
 def sources(*without: str) -> list[Path]:

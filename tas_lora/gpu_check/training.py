@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 
 from .. import apis
+from ..atomic_files import write_atomic
 from ..config import load_config
 from ..engine.slow_options import usable_cores
 from ..models.safe_load import read_state_dict
@@ -259,7 +260,7 @@ def _fashion_folder(setting: Setting) -> Path:
             return folder
         if all((folder / f'{name}.gz').is_file() for name in FILES):
             for name in FILES:
-                (out / name).write_bytes(gzip.decompress((folder / f'{name}.gz').read_bytes()))
+                write_atomic(out / name, gzip.decompress((folder / f'{name}.gz').read_bytes()))
             return out
     raise SkippedError(
         f'no Fashion-MNIST in {" or ".join(map(str, places))}: give its folder as --fashion, such '

@@ -86,7 +86,7 @@ def order_supernet(args: Namespace, clock: Clock) -> tuple[dict, Proposal, list[
     files.check_out(cfg, args)
     check_data(cfg, LOADERS)
     check_sources(cfg, LOADERS)
-    score = build_part(TASK_UTILS, args.score, ChannelScore, '--score', seed=args.seed)
+    score = build_part(TASK_UTILS, dict(type=args.score), ChannelScore, '--score', seed=args.seed)
     with clock('Loading'):
         model, weights = inputs.load(cfg, args, score)
     arch, spec, has_head = model.backbone.arch, model.image_spec, weights['has_head']

@@ -6,6 +6,8 @@ tables agree with published ones. An exported subnet has exactly :func:`count_pa
 
 from ..structures import Subnet, ViTStyle
 
+_AUTOFORMER = ViTStyle()
+
 
 def count_params(
     subnet: Subnet,
@@ -35,7 +37,7 @@ def count_params(
         feature_parts: Vectors of the network's width that the classifier takes: 2 with 'cls_avg'.
     """
     patch_size = subnet.patch_size or patch_size
-    style, tables = style or ViTStyle(), 0
+    style, tables = style or _AUTOFORMER, 0
     width, prefix = subnet.embed_dim, style.num_prefix_tokens
     if max_relative_position is not None:
         tables = 4 * (2 * max_relative_position + 2) * head_dim
@@ -77,7 +79,7 @@ def count_flops(
     """
     patch_size = subnet.patch_size or patch_size
     width, patches = subnet.embed_dim, (img_size // patch_size) ** 2
-    prefix, reach = (style or ViTStyle()).num_prefix_tokens, max_relative_position
+    prefix, reach = (style or _AUTOFORMER).num_prefix_tokens, max_relative_position
     tokens = patches + prefix
     patch_embed = patches * width * in_channels * patch_size**2
     head = feature_parts * width * num_classes
