@@ -174,7 +174,7 @@ def test_killed_at_the_end_of_each_stage(toys, whole, tmp_path, monkeypatch):
     assert_same(run(toys, tmp_path), whole)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize(('stage', 'images'), [('original', 200), ('train', 300), ('search', 40)])
 def test_killed_in_a_stage(toys, whole, tmp_path, monkeypatch, stage, images):
     """In the second epoch, or among the candidates."""
@@ -228,7 +228,7 @@ def test_a_head_for_these_classes_stays(toys, tmp_path):
     assert not (folder / 'original/epoch_2.pth').exists()
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_folder_of_transformers(toys, tmp_path):
     """Its images are normalised as its settings say."""
     transformers = pytest.importorskip('transformers')
@@ -265,13 +265,13 @@ def test_a_signal_stops_it(toys, whole, tmp_path):
     assert process.returncode == 75
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize('way', ['one_lora', 'both'])
 def test_other_ways(toys, tmp_path, way):
     assert best_of(result(run(toys, tmp_path, way=way)))['top1']['trained'] > 0
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_scratch_may_follow_and_latency_is_measured(toys, tmp_path):
     limits = dict(macs=0.9, latency=1000.0)
     found = result(run(toys, tmp_path, limits=limits))
