@@ -110,12 +110,13 @@ def test_a_record_depends_on_code_and_configs_but_not_on_the_page(tmp_path, monk
         subprocess.run(['git', '-C', str(tmp_path), *command.split()], check=True)
     monkeypatch.setattr(runs, '_SOURCES', (tmp_path / 'tas_lora', tmp_path / 'configs'))
     parts = {MACHINE: Part(MACHINE, 'Machine', describe_machine, 60), 'work': FAKE['work']}
-    before = run(tmp_path, parts=parts)
+    run(tmp_path, parts=parts)
+    commits = [describe_machine(Setting('cpu', True, str(tmp_path)))['commit']]
     for number, (file, expected) in enumerate(zip(files, (1, 2, 3), strict=True)):
         file.write_text(f'{number}')
-        after = run(tmp_path, parts=parts)
+        run(tmp_path, parts=parts)
         assert calls(tmp_path) == expected, file
-    commits = [records[MACHINE]['figures']['commit'] for records in (before, after)]
+    commits.append(describe_machine(Setting('cpu', True, str(tmp_path)))['commit'])
     assert commits[1] == f'{commits[0]}-dirty'
 
 

@@ -129,18 +129,23 @@ def _known(path: Path, key: dict | None) -> dict | None:
 def _key(machine: dict, setting: Setting) -> dict:
     """What a record depends on."""
     figures = machine.get('figures') or {}
-    names = ('device', 'driver', 'code')
-    found = {name: figures.get(name) for name in names} | versions()
+    found = {name: figures.get(name) for name in ('device', 'driver')} | versions()
     return found | dict(
-        cuda=torch.version.cuda, quick=setting.quick, asked=setting.device, data=setting.fashion
+        code=_code_sha256(),
+        cuda=torch.version.cuda,
+        quick=setting.quick,
+        asked=setting.device,
+        data=setting.fashion,
     )
 
 
 def _run(part: Part, setting: Setting, seconds: float) -> dict:
     """Run a part in a new process; returns its record without its key."""
-    # A process that has used CUDA cannot fork it; on a CPU a fork saves seconds of imports.
+    # A process that has used CUDA cannot fork it. On a CPU forks of a server save the imports; this
+    # process may have used autograd, whose threads do not survive a fork.
     can_fork = setting.device == 'cpu' and sys.platform == 'linux'
-    context = multiprocessing.get_context('fork' if can_fork else 'spawn')
+    context = multiprocessing.get_context('forkserver' if can_fork else 'spawn')
+    context.set_forkserver_preload(['tas_lora.gpu_check'])
     path, start = Path(setting.folder) / f'{part.name}.part', time.monotonic()
     path.unlink(missing_ok=True)
     process = context.Process(target=_child, args=(part.job, part.name, setting, str(path)))
@@ -187,11 +192,9 @@ def _child(job: Callable[[Setting], dict], name: str, setting: Setting, path: st
 
 
 def describe_machine(setting: Setting) -> dict:
-    """Card, driver and versions, digest of code and configs, and the commit of a clone."""
+    """Card, driver and versions, and the commit of a clone."""
     commit = _output('git', '-C', str(_SOURCES[0]), 'describe', '--always', '--dirty')
-    figures = dict(
-        commit=commit, code=_code_sha256(), torch=torch.__version__, cuda=torch.version.cuda
-    )
+    figures = dict(commit=commit, torch=torch.__version__, cuda=torch.version.cuda)
     figures |= dict(versions=versions(), quick=setting.quick, threads=torch.get_num_threads())
     if setting.device == 'cpu':
         return figures | dict(device='CPU', driver=None, memory_gib=None)
