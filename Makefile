@@ -5,7 +5,7 @@
 # make shrink-demo  a real pretrained ViT halved for real pictures: fetches 330 MB once; not timed yet
 #
 # make lint     style, spelling, prose, and the documentation
-# make test     what a change is likely to break: some 6 minutes on two cores
+# make test     what a change is likely to break: some 8 minutes on two cores
 # make test-all make test, then all others but the slow ones: twenty minutes
 # make coverage the same, and which lines of tas_lora they run
 #

@@ -3,7 +3,7 @@
 python tools/search.py projects/from_pretrained/configs/search.py \
     work_dirs/experts/epoch_30.pth --test
 
-GPUs: 0, an hour on one CPU core.
+GPUs: 0. Not run at this length.
 """
 
 _base_ = './experts.py'
