@@ -8,24 +8,20 @@ Writes weights by timm's names, and a record next to them.
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 import timm
 import torch
+from from_pretrained.pictures import SPLITS, accuracy, fit, load_images
 from safetensors.torch import load_file, save
 from timm.layers import resample_abs_pos_embed
 from torch.nn import functional as F
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
 
 from tas_lora import UserError, cli
 from tas_lora.atomic_files import write_atomic
 from tas_lora.checks import positive
 
 MODEL = 'vit_small_patch14_dinov2'
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # the wheel's, as ImageNet's
-SPLITS = ('val', 'test', 'third')
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,6 +43,7 @@ def parse_args() -> argparse.Namespace:
     add('--label-smoothing', type=float, default=0.1)
     add('--crop', type=float, default=0.6, help='smallest share of a picture that a crop keeps')
     add('--seed', type=int, default=0)
+    add('--amp', action='store_true', help='bfloat16 products in training')
     args = parser.parse_args()
     for field in ('img_size', 'steps', 'batch_size'):
         positive(getattr(args, field), f'--{field.replace("_", "-")}', int)
@@ -59,25 +56,13 @@ def main() -> None:
     torch.manual_seed(args.seed)
     splits = {name: load_images(Path(args.data, name)) for name in ('train', *SPLITS)}
     model = pretrained(args.weights, args.img_size, splits['train'][1].max().item() + 1, args.pool)
-    start = time.perf_counter()
-    train(model, *splits['train'], args)
-    seconds = time.perf_counter() - start
+    seconds = train(model, *splits['train'], args)
     top1 = {name: accuracy(model, *splits[name], args.img_size) for name in SPLITS}
     record = dict(model=MODEL, command=' '.join(['finetune.py', *sys.argv[1:]]), **vars(args))
-    record |= dict(
-        top1=top1, threads=torch.get_num_threads(), seconds_per_step=round(seconds / args.steps, 3)
-    )
+    record |= dict(top1=top1, threads=torch.get_num_threads(), seconds_per_step=round(seconds, 3))
     write_atomic(args.out, save(model.state_dict()))
     write_atomic(Path(args.out).with_suffix('.json'), json.dumps(record, indent=1) + '\n')
     cli.say(f'{args.out}: ' + ', '.join(f'{name} {value:.2f}' for name, value in top1.items()))
-
-
-def load_images(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """All pictures, (N, 3, 64, 64) of bytes, and their labels (N,)."""
-    if not folder.is_dir():
-        raise UserError(f'{folder} is missing; run fetch.py, or give another --data')
-    pictures = ImageFolder(folder, v2.PILToTensor())
-    return torch.stack([image for image, _ in pictures]), torch.tensor(pictures.targets)
 
 
 def pretrained(weights: str, img_size: int, num_classes: int, pool: str) -> torch.nn.Module:
@@ -99,52 +84,19 @@ def pretrained(weights: str, img_size: int, num_classes: int, pool: str) -> torc
     return model
 
 
-def train(model, images, labels, args: argparse.Namespace) -> None:
-    """AdamW with a short warm-up and a cosine; the new head has a rate of its own."""
+def train(model, images, labels, args: argparse.Namespace) -> float:
+    """Fine-tune; the new head has a rate of its own. Returns the seconds of a step."""
     head = list(model.head.parameters())
     body = [p for name, p in model.named_parameters() if not name.startswith('head.')]
     groups = [dict(params=body, lr=args.lr), dict(params=head, lr=args.head_lr)]
-    optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [args.lr, args.head_lr], args.steps, pct_start=0.1, cycle_momentum=False
-    )
-    augment = v2.Compose(
-        [
-            v2.RandomResizedCrop(args.img_size, scale=(args.crop, 1), ratio=(0.8, 1.25)),
-            v2.RandomHorizontalFlip(),
-        ]
-    )
-    model.train()
-    order = torch.empty(0, dtype=torch.long)
-    for step in range(args.steps):
-        if len(order) < args.batch_size:
-            order = torch.cat([order, torch.randperm(len(images))])
-        batch, order = order[: args.batch_size], order[args.batch_size :]
-        logits = model(normalised(torch.stack([augment(image) for image in images[batch]])))
-        loss = F.cross_entropy(logits, labels[batch], label_smoothing=args.label_smoothing)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % 100 == 0:
-            cli.say(f'step {step + 1} of {args.steps}: loss {loss.item():.3f}', flush=True)
 
+    def loss_of(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        logits = model(inputs).float()
+        return F.cross_entropy(logits, labels, label_smoothing=args.label_smoothing)
 
-def normalised(images: torch.Tensor) -> torch.Tensor:
-    """Bytes as the pretrained network expects them."""
-    return v2.functional.normalize(images.float() / 255, MEAN, STD)
-
-
-@torch.inference_mode()
-def accuracy(model, images, labels, img_size: int) -> float:
-    """Top-1 accuracy, %."""
-    model.eval()
-    resized = v2.functional.resize(images, [img_size, img_size])
-    hits = sum(
-        (model(normalised(batch)).argmax(1) == label).sum().item()
-        for batch, label in zip(resized.split(64), labels.split(64), strict=True)
-    )
-    return round(100 * hits / len(labels), 2)
+    names = ('steps', 'batch_size', 'img_size', 'weight_decay', 'crop', 'amp')
+    options = {name: getattr(args, name) for name in names}
+    return fit(model, (images, labels), loss_of, groups, **options)
 
 
 if __name__ == '__main__':

@@ -1,51 +1,55 @@
-"""Ways to train the slices of a pretrained network, for the same number of steps.
+"""Ways to train the slices of a pretrained network, all for the same number of steps.
 
-python projects/from_pretrained/ways.py data/emoji_ordered/ordered.py --iters 300
+python projects/from_pretrained/ways.py data/emoji_ordered/ordered.py --iters 300 --amp
 
 CONFIG is of the fine-tuned network, ordered by tools/order.py. Each way begins with it, and what
-has a record already is not run again. It took 4 to 5 minutes a way on a CPU core of its own.
+has a record already is not run again. After some, a search finds a subnet for each share of the
+multiply-adds, on held-out pictures.
 """
 
 import argparse
-import json
 import time
 from copy import deepcopy
 from pathlib import Path
 
-import numpy as np
-import torch
+from from_pretrained.records import Records
+from from_pretrained.subnets import SHARES, subnets_of
 from mmengine.config import Config
-from rich.table import Table
 
-from tas_lora import SearchSpace, Subnet, apis, cli, count_flops
-from tas_lora.atomic_files import write_atomic
+from tas_lora import SearchSpace, Subnet, apis, cli, count_flops, count_params
 from tas_lora.checks import positive
-from tas_lora.packaged import command
-from tas_lora.provenance import read_json, versions
-from tas_lora.report.drawing import BLUE, GREEN, GREY, ORANGE, canvas, style
+from tas_lora.provenance import read_json
 
 RESULTS = Path(__file__).parent / 'results' / 'ways.json'
 SPLITS = ('test', 'third')
 PICTURES = 1790  # of the training split, which fetch.py makes the same everywhere
 RATES = dict(experts=2e-3, router=1e-1, supernet=4e-5)
 KEPT = dict(shared=1, keep=True)
-DRAWN = {'nothing': GREY, 'one LoRA': GREEN, 'experts + shared': BLUE, 'all weights': ORANGE}
+WHOLE = dict(own=False, weights=True)
+LABELS = dict(strategy=dict(logits=0.0, features=0.0, labels=1.0))
+WIDTHS = [384]  # a narrower residual stream loses most
+SEARCHED = ('experts + shared', 'all weights')
+NOT_SEARCHED = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler')
+NOT_SEARCHED += ('test_dataloader', 'test_cfg', 'test_evaluator')
+EVOLUTION = dict(population=16, generations=3, parents=6, mutations=8, crossovers=8)
 
 # What is trained: experts of groups (own), experts of all subnets (shared), the weights (weights).
 WAYS = {
-    'nothing': dict(own=False),
-    'one LoRA': dict(own=False, shared=1),
-    'one LoRA, original kept': dict(own=False, **KEPT),
-    'one LoRA of rank 80, original kept': dict(own=False, rank=80, **KEPT),
+    'unordered': dict(own=False, trains=False),
+    'ordered': dict(own=False, trains=False),
+    'one LoRA': dict(own=False, **KEPT),
+    'one LoRA of rank 80': dict(own=False, rank=80, **KEPT),
     'experts': dict(keep=True),
     'experts + shared': KEPT,
     'experts + shared, LoRA+': dict(lora_plus=16.0, **KEPT),
     'experts + shared, rate x 2.5': dict(rate=5e-3, **KEPT),
     'experts + shared, rank 32': dict(rank=32, **KEPT),
     'experts + shared, sandwich': dict(strategy=dict(subnets='sandwich', num_random=1), **KEPT),
-    'experts + shared, labels': dict(strategy=dict(logits=0.0, features=0.0, labels=1.0), **KEPT),
+    'experts + shared, labels': LABELS | KEPT,
     'experts + shared, all losses': dict(strategy=dict(labels=1.0), **KEPT),
-    'all weights': dict(own=False, weights=True),
+    'all weights': WHOLE,
+    'all weights, labels': LABELS | WHOLE,
+    'all weights, rate x 2.5': dict(weight_rate=1e-4, **WHOLE),
     'all weights + experts': dict(shared=1, weights=True),
 }
 
@@ -53,23 +57,18 @@ WAYS = {
 def parse_args() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='ordered.py of tools/order.py')
-    parser.add_argument('--ways', nargs='+', choices=WAYS, default=list(WAYS))
-    parser.add_argument('--iters', type=int, default=300, help='steps of a training')
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0])
-    parser.add_argument('--out', default=str(RESULTS), help='records')
+    add = parser.add_argument
+    add('config', help='ordered.py of tools/order.py')
+    add('--unordered', help="config that tools/order.py was given, for the way 'unordered'")
+    add('--ways', nargs='+', choices=WAYS, default=list(WAYS))
+    add('--iters', type=int, default=300, help='steps of a training')
+    add('--seeds', nargs='+', type=int, default=[0])
+    add('--amp', action='store_true', help='bfloat16 products in training and search')
+    add('--no-search', action='store_true', help='test the fixed subnets only')
+    add('--out', default=str(RESULTS), help='records')
     args = parser.parse_args()
     positive(args.iters, '--iters', int)
     return args
-
-
-def subnets_of(space: SearchSpace) -> dict[str, Subnet]:
-    """The subnets that are tested after every training, by name, from small to large."""
-    rng = np.random.default_rng(7)
-    drawn = (space.sample(rng) for _ in range(4))
-    drawn = sorted(drawn, key=lambda subnet: sum(subnet.hidden_dims) * subnet.depth)
-    named = {f'drawn {i + 1}': subnet for i, subnet in enumerate(drawn)}
-    return dict(smallest=space.smallest()) | named | dict(largest=space.largest())
 
 
 def add_experts(cfg: Config, own=True, shared=0, keep=False, weights=False, rank=8, **_) -> None:
@@ -88,7 +87,15 @@ def add_experts(cfg: Config, own=True, shared=0, keep=False, weights=False, rank
 
 
 def add_optimizer(
-    cfg: Config, steps: int, own=True, weights=False, rate=None, lora_plus=None, **_
+    cfg: Config,
+    steps: int,
+    own=True,
+    weights=False,
+    rate=None,
+    weight_rate=RATES['supernet'],
+    lora_plus=None,
+    amp=False,
+    **_,
 ) -> None:
     """Give the config the optimizer of a way, with 30 steps of warm-up and a cosine."""
 
@@ -103,40 +110,42 @@ def add_optimizer(
         dict(type='CosineAnnealingLR', T_max=steps - 30, begin=30, end=steps, by_epoch=False),
     ]
     if not own:
-        one = adamw(RATES['supernet']) if weights else experts
-        cfg.optim_wrapper = dict(type='tas_lora.SupernetOptimWrapper', **one)
+        one = adamw(weight_rate) if weights else experts
+        cfg.optim_wrapper = dict(type='tas_lora.SupernetOptimWrapper', amp=amp, **one)
         cfg.param_scheduler = schedule
         return
     parts = dict(experts=experts, router=dict(optimizer=dict(type='SGD', lr=RATES['router'])))
     if weights:
-        parts['supernet'] = adamw(RATES['supernet'])
-    cfg.optim_wrapper = dict(constructor='tas_lora.MoLEOptimWrapperConstructor', **parts)
+        parts['supernet'] = adamw(weight_rate)
+    cfg.optim_wrapper = dict(constructor='tas_lora.MoLEOptimWrapperConstructor', amp=amp, **parts)
     cfg.param_scheduler = {name: deepcopy(schedule) for name in parts}
 
 
 def config_of(args: argparse.Namespace, name: str, seed: int) -> Config:
     """The config of one training."""
     cfg, way = apis.load_config(args.config), WAYS[name]
+    cfg.space.embed_dim = WIDTHS
+    if name == 'unordered':
+        cfg.model.backbone.pop('block_order')
+        cfg.load_from = apis.load_config(args.unordered).load_from
     space = cfg.space
     per_epoch = -(-PICTURES // cfg.train_dataloader.batch_size)
     epochs = max(1, round(args.iters / per_epoch))
     add_experts(cfg, **way)
-    add_optimizer(cfg, epochs * per_epoch, **way)
+    add_optimizer(cfg, epochs * per_epoch, amp=args.amp, **way)
+    strategy = dict(type='tas_lora.ParentDistillation', logits=1.0, features=1.0)
     cfg.train_cfg = dict(
         type='tas_lora.SubnetSamplingTrainLoop',
         max_epochs=epochs,
         val_interval=epochs + 1,
         seed=seed,
         space=space,
-        strategy=dict(type='tas_lora.ParentDistillation', logits=1.0, features=1.0)
-        | way.get('strategy', {}),
+        strategy=strategy | way.get('strategy', {}),
     )
-    named = {k: s.to_dict() for k, s in subnets_of(SearchSpace.coerce(space.to_dict())).items()}
-    cfg.val_cfg = dict(type='tas_lora.SubnetValLoop', subnets=named, space=space)
-    cfg.test_cfg = dict(type='tas_lora.SubnetTestLoop', subnets=named, space=space)
+    cfg.val_cfg = dict(type='tas_lora.SubnetValLoop', subnets=dict(one='largest'), space=space)
     cfg.default_hooks.checkpoint.update(interval=epochs, max_keep_ckpts=1)
     cfg.randomness = dict(seed=seed)
-    folder = ''.join(c if c.isalnum() else '_' for c in f'{name}_{seed}')
+    folder = ''.join(c if c.isalnum() else '_' for c in f'{name}_{args.iters}_{seed}')
     cfg.work_dir = f'{Path(args.config).parent}/ways/{folder}'
     return cfg
 
@@ -144,77 +153,82 @@ def config_of(args: argparse.Namespace, name: str, seed: int) -> Config:
 def trained(args: argparse.Namespace, name: str, seed: int) -> str:
     """Train, or go on with it, and return the checkpoint."""
     cfg = config_of(args, name, seed)
-    if name == 'nothing':
+    if not WAYS[name].get('trains', True):
         return cfg.load_from
     apis.train(cfg, resume=Path(cfg.work_dir, 'last_checkpoint').exists())
     return f'{cfg.work_dir}/epoch_{cfg.train_cfg.max_epochs}.pth'
 
 
-def run(args: argparse.Namespace, name: str, seed: int) -> dict:
-    """Train one way, and test its subnets on pictures of known and of an unknown hand."""
-    start = time.perf_counter()
-    checkpoint = trained(args, name, seed)
-    seconds, top1 = time.perf_counter() - start, {}
-    cfg = config_of(args, name, seed)
-    model = apis.load_supernet(cfg, checkpoint)
-    subnets = subnets_of(SearchSpace.coerce(cfg.space.to_dict()))
+def found(args: argparse.Namespace, name: str, seed: int, checkpoint: str, full: float) -> dict:
+    """The best subnet of each share on held-out pictures."""
+    subnets = {}
+    for size, share in SHARES.items():
+        cfg = config_of(args, name, seed)
+        cfg.update(dict.fromkeys(NOT_SEARCHED))
+        cfg.work_dir += f'/search_{size}'
+        cfg.val_evaluator = [dict(type='tas_lora.CrossEntropy'), dict(type='Accuracy')]
+        cfg.val_cfg = dict(
+            type='tas_lora.EvolutionarySearchLoop',
+            space=cfg.space,
+            constraints=dict(flops=(None, share * full)),
+            evolution=dict(EVOLUTION, seed=seed),
+            precision='bfloat16' if args.amp else 'float32',
+            resume=Path(cfg.work_dir, 'search.json').exists(),
+        )
+        apis.search(cfg, checkpoint)
+        best = read_json(Path(cfg.work_dir, 'best_subnet.json'), 'result', kind=dict)
+        subnets[f'{size}_found'] = Subnet.from_dict(best['subnet'])
+    return subnets
+
+
+def tested(args, name: str, seed: int, checkpoint: str, subnets: dict[str, Subnet]) -> dict:
+    """Top-1 of each subnet on pictures of known and of an unknown hand."""
+    top1 = {}
     for split in SPLITS:
         cfg = config_of(args, name, seed)
+        as_dicts = {key: subnet.to_dict() for key, subnet in subnets.items()}
+        cfg.test_cfg = dict(type='tas_lora.SubnetTestLoop', subnets=as_dicts, space=cfg.space)
         cfg.test_dataloader.dataset.data_prefix = cfg.data_root + split
-        found = apis.evaluate(cfg, checkpoint)
-        top1[split] = {key: round(found[f'{key}/accuracy/top1'], 2) for key in subnets}
+        metrics = apis.evaluate(cfg, checkpoint)
+        top1[split] = {key: round(metrics[f'{key}/accuracy/top1'], 2) for key in subnets}
+    return top1
+
+
+def run(args: argparse.Namespace, name: str, seed: int) -> dict:
+    """Train one way, search, and test; returns a record."""
+    start = time.process_time()
+    checkpoint = trained(args, name, seed)
+    seconds = time.process_time() - start
+    cfg = config_of(args, name, seed)
+    model = apis.load_supernet(cfg, checkpoint)
+    spec = model.image_spec
+    subnets = subnets_of(SearchSpace.coerce(cfg.space.to_dict()), spec)
+    full = count_flops(subnets['original'], **spec)
+    if name in SEARCHED and not args.no_search:
+        subnets |= found(args, name, seed, checkpoint, full)
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return dict(
         way=name,
         seed=seed,
         iters=args.iters,
-        seconds=round(seconds),
-        trained=0 if name == 'nothing' else count,
-        flops={key: count_flops(subnet, **model.image_spec) for key, subnet in subnets.items()},
-        top1=top1,
+        cpu_seconds=round(seconds),
+        trained=count if WAYS[name].get('trains', True) else 0,
+        subnets={key: subnet.to_dict() for key, subnet in subnets.items()},
+        macs={key: count_flops(subnet, **spec) for key, subnet in subnets.items()},
+        params={key: count_params(subnet, **spec) for key, subnet in subnets.items()},
+        top1=tested(args, name, seed, checkpoint, subnets),
     )
 
 
-def show(records: list[dict]) -> None:
-    """Print a table of the test pictures."""
-    columns = list(records[0]['top1']['test'])
-    table = Table('way', 'steps', 'trained', *columns, title='Test top-1, %')
-    for record in records:
-        cells = (f'{record["top1"]["test"][column]:.1f}' for column in columns)
-        table.add_row(record['way'], str(record['iters']), f'{record["trained"]:,}', *cells)
-    cli.SafeConsole().print(table)
-
-
-def draw(records: list[dict]):
-    """Top-1 of the test pictures against multiply-adds, for the ways that differ most."""
-    figure, (axes,) = canvas(5.2, 3.6)
-    for name, color in DRAWN.items():
-        for record in [record for record in records if record['way'] == name]:
-            flops, top1 = record['flops'], record['top1']['test']
-            subnets = sorted(flops, key=flops.get)
-            x, y = [flops[key] / 1e6 for key in subnets], [top1[key] for key in subnets]
-            axes.plot(x, y, '.-', color=color, label=f'{name}, seed {record["seed"]}')
-    axes.set(xlabel='multiply-adds of a picture, millions', ylabel='test top-1, %')
-    axes.legend()
-    return figure
-
-
 def main() -> None:
-    """Run all ways that have no record yet; print a table, and draw a figure next to it."""
+    """Run all ways that have no record yet."""
     args = parse_args()
-    out = Path(args.out)
-    records = read_json(out, 'records')['records'] if out.exists() else []
-    done = {(record['way'], record['seed'], record['iters']) for record in records}
+    records = Records(Path(args.out))
     for seed in args.seeds:
-        for name in [name for name in args.ways if (name, seed, args.iters) not in done]:
-            records.append(run(args, name, seed))
-            made_by = dict(command=command(), versions=versions(), threads=torch.get_num_threads())
-            out.parent.mkdir(parents=True, exist_ok=True)
-            content = dict(made_by=made_by, records=records)
-            write_atomic(out, json.dumps(content, indent=1) + '\n')
-    show(records)
-    with style():
-        draw(records).savefig(out.with_suffix('.png'))
+        for name in args.ways:
+            if not records.has(dict(way=name, seed=seed, iters=args.iters)):
+                record = records.add(run(args, name, seed))
+                cli.say(f'{name}, seed {seed}: {record["top1"]["test"]}', flush=True)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""The emoji at 56 pixels, 4 x 4 patches, for the network that finetune.py makes.
+"""The emoji, for the network that finetune.py makes, at its size of images.
 
 python tools/order.py projects/from_pretrained/configs/emoji.py --out data/emoji_ordered --batches 4
 
@@ -9,6 +9,7 @@ _base_ = ['../../../data/emoji_vit/supernet.py', '../../../configs/_base_/defaul
 load_from = 'data/emoji_vit/supernet.pth'
 
 data_root = 'data/emoji/'
+img_size = _base_.model.backbone.img_size
 data_preprocessor = dict(
     num_classes=54,
     mean=[123.675, 116.28, 103.53],
@@ -18,13 +19,13 @@ data_preprocessor = dict(
 bicubic = dict(backend='pillow', interpolation='bicubic')
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=56, crop_ratio_range=(0.6, 1.0), **bicubic),
+    dict(type='RandomResizedCrop', scale=img_size, crop_ratio_range=(0.6, 1.0), **bicubic),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(56, 56), **bicubic),
+    dict(type='Resize', scale=(img_size, img_size), **bicubic),
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(
