@@ -81,10 +81,10 @@ class OneSize:
         start = time.process_time()
         made = self.fresh if method in ('scratch', 'distilled') else self.pruned
         model, macs = made(method, share)
-        before = accuracy(model, *self.pictures['test'], self.img_size)
+        before = self.top1(model, 'test')
         self.train(model, method)
         seconds = time.process_time() - start
-        top1 = {name: accuracy(model, *self.pictures[name], self.img_size) for name in SPLITS}
+        top1 = {name: self.top1(model, name) for name in SPLITS}
         return dict(
             way=method,
             size=share,
@@ -96,6 +96,10 @@ class OneSize:
             untrained=before,
             top1=top1,
         )
+
+    def top1(self, model: nn.Module, split: str) -> float:
+        """Top-1 accuracy on a split, %."""
+        return accuracy(model, *self.pictures[split], self.img_size, self.args.amp)
 
     def fresh(self, method: str, share: str) -> tuple[nn.Module, float]:
         """An architecture of the space, with random weights as timm draws them."""

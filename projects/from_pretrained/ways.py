@@ -12,9 +12,11 @@ import time
 from copy import deepcopy
 from pathlib import Path
 
+import torch
 from from_pretrained.records import Records
 from from_pretrained.subnets import SHARES, subnets_of
 from mmengine.config import Config
+from mmengine.device import get_device
 
 from tas_lora import SearchSpace, Subnet, apis, cli, count_flops, count_params
 from tas_lora.checks import positive
@@ -63,7 +65,7 @@ def parse_args() -> argparse.Namespace:
     add('--ways', nargs='+', choices=WAYS, default=list(WAYS))
     add('--iters', type=int, default=300, help='steps of a training')
     add('--seeds', nargs='+', type=int, default=[0])
-    add('--amp', action='store_true', help='bfloat16 products in training and search')
+    add('--amp', action='store_true', help='bfloat16 products')
     add('--no-search', action='store_true', help='test the fixed subnets only')
     add('--out', default=str(RESULTS), help='records')
     args = parser.parse_args()
@@ -143,6 +145,7 @@ def config_of(args: argparse.Namespace, name: str, seed: int) -> Config:
         strategy=strategy | way.get('strategy', {}),
     )
     cfg.val_cfg = dict(type='tas_lora.SubnetValLoop', subnets=dict(one='largest'), space=space)
+    cfg.test_cfg = dict(type='tas_lora.SubnetTestLoop', subnets=dict(one='largest'), space=space)
     cfg.default_hooks.checkpoint.update(interval=epochs, max_keep_ckpts=1)
     cfg.randomness = dict(seed=seed)
     folder = ''.join(c if c.isalnum() else '_' for c in f'{name}_{args.iters}_{seed}')
@@ -189,7 +192,8 @@ def tested(args, name: str, seed: int, checkpoint: str, subnets: dict[str, Subne
         as_dicts = {key: subnet.to_dict() for key, subnet in subnets.items()}
         cfg.test_cfg = dict(type='tas_lora.SubnetTestLoop', subnets=as_dicts, space=cfg.space)
         cfg.test_dataloader.dataset.data_prefix = cfg.data_root + split
-        metrics = apis.evaluate(cfg, checkpoint)
+        with torch.autocast(get_device(), torch.bfloat16, enabled=args.amp):
+            metrics = apis.evaluate(cfg, checkpoint)
         top1[split] = {key: round(metrics[f'{key}/accuracy/top1'], 2) for key in subnets}
     return top1
 

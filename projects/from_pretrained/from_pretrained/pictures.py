@@ -29,14 +29,17 @@ def normalised(images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor, img_size: int) -> float:
-    """Top-1 accuracy, %."""
+def accuracy(
+    model: nn.Module, images: Tensor, labels: Tensor, img_size: int, amp: bool = False
+) -> float:
+    """Top-1 accuracy, %; with ``amp`` products are in bfloat16."""
     model.eval()
     resized = v2.functional.resize(images, [img_size, img_size])
-    hits = sum(
-        (model(normalised(batch)).argmax(1) == label).sum().item()
-        for batch, label in zip(resized.split(64), labels.split(64), strict=True)
-    )
+    with torch.autocast('cpu', torch.bfloat16, enabled=amp):
+        hits = sum(
+            (model(normalised(batch)).argmax(1) == label).sum().item()
+            for batch, label in zip(resized.split(64), labels.split(64), strict=True)
+        )
     return round(100 * hits / len(labels), 2)
 
 

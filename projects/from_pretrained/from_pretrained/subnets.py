@@ -5,7 +5,7 @@ import numpy as np
 from tas_lora import SearchSpace, Subnet, count_flops
 
 SHARES = dict(half=0.5, quarter=0.25)  # of the original's multiply-adds
-COUNT = 3  # of each share
+COUNT = 2  # of each share
 _WITHIN = 0.02  # of the original's multiply-adds
 _SEED = 7
 _MOST_DRAWS = 100_000
