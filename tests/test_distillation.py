@@ -172,6 +172,30 @@ def test_the_sum_over_a_sandwich(config):
             assert (value - (before[name] - 0.1 * before[name].grad)).abs().max() < 1e-5, name
 
 
+def test_one_subnet_alone_is_trained(config, tmp_path):
+    space = config('supernet').train_cfg.space
+    subnet = Subnet(
+        embed_dim=min(space['embed_dim']),
+        num_heads=[min(space['num_heads'])] * min(space['depth']),
+        mlp_ratio=[min(space['mlp_ratio'])] * min(space['depth']),
+    )
+    file = tmp_path / 'found.json'
+    file.write_text(json.dumps(dict(subnet=subnet.to_dict())))
+    runner = started(config('supernet', dict(subnets=str(file))))
+    assert runner.train_loop.draw(0) == runner.train_loop.draw(7) == [subnet]
+    before = deepcopy(runner.model.state_dict())
+    outputs = watch(runner)
+    runner.train_loop.run_iter(0, next(iter(runner.train_dataloader)))
+    assert set(outputs[0]) == {'loss', 'loss_logits'}
+    moved = {n: before[n] != value for n, value in runner.model.state_dict().items()}
+    width, hidden = subnet.embed_dim, subnet.hidden_dims[0]
+    weights = moved['backbone.blocks.0.fc1.weight']
+    assert weights[:hidden, :width].any()
+    assert not weights[hidden:].any()
+    assert not weights[:, width:].any()
+    assert not moved[f'backbone.blocks.{subnet.depth}.fc1.weight'].any()
+
+
 def test_the_teacher_is_run_once_without_a_graph(config):
     runner = started(config('moLE', dict(subnets='sandwich', num_random=2)))
     model, seen = runner.model, []
@@ -555,7 +579,10 @@ def other_classes(cfg):
 
 REFUSED = {
     'no loss': (dict(logits=0), 'logits is 0, as are features and labels'),
-    'draw': (dict(subnets='all'), "subnets must be 'uniform' or 'sandwich', got 'all'"),
+    'draw': (dict(subnets='all'), "subnets must be 'uniform', 'sandwich', or a subnet as a dict"),
+    'draw nothing': (dict(subnets=3), "subnets must be 'uniform', 'sandwich', or a subnet as a"),
+    'half a subnet': (dict(subnets=dict(embed_dim=32)), 'subnets: .*num_heads'),
+    'no subnet file': (dict(subnets='nowhere.json'), 'subnets: .*nowhere.json'),
     'distance': (dict(distance='l1'), "distance must be 'cosine' or 'mse', got 'l1'"),
     'weight': (dict(features=-1), 'features must be a number from 0'),
     'temperature': (dict(temperature=0), 'temperature must be a positive number'),

@@ -30,7 +30,8 @@ KEPT = dict(shared=1, keep=True)
 WHOLE = dict(own=False, weights=True)
 LABELS = dict(strategy=dict(logits=0.0, features=0.0, labels=1.0))
 WIDTHS = [384]  # a narrower residual stream loses most
-SEARCHED = ('experts + shared', 'all weights')
+SEARCHED = ('all weights',)  # and POLISHED goes on with what was found
+POLISHED = 'all weights, polished'
 NOT_SEARCHED = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler')
 NOT_SEARCHED += ('test_dataloader', 'test_cfg', 'test_evaluator')
 EVOLUTION = dict(population=16, generations=3, parents=6, mutations=8, crossovers=8)
@@ -53,6 +54,7 @@ WAYS = {
     'all weights, labels': LABELS | WHOLE,
     'all weights, rate x 2.5': dict(weight_rate=1e-4, **WHOLE),
     'all weights + experts': dict(shared=1, weights=True),
+    POLISHED: WHOLE,
 }
 
 
@@ -198,6 +200,27 @@ def tested(args, name: str, seed: int, checkpoint: str, subnets: dict[str, Subne
     return top1
 
 
+def polish(args: argparse.Namespace, seed: int, before: dict) -> dict:
+    """Train each subnet that was found alone, for as many steps again; returns a record."""
+    start, top1, checkpoints = time.process_time(), {split: {} for split in SPLITS}, {}
+    subnets = {key: value for key, value in before['subnets'].items() if key.endswith('found')}
+    for key, subnet in subnets.items():
+        cfg = config_of(args, SEARCHED[0], seed)
+        cfg.train_cfg.strategy.update(subnets=subnet, checkpoint=cfg.load_from)
+        cfg.load_from = f'{cfg.work_dir}/epoch_{cfg.train_cfg.max_epochs}.pth'
+        cfg.work_dir += f'/polished_{key}'
+        apis.train(cfg, resume=Path(cfg.work_dir, 'last_checkpoint').exists())
+        checkpoints[key] = f'{cfg.work_dir}/epoch_{cfg.train_cfg.max_epochs}.pth'
+    seconds = time.process_time() - start
+    for key, checkpoint in checkpoints.items():
+        alone = {key: Subnet.from_dict(subnets[key])}
+        for split, found in tested(args, SEARCHED[0], seed, checkpoint, alone).items():
+            top1[split] |= found
+    costs = {name: {key: before[name][key] for key in subnets} for name in ('macs', 'params')}
+    same = dict(way=POLISHED, seed=seed, iters=args.iters, trained=before['trained'])
+    return same | dict(cpu_seconds=round(seconds), subnets=subnets, **costs, top1=top1)
+
+
 def run(args: argparse.Namespace, name: str, seed: int) -> dict:
     """Train one way, search, and test; returns a record."""
     start = time.process_time()
@@ -224,6 +247,13 @@ def run(args: argparse.Namespace, name: str, seed: int) -> dict:
     )
 
 
+def record_of(args: argparse.Namespace, name: str, seed: int, records: Records) -> dict:
+    """Run one way; a polishing begins with the record of the search."""
+    if name != POLISHED:
+        return run(args, name, seed)
+    return polish(args, seed, records.find(dict(way=SEARCHED[0], seed=seed, iters=args.iters)))
+
+
 def main() -> None:
     """Run all ways that have no record yet."""
     args = parse_args()
@@ -231,7 +261,7 @@ def main() -> None:
     for seed in args.seeds:
         for name in args.ways:
             if not records.has(dict(way=name, seed=seed, iters=args.iters)):
-                record = records.add(run(args, name, seed))
+                record = records.add(record_of(args, name, seed, records))
                 cli.say(f'{name}, seed {seed}: {record["top1"]["test"]}', flush=True)
 
 

@@ -1,11 +1,12 @@
 """Records of runs, in a JSON file that is written again after each."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
+from tas_lora import UserError
 from tas_lora.atomic_files import write_atomic
 from tas_lora.packaged import command
 from tas_lora.provenance import read_json, versions
@@ -24,7 +25,21 @@ class Records:
 
     def has(self, key: Mapping) -> bool:
         """Whether a record has these values."""
-        return any(key.items() <= {k: record.get(k) for k in key}.items() for record in self.all)
+        return any(self._matching(key))
+
+    def find(self, key: Mapping) -> dict:
+        """The first record with these values.
+
+        Raises:
+            UserError: If there is none.
+        """
+        for record in self._matching(key):
+            return record
+        values = ', '.join(f'{name} {value}' for name, value in key.items())
+        raise UserError(f'{self.path} has no record of {values}; run that first')
+
+    def _matching(self, key: Mapping) -> Iterator[dict]:
+        return (record for record in self.all if all(record.get(k) == key[k] for k in key))
 
     def add(self, record: dict) -> dict:
         """Append a record with what made it, and write all."""

@@ -1,5 +1,6 @@
 """Training of a pretrained supernet with the original, frozen, as the teacher."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from .strategy import (
     train_on_each,
 )
 
+_DRAWS = ('uniform', 'sandwich')
 _TEACHER = 'teacher_sha256'  # in the message hub, so also in checkpoints
 
 
@@ -45,8 +47,9 @@ class ParentDistillation(SubnetStrategy):
     trained, the teacher is a copy of the file that the training began with, also after a resume.
 
     Args:
-        subnets: 'uniform', one subnet; or 'sandwich', the largest (unless
-            ``model.keep_parent``), the smallest, and random ones.
+        subnets: 'uniform', one random subnet; 'sandwich', the largest (unless
+            ``model.keep_parent``), the smallest, and random ones; or one subnet, as a dict or its
+            file, which alone is trained.
         num_random: Number of random subnets of a sandwich.
         logits: Weight of the divergence of logits.
         features: Weight of the distance of features.
@@ -64,7 +67,7 @@ class ParentDistillation(SubnetStrategy):
 
     def __init__(
         self,
-        subnets: str = 'uniform',
+        subnets: str | Mapping = 'uniform',
         num_random: int = 2,
         logits: float = 1.0,
         features: float = 0.0,
@@ -73,7 +76,7 @@ class ParentDistillation(SubnetStrategy):
         distance: str = 'cosine',
         checkpoint: str | None = None,
     ):
-        one_of(subnets, 'subnets', ('uniform', 'sandwich'))
+        self.only = None if subnets in _DRAWS else one_subnet(subnets)
         one_of(distance, 'distance', tuple(_DISTANCES))
         self.subnets, self.num_random = subnets, natural(num_random, 'num_random', most=1000)
         self.logits = bounded(logits, 'logits', most=1e9)
@@ -120,6 +123,8 @@ class ParentDistillation(SubnetStrategy):
 
     def draw(self, space: SearchSpace, rng: np.random.Generator) -> list[Subnet]:
         """Sample one subnet, or those of a sandwich: largest, smallest, random ones."""
+        if self.only:
+            return [self.only]
         if self.subnets == 'uniform':
             return [space.sample(rng)]
         return sandwich(space, rng, self.num_random)
@@ -142,7 +147,7 @@ class ParentDistillation(SubnetStrategy):
 
     def _named(self, runner, subnets: list[Subnet]) -> dict[str, Subnet]:
         """The subnets by the start of the names of their losses."""
-        if self.subnets == 'uniform':
+        if self.subnets != 'sandwich':
             return {'': subnets[0]}
         names = sandwich_names(self.num_random)[keeps_largest(runner) :]
         return dict(zip((f'{name}_' for name in names), subnets, strict=False))
@@ -193,6 +198,21 @@ class ParentDistillation(SubnetStrategy):
                 'train_cfg.strategy.checkpoint',
             )
         hub.update_info(_TEACHER, digest)
+
+
+def one_subnet(value: Mapping | str) -> Subnet:
+    """The subnet that ``subnets`` describes.
+
+    Raises:
+        UserError: If it describes none.
+    """
+    with inside('subnets'):
+        if isinstance(value, Mapping) or str(value).endswith('.json'):
+            return Subnet.coerce(value)
+    raise UserError(
+        f"must be 'uniform', 'sandwich', or a subnet as a dict or .json file, got {value!r}",
+        'subnets',
+    )
 
 
 def load_teacher(cfg, file: str, needs_logits: bool) -> SupernetClassifier:
