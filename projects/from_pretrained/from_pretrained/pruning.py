@@ -1,5 +1,6 @@
 """Torch-Pruning's own pruner on timm's network, to a share of its multiply-adds."""
 
+import warnings
 from copy import deepcopy
 
 import torch
@@ -74,18 +75,20 @@ def _pruned(
     if kind != 'width':
         ignored += [m.fc2 for m in model.modules() if isinstance(m, Mlp)]
         ignored += [model.patch_embed, *(a.proj for a in attentions)]
-    pruner = torch_pruning.pruner.BasePruner(
-        model,
-        torch.zeros(1, 3, img_size, img_size),
-        torch_pruning.importance.GroupTaylorImportance(),
-        global_pruning=kind == 'isomorphic',
-        isomorphic=kind == 'isomorphic',
-        pruning_ratio=ratio,
-        max_pruning_ratio=0.95,
-        ignored_layers=ignored,
-        num_heads={attention.qkv: attention.num_heads for attention in attentions},
-        round_to=2,
-    )
+    with warnings.catch_warnings():  # LayerScale and tokens are cut as they should be
+        warnings.filterwarnings('ignore', 'Unwrapped parameters')
+        pruner = torch_pruning.pruner.BasePruner(
+            model,
+            torch.zeros(1, 3, img_size, img_size),
+            torch_pruning.importance.GroupTaylorImportance(),
+            global_pruning=kind == 'isomorphic',
+            isomorphic=kind == 'isomorphic',
+            pruning_ratio=ratio,
+            max_pruning_ratio=0.95,
+            ignored_layers=ignored,
+            num_heads={attention.qkv: attention.num_heads for attention in attentions},
+            round_to=2,
+        )
     pruner.step()
     for attention in attentions:
         attention.num_heads = pruner.num_heads[attention.qkv]

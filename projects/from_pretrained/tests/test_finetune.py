@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from from_pretrained import pictures
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torchvision.transforms import v2
@@ -20,7 +21,7 @@ SHADES = {'dark': 60, 'light': 200}
 def data(tmp_path):
     """Two classes by brightness, six pictures of each in every split."""
     rng = np.random.default_rng(0)
-    for split in ('train', *finetune.SPLITS):
+    for split in ('train', *pictures.SPLITS):
         for name, shade in SHADES.items():
             folder = tmp_path / 'emoji' / split / name
             folder.mkdir(parents=True)
@@ -46,7 +47,7 @@ def test_saved_weights_have_the_accuracies_of_the_record(monkeypatch, tmp_path, 
             v2.Resize((28, 28)),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(finetune.MEAN, finetune.STD),
+            v2.Normalize(pictures.MEAN, pictures.STD),
         ]
     )
     for split, top1 in record['top1'].items():
@@ -69,4 +70,4 @@ def test_other_networks_and_sizes_are_refused(tmp_path):
 
 def test_missing_pictures_are_named(tmp_path):
     with pytest.raises(UserError, match='emoji/train is missing; run fetch.py'):
-        finetune.load_images(tmp_path / 'emoji' / 'train')
+        pictures.load_images(tmp_path / 'emoji' / 'train')

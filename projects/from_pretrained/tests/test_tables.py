@@ -17,6 +17,7 @@ from from_pretrained.tables import (
 )
 
 from tas_lora import SearchSpace, Subnet
+from tas_lora.structures import ViTStyle
 
 SPEC = dict(
     img_size=98,
@@ -24,7 +25,7 @@ SPEC = dict(
     num_classes=54,
     head_dim=64,
     max_relative_position=None,
-    style=dict(norm_eps=1e-6, layer_scale=1.0, qkv_bias_by_part=True),
+    style=ViTStyle(norm_eps=1e-6, layer_scale=1.0, qkv_bias_by_part=True),
 )
 SPACE = SearchSpace(
     embed_dim=[384], depth=list(range(6, 13)), num_heads=[3, 4, 5, 6], mlp_ratio=[1, 2, 3, 4]
