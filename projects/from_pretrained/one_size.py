@@ -30,7 +30,7 @@ from tas_lora.models.export import plain_network
 from tas_lora.models.plain_vit import PlainViT
 
 MODEL = 'vit_small_patch14_dinov2'
-METHODS = ('scratch', 'distilled', 'isomorphic', 'uniform')
+METHODS = ('isomorphic', 'scratch', 'distilled')
 SCORED = 4  # batches that Torch-Pruning scores on, as tools/order.py does
 
 
@@ -44,8 +44,8 @@ def parse_args() -> argparse.Namespace:
     add('--methods', nargs='+', choices=METHODS, default=list(METHODS))
     add('--iters', type=int, default=300, help='steps of a training')
     add('--batch-size', type=int, default=24)
-    add('--rate', type=float, default=1e-4, help='of pruned networks')
-    add('--fresh-rate', type=float, default=1e-3, help='of networks from random weights')
+    add('--rate', type=float, default=4e-5, help='of pruned networks')
+    add('--fresh-rate', type=float, default=5e-4, help='of networks from random weights')
     add('--seeds', nargs='+', type=int, default=[0])
     add('--amp', action='store_true', help='bfloat16 products in training')
     add('--out', default=str(Path(__file__).parent / 'results' / 'one_size.json'), help='records')
@@ -80,7 +80,7 @@ class OneSize:
         torch.manual_seed(seed)
         start = time.process_time()
         made = self.fresh if method in ('scratch', 'distilled') else self.pruned
-        model, macs = made(method, share)
+        model, macs = made(share)
         before = self.top1(model, 'test')
         self.train(model, method)
         seconds = time.process_time() - start
@@ -101,7 +101,7 @@ class OneSize:
         """Top-1 accuracy on a split, %."""
         return accuracy(model, *self.pictures[split], self.img_size, self.args.amp)
 
-    def fresh(self, method: str, share: str) -> tuple[nn.Module, float]:
+    def fresh(self, share: str) -> tuple[nn.Module, float]:
         """An architecture of the space, with random weights as timm draws them."""
         subnet = self.subnets[f'{share}_1']
         model = PlainViT(**plain_network(subnet, self.spec, self.pooling))
@@ -110,13 +110,13 @@ class OneSize:
             trunc_normal_(tokens, std=0.02)
         return model, count_flops(subnet, **self.spec)
 
-    def pruned(self, method: str, share: str) -> tuple[nn.Module, float]:
+    def pruned(self, share: str) -> tuple[nn.Module, float]:
         """The original, cut by Torch-Pruning."""
         images, labels = self.pictures['train']
         size = self.args.batch_size
         chosen = torch.randperm(len(images))[: SCORED * size].split(size)
         batches = [(images[batch], labels[batch]) for batch in chosen]
-        model = prune(deepcopy(self.teacher), SHARES[share], batches, self.img_size, method)
+        model = prune(deepcopy(self.teacher), SHARES[share], batches, self.img_size)
         return model, macs_of(model, self.img_size)
 
     def train(self, model: nn.Module, method: str) -> None:

@@ -27,17 +27,18 @@ def macs_of(model: nn.Module, img_size: int) -> int:
 
 
 def prune(
-    model: nn.Module, share: float, batches: list[tuple[Tensor, Tensor]], img_size: int, kind: str
+    model: nn.Module, share: float, batches: list[tuple[Tensor, Tensor]], img_size: int
 ) -> nn.Module:
     """Cut a copy down to ``share`` of the multiply-adds, or just below, by Taylor scores.
+
+    MLPs and head widths of all blocks compete, each kind by itself (isomorphic pruning); blocks and
+    the width of the residual stream stay.
 
     Args:
         model: timm's ViT.
         share: Of the multiply-adds of ``model``.
         batches: Bytes and labels that the scores are summed over.
         img_size: Side of the images.
-        kind: 'isomorphic', MLPs and heads over all blocks together, the width stays; 'uniform',
-            the same in each block alike; 'width', all dimensions of each block, and the width.
     """
     model.eval()
     gradients = _gradients(model, batches, img_size)
@@ -45,7 +46,7 @@ def prune(
     best = None
     for _ in range(_HALVINGS):
         ratio = (low + high) / 2
-        pruned = _pruned(model, gradients, ratio, img_size, kind)
+        pruned = _pruned(model, gradients, ratio, img_size)
         if macs_of(pruned, img_size) <= most:
             best, high = pruned, ratio
         else:
@@ -62,7 +63,7 @@ def _gradients(model: nn.Module, batches, img_size: int) -> dict[str, Tensor]:
 
 
 def _pruned(
-    model: nn.Module, gradients: dict[str, Tensor], ratio: float, img_size: int, kind: str
+    model: nn.Module, gradients: dict[str, Tensor], ratio: float, img_size: int
 ) -> nn.Module:
     """A copy that lacks a share of its channels."""
     model = deepcopy(model)
@@ -71,21 +72,19 @@ def _pruned(
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
     for attention in attentions:
         attention.fused_attn = False
-    ignored = [model.head]
-    if kind != 'width':
-        ignored += [m.fc2 for m in model.modules() if isinstance(m, Mlp)]
-        ignored += [model.patch_embed, *(a.proj for a in attentions)]
+    kept = [model.head, model.patch_embed, *(attention.proj for attention in attentions)]
+    kept += [m.fc2 for m in model.modules() if isinstance(m, Mlp)]
     with warnings.catch_warnings():  # LayerScale and tokens are cut as they should be
         warnings.filterwarnings('ignore', 'Unwrapped parameters')
         pruner = torch_pruning.pruner.BasePruner(
             model,
             torch.zeros(1, 3, img_size, img_size),
             torch_pruning.importance.GroupTaylorImportance(),
-            global_pruning=kind == 'isomorphic',
-            isomorphic=kind == 'isomorphic',
+            global_pruning=True,
+            isomorphic=True,
             pruning_ratio=ratio,
             max_pruning_ratio=0.95,
-            ignored_layers=ignored,
+            ignored_layers=kept,
             num_heads={attention.qkv: attention.num_heads for attention in attentions},
             round_to=2,
         )

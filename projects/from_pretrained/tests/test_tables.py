@@ -103,7 +103,7 @@ def test_pruned_networks_count_what_the_space_counts():
     model.set_input_size(img_size=98)
     assert macs_of(model, 98) == multiply_adds(SPACE.largest())
     images, labels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8), torch.arange(4)
-    pruned = prune(model, 0.5, [(images, labels)], 98, 'isomorphic')
+    pruned = prune(model, 0.5, [(images, labels)], 98)
     assert 0.45 < macs_of(pruned, 98) / macs_of(model, 98) <= 0.5
     assert pruned(torch.zeros(1, 3, 98, 98)).shape == (1, 54)
     assert macs_of(model, 98) == multiply_adds(SPACE.largest())  # it was a copy
