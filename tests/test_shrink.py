@@ -1,6 +1,8 @@
 """tools/shrink.py from a tiny timm network to a smaller one: results, kills, refusals."""
 
+import dataclasses
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -18,7 +20,7 @@ import torch
 import toy_vit
 from conftest import ROOT, call_tool
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper
+from mmengine.optim import build_optim_wrapper
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
@@ -27,12 +29,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tas_lora import Subnet, UserError
-from tas_lora.engine import HeadLayerDecay, slow_options
+from tas_lora.engine import slow_options
 from tas_lora.models.plain_vit import load_plain_vit
 from tas_lora.shrink import Request, shrink
 from tas_lora.shrink.configs import config, schedules
 from tas_lora.shrink.images import ImageFolder
-from tas_lora.shrink.ledger import Ledger
 from tas_lora.shrink.progress import Meter
 from tas_lora.shrink.request import WAYS, read_limits
 from tas_lora.shrink.stages import scoring
@@ -159,30 +160,6 @@ def test_the_configs_run_by_hand(whole, tmp_path):
     assert one['subnet'] == other['subnet']
 
 
-class KilledError(BaseException):
-    """Stands for the end of the process."""
-
-
-@pytest.mark.full
-def test_killed_at_the_end_of_each_stage(toys, whole, tmp_path, monkeypatch):
-    """Before it is recorded that the stage is done; the next start ends the same."""
-    finish, killed = Ledger.finish, []
-
-    def finish_later(ledger, name, *arguments):
-        if name not in killed:
-            killed.append(name)
-            raise KilledError
-        finish(ledger, name, *arguments)
-
-    monkeypatch.setattr(Ledger, 'finish', finish_later)
-    for _ in STAGES:
-        with pytest.raises(KilledError):
-            run(toys, tmp_path)
-    assert killed == STAGES
-    assert_same(run(toys, tmp_path), whole)
-    assert 'the last of 2 starts' in (tmp_path / 'index.html').read_text()
-
-
 # In each stage: at the start, amid the work, and before what was done is recorded. Renames of a
 # whole run: 16, 9, 12, 17, 11, 8 and 6.
 KILLS = dict(
@@ -195,37 +172,42 @@ KILLS = dict(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize('when', KILLS)
 def test_killed_by_the_system(toys, whole, tmp_path, when):
     """SIGKILL in every stage, one after the other: nothing is cleaned up, locks included."""
     for kill in KILLS[when]:
-        assert started(toys, tmp_path, kill).returncode == -signal.SIGKILL, kill
+        assert exit_code(toys, tmp_path, kill) == -signal.SIGKILL, kill
         record = json.loads((tmp_path / 'shrink.json').read_text())
         assert list(record['stages'])[-1] == kill.split()[0]
-    assert_ends_the_same(toys, tmp_path, whole)
+    assert exit_code(toys, tmp_path) == 0
+    assert 'the last of 2 starts' in (tmp_path / 'index.html').read_text()
+    assert_same(tmp_path, whole)
 
 
-@pytest.mark.full
+def exit_code(toys: Path, out: Path, kill: str | None = None) -> int:
+    """That of a process of its own, forked from one that has imported what it needs."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['toy_vit', 'timm', 'tas_lora.shrink'])
+    request = dataclasses.asdict(request_of(toys, out))
+    process = context.Process(target=toy_vit.shrink_until, args=(request, kill))
+    process.start()
+    process.join(600)
+    return process.exitcode
+
+
+@pytest.mark.slow
 def test_killed_with_a_worker(toys, whole, tmp_path):
-    """In a training whose images another process reads."""
-    assert started(toys, tmp_path, 'train images 300', workers=1).returncode == -signal.SIGKILL
-    assert_ends_the_same(toys, tmp_path, whole)
-
-
-def started(toys: Path, out: Path, kill: str | None = None, **changes):
-    """The command, run in a process of its own."""
+    """The tool itself, in a training whose images another process reads."""
     command = [sys.executable, 'tests/toy_vit.py', 'tools/shrink.py']
-    own = os.environ | dict(PYTHONPATH=str(ROOT)) | ({} if kill is None else dict(KILL_AT=kill))
-    command += options_of(toys, out, **changes)
-    return subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True)
-
-
-def assert_ends_the_same(toys: Path, folder: Path, whole: Path) -> None:
-    """Started again, it writes the same weights, bit for bit."""
-    done = started(toys, folder)
+    command += options_of(toys, tmp_path, workers=1)
+    killed = os.environ | dict(PYTHONPATH=str(ROOT), KILL_AT='train images 300')
+    done = subprocess.run(command, cwd=ROOT, env=killed, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    del killed['KILL_AT']
+    done = subprocess.run(command, cwd=ROOT, env=killed, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert_same(folder, whole)
+    assert_same(tmp_path, whole)
 
 
 def assert_same(folder: Path, whole: Path) -> None:
@@ -345,17 +327,16 @@ def test_schedules_are_the_packaged_ones(way, tmp_path):
     assert own.get('freeze_supernet', True) == ours.model.get('freeze_supernet', True)
 
 
-def test_the_rate_of_a_new_head():
+def test_the_rate_of_a_new_head(whole):
+    """Fifty times that of the body, as in the project's own fine-tuning in plain PyTorch."""
     model = tiny_model(False, Subnet(24, (2, 2, 2), (2.0, 2.0, 2.0)))
-    rules = dict(layer_decay_rate=0.5, head_lr_mult=50.0)
-    wrapper = dict(type=OptimWrapper, optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05))
-    groups = HeadLayerDecay(wrapper, rules)(model).param_groups
-    rates = {group['param_name']: group['lr'] for group in groups if 'param_name' in group}
-    assert rates['head.fc.weight'] == pytest.approx(50e-4)
-    assert rates['backbone.norm.weight'] == pytest.approx(1e-4)
-    assert rates['backbone.blocks.2.fc1.weight'] == pytest.approx(0.5e-4)
-    assert rates['backbone.blocks.0.fc1.weight'] == pytest.approx(1e-4 / 8)
-    assert rates['backbone.patch_embed.weight'] == pytest.approx(1e-4 / 16)
+    wrapper = build_optim_wrapper(model, Config.fromfile(whole / 'original.py').optim_wrapper)
+    groups = {id(p): group for group in wrapper.optimizer.param_groups for p in group['params']}
+    for name, parameter in model.named_parameters():
+        rate = 2e-3 if name.startswith('head.') else 4e-5
+        assert groups[id(parameter)]['lr'] == pytest.approx(rate), name
+    assert groups[id(model.backbone.norm.weight)]['weight_decay'] == 0
+    assert groups[id(model.backbone.blocks[0].fc1.weight)]['weight_decay'] == 0.05
 
 
 # What is refused, by the tool: one line and exit code 2

@@ -8,6 +8,7 @@ import runpy
 import signal
 import sys
 from collections import Counter
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,21 @@ def kill_at(stage: str, event: str, count: int) -> None:
 
     Meter.stage, Meter.advance = note_stage, note_images
     sys.addaudithook(lambda what, _: what == 'os.rename' and now and note(now[0], 'renames', 1))
+
+
+def shrink_until(request: dict, kill: str | None) -> None:
+    """Shrink in this process, until its end or a kill: 'STAGE EVENT COUNT'."""
+    import torch
+    from rich.console import Console
+
+    from tas_lora.shrink import Request, shrink
+
+    torch.set_num_threads(1)
+    register()
+    if kill is not None:
+        stage, event, count = kill.split()
+        kill_at(stage, event, int(count))
+    shrink(Request(**request), Console(file=StringIO()))
 
 
 if __name__ == '__main__':
