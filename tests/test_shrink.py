@@ -38,6 +38,7 @@ from tas_lora.shrink.progress import Meter
 from tas_lora.shrink.request import WAYS, read_limits
 from tas_lora.shrink.stages import scoring
 from tas_lora.shrink.work import Work
+from tas_lora.work_lock import held
 
 SMALL = dict(
     limits=dict(macs=0.6),
@@ -276,7 +277,8 @@ def test_a_signal_stops_it(toys, whole, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('way', ['one_lora', 'both'])
 def test_other_ways(toys, tmp_path, way):
-    assert best_of(result(run(toys, tmp_path, way=way)))['top1']['trained'] > 0
+    changes = dict(way=way, amp=way == 'both', scratch=False)
+    assert best_of(result(run(toys, tmp_path, **changes)))['top1']['trained'] > 0
 
 
 @pytest.mark.slow
@@ -470,6 +472,13 @@ def test_output_among_the_images(toys, capsys, place):
     out = toys / 'pictures' / place
     assert 'is among the images' in fails(capsys, *options_of(toys, out))
     assert not (out / 'shrink.json').exists()
+
+
+def test_two_starts_at_once(toys, whole, capsys):
+    """The second is refused by name."""
+    with held(whole):
+        line = fails(capsys, *options_of(toys, whole))
+    assert f'{whole} is in use by process {os.getpid()} ' in line
 
 
 def test_a_precision_that_is_slow_here(toys, tmp_path, monkeypatch):

@@ -87,8 +87,8 @@ class ImageFolder:
 
     def unseen(self, count: int) -> float:
         """Classes that so many random training images are expected not to show."""
-        shares = [len(files) / self._count('train') for files in self.files['train'].values()]
-        return sum((1 - share) ** count for share in shares)
+        total = self._count('train')
+        return sum((1 - len(files) / total) ** count for files in self.files['train'].values())
 
     def digest(self) -> str:
         """SHA-256 of names and sizes of all images."""

@@ -23,17 +23,17 @@ def original(work: Work) -> tuple[list[Path], dict, str]:
     request, classes = work.request, work.images.classes
     torch.manual_seed(request.seed)  # a new head
     options = request.checkpoint, request.img_size
-    model, model_config, difference = convert(request.source, *options)
+    model, model_config, _ = convert(request.source, *options)
     own_head = model.head is not None and model.head.num_classes == len(classes)
     if not own_head:
-        model, model_config, difference = convert(request.source, *options, len(classes))
+        model, model_config, _ = convert(request.source, *options, len(classes))
     limits = settled(request.limits, model, request.multiple)
     if request.amp:
         images = (1 + BACKWARD) * request.batch_size
         check_precision(model, torch.bfloat16, images, '--amp', 'leave it out, to train')
     _write_original(work, model, model_config, own_head)
     _check_images(work)
-    found = dict(limits, difference=difference, own_head=own_head, depth=model.backbone.arch.depth)
+    found = dict(limits, own_head=own_head)
     weights, line = _test_head(work) if own_head else _finetune(work)
     return [weights], found | dict(weights=str(weights)), line
 
