@@ -1,9 +1,12 @@
 """tools/shrink.py from a tiny timm network to a smaller one: results, kills, refusals."""
 
+import dataclasses
 import json
+import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,26 +20,31 @@ import torch
 import toy_vit
 from conftest import ROOT, call_tool
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper
+from mmengine.optim import build_optim_wrapper
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import load_file
 from tiny import tiny_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tas_lora import Subnet, UserError
-from tas_lora.engine import HeadLayerDecay
+from tas_lora.engine import slow_options
 from tas_lora.models.plain_vit import load_plain_vit
 from tas_lora.shrink import Request, shrink
 from tas_lora.shrink.configs import config, schedules
 from tas_lora.shrink.images import ImageFolder
-from tas_lora.shrink.ledger import Ledger
 from tas_lora.shrink.progress import Meter
 from tas_lora.shrink.request import WAYS, read_limits
+from tas_lora.shrink.stages import scoring
+from tas_lora.shrink.work import Work
+from tas_lora.work_lock import held
 
 SMALL = dict(
     limits=dict(macs=0.6),
+    way='experts',
     epochs=2,
+    finetune_epochs=3,
     batch_size=12,
     multiple=8,
     population=6,
@@ -45,7 +53,7 @@ SMALL = dict(
     workers=0,
     formats=['safetensors'],
 )
-STAGES = ['original', 'order', 'train', 'search', 'export', 'compare']
+STAGES = ['original', 'order', 'train', 'search', 'export', 'scratch', 'compare']
 
 
 @pytest.fixture(scope='module')
@@ -81,8 +89,8 @@ def whole(toys, tmp_path_factory) -> Path:
     console = Console(file=StringIO(), force_terminal=True, width=100)
     folder = run(toys, tmp_path_factory.mktemp('whole'), console=console)
     shown = console.file.getvalue()
-    assert re.search(r'3/6 train .* 0:\d\d:\d\d left', shown)
-    assert all(f'{i}/6 {stage}: ' in shown for i, stage in enumerate(STAGES, 1))
+    assert re.search(r'3/7 train .* 0:\d\d:\d\d left', shown)
+    assert all(f'{i}/7 {stage}: ' in shown for i, stage in enumerate(STAGES, 1))
     return folder
 
 
@@ -133,6 +141,7 @@ def test_all_sizes_are_compared(whole):
     assert set(largest.values()) == {found['original']['top1']}
     page = (whole / 'index.html').read_text()
     assert '<svg' in page
+    assert f'{found["scratch"]:.2f}' in page
     assert f'{best_of(found)["top1"]["trained"]:.2f} %' in page
 
 
@@ -152,80 +161,80 @@ def test_the_configs_run_by_hand(whole, tmp_path):
     assert one['subnet'] == other['subnet']
 
 
-class KilledError(BaseException):
-    """Stands for the end of the process."""
-
-
-def test_killed_at_the_end_of_each_stage(toys, whole, tmp_path, monkeypatch):
-    """Before it is recorded that the stage is done; the next start ends the same."""
-    finish, killed = Ledger.finish, []
-
-    def finish_later(ledger, name, *arguments):
-        if name not in killed:
-            killed.append(name)
-            raise KilledError
-        finish(ledger, name, *arguments)
-
-    monkeypatch.setattr(Ledger, 'finish', finish_later)
-    for _ in STAGES:
-        with pytest.raises(KilledError):
-            run(toys, tmp_path)
-    assert killed == STAGES
-    assert_same(run(toys, tmp_path), whole)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(('stage', 'images'), [('original', 200), ('train', 300), ('search', 40)])
-def test_killed_in_a_stage(toys, whole, tmp_path, monkeypatch, stage, images):
-    """In the second epoch, or among the candidates."""
-    advance, seen = Meter.advance, []
-
-    def advance_or_die(meter, name, work):
-        seen.append(work * (name == stage))
-        if sum(seen) >= images:
-            raise KilledError
-        advance(meter, name, work)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Meter, 'advance', advance_or_die)
-        with pytest.raises(KilledError):
-            run(toys, tmp_path)
-    assert_same(run(toys, tmp_path), whole)
+# In each stage: at the start, amid the work, and before what was done is recorded. Renames of a
+# whole run: 16, 9, 12, 17, 11, 8 and 6.
+KILLS = dict(
+    early=['original renames 4', 'order renames 1', 'train renames 3', 'search renames 1']
+    + ['export renames 1', 'scratch renames 2', 'compare renames 2'],
+    amid=['original images 200', 'order renames 5', 'train images 300', 'search images 50']
+    + ['export renames 7', 'scratch images 200', 'compare images 300'],
+    late=['original renames 15', 'order renames 8', 'train renames 11', 'search renames 16']
+    + ['export renames 10', 'scratch renames 7', 'compare renames 6'],
+)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(('stage', 'images'), [('train', 300)])
-def test_the_process_ends(toys, whole, tmp_path, stage, images):
-    """As after kill -9: nothing is cleaned up, locks included."""
-    command = [sys.executable, 'tests/toy_vit.py', 'tools/shrink.py', *options_of(toys, tmp_path)]
-    ended = os.environ | dict(END_AT=str(images), END_IN=stage, PYTHONPATH=str(ROOT))
-    assert subprocess.run(command, cwd=ROOT, env=ended, capture_output=True).returncode == 9
-    del ended['END_AT']
-    done = subprocess.run(command, cwd=ROOT, env=ended, capture_output=True, text=True)
+@pytest.mark.parametrize('when', KILLS)
+def test_killed_by_the_system(toys, whole, tmp_path, when):
+    """SIGKILL in every stage, one after the other: nothing is cleaned up, locks included."""
+    for kill in KILLS[when]:
+        assert exit_code(toys, tmp_path, kill) == -signal.SIGKILL, kill
+        record = json.loads((tmp_path / 'shrink.json').read_text())
+        assert list(record['stages'])[-1] == kill.split()[0]
+    assert exit_code(toys, tmp_path) == 0
+    assert 'the last of 2 starts' in (tmp_path / 'index.html').read_text()
+    assert_same(tmp_path, whole)
+
+
+def exit_code(toys: Path, out: Path, kill: str | None = None) -> int:
+    """That of a process of its own, forked from one that has imported what it needs."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['toy_vit', 'timm', 'tas_lora.shrink'])
+    request = dataclasses.asdict(request_of(toys, out))
+    process = context.Process(target=toy_vit.shrink_until, args=(request, kill))
+    process.start()
+    process.join(600)
+    return process.exitcode
+
+
+@pytest.mark.slow
+def test_killed_with_a_worker(toys, whole, tmp_path):
+    """The tool itself, in a training whose images another process reads."""
+    command = [sys.executable, 'tests/toy_vit.py', 'tools/shrink.py']
+    command += options_of(toys, tmp_path, workers=1)
+    killed = os.environ | dict(PYTHONPATH=str(ROOT), KILL_AT='train images 300')
+    done = subprocess.run(command, cwd=ROOT, env=killed, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    del killed['KILL_AT']
+    done = subprocess.run(command, cwd=ROOT, env=killed, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert_same(tmp_path, whole)
 
 
 def assert_same(folder: Path, whole: Path) -> None:
-    """The same network: its sizes, and what it computes."""
-    assert best_of(result(folder)) == best_of(result(whole))
-    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        one, other = (load_plain_vit(each / 'export')[0](images) for each in (folder, whole))
-    assert torch.equal(one, other)
+    """The same network, bit for bit, and the same numbers."""
+    for name in ('original', 'sizes', 'scratch'):
+        assert result(folder)[name] == result(whole)[name], name
+    one, other = (load_file(each / 'export/weights.safetensors') for each in (folder, whole))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 @pytest.mark.full
 def test_a_head_for_these_classes_stays(toys, tmp_path):
     """The original is then timm's network, untrained by us."""
     weights = toy_vit.write_weights(tmp_path / 'vit.pth', num_classes=3)
-    folder = run(toys, tmp_path / 'out', checkpoint=str(weights), sizes=1, way='all')
+    console = Console(file=StringIO(), width=500)
+    changes = dict(checkpoint=str(weights), sizes=1, way='all', scratch=False, amp=True)
+    folder = run(toys, tmp_path / 'out', console=console, **changes)
+    assert 'it has a head of 3, and ' in console.file.getvalue()
     vit = timm.create_model(toy_vit.NAME, num_classes=3)
     vit.load_state_dict(torch.load(weights))
     mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
     expected = top1(vit.eval(), *pictures(toys / 'pictures/test'), mean, std)
     assert result(folder)['original']['top1'] == pytest.approx(expected, abs=0.01)
-    assert not (folder / 'original/epoch_2.pth').exists()
+    assert not (folder / 'original/epoch_3.pth').exists()
+    assert Config.fromfile(folder / 'train.py').optim_wrapper.amp == 'bfloat16'
 
 
 @pytest.mark.slow
@@ -268,17 +277,19 @@ def test_a_signal_stops_it(toys, whole, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('way', ['one_lora', 'both'])
 def test_other_ways(toys, tmp_path, way):
-    assert best_of(result(run(toys, tmp_path, way=way)))['top1']['trained'] > 0
+    changes = dict(way=way, amp=way == 'both', scratch=False)
+    assert best_of(result(run(toys, tmp_path, **changes)))['top1']['trained'] > 0
 
 
 @pytest.mark.slow
 def test_scratch_may_follow_and_latency_is_measured(toys, tmp_path):
     limits = dict(macs=0.9, latency=1000.0)
-    found = result(run(toys, tmp_path, limits=limits))
+    found = result(run(toys, tmp_path, limits=limits, scratch=False))
+    assert 'scratch' not in found
     assert 0 < best_of(found)['latency'] < 1000
     search = Config.fromfile(tmp_path / 'search.py').val_cfg
     assert set(search.constraints) == {'flops', 'latency'}
-    again = result(run(toys, tmp_path, limits=limits, scratch=True))
+    again = result(run(toys, tmp_path, limits=limits))
     assert again['scratch'] > 0
     assert best_of(again)['top1'] == best_of(found)['top1']
     assert 'from scratch' in (tmp_path / 'index.html').read_text()
@@ -302,9 +313,13 @@ def test_schedules_are_the_packaged_ones(way, tmp_path):
     (tmp_path / 'ordered').mkdir()
     space = dict(embed_dim=[384], depth=[12], num_heads=[6], mlp_ratio=[2.0, 4.0])
     (tmp_path / 'ordered/ordered.py').write_text(f'space = {space}\nmodel = dict()\n')
-    text = config('train', path='', title='', work_dir='', way=way, epochs=30, seed=0)
+    values = dict(path='', title='', work_dir='', way=way, epochs=30, seed=0)
+    text = config('train', amp=False, **values)
     (tmp_path / 'train.py').write_text(text)
     ours, packaged = Config.fromfile(tmp_path / 'train.py'), Config.fromfile(schedules(way)[-1])
+    (tmp_path / 'train.py').write_text(config('train', amp=True, **values))
+    fast = Config.fromfile(tmp_path / 'train.py').optim_wrapper
+    assert fast == packaged.optim_wrapper | dict(amp='bfloat16')
     for name in ('optim_wrapper', 'param_scheduler', 'custom_hooks'):
         assert ours.get(name) == packaged.get(name), name
     assert ours.train_cfg.strategy == packaged.train_cfg.strategy
@@ -314,17 +329,16 @@ def test_schedules_are_the_packaged_ones(way, tmp_path):
     assert own.get('freeze_supernet', True) == ours.model.get('freeze_supernet', True)
 
 
-def test_the_rate_of_a_new_head():
+def test_the_rate_of_a_new_head(whole):
+    """Fifty times that of the body, as in the project's own fine-tuning in plain PyTorch."""
     model = tiny_model(False, Subnet(24, (2, 2, 2), (2.0, 2.0, 2.0)))
-    rules = dict(layer_decay_rate=0.5, head_lr_mult=50.0)
-    wrapper = dict(type=OptimWrapper, optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05))
-    groups = HeadLayerDecay(wrapper, rules)(model).param_groups
-    rates = {group['param_name']: group['lr'] for group in groups if 'param_name' in group}
-    assert rates['head.fc.weight'] == pytest.approx(50e-4)
-    assert rates['backbone.norm.weight'] == pytest.approx(1e-4)
-    assert rates['backbone.blocks.2.fc1.weight'] == pytest.approx(0.5e-4)
-    assert rates['backbone.blocks.0.fc1.weight'] == pytest.approx(1e-4 / 8)
-    assert rates['backbone.patch_embed.weight'] == pytest.approx(1e-4 / 16)
+    wrapper = build_optim_wrapper(model, Config.fromfile(whole / 'original.py').optim_wrapper)
+    groups = {id(p): group for group in wrapper.optimizer.param_groups for p in group['params']}
+    for name, parameter in model.named_parameters():
+        rate = 2e-3 if name.startswith('head.') else 4e-5
+        assert groups[id(parameter)]['lr'] == pytest.approx(rate), name
+    assert groups[id(model.backbone.norm.weight)]['weight_decay'] == 0
+    assert groups[id(model.backbone.blocks[0].fc1.weight)]['weight_decay'] == 0.05
 
 
 # What is refused, by the tool: one line and exit code 2
@@ -365,7 +379,8 @@ def test_odd_folders(toys, tmp_path, capsys):
         (dict(limit='weight=0.5'), '--limit: weight is unknown; choose from macs, params'),
         (dict(limit='macs'), "such as macs=0.5 or latency=20, got 'macs'"),
         (dict(limit='macs=-1'), 'must be a positive number, got -1.0'),
-        (dict(epochs=1), 'must be 2 or more, as the first one warms up'),
+        (dict(epochs=1), 'epochs must be 2 or more, as the first one warms up'),
+        (dict(finetune_epochs=1), 'finetune_epochs must be 2 or more'),
         (dict(checkpoint='none.pth'), 'none.pth is not a file'),
         (dict(formats='tensorrt'), '--formats must be all or some of'),
         (dict(img_size=10), '10'),
@@ -422,8 +437,76 @@ def test_what_no_stage_wrote(toys, tmp_path, capsys):
         run(toys, tmp_path)
     assert (tmp_path / 'ordered/ordered.pth').read_text() == 'dear'
     (tmp_path / 'shrink.json').write_text('{}')
-    assert 'is not a record' in fails(capsys, *options_of(toys, tmp_path))
+    assert 'is not as tools/shrink.py wrote it' in fails(capsys, *options_of(toys, tmp_path))
     assert 'is a file' in fails(capsys, *options_of(toys, tmp_path / 'shrink.json'))
+
+
+def test_a_refused_limit_may_be_corrected(toys, tmp_path, capsys):
+    """Nothing was written that depends on it."""
+    for limit in ('macs=0.01', 'macs=0.02'):
+        assert 'limits from' in fails(capsys, *options_of(toys, tmp_path, limit=limit))
+
+
+def test_the_record_is_edited(toys, whole, capsys):
+    """A limit in it would decide what is exported."""
+    path = whole / 'shrink.json'
+    before = path.read_text()
+    try:
+        path.write_text(before.replace('"macs": 0.6', '"macs": 0.7'))
+        assert 'is not as tools/shrink.py wrote it' in fails(capsys, *options_of(toys, whole))
+    finally:
+        path.write_text(before)
+
+
+def test_an_unreadable_test_image(toys, tmp_path, capsys):
+    """It is found before any training."""
+    root = shutil.copytree(toys / 'pictures', tmp_path / 'pictures')
+    image = root / 'test/red/0.png'
+    image.write_bytes(image.read_bytes()[:60])
+    assert f'{image}: ' in fails(capsys, *options_of(toys, tmp_path / 'out', data=root))
+    assert not list((tmp_path / 'out').glob('original/epoch*'))
+
+
+@pytest.mark.parametrize('place', ['', 'train/out', 'test/red/out'])
+def test_output_among_the_images(toys, capsys, place):
+    out = toys / 'pictures' / place
+    assert 'is among the images' in fails(capsys, *options_of(toys, out))
+    assert not (out / 'shrink.json').exists()
+
+
+def test_two_starts_at_once(toys, whole, capsys):
+    """The second is refused by name."""
+    with held(whole):
+        line = fails(capsys, *options_of(toys, whole))
+    assert f'{whole} is in use by process {os.getpid()} ' in line
+
+
+def test_a_precision_that_is_slow_here(toys, tmp_path, monkeypatch):
+    """It is refused before anything is written that would bind the folder to it."""
+    monkeypatch.setattr(slow_options, 'slowdown', lambda dtype: (10.0, 1e5))
+    for _ in range(2):
+        with pytest.raises(UserError, match='--amp is .bfloat16.*leave it out, to train in float'):
+            run(toys, tmp_path, amp=True)
+    assert not (tmp_path / 'original').exists()
+
+
+def test_other_workers_are_used(toys, whole):
+    """Although the configs stay as they are."""
+    request = request_of(toys, whole, workers=3)
+    work = Work(request, None, None, None)
+    assert work.load('train.py').train_dataloader.num_workers == 3
+
+
+def test_classes_that_the_score_would_not_see(tmp_path):
+    """Of 20 classes with 2 images each, next to one with 400, few are in a batch."""
+    counts = dict(many=400) | {f'class_{i}': 2 for i in range(20)}
+    files = {name: [(str(i), 1) for i in range(count)] for name, count in counts.items()}
+    images = ImageFolder(tmp_path, dict(train=files, test=files))
+    assert images.unseen(40) == pytest.approx(20 * (1 - 2 / 440) ** 40)
+    options = dict(source='timm:x', data='', limits=dict(macs=0.5), out='', batch_size=40)
+    assert scoring(Request(**options, batches=1), images) == (1, 'tas_lora.OutputScore')
+    even = ImageFolder(tmp_path, dict(train=dict.fromkeys(files, files['many']), test=files))
+    assert scoring(Request(**options, batches=1), even) == (1, 'tas_lora.TaylorScore')
 
 
 def test_limits_are_read():
@@ -441,3 +524,6 @@ def test_time_left():
     with meter.stage('b', 2):
         meter.advance('b', 1000.0)  # no more than planned
         assert meter.left() == 0
+    meter = Meter(Console(file=StringIO()), dict(a=10.0, b=30.0), dict(a=5.0))
+    meter.skip('b', 20.0)  # done by an earlier start, whose seconds are not known
+    assert meter.left() == pytest.approx(5, abs=0.1)

@@ -5,7 +5,10 @@ python toy_vit.py TOOL ARGUMENTS... runs a tool that knows the name.
 
 import os
 import runpy
+import signal
 import sys
+from collections import Counter
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -58,24 +61,48 @@ def draw(root: Path, **numbers: int) -> Path:
     return root
 
 
-def end_at(images: int, stage: str) -> None:
-    """End this process, as a kill does, when a stage has seen so many images."""
+def kill_at(stage: str, event: str, count: int) -> None:
+    """Kill this process when a stage has seen so many 'images', or is to do so many 'renames'."""
     from tas_lora.shrink.progress import Meter
 
-    advance, seen = Meter.advance, []
+    begin, advance, now, seen = Meter.stage, Meter.advance, [], Counter()
 
-    def advance_or_end(meter, name, work):
-        seen.extend([name] * int(work))
-        if seen.count(stage) >= images:
-            os._exit(9)
-        advance(meter, name, work)
+    def note(name: str, kind: str, number: float) -> None:
+        seen[name, kind] += number
+        if seen[stage, event] >= count:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    Meter.advance = advance_or_end
+    def note_stage(meter, name: str, number: int):
+        now[:] = [name]
+        return begin(meter, name, number)
+
+    def note_images(meter, name: str, images: float) -> None:
+        note(name, 'images', images)
+        advance(meter, name, images)
+
+    Meter.stage, Meter.advance = note_stage, note_images
+    sys.addaudithook(lambda what, _: what == 'os.rename' and now and note(now[0], 'renames', 1))
+
+
+def shrink_until(request: dict, kill: str | None) -> None:
+    """Shrink in this process, until its end or a kill: 'STAGE EVENT COUNT'."""
+    import torch
+    from rich.console import Console
+
+    from tas_lora.shrink import Request, shrink
+
+    torch.set_num_threads(1)
+    register()
+    if kill is not None:
+        stage, event, count = kill.split()
+        kill_at(stage, event, int(count))
+    shrink(Request(**request), Console(file=StringIO()))
 
 
 if __name__ == '__main__':
-    if 'END_AT' in os.environ:
-        end_at(int(os.environ['END_AT']), os.environ['END_IN'])
+    if 'KILL_AT' in os.environ:
+        place, kind, number = os.environ['KILL_AT'].split()
+        kill_at(place, kind, int(number))
     register()
     tool, *sys.argv = sys.argv[1:2] + sys.argv[1:]
     runpy.run_path(tool, run_name='__main__')

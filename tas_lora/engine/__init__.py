@@ -8,7 +8,6 @@ from .hooks import (
     SimilarityHook,
 )
 from .optim import (
-    HeadLayerDecay,
     JointOptimWrapper,
     MoLEOptimWrapperConstructor,
     SupernetOptimWrapper,
@@ -29,7 +28,6 @@ __all__ = [
     'CompileWarmupHook',
     'ComplexityAwareLRHook',
     'EvolutionarySearchLoop',
-    'HeadLayerDecay',
     'JointOptimWrapper',
     'MoLEHook',
     'MoLEOptimWrapperConstructor',

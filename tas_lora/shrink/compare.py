@@ -23,7 +23,7 @@ _LOOP = 'tas_lora.SubnetTestLoop'
 
 def compare(work: Work) -> tuple[list[Path], dict, str]:
     """Test all sizes: unordered, ordered and trained; and the found one from scratch."""
-    train, original = apis.load_config(work.path('train.py')), work.found('original')
+    train, original = work.load('train.py'), work.found('original')
     subnets = _subnets(work, SearchSpace.coerce(train.train_cfg.space))
     weights = work.found('train')['weights']
     as_dicts = {name: subnet.to_dict() for name, subnet in subnets.items()}
@@ -59,7 +59,7 @@ def _subnets(work: Work, space: SearchSpace) -> dict[str, Subnet]:
     chosen = dict(
         original=space.largest(), found=found, smallest=space.smallest(), largest=space.largest()
     )
-    spec = load_supernet(apis.load_config(work.path('order.py'))).image_spec
+    spec = load_supernet(work.load('order.py')).image_spec
     rng = np.random.default_rng(work.request.seed)
     draws = {space.sample(rng) for _ in range(_DRAWS)} - set(chosen.values())
     draws = sorted(draws, key=lambda subnet: (count_flops(subnet, **spec), str(subnet)))
@@ -71,7 +71,7 @@ def _subnets(work: Work, space: SearchSpace) -> dict[str, Subnet]:
 
 def _tested(work: Work, path: str, weights: str, subnets: Mapping[str, Subnet]) -> dict:
     """Test top-1 of each subnet, with the weights of a file."""
-    cfg = apis.load_config(path)
+    cfg = work.load(path)
     name = Path(path).stem
     cfg.update(dict.fromkeys(_OTHERS))  # none of what trains
     cfg.work_dir, cfg.experiment_name = work.path('compare', name), f'compare_{name}'

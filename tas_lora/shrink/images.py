@@ -48,6 +48,16 @@ class ImageFolder:
         found._check(batch_size)
         return found
 
+    def check_out(self, folder: Path) -> None:
+        """Refuse an output folder among the images, which would become a class.
+
+        Raises:
+            UserError: If it is one.
+        """
+        places = [self.root / name for name in ('train', 'test', 'val')]
+        if folder == self.root or any(folder.is_relative_to(place) for place in places):
+            raise UserError(f'--out {folder} is among the images; name a folder elsewhere')
+
     @property
     def classes(self) -> list[str]:
         """Names in the order of labels."""
@@ -74,6 +84,11 @@ class ImageFolder:
     def tested(self) -> int:
         """Number of test images."""
         return self._count('test')
+
+    def unseen(self, count: int) -> float:
+        """Classes that so many random training images are expected not to show."""
+        total = self._count('train')
+        return sum((1 - len(files) / total) ** count for files in self.files['train'].values())
 
     def digest(self) -> str:
         """SHA-256 of names and sizes of all images."""

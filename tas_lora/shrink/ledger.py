@@ -4,6 +4,7 @@ A stage is begun, then done. Of a stage that is neither, no file may be there: i
 else's. A file of a done stage must be as the stage left it, since all later ones depend on it.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from ..errors import UserError
 from ..provenance import read_json, sha256, versions
 
 FILE = 'shrink.json'
+_SEAL = 'sha256'  # of all else in the record
 _ADVICE = 'give another --out, or run the stages by hand from there on (docs/shrink.md)'
 
 
@@ -25,7 +27,8 @@ class Ledger:
         request: What is asked now, for JSON.
 
     Raises:
-        UserError: If the folder is of another request, or has an unreadable record.
+        UserError: If the folder is of another request that has written something, or its record
+            cannot be read or was edited.
     """
 
     def __init__(self, folder: Path, request: Mapping):
@@ -33,12 +36,13 @@ class Ledger:
         request = json.loads(json.dumps(request))
         if self.path.exists():
             record = read_json(self.path, 'record', kind=dict)
-            if not isinstance(record.get('request'), dict) or 'stages' not in record:
-                raise UserError(f'{self.path} is not a record of tools/shrink.py; {_ADVICE}')
-            self._compare(record['request'], request)
-            self.record = record
-        else:
-            self.record = dict(request=request, versions=versions(), stages={})
+            if record.pop(_SEAL, None) != _digest(record):
+                raise UserError(f'{self.path} is not as tools/shrink.py wrote it; {_ADVICE}')
+            if record['request'] == request or any(s['files'] for s in record['stages'].values()):
+                self._compare(record['request'], request)
+                self.record = record
+                return
+        self.record = dict(request=request, versions=versions(), stages={})
 
     def _compare(self, before: Mapping, now: Mapping) -> None:
         for name in now:
@@ -61,13 +65,24 @@ class Ledger:
         """What a done stage has found."""
         return self.stages[name]['result']
 
-    def check(self, name: str) -> None:
+    def check(self, name: str, places: Iterable[str]) -> None:
         """Refuse files of a stage that are not as they were left.
+
+        Args:
+            name: The stage.
+            places: Files and folders that it writes.
 
         Raises:
             UserError: If a file has changed or is missing, or is there before its stage.
         """
-        for file, digest in self.stages[name]['files'].items():
+        if name not in self.stages:
+            there = [path for place in places if (path := self.folder / place).exists()]
+            if there:
+                raise UserError(
+                    f'{there[0]} is there, but no stage of this shrink wrote it; move it away, or '
+                    'give another --out'
+                )
+        for file, digest in self.stages.get(name, {}).get('files', {}).items():
             path = self.folder / file
             if not path.is_file():
                 raise UserError(f'{path} of the stage {name} is missing; put it back, or {_ADVICE}')
@@ -76,26 +91,14 @@ class Ledger:
                     f'{path} is not as the stage {name} wrote it; put that back, or {_ADVICE}'
                 )
 
-    def begin(self, name: str, places: Iterable[str]) -> None:
-        """Note that a stage starts, or starts again.
+    def has(self, name: str, path: Path) -> bool:
+        """Whether a file of a stage is noted."""
+        return str(path.relative_to(self.folder)) in self.stages[name]['files']
 
-        Args:
-            name: The stage.
-            places: Files and folders that it writes.
-
-        Raises:
-            UserError: If one of these is there before the first start.
-        """
-        if name in self.stages:
-            self.check(name)
-            return
-        for place in places:
-            if (self.folder / place).exists():
-                raise UserError(
-                    f'{self.folder / place} is there, but no stage of this shrink wrote it; move '
-                    'it away, or give another --out'
-                )
-        self.stages[name] = dict(done=False, files={}, seconds=0.0)
+    def begin(self, name: str) -> None:
+        """Note that a stage starts, or starts again."""
+        new = dict(done=False, files={}, seconds=0.0, starts=0)
+        self.stages.setdefault(name, new)['starts'] += 1
         self._write()
 
     def write_config(self, name: str, file: str, text: str) -> Path:
@@ -108,11 +111,15 @@ class Ledger:
             self._write()
         return path
 
+    def note(self, name: str, files: Iterable[Path]) -> None:
+        """Note files of a stage that is not done, which it does not write again."""
+        self._add(name, files)
+        self._write()
+
     def finish(self, name: str, files: Iterable[Path], result: Mapping, seconds: float) -> None:
-        """Note that a stage has ended, with the files that later ones depend on."""
+        """Note that a stage has ended, with its files."""
+        self._add(name, files)  # recorded along with the end: until then a start writes them anew
         stage = self.stages[name]
-        for path in files:
-            stage['files'][str(path.relative_to(self.folder))] = sha256(path)
         stage.update(done=True, result=dict(result), ended=time.strftime('%Y-%m-%d %H:%M:%S'))
         stage['seconds'] += seconds
         self._write()
@@ -122,5 +129,14 @@ class Ledger:
         self.stages[name].update(done=False, files={})
         self._write()
 
+    def _add(self, name: str, files: Iterable[Path]) -> None:
+        digests = {str(path.relative_to(self.folder)): sha256(path) for path in files}
+        self.stages[name]['files'] |= digests
+
     def _write(self) -> None:
-        write_atomic(self.path, json.dumps(self.record, indent=2) + '\n')
+        sealed = self.record | {_SEAL: _digest(self.record)}
+        write_atomic(self.path, json.dumps(sealed, indent=2) + '\n')
+
+
+def _digest(record: Mapping) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,7 @@
 """Limits of a shrink: what is asked in absolute numbers, and whether any subnet is within them."""
 
 from collections.abc import Mapping
+from math import ceil
 
 from ..costs.deployed import Deployed
 from ..errors import UserError
@@ -41,11 +42,11 @@ def settled(limits: Mapping[str, float], model: SupernetClassifier, multiple: in
     for name, value in asked.items():
         low = least[name] / COMFORT if name in COSTS else least[name]
         if value < low or (name in COSTS and value > full[name]):
+            share = f' ({ceil(100 * low / full[name]) / 100:g} to 1 of the original)'
             raise UserError(
                 f'--limit {name}={limits[name]:g} asks for {quantity(value, name)}, and limits '
                 f'from {quantity(low, name)} to {quantity(full[name], name)} can be met'
-                + (f' ({low / full[name]:.2f} to 1 of the original)' if name in COSTS else '')
-                + '; change it, or start from another network'
+                f'{share if name in COSTS else ""}; change it, or start from another network'
             )
     shares = {name: value / full[name] for name, value in asked.items() if name in COSTS}
     if timed:  # time follows the work, nearly

@@ -25,6 +25,31 @@ def write_page(path: Path, work: Work, found: Mapping) -> None:
         work: Has the request and the records of the stages.
         found: What ``compare.json`` holds.
     """
+    with style():
+        figure = draw_sizes(found, work.found('original')['limits'].get('macs'))
+        content = BytesIO()
+        figure.savefig(content, format='png')
+        svg = as_svg(figure, 'sizes')
+    write_atomic(path.parent / 'compare' / 'sizes.png', content.getvalue())
+    text = _template().render(
+        request=work.request,
+        found=found,
+        best=next(size for size in found['sizes'] if size['name'] == 'found'),
+        limits={n: quantity(v, n) for n, v in work.found('original')['limits'].items()},
+        formats=work.found('export')['formats'],
+        stages={
+            name: search_page.duration(stage['seconds']) + _resumed(stage['starts'])
+            for name, stage in work.ledger.stages.items()
+            if stage['done']
+        },
+        svg=svg,
+        width=figure.get_figwidth(),
+        command=shlex.join(command()),
+    )
+    write_atomic(path, printable(text))
+
+
+def _template():
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folders = [Path(__file__).parent, Path(search_page.__file__).parent]
@@ -35,28 +60,11 @@ def write_page(path: Path, work: Work, found: Mapping) -> None:
         trim_blocks=True,
     )
     environment.filters.update(quantity=quantity, words=lambda s: in_words(Subnet.from_dict(s)))
-    with style():
-        figure = draw_sizes(found, work.found('original')['limits'].get('macs'))
-        content = BytesIO()
-        figure.savefig(content, format='png')
-        svg = as_svg(figure, 'sizes')
-    write_atomic(path.parent / 'compare' / 'sizes.png', content.getvalue())
-    text = environment.get_template('page.html').render(
-        request=work.request,
-        found=found,
-        best=next(size for size in found['sizes'] if size['name'] == 'found'),
-        limits={n: quantity(v, n) for n, v in work.found('original')['limits'].items()},
-        formats=work.found('export')['formats'],
-        stages={
-            name: search_page.duration(stage['seconds'])
-            for name, stage in work.ledger.stages.items()
-            if stage['done']
-        },
-        svg=svg,
-        width=figure.get_figwidth(),
-        command=shlex.join(command()),
-    )
-    write_atomic(path, printable(text))
+    return environment.get_template('page.html')
+
+
+def _resumed(starts: int) -> str:
+    return f', the last of {starts} starts' if starts > 1 else ''
 
 
 def draw_sizes(found: Mapping, limit: float | None):

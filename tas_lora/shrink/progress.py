@@ -65,6 +65,10 @@ class Meter:
         self.total = sum(self.work.values())
         self.bar.update(self.task, total=self.total)
 
+    def skip(self, name: str, images: float) -> None:
+        """Take some images out of the plan of a stage."""
+        self.plan(name, max(0.0, self.work[name] - images))
+
     def advance(self, name: str, images: float) -> None:
         """Count some images; never more than were planned for the stage."""
         self.now = min(self.now + images, self.work[name])
@@ -94,6 +98,11 @@ class Count(Hook):
 
     def __init__(self, meter: Meter, stage: str, per_image: float = 1.0):
         self.meter, self.stage, self.per_image = meter, stage, per_image
+
+    def before_train(self, runner):
+        """Leave out of the plan what an earlier start has done."""
+        images = runner.iter * runner.cfg.train_dataloader.batch_size
+        self.meter.skip(self.stage, self.per_image * images)
 
     def _after_iter(self, runner, batch_idx, data_batch=None, outputs=None, mode='train'):
         share = self.per_image if mode == 'train' else 1.0

@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..export import find_formats
 from ..provenance import sha256
 
-WAYS = ('experts', 'one_lora', 'all', 'both')
+WAYS = ('all', 'experts', 'one_lora', 'both')
 COUNTED = ('macs', 'params')
 _FREE = ('workers', 'scratch')  # may change between two starts
 
@@ -25,8 +25,9 @@ class Request:
             one image on this machine's CPU.
         out: Folder to write to.
         checkpoint: Weights of the source, if not its library's own.
-        way: What is trained: 'experts', 'one_lora', 'all' or 'both'.
-        epochs: Of each training; at least 2, as one warms up.
+        way: What is trained: 'all', 'experts', 'one_lora' or 'both'.
+        epochs: Of the training of all sizes; at least 2, as one warms up.
+        finetune_epochs: Of the original's training, by default ``epochs``.
         batch_size: Images of a step.
         img_size: Side of the images, by default the source's.
         seed: Of all draws.
@@ -38,7 +39,8 @@ class Request:
         multiple: All widths are multiples of it.
         formats: Of the export, besides safetensors; 'all' are those that are installed.
         flip: Mirror half of the training images.
-        scratch: Also train the found architecture from random weights.
+        amp: Train in bfloat16, where this machine has arithmetic for it.
+        scratch: Also train the found architecture from random weights, to compare.
 
     Raises:
         UserError: If a value is not allowed.
@@ -49,8 +51,9 @@ class Request:
     limits: Mapping[str, float]
     out: str
     checkpoint: str | None = None
-    way: str = 'experts'
+    way: str = 'all'
     epochs: int = 30
+    finetune_epochs: int | None = None
     batch_size: int = 64
     img_size: int | None = None
     seed: int = 0
@@ -62,14 +65,16 @@ class Request:
     multiple: int = 32
     formats: Sequence[str] = ('all',)
     flip: bool = True
-    scratch: bool = False
+    amp: bool = False
+    scratch: bool = True
 
     def __post_init__(self):
         one_of(self.way, 'way', WAYS)
         for name in ('batch_size', 'population', 'generations', 'batches', 'sizes'):
             positive(getattr(self, name), name, int, most=10**6)
-        if positive(self.epochs, 'epochs', int, most=10**6) < 2:
-            raise UserError('must be 2 or more, as the first one warms up, got 1', 'epochs')
+        for name, value in dict(epochs=self.epochs, finetune_epochs=self.tuned).items():
+            if positive(value, name, int, most=10**6) < 2:
+                raise UserError('must be 2 or more, as the first one warms up, got 1', name)
         if self.population < 4:
             raise UserError(f'must be 4 or more, got {self.population}', 'population')
         if self.img_size is not None:
@@ -77,12 +82,17 @@ class Request:
         positive(self.multiple, 'multiple', int, most=4096)
         natural(self.seed, 'seed', most=2**31)
         natural(self.workers, 'workers', most=1000)
-        boolean(self.flip, 'flip')
-        boolean(self.scratch, 'scratch')
+        for name in ('flip', 'amp', 'scratch'):
+            boolean(getattr(self, name), name)
         _check_limits(self.limits)
         find_formats(self.formats)
         if self.checkpoint is not None and not Path(self.checkpoint).is_file():
             raise UserError(f'{self.checkpoint} is not a file', 'checkpoint')
+
+    @property
+    def tuned(self) -> int:
+        """Epochs of the original's training, if it has no head for these classes."""
+        return self.epochs if self.finetune_epochs is None else self.finetune_epochs
 
     @property
     def folder(self) -> Path:

@@ -7,7 +7,6 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from mmengine.device import get_device
 from rich.console import Console
 
@@ -16,23 +15,22 @@ from ..errors import STOPPED, UserError
 from ..export import find_formats
 from ..export.formats import ROOT
 from ..export.job import export_from_config
-from ..models.pretrained import convert, write_supernet
 from ..ordering.blocks import passes_of
 from ..ordering.run import Clock, order_supernet
 from ..provenance import read_json
 from ..report.page import duration
 from ..work_lock import held
 from .compare import compare
-from .configs import RUNTIME, schedules
+from .configs import schedules
 from .images import ImageFolder
 from .ledger import Ledger
-from .limits import constraints, settled
+from .limits import constraints
+from .original import original
 from .progress import BACKWARD, Meter
 from .request import Request
 from .work import Work
 
 LOG = 'shrink.log'
-_IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 _RACE = dict(first=500, growth=1.5, z=3.0, controls=20, strata=20)
 _TITLES = dict(
     experts='Experts for slices of the ordered network; the network itself stays as it is.',
@@ -58,63 +56,20 @@ class Stage:
     run: Callable[[Work], tuple[Iterable[Path], Mapping, str]]
 
 
-def _original(work: Work) -> tuple[list[Path], dict, str]:
-    """Convert the source, and fine-tune it unless it has a head for as many classes."""
-    request, images = work.request, work.images
-    torch.manual_seed(request.seed)  # a new head
-    options = request.checkpoint, request.img_size
-    model, model_config, difference = convert(request.source, *options)
-    own_head = model.head is not None and model.head.num_classes == len(images.classes)
-    if not own_head:
-        model, model_config, difference = convert(request.source, *options, len(images.classes))
-    limits = settled(request.limits, model, request.multiple)
-    supernet = work.folder / 'original'
-    write_supernet(supernet, request.source, model, model_config)
-    work.ledger.write_config('original', '_base_/default_runtime.py', RUNTIME.read_text('utf-8'))
-    work.write(
-        'original',
-        'data',
-        folder=str(images.root),
-        classes=images.classes,
-        has_val=images.has_val,
-        held_out=images.held_out,
-        img_size=model.image_spec['img_size'],
-        batch_size=request.batch_size,
-        workers=request.workers,
-        flip=0.5 if request.flip else 0.0,
-        **(_IMAGENET | model_config.get('data_preprocessor', {})),
-    )
-    weights = work.path('original', 'supernet.pth')
-    path = work.write(
-        'original', 'original', weights=weights, finetune=not own_head, epochs=request.epochs
-    )
-    found = dict(limits, difference=difference, own_head=own_head, depth=model.backbone.arch.depth)
-    files = [supernet / 'supernet.py', supernet / 'supernet.pth']
-    if own_head:
-        work.meter.plan('original', 0.0)
-        return files, found | dict(weights=weights), f'it has a head of {len(images.classes)}'
-    apis.train(apis.load_config(path), True, work.count('original', 1 + BACKWARD))
-    files.append(supernet / f'epoch_{request.epochs}.pth')
-    return files, found | dict(weights=str(files[-1])), f'fine-tuned on {images.trained:,} images'
-
-
 def _order(work: Work) -> tuple[list[Path], dict, str]:
     """Order the original, and propose a space for the limits."""
-    request, original, out = work.request, work.found('original'), work.path('ordered')
-    limits = ' '.join(f'{name}={share:.4g}' for name, share in original['shares'].items())
-    weights = original['weights']
-    path = work.write('order', 'order', weights=weights, limits=limits, out=out)
-    there, classes = work.images.trained // request.batch_size, len(work.images.classes)
-    batches = min(there, max(request.batches, -(-classes // request.batch_size)))
-    knows_all = batches * request.batch_size >= classes
+    request, start, out = work.request, work.found('original'), work.path('ordered')
+    limits = ' '.join(f'{name}={share:.4g}' for name, share in start['shares'].items())
+    path = work.write('order', 'order', weights=start['weights'], limits=limits, out=out)
+    batches, score = scoring(request, work.images)
     args = Namespace(
         config=str(path),
         cfg_options={},
         checkpoint=None,
         out=out,
-        score='tas_lora.TaylorScore' if knows_all else 'tas_lora.OutputScore',
+        score=score,
         batches=batches,
-        limits=original['shares'],
+        limits=start['shares'],
         multiple=str(request.multiple),
         seed=request.seed,
         device=get_device(),
@@ -125,14 +80,24 @@ def _order(work: Work) -> tuple[list[Path], dict, str]:
     return [path for path in paths if path.suffix != '.png'], {}, line
 
 
+def scoring(request: Request, images: ImageFolder) -> tuple[int, str]:
+    """Batches to score the order on, and the score: one without labels where they are too few."""
+    there, classes = images.trained // request.batch_size, len(images.classes)
+    batches = min(there, max(request.batches, -(-classes // request.batch_size)))
+    shown = batches * request.batch_size
+    knows_all = shown >= classes and images.unseen(shown) <= classes / 3
+    return batches, f'tas_lora.{"Taylor" if knows_all else "Output"}Score'
+
+
 def _train(work: Work) -> tuple[list[Path], dict, str]:
     """Train the slices, with the original as the teacher."""
     request = work.request
     for source in schedules(request.way):
         work.ledger.write_config('train', f'_base_/{source.name}', source.read_text('utf-8'))
     title, way = _TITLES[request.way], request.way
-    path = work.write('train', 'train', title=title, way=way, epochs=request.epochs)
-    apis.train(apis.load_config(path), True, work.count('train', 2 + BACKWARD))
+    chosen = dict(title=title, way=way, epochs=request.epochs, amp=request.amp)
+    path = work.write('train', 'train', **chosen)
+    apis.train(work.load(path), True, work.count('train', 2 + BACKWARD))
     weights = work.folder / 'train' / f'epoch_{request.epochs}.pth'
     return [weights], dict(weights=str(weights)), f'{request.epochs} epochs, way {way}'
 
@@ -150,7 +115,7 @@ def _search(work: Work) -> tuple[list[Path], dict, str]:
         population=request.population,
         generations=request.generations,
     )
-    cfg = apis.load_config(path)
+    cfg = work.load(path)
     cfg.val_cfg.resume = (work.folder / 'search' / 'search.json').exists()
     apis.search(cfg, weights, report=True, hooks=work.count('search'))
     best = work.folder / 'search' / 'best_subnet.json'
@@ -165,7 +130,7 @@ def _export(work: Work) -> tuple[list[Path], dict, str]:
     formats, skipped = find_formats(work.request.formats)
     formats = [ROOT, *(each for each in formats if each != ROOT)]
     record = read_json(work.folder / 'search' / 'best_subnet.json', 'subnet file', kind=dict)
-    cfg, weights = apis.load_config(work.path('train.py')), work.found('train')['weights']
+    cfg, weights = work.load('train.py'), work.found('train')['weights']
     checks = export_from_config(cfg, weights, record, work.path('export'), formats)
     names = [check.name for check in checks if check.held]
     if ROOT.name not in names:
@@ -179,14 +144,14 @@ def _export(work: Work) -> tuple[list[Path], dict, str]:
 def _scratch(work: Work) -> tuple[list[Path], dict, str]:
     """Train the found architecture from random weights, for as many epochs."""
     subnet, epochs = work.found('search')['subnet'], work.request.epochs
-    path = work.write('scratch', 'scratch', subnet=subnet, epochs=epochs)
-    apis.train(apis.load_config(path), True, work.count('scratch', 1 + BACKWARD))
+    path = work.write('scratch', 'scratch', subnet=subnet, epochs=epochs, amp=work.request.amp)
+    apis.train(work.load(path), True, work.count('scratch', 1 + BACKWARD))
     weights = work.folder / 'scratch' / f'epoch_{epochs}.pth'
     return [weights], dict(weights=str(weights)), f'{epochs} epochs'
 
 
 STAGES = (
-    Stage('original', ('original', 'original.py', 'data.py', '_base_'), _original),
+    Stage('original', ('original', 'original.py', 'data.py', '_base_'), original),
     Stage('order', ('ordered', 'order.py'), _order),
     Stage('train', ('train', 'train.py'), _train),
     Stage('search', ('search', 'search.py'), _search),
@@ -207,37 +172,37 @@ def shrink(request: Request, console: Console) -> Path:
         UserError: If images, limits or what is in the folder do not suit; or as the stages.
     """
     images = ImageFolder.read(request.data, request.batch_size)
+    images.check_out(request.folder)
     console.file = console.file  # stays the terminal when the output of a stage goes to the log
     with held(request.folder):
-        identity = request.identity() | dict(images=images.digest())
-        ledger = Ledger(request.folder, identity)
-        has_scratch = request.scratch or 'scratch' in ledger.stages
-        stages = [stage for stage in STAGES if stage.name != 'scratch' or has_scratch]
-        if has_scratch and not ledger.is_done('scratch') and ledger.is_done('compare'):
-            ledger.reopen('compare')
+        ledger = Ledger(request.folder, request.identity() | dict(images=images.digest()))
+        stages = _stages(request, ledger)
         seconds = {
-            stage.name: ledger.stages[stage.name]['seconds']
-            for stage in stages
-            if ledger.is_done(stage.name)
+            s.name: ledger.stages[s.name]['seconds'] for s in stages if ledger.is_done(s.name)
         }
-        for name in seconds:
-            ledger.check(name)
-        planned = _work(request, images, stages)
-        if 'original' in seconds and ledger.result('original')['own_head']:
-            planned['original'] = 0.0
-        meter = Meter(console, planned, seconds)
+        meter = Meter(console, _work(request, images, stages, ledger), seconds)
         work = Work(request, images, ledger, meter)
         log = (request.folder / LOG).open('a', buffering=1)  # loggers keep it
         with meter.bar:
             for number, stage in enumerate(stages, 1):
-                title = f'{number}/{len(stages)} {stage.name}'
-                if stage.name in seconds:
-                    console.print(f'{title}: done before', markup=False, highlight=False)
-                    continue
-                with _told(console), redirect_stdout(log):
-                    line = _run(work, stage, number)
-                console.print(f'{title}: {line}', markup=False, highlight=False, soft_wrap=True)
+                line = 'done before'
+                if not ledger.is_done(stage.name):
+                    with _told(console), redirect_stdout(log):
+                        line = _run(work, stage, number)
+                line = f'{number}/{len(stages)} {stage.name}: {line}'
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
     return request.folder / 'index.html'
+
+
+def _stages(request: Request, ledger: Ledger) -> list[Stage]:
+    """The stages that are asked for, once what is done is checked; a late one is compared again."""
+    has_scratch = request.scratch or 'scratch' in ledger.stages
+    stages = [stage for stage in STAGES if stage.name != 'scratch' or has_scratch]
+    for stage in stages:
+        ledger.check(stage.name, stage.places)
+    if has_scratch and not ledger.is_done('scratch') and ledger.is_done('compare'):
+        ledger.reopen('compare')
+    return stages
 
 
 @contextmanager
@@ -253,7 +218,7 @@ def _told(console: Console) -> Iterator[None]:
 
 def _run(work: Work, stage: Stage, number: int) -> str:
     """Run a stage; returns a line on it."""
-    work.ledger.begin(stage.name, stage.places)
+    work.ledger.begin(stage.name)
     start = time.monotonic()
     with work.meter.stage(stage.name, number):
         files, found, line = stage.run(work)
@@ -262,19 +227,22 @@ def _run(work: Work, stage: Stage, number: int) -> str:
     return f'{line} ({duration(seconds)})'
 
 
-def _work(request: Request, images: ImageFolder, stages: Iterable[Stage]) -> dict[str, float]:
+def _work(
+    request: Request, images: ImageFolder, stages: Iterable[Stage], ledger: Ledger
+) -> dict[str, float]:
     """Work of each stage, in images that pass forward through the original."""
-    trained = request.epochs * images.trained
-    held = images.held_out
+    tuned, trained = (epochs * images.trained for epochs in (request.tuned, request.epochs))
     batches = min(request.batches, images.trained // request.batch_size) * request.batch_size
     passes = passes_of(12, 6)  # of a usual network
     work = dict(
-        original=trained * (1 + BACKWARD),
+        original=tuned * (1 + BACKWARD),
         order=batches * passes,
         train=trained * (2 + BACKWARD),
-        search=request.population * request.generations * held,
+        search=request.population * request.generations * images.held_out,
         export=64,
         scratch=trained * (1 + BACKWARD),
         compare=3 * (request.sizes + 3) * images.tested,
     )
+    if ledger.is_done('original') and ledger.result('original')['own_head']:
+        work['original'] = images.held_out
     return {stage.name: float(work[stage.name]) for stage in stages}

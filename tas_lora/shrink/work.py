@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmengine.config import Config
+
+from .. import apis
 from .configs import config
 from .images import ImageFolder
 from .ledger import Ledger
@@ -33,6 +36,13 @@ class Work:
         file = f'{template}.py'
         own = dict(path=self.path(file), work_dir=self.path(stage), seed=self.request.seed)
         return self.ledger.write_config(stage, file, config(template, **own, **values))
+
+    def load(self, name: str | Path) -> Config:
+        """Read a config of the folder; it trains with as many workers as are asked for now."""
+        cfg = apis.load_config(self.folder / name)
+        if cfg.get('train_dataloader'):
+            cfg.train_dataloader.num_workers = self.request.workers
+        return cfg
 
     def count(self, stage: str, per_image: float = 1.0) -> list[Count]:
         """Hooks that report progress."""

@@ -1,11 +1,9 @@
-# All weights of a pretrained network learn from a frozen copy of it. Chosen here: rates that are
-# usual for fine-tuning one (1e-5 to 5e-5; at 2e-4 it forgets), lower by a quarter for each block
-# further down.
+# All weights of a pretrained network learn from a frozen copy of it. Chosen here: a rate that is
+# usual for fine-tuning one. At 1e-4 and above DINOv2-small forgot, in 300 steps on emoji.
 optim_wrapper = dict(
     type='tas_lora.SupernetOptimWrapper',
-    constructor='LearningRateDecayOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=4e-5, weight_decay=0.05),
-    paramwise_cfg=dict(layer_decay_rate=0.75, norm_decay_mult=0.0, flat_decay_mult=0.0),
+    paramwise_cfg=dict(norm_decay_mult=0.0, flat_decay_mult=0.0),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, begin=0, end=1, convert_to_iter_based=True),

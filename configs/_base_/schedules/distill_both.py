@@ -5,7 +5,7 @@ _base_ = './distill_experts.py'
 optim_wrapper = dict(
     supernet=dict(
         optimizer=dict(type='AdamW', lr=4e-5, weight_decay=0.05),
-        paramwise_cfg=dict(layer_decay_rate=0.75, norm_decay_mult=0.0, flat_decay_mult=0.0),
+        paramwise_cfg=dict(norm_decay_mult=0.0, flat_decay_mult=0.0),
     )
 )
 param_scheduler = dict(
