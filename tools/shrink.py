@@ -1,8 +1,8 @@
 """From the pretrained ViT you have to the smaller network you need, in one go.
 
-The original is fine-tuned if it has no head for your classes, ordered, trained in all sizes,
-searched and exported; a page compares. Each stage has a config of its own. Started again after a
-kill, it continues.
+The original is fine-tuned if it has no head for your classes, ordered, trained in all sizes and
+searched; the found subnet is trained alone and exported; a page compares. Each stage has a config
+of its own. Started again after a kill, it continues.
 """
 
 import tas_lora.startup  # noqa: F401  # isort: skip  signals, while the rest is imported
@@ -45,6 +45,7 @@ def _add_amounts(add: Callable) -> None:
     """Options that say how much work is spent."""
     add('--epochs', type=int, default=30, help='of all sizes (default: %(default)s)')
     add('--finetune-epochs', type=int, help='of the original (default: as --epochs)')
+    add('--polish-epochs', type=int, help='of the found subnet alone (default: half of --epochs)')
     add('--batch-size', type=int, default=64, help='images of a step (default: %(default)s)')
     add('--img-size', type=int, help='side of the images, if not its own')
     add('--amp', action='store_true', help='train in bfloat16, if this machine is fast in it')

@@ -22,7 +22,7 @@ _LOOP = 'tas_lora.SubnetTestLoop'
 
 
 def compare(work: Work) -> tuple[list[Path], dict, str]:
-    """Test all sizes: unordered, ordered and trained; and the found one from scratch."""
+    """Test all sizes: unordered, ordered and trained; the found one also alone, from scratch."""
     train, original = work.load('train.py'), work.found('original')
     subnets = _subnets(work, SearchSpace.coerce(train.train_cfg.space))
     weights = work.found('train')['weights']
@@ -39,16 +39,14 @@ def compare(work: Work) -> tuple[list[Path], dict, str]:
         original=original['original'] | dict(top1=top1['unordered']['original']),
         sizes=_sizes(work, load_supernet(train), subnets, top1),
     )
-    if 'scratch' in work.ledger.stages:
-        only = dict(scratch=subnets['found'])
-        scratch = work.path('scratch.py'), work.found('scratch')['weights']
-        found['scratch'] = _tested(work, *scratch, only)['scratch']
+    alone = [name for name in ('polish', 'scratch') if name in work.ledger.stages]
+    found['alone'] = {name: _tested_alone(work, name, subnets['found']) for name in alone}
     record, page = work.folder / 'compare.json', work.folder / 'index.html'
     write_atomic(record, json.dumps(dict(work.ledger.record['request'], **found), indent=2) + '\n')
     write_page(page, work, found)
     best = next(size for size in found['sizes'] if size['name'] == 'found')
     share = best['macs'] / found['original']['macs']
-    numbers = dict(top1=best['top1']['trained'], original=found['original']['top1'], share=share)
+    numbers = dict(top1=found['alone']['polish'], original=found['original']['top1'], share=share)
     line = f'top-1 {numbers["top1"]:.2f} % with {share:.2f} of the MACs, the original '
     return [record, page], numbers, line + f'{numbers["original"]:.2f} %'
 
@@ -78,6 +76,12 @@ def _tested(work: Work, path: str, weights: str, subnets: Mapping[str, Subnet]) 
     cfg.test_cfg = dict(type=_LOOP, subnets={name: s.to_dict() for name, s in subnets.items()})
     metrics = apis.evaluate(cfg, weights, hooks=work.count('compare'))
     return {name: metrics[f'{name}/accuracy/top1'] for name in subnets}
+
+
+def _tested_alone(work: Work, stage: str, subnet: Subnet) -> float:
+    """Test top-1 of the found subnet, with the weights of a stage that trained nothing else."""
+    weights = work.found(stage)['weights']
+    return _tested(work, work.path(f'{stage}.py'), weights, dict(found=subnet))['found']
 
 
 def _sizes(

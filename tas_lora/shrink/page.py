@@ -81,11 +81,11 @@ def draw_sizes(found: Mapping, limit: float | None):
         axes.plot(*zip(*points, strict=True), color=color, marker='.', label=way)
     best = next(size for size in sizes if size['name'] == 'found')
     look = dict(ls='none', ms=9)
-    axes.plot(best['macs'], best['top1']['trained'], '*', color=BLUE, label='found', **look)
+    axes.plot(best['macs'], found['alone']['polish'], '*', color=BLUE, label='found', **look)
     original = found['original']
     axes.plot(original['macs'], original['top1'], 's', color=INK, label='original', ls='none')
-    if 'scratch' in found:
-        axes.plot(best['macs'], found['scratch'], 'X', color=GREEN, label='from scratch', ls='none')
+    if (scratch := found['alone'].get('scratch')) is not None:
+        axes.plot(best['macs'], scratch, 'X', color=GREEN, label='from scratch', ls='none')
     if limit is not None:
         axes.axvline(limit, color=GREY, lw=1, ls=':', label='limit')
     axes.set(xlabel='multiply-adds', ylabel='test top-1, %', ylim=(0, None))

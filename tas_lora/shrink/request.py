@@ -28,6 +28,7 @@ class Request:
         way: What is trained: 'all', 'experts', 'one_lora' or 'both'.
         epochs: Of the training of all sizes; at least 2, as one warms up.
         finetune_epochs: Of the original's training, by default ``epochs``.
+        polish_epochs: Of the found subnet's own training, by default half of ``epochs``.
         batch_size: Images of a step.
         img_size: Side of the images, by default the source's.
         seed: Of all draws.
@@ -54,6 +55,7 @@ class Request:
     way: str = 'all'
     epochs: int = 30
     finetune_epochs: int | None = None
+    polish_epochs: int | None = None
     batch_size: int = 64
     img_size: int | None = None
     seed: int = 0
@@ -72,7 +74,8 @@ class Request:
         one_of(self.way, 'way', WAYS)
         for name in ('batch_size', 'population', 'generations', 'batches', 'sizes'):
             positive(getattr(self, name), name, int, most=10**6)
-        for name, value in dict(epochs=self.epochs, finetune_epochs=self.tuned).items():
+        lengths = dict(finetune_epochs=self.tuned, polish_epochs=self.polished)
+        for name, value in dict(epochs=self.epochs, **lengths).items():
             if positive(value, name, int, most=10**6) < 2:
                 raise UserError('must be 2 or more, as the first one warms up, got 1', name)
         if self.population < 4:
@@ -93,6 +96,11 @@ class Request:
     def tuned(self) -> int:
         """Epochs of the original's training, if it has no head for these classes."""
         return self.epochs if self.finetune_epochs is None else self.finetune_epochs
+
+    @property
+    def polished(self) -> int:
+        """Epochs of the found subnet's own training."""
+        return max(2, self.epochs // 2) if self.polish_epochs is None else self.polish_epochs
 
     @property
     def folder(self) -> Path:

@@ -125,12 +125,24 @@ def _search(work: Work) -> tuple[list[Path], dict, str]:
     return [best], dict(subnet=record['subnet']), line
 
 
+def _polish(work: Work) -> tuple[list[Path], dict, str]:
+    """Train the found subnet alone, with the original as the teacher."""
+    request, epochs = work.request, work.request.polished
+    trains_original = request.way in ('all', 'both')  # so that its teacher is a copy
+    teacher = work.path('ordered', 'ordered.pth') if trains_original else None
+    found = dict(subnet=work.found('search')['subnet'], weights=work.found('train')['weights'])
+    path = work.write('polish', 'polish', way=request.way, epochs=epochs, teacher=teacher, **found)
+    apis.train(work.load(path), True, work.count('polish', 2 + BACKWARD))
+    weights = work.folder / 'polish' / f'epoch_{epochs}.pth'
+    return [weights], dict(weights=str(weights)), f'{epochs} epochs'
+
+
 def _export(work: Work) -> tuple[list[Path], dict, str]:
     """Cut the found subnet out, in all formats that are installed."""
     formats, skipped = find_formats(work.request.formats)
     formats = [ROOT, *(each for each in formats if each != ROOT)]
     record = read_json(work.folder / 'search' / 'best_subnet.json', 'subnet file', kind=dict)
-    cfg, weights = work.load('train.py'), work.found('train')['weights']
+    cfg, weights = work.load('polish.py'), work.found('polish')['weights']
     checks = export_from_config(cfg, weights, record, work.path('export'), formats)
     names = [check.name for check in checks if check.held]
     if ROOT.name not in names:
@@ -142,8 +154,8 @@ def _export(work: Work) -> tuple[list[Path], dict, str]:
 
 
 def _scratch(work: Work) -> tuple[list[Path], dict, str]:
-    """Train the found architecture from random weights, for as many epochs."""
-    subnet, epochs = work.found('search')['subnet'], work.request.epochs
+    """Train the found architecture from random weights, for as many epochs in all."""
+    subnet, epochs = work.found('search')['subnet'], work.request.epochs + work.request.polished
     path = work.write('scratch', 'scratch', subnet=subnet, epochs=epochs, amp=work.request.amp)
     apis.train(work.load(path), True, work.count('scratch', 1 + BACKWARD))
     weights = work.folder / 'scratch' / f'epoch_{epochs}.pth'
@@ -155,6 +167,7 @@ STAGES = (
     Stage('order', ('ordered', 'order.py'), _order),
     Stage('train', ('train', 'train.py'), _train),
     Stage('search', ('search', 'search.py'), _search),
+    Stage('polish', ('polish', 'polish.py'), _polish),
     Stage('export', ('export',), _export),
     Stage('scratch', ('scratch', 'scratch.py'), _scratch),
     Stage('compare', ('compare', 'compare.py', 'compare.json', 'index.html'), compare),
@@ -231,7 +244,8 @@ def _work(
     request: Request, images: ImageFolder, stages: Iterable[Stage], ledger: Ledger
 ) -> dict[str, float]:
     """Work of each stage, in images that pass forward through the original."""
-    tuned, trained = (epochs * images.trained for epochs in (request.tuned, request.epochs))
+    lengths = request.tuned, request.epochs, request.polished
+    tuned, trained, polished = (epochs * images.trained for epochs in lengths)
     batches = min(request.batches, images.trained // request.batch_size) * request.batch_size
     passes = passes_of(12, 6)  # of a usual network
     work = dict(
@@ -239,8 +253,9 @@ def _work(
         order=batches * passes,
         train=trained * (2 + BACKWARD),
         search=request.population * request.generations * images.held_out,
+        polish=polished * (2 + BACKWARD),
         export=64,
-        scratch=trained * (1 + BACKWARD),
+        scratch=(trained + polished) * (1 + BACKWARD),
         compare=3 * (request.sizes + 3) * images.tested,
     )
     if ledger.is_done('original') and ledger.result('original')['own_head']:
