@@ -1,6 +1,7 @@
 from .hooks import (
     CompileWarmupHook,
     ComplexityAwareLRHook,
+    LateInfoHook,
     MoLEHook,
     MoLEStatsHook,
     MomentumSeparationHook,
@@ -31,6 +32,7 @@ __all__ = [
     'EvolutionarySearchLoop',
     'HeadLayerDecay',
     'JointOptimWrapper',
+    'LateInfoHook',
     'MoLEHook',
     'MoLEOptimWrapperConstructor',
     'MoLEStatsHook',
