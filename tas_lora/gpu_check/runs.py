@@ -217,6 +217,8 @@ def describe_machine(setting: Setting) -> dict:
         return figures | dict(device='CPU', driver=None, memory_gib=None)
     card = torch.cuda.get_device_properties(0)
     driver = _output('nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader', '--id=0')
+    if card.major < 8:
+        figures['notes'] = ['This GPU emulates bfloat16, which most parts measure.']
     return figures | dict(
         device=card.name,
         driver=driver,
