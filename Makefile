@@ -1,7 +1,7 @@
 # make install  an environment in .venv with everything in it; the other targets do it first
 # make demo     the whole path on real images, in minutes on two cores
 # make gpu      what was never measured on a GPU, in nine minutes on one: docs/gpu.md
-# make gpu-quick  the same parts on tiny sizes on a CPU: a minute
+# make gpu-quick  the same parts on tiny sizes on a CPU: four minutes on one core
 # make shrink-demo  a real pretrained ViT halved for real pictures: fetches 330 MB once; not timed yet
 #
 # make lint     style, spelling, prose, and the documentation

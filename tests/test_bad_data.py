@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import faults  # noqa: F401  registers what configs name
@@ -12,10 +13,12 @@ from conftest import runner_of
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmpretrain.datasets import MNIST
+from torch import nn
 
 from tas_lora import UserError, apis
+from tas_lora.engine import SupernetOptimWrapper
 from tas_lora.engine.search.candidate_evaluator import CandidateEvaluator
-from tas_lora.models.safe_load import read_state_dict
+from tas_lora.models.safe_load import read_checkpoint, read_state_dict
 from tas_lora.search import Outcome
 
 
@@ -98,9 +101,20 @@ def spoiled(cfg, iterations, max_bad_steps: int = 0):
     return cfg
 
 
-@pytest.mark.parametrize('stage', ['supernet', 'moLE'])
-def test_a_nan_loss_stops_the_run_and_names_all(digits_config, stage):
+def fuse(cfg) -> None:
+    """As on a GPU by default: steps are skipped on the device, and that is read back late."""
+    for part in (cfg.optim_wrapper, *cfg.optim_wrapper.values()):
+        if isinstance(part, dict) and 'optimizer' in part:
+            part['optimizer']['fused'] = True
+
+
+@pytest.mark.parametrize(
+    ('stage', 'is_late'), [('supernet', False), ('moLE', False), ('moLE', True)]
+)
+def test_a_nan_loss_stops_the_run_and_names_all(digits_config, stage, is_late):
     cfg = spoiled(digits_config(stage), iterations=[12])
+    if is_late:
+        fuse(cfg)
     with pytest.raises(UserError) as caught:
         apis.train(cfg)
     message = str(caught.value)
@@ -125,6 +139,70 @@ def test_bad_steps_are_left_out_up_to_a_limit(digits_config, stage):
     again.work_dir += '_again'
     with pytest.raises(UserError, match='iteration 12'):
         apis.train(again)
+
+
+def test_steps_skipped_on_the_device_are_those_that_are_read_back_at_once(digits_config):
+    """The same weights and log; the bad steps are counted in the checkpoint."""
+    found = []
+    for hook in ('RuntimeInfoHook', 'tas_lora.LateInfoHook'):
+        cfg = spoiled(digits_config('moLE', images=96), iterations=[1, 5, 7], max_bad_steps=3)
+        fuse(cfg)
+        cfg.default_hooks.runtime_info = dict(type=hook)
+        cfg.work_dir += hook
+        runner = apis.train(cfg)
+        weights = read_state_dict(f'{cfg.work_dir}/epoch_2.pth')
+        assert all(value.isfinite().all() for value in weights.values())
+        hub = read_checkpoint(f'{cfg.work_dir}/epoch_2.pth')['message_hub']['runtime_info']
+        losses = runner.message_hub.get_scalar('train/loss').data[0].tolist()
+        places = re.findall('iteration [0-9]+, .*', log_of(cfg).replace(cfg.work_dir, ''))
+        found.append((weights, hub['bad_steps'], losses, places))
+    (weights, *rest), (late_weights, *late_rest) = found
+    assert weights.keys() == late_weights.keys()
+    assert all(torch.equal(weights[name], late_weights[name]) for name in weights)
+    assert rest == late_rest
+    assert (rest[0], len(rest[1]), len(rest[2])) == (3, 12 - 3, 3)
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_a_checkpoint_of_other_kernels_is_resumed_with_ones_own(fused):
+    """A training begun on a CPU and resumed on a GPU, or the other way round."""
+
+    def wrapper(parameter, fused):
+        return SupernetOptimWrapper(torch.optim.AdamW([parameter], lr=0.1, fused=fused))
+
+    parameters = [nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2)]
+    begun, resumed = (wrapper(p, f) for p, f in zip(parameters, (not fused, fused), strict=True))
+    begun.update_params(parameters[0].square().sum())
+    state = begun.state_dict()
+    resumed.load_state_dict(state)
+    assert state['param_groups'][0]['fused'] == (not fused)
+    assert resumed.optimizer.param_groups[0]['fused'] == fused
+    with torch.no_grad():
+        parameters[1].copy_(parameters[0])
+    for one, parameter in zip((begun, resumed), parameters, strict=True):
+        one.update_params(parameter.square().sum())
+    torch.testing.assert_close(*parameters)
+
+
+@pytest.mark.parametrize('by_epoch', [False, True])
+def test_no_checkpoint_is_written_before_a_bad_step_is_read(digits_config, by_epoch):
+    cfg = spoiled(digits_config('supernet', images=64), iterations=[1])
+    fuse(cfg)
+    cfg.default_hooks.checkpoint.update(by_epoch=by_epoch, interval=1 if by_epoch else 3)
+    with pytest.raises(
+        UserError, match='^the loss is nan.* iteration 1, .* last good checkpoint none'
+    ):
+        apis.train(cfg)
+    assert not list(Path(cfg.work_dir).rglob('*.pth'))
+
+
+def test_a_bad_step_is_read_before_its_line_is_logged(digits_config):
+    cfg = spoiled(digits_config('supernet'), iterations=[1])
+    fuse(cfg)
+    cfg.default_hooks.logger.interval = 4
+    with pytest.raises(UserError, match='^the loss is nan.* iteration 1, '):
+        apis.train(cfg)
+    assert 'loss: ' not in log_of(cfg)
 
 
 @pytest.mark.parametrize('stage', ['supernet', 'moLE'])

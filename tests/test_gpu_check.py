@@ -4,10 +4,12 @@ import gzip
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,7 +63,7 @@ FAKE = {
 }
 
 
-def run(folder, quick: bool = True, minutes: float = 2, parts=FAKE) -> dict:
+def run(folder, quick: bool = True, minutes: float = 20, parts=FAKE) -> dict:
     setting = Setting('cpu', quick, str(folder))
     return run_parts(parts, setting, minutes, lambda text: None, lambda records: None)
 
@@ -130,10 +132,109 @@ def test_no_part_is_begun_when_the_time_is_over(tmp_path):
 def test_a_part_is_not_begun_with_clearly_less_than_it_needs(tmp_path):
     parts = {n: FAKE[n] for n in (MACHINE, 'work')}
     parts |= dict(long=Part('long', 'Needs minutes', work, 600), short=FAKE['skip'])
-    records = run(tmp_path, parts=parts)  # 2 minutes, a fifth of the long one's limit
+    records = run(tmp_path, minutes=2, parts=parts)  # a fifth of the long one's limit
     statuses = [record['status'] for record in records.values()]
     assert statuses == ['done', 'done', 'no time', 'skipped']
     assert calls(tmp_path) == 1
+
+
+INTERRUPTED = """
+import os, subprocess, sys, time
+from pathlib import Path
+
+from tas_lora import cli
+from tas_lora.gpu_check import Setting, run_parts
+from tas_lora.gpu_check.runs import MACHINE, Part
+
+FOLDER = Path(__file__).parent
+
+def machine(setting):
+    return dict(device='CPU', driver=None)
+
+def work(setting):
+    with (FOLDER / 'calls.txt').open('a') as file:
+        file.write('x')
+    return dict(value=1)
+
+def slow(setting):
+    if (FOLDER / 'pids').exists():
+        return dict(value=2)
+    child = subprocess.Popen(['sleep', '600'])
+    (FOLDER / 'pids.new').write_text(f'{os.getpid()} {child.pid}')
+    (FOLDER / 'pids.new').rename(FOLDER / 'pids')
+    time.sleep(600)
+
+def main():
+    parts = [Part(MACHINE, '', machine, 60), Part('work', '', work, 60), Part('slow', '', slow, 60)]
+    setting = Setting('cpu', True, str(FOLDER))
+    run_parts({part.name: part for part in parts}, setting, 9, cli.say, lambda records: None)
+
+if __name__ == '__main__':
+    cli.run(main)
+"""
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended may wait for its parent."""
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='looks into /proc')
+@pytest.mark.parametrize(
+    ('number', 'code'),
+    [
+        (signal.SIGTERM, 75),
+        pytest.param(signal.SIGINT, 75, marks=pytest.mark.full),
+        (signal.SIGKILL, -9),
+    ],
+)
+def test_a_check_that_is_stopped_leaves_no_process_and_continues(tmp_path, number, code):
+    script, pids = tmp_path / 'check.py', tmp_path / 'pids'
+    script.write_text(INTERRUPTED)
+    environment = os.environ | dict(PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES='')
+    start = partial(subprocess.Popen, [sys.executable, str(script)], env=environment)
+    with start() as process:
+        wait_until(pids.exists)
+        numbers = [int(text) for text in pids.read_text().split()]
+        assert all(map(is_alive, numbers))
+        process.send_signal(number)
+        assert process.wait(120) == code
+    wait_until(lambda: not any(map(is_alive, numbers)), 60)
+    assert json.loads((tmp_path / 'work.json').read_text())['status'] == 'done'
+    assert not (tmp_path / 'slow.json').exists()
+    with start() as process:
+        assert process.wait(300) == 0
+    assert calls(tmp_path) == 1
+    assert json.loads((tmp_path / 'slow.json').read_text())['figures'] == dict(value=2)
+
+
+def test_half_of_the_digits_are_not_taken_for_all(tmp_path, monkeypatch):
+    """A run that is killed while it writes them; the next one writes them anew."""
+    setting, root = Setting('cpu', True, str(tmp_path)), tmp_path / 'scratch' / 'digits_data'
+    run_path = training.runpy.run_path
+
+    def die(*args, **kwargs):
+        run_path(*args, **kwargs)
+        next(Path(sys.argv[2]).iterdir()).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.runpy, 'run_path', die)
+    with pytest.raises(KeyboardInterrupt):
+        training._digits('moLE', setting, 'test')
+    assert not root.exists()
+    monkeypatch.setattr(training.runpy, 'run_path', run_path)
+    training._digits('moLE', setting, 'test')
+    assert len(list(root.iterdir())) == 4
 
 
 def test_after_each_part_the_records_so_far_are_kept(tmp_path):

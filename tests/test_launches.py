@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from tas_lora import SearchSpace, Subnet
 from tas_lora.config import load_config
 from tas_lora.costs.reference_models import StaticViT, left_unmerged
+from tas_lora.engine import MoLEOptimWrapperConstructor, SupernetOptimWrapper
 
 BATCH, CLASSES = 2, 1000
 CONFIGS = dict(
@@ -47,11 +48,14 @@ NOTHING = {'aten::_unsafe_view', 'aten::empty', 'aten::lift_fresh', 'prim::devic
 
 
 class Launches(TorchDispatchMode):
-    """Counts operations that would start a kernel, and those that use memory of the host."""
+    """Counts operations that would start a kernel, those that use memory of the host, and copies.
+
+    Of the copies between host and device, ``waits`` are those that the host waits for.
+    """
 
     def __init__(self):
         super().__init__()
-        self.by_kind, self.on_host = Counter(), Counter()
+        self.by_kind, self.on_host, self.copies, self.waits = (Counter() for _ in range(4))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -61,6 +65,8 @@ class Launches(TorchDispatchMode):
             devices = {tensor.device.type for tensor in used if isinstance(tensor, torch.Tensor)}
             self.by_kind[name.removeprefix('aten::')] += 1
             self.on_host[name] += 'cpu' in devices
+            self.copies[name] += len(devices) > 1
+            self.waits[name] += len(devices) > 1 and not (kwargs or {}).get('non_blocking')
         return result
 
     @property
@@ -171,6 +177,17 @@ def test_copies_from_the_host_are_noticed(gpu):
         assert found.on_host.total()
 
 
+def test_copies_that_the_host_waits_for_are_told_apart(gpu):
+    x, y = torch.empty(3), torch.empty(3, device='cuda')
+    with Launches() as found:
+        x.to('cuda', non_blocking=True)
+    assert (found.copies.total(), found.waits.total()) == (1, 0)
+    for copy in (lambda: x.to('cuda'), lambda: y[torch.randperm(3)], lambda: y.cpu()):
+        with Launches() as found:
+            copy()
+        assert found.copies.total() == found.waits.total() == 1
+
+
 @pytest.mark.parametrize('read', [torch.Tensor.item, bool])
 def test_reading_back_raises(gpu, read):
     with pytest.raises(DataDependentOutputException):
@@ -250,6 +267,104 @@ def test_a_training_forward_stays_on_the_device(gpu, with_cp):
         losses = model(images(), samples, mode='loss')
     assert losses['loss'].requires_grad
     assert not found.on_host.total()
+
+
+# A training iteration. Backward needs a driver: gradients are filled in instead.
+
+
+@pytest.fixture
+def training(gpu, monkeypatch):
+    """Makes a model, and its optimizer wrapper for training in bfloat16."""
+    monkeypatch.setattr('torch.cuda.is_bf16_supported', lambda: True)
+    monkeypatch.setattr('tas_lora.engine.optim.supernet_optim.get_device', lambda: 'cuda')
+    monkeypatch.setattr(torch, '_fused_sgd_', lambda *args, **kwargs: None)  # has no fake kernel
+
+    def make(optimizer: dict | None = None, **wrapper):
+        config, space = model_config('t')
+        data = dict(num_classes=CLASSES, mean=[100.0] * 3, std=[50.0] * 3, to_rgb=True)
+        model = built(dict(config, data_preprocessor=data)).train()
+        model.data_preprocessor._device = torch.device('cuda')
+        model.data_preprocessor._forward_pre_hooks.clear()  # looks at labels on the host
+        model.set_subnet(mixed(space))
+        wrapper |= dict(
+            experts=dict(optimizer=dict(type='AdamW', lr=1e-3) | (optimizer or {})),
+            router=dict(optimizer=dict(type='SGD', lr=0.1)),
+        )
+        wrapper = MoLEOptimWrapperConstructor(dict(wrapper, amp='bfloat16'))(model)
+        wrapper.initialize_count_status(model, 0, 100)
+        trained = [p for p in model.parameters() if p.requires_grad]
+
+        def backward(loss, **_):
+            for parameter in trained:
+                parameter.grad = torch.empty_like(parameter)
+
+        monkeypatch.setattr(torch.Tensor, 'backward', backward)
+        return model, wrapper
+
+    return make
+
+
+def batch() -> dict:
+    """As MMEngine's loader collates it: an image is a tensor, with its label."""
+    samples = [DataSample() for _ in range(BATCH)]
+    for sample in samples:
+        sample.set_field(torch.empty(1, dtype=torch.int64), 'gt_label')
+    images = [torch.empty(3, 224, 224, dtype=torch.uint8) for _ in samples]
+    return dict(inputs=images, data_samples=samples)
+
+
+@pytest.mark.parametrize('augmentation', [0, 1])
+def test_an_iteration_waits_for_nothing(training, augmentation):
+    """Mixup and CutMix; images, labels and scores go to the device in one copy each."""
+    model, wrapper = training()
+    model.data_preprocessor.batch_augments.probs = [1 - augmentation, augmentation]
+    wrapper.first.is_read_late = True
+    for _ in range(2):
+        with Launches() as found:
+            model.merge_experts()
+            losses = model.train_step(batch(), wrapper)
+            model.unmerge_experts()
+        assert +found.copies == {'aten::_to_copy': 3}
+        assert not found.waits.total()
+        loss, is_bad = wrapper.first.take_unread()
+        assert losses['loss'].device == loss.device == is_bad.device == torch.device('cuda:0')
+
+
+@pytest.mark.parametrize(
+    ('optimizer', 'more', 'is_read_late'),
+    [
+        ({}, {}, False),  # no hook reads what was left out
+        (dict(fused=False), {}, True),
+        ({}, dict(clip_grad=dict(max_norm=1.0)), True),
+    ],
+)
+def test_a_step_that_cannot_be_skipped_on_the_device_is_read_back(
+    training, optimizer, more, is_read_late
+):
+    model, wrapper = training(optimizer, **more)
+    wrapper.first.is_read_late = is_read_late
+    with pytest.raises(DataDependentOutputException):
+        model.train_step(batch(), wrapper)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'options', 'is_fused'),
+    [
+        ('AdamW', {}, True),
+        ('Adam', {}, True),
+        ('SGD', {}, True),
+        ('SGD', dict(momentum=0.9), False),
+        ('AdamW', dict(foreach=True), None),
+        ('AdamW', dict(fused=False), False),
+        ('RMSprop', {}, None),
+    ],
+)
+def test_optimizers_of_a_gpu_use_fused_kernels_where_they_may(gpu, kind, options, is_fused):
+    parameter = nn.Parameter(torch.empty(3, device='cuda'))
+    optimizer = getattr(torch.optim, kind)([parameter], lr=0.1, **options)
+    wrapper = SupernetOptimWrapper(optimizer)
+    assert optimizer.param_groups[0].get('fused') == (is_fused or options.get('fused'))
+    assert wrapper.skips_on_device == bool(is_fused)
 
 
 # Where layers cannot be merged together

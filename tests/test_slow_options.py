@@ -1,6 +1,7 @@
 """Options that are slow on this machine are refused or said before a run starts."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -121,3 +122,89 @@ def test_graphs_to_compile_are_counted(digits_config, monkeypatch):
     cfg.work_dir += '_warm'
     runner = apis.prepare_training(cfg)
     assert list(slow_options._graphs(runner, runner.model, SPACE)) == []
+
+
+# GPUs, pretended: what they can do is asked, and no tensor made.
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Makes a machine with a GPU of a compute capability."""
+
+    def make(*capability: int) -> None:
+        monkeypatch.setattr(slow_options, 'get_device', lambda: 'cuda')
+        monkeypatch.setattr('torch.cuda.get_device_capability', lambda: capability)
+        monkeypatch.setattr('torch.cuda.get_device_name', lambda: 'Old GPU')
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ('capability', 'advice'),
+    [((7, 5), "set 'float16'"), ((6, 1), 'leave out --amp, and train in float32')],
+)
+def test_bfloat16_is_refused_where_a_gpu_emulates_it(gpu, capability, advice):
+    gpu(*capability)
+    arguments = None, torch.bfloat16, 8, 'optim_wrapper.amp', 'leave out --amp, and train'
+    with pytest.raises(UserError) as caught:
+        slow_options.check_precision(*arguments)
+    major, minor = capability
+    assert str(caught.value) == (
+        f"optim_wrapper.amp is 'bfloat16', which Old GPU (compute capability {major}.{minor}) only "
+        f'emulates, without its matrix units; {advice}'
+    )
+    gpu(8, 0)
+    slow_options.check_precision(*arguments)
+    gpu(7, 5)
+    slow_options.check_precision(None, torch.float16, *arguments[2:])
+
+
+@pytest.mark.parametrize(
+    ('capability', 'dtype', 'expected'),
+    [
+        ((9, 0), None, '--amp bfloat16 uses'),
+        ((7, 5), None, '--amp float16 uses'),
+        ((6, 1), None, ''),
+        ((9, 0), torch.bfloat16, ''),
+        ((7, 0), torch.float16, ''),
+        ((6, 1), torch.float16, 'has no matrix units'),
+    ],
+)
+def test_what_is_said_of_precision_on_a_gpu(digits_config, gpu, capability, dtype, expected):
+    runner = apis.prepare_training(digits_config('supernet', images=32))
+    runner.train_loop.dataloader.num_workers = 1
+    gpu(*capability)
+    lines = list(slow_options._on_gpu(runner, dtype))
+    assert len(lines) == bool(expected)
+    assert expected in ''.join(lines)
+
+
+def test_blocks_that_torch_cannot_compile_are_refused(digits_config, gpu):
+    cfg = digits_config('supernet', images=32, options={'model.backbone.compile_blocks': True})
+    runner = apis.prepare_training(cfg)
+    gpu(6, 1)
+    with pytest.raises(UserError, match=r'^model\.backbone\.compile_blocks is True, but .* 7\.0'):
+        list(slow_options._graphs(runner, runner.model, SPACE))
+    gpu(7, 0)
+    assert list(slow_options._graphs(runner, runner.model, SPACE))
+
+
+@pytest.mark.parametrize(
+    ('workers', 'processes', 'expected'), [(4, '1', ''), (5, '1', 'set 4.'), (4, '2', 'set 2.')]
+)
+def test_more_readers_than_cores_are_said(monkeypatch, workers, processes, expected):
+    monkeypatch.setattr(slow_options, 'usable_cores', lambda: 4)
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', processes)
+    loop = SimpleNamespace(dataloader=SimpleNamespace(num_workers=workers))
+    lines = list(slow_options._workers(SimpleNamespace(train_loop=loop)))
+    assert len(lines) == bool(expected)
+    assert expected in ''.join(lines)
+
+
+def test_threads_of_all_processes_count(monkeypatch):
+    monkeypatch.setattr(slow_options, 'usable_cores', lambda: 4)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
+    for processes, expected in (('2', ''), ('4', 'OMP_NUM_THREADS=1')):
+        monkeypatch.setenv('LOCAL_WORLD_SIZE', processes)
+        assert expected in ''.join(slow_options._threads())
+        assert bool(expected) == bool(list(slow_options._threads()))

@@ -145,21 +145,28 @@ def training_time(
         ``hours``, ``bound`` ('step', 'reading', 'launching' or 'exchange') and ``paces``, images a
         second of one GPU, by what would bound it.
     """
-    is_one = gpus <= assumed.gpus_of_a_machine
-    bandwidth = assumed.bandwidth if is_one else assumed.network
-    paces = dict(step=speeds[stage], reading=min(assumed.cores, assumed.workers) * reading)
-    share = recipe.batch / gpus
-    paces['launching'] = share / (speeds['kernels'][stage] * assumed.launch)
-    if gpus > 1:
-        exchange = 2 * (gpus - 1) / gpus * counted['gradient_bytes'] / bandwidth
-        paces['exchange'] = share / exchange
+    paces = _paces(recipe.batch, gpus, speeds, stage, counted, reading, assumed)
     bound = min(paces, key=paces.get)
     seconds = recipe.epochs * assumed.images / (gpus * paces[bound])
-    validations = recipe.epochs / recipe.val_interval
-    seconds += (
-        2 * validations * assumed.validated / (gpus * min(speeds['search'], paces['reading']))
-    )
+    validated = 2 * recipe.epochs / recipe.val_interval * assumed.validated
+    seconds += validated / (gpus * min(speeds['search'], paces['reading']))
     return dict(hours=seconds / 3600, bound=bound, paces=paces)
+
+
+def _paces(batch, gpus, speeds, stage, counted, reading, assumed) -> dict[str, float]:
+    """Images a second of one GPU, by what would bound it."""
+    share = batch / gpus
+    paces = dict(
+        step=speeds[stage],
+        reading=min(assumed.cores, assumed.workers) * reading,
+        launching=share / (speeds['kernels'][stage] * assumed.launch),
+    )
+    if gpus > 1:
+        is_one_machine = gpus <= assumed.gpus_of_a_machine
+        bandwidth = assumed.bandwidth if is_one_machine else assumed.network
+        exchange = 2 * (gpus - 1) / gpus * counted['gradient_bytes'] / bandwidth
+        paces['exchange'] = share / exchange
+    return paces
 
 
 def search_time(gpus: int, speeds: Mapping[str, float], assumed: Assumptions) -> dict:

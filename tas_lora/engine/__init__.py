@@ -1,6 +1,7 @@
 from .hooks import (
     CompileWarmupHook,
     ComplexityAwareLRHook,
+    LateInfoHook,
     MoLEHook,
     MoLEStatsHook,
     MomentumSeparationHook,
@@ -29,6 +30,7 @@ __all__ = [
     'ComplexityAwareLRHook',
     'EvolutionarySearchLoop',
     'JointOptimWrapper',
+    'LateInfoHook',
     'MoLEHook',
     'MoLEOptimWrapperConstructor',
     'MoLEStatsHook',

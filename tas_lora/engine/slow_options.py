@@ -20,11 +20,13 @@ from .model_access import supernet_of
 
 _CGROUP = Path('/sys/fs/cgroup/cpu.max')  # of Linux: microseconds of processor per period
 _PATIENCE = 0.5  # seconds that a batch may take longer
+_MATRIX_UNITS = {torch.bfloat16: (8, 0), torch.float16: (7, 0)}  # since which compute capability
+_TRITON = (7, 0)  # what torch.compile needs on a GPU
 _PASSES = 3  # a training step takes each product three times, an evaluation once
 
 
 def check_training_speed(runner) -> None:
-    """Refuse a precision that this machine has no arithmetic for; log other slow options.
+    """Refuse what this machine has no arithmetic or compiler for; log other slow options.
 
     The precision is not changed to float32 instead: a measured time must not decide the weights.
 
@@ -32,7 +34,8 @@ def check_training_speed(runner) -> None:
         runner: The runner, prepared to train.
 
     Raises:
-        UserError: If mixed precision is slower than float32, by measured products.
+        UserError: If mixed precision is slower than float32, by measured products or as a GPU only
+            emulates it, or blocks cannot be compiled.
     """
     wrapper = runner.optim_wrapper
     if isinstance(wrapper, OptimWrapperDict):
@@ -43,7 +46,8 @@ def check_training_speed(runner) -> None:
         images = _PASSES * batch_size_of(runner)
         check_precision(model, dtype, images, 'optim_wrapper.amp', 'leave out --amp, and train')
     space = getattr(runner.train_loop, 'space', None)
-    for line in (*_threads(), *_graphs(runner, model, space), *_on_gpu(runner, dtype)):
+    lines = (*_threads(), *_workers(runner), *_graphs(runner, model, space))
+    for line in (*lines, *_on_gpu(runner, dtype)):
         runner.logger.warning(line)
 
 
@@ -63,7 +67,7 @@ def check_search_speed(runner) -> None:
 def check_precision(
     model: SupernetClassifier, dtype: torch.dtype, images: int, field: str, advice: str
 ) -> None:
-    """Refuse ``dtype`` on a processor that multiplies more slowly in it than in float32.
+    """Refuse ``dtype`` on a machine that multiplies more slowly in it than in float32.
 
     Args:
         model: The supernet.
@@ -73,9 +77,14 @@ def check_precision(
         advice: What to do 'in float32'.
 
     Raises:
-        UserError: If products take twice as long, and with them a batch half a second longer.
+        UserError: If products of a processor take twice as long, and with them a batch half a
+            second longer; or if a GPU emulates bfloat16.
     """
-    if get_device() != 'cpu' or dtype == torch.float32:
+    if dtype == torch.float32:
+        return
+    if get_device() == 'cuda':
+        _check_emulation(dtype, field, advice)
+    if get_device() != 'cpu':
         return
     factor, rate = slowdown(dtype)
     products = images * count_flops(model.backbone.arch, **model.image_spec)
@@ -89,6 +98,27 @@ def check_precision(
         )
 
 
+def _check_emulation(dtype: torch.dtype, field: str, advice: str) -> None:
+    """Refuse bfloat16 on GPUs before Ampere: torch says that they support it, but emulates it."""
+    found = _capability()
+    if dtype == torch.bfloat16 and found < _MATRIX_UNITS[dtype]:
+        has_float16 = found >= _MATRIX_UNITS[torch.float16]
+        choice = "set 'float16'" if has_float16 else f'{advice} in float32'
+        raise UserError(
+            f"is 'bfloat16', which {_gpu()} only emulates, without its matrix units; {choice}",
+            field,
+        )
+
+
+def _capability() -> tuple[int, int]:
+    return torch.cuda.get_device_capability()
+
+
+def _gpu() -> str:
+    major, minor = _capability()
+    return f'{torch.cuda.get_device_name()} (compute capability {major}.{minor})'
+
+
 def usable_cores() -> int:
     """Cores that this process may use, by its affinity and its control group."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
@@ -97,17 +127,39 @@ def usable_cores() -> int:
 
 
 def _threads() -> Iterator[str]:
-    threads, cores = torch.get_num_threads(), usable_cores()
-    if threads > cores:
+    threads, processes, cores = torch.get_num_threads(), _processes(), usable_cores()
+    if threads * processes > cores:
+        each = f', in each of {processes} processes' if processes > 1 else ''
         yield (
-            f'torch uses {threads} threads, but this process may use {cores} of the cores: they '
-            f'will wait for each other; set OMP_NUM_THREADS={cores}.'
+            f'torch uses {threads} threads{each}, but this process may use {cores} of the cores: '
+            f'they will wait for each other; set OMP_NUM_THREADS={max(1, cores // processes)}.'
         )
+
+
+def _workers(runner) -> Iterator[str]:
+    """Of training alone: those of a validation sleep meanwhile."""
+    workers, processes = runner.train_loop.dataloader.num_workers, _processes()
+    if workers * processes > (cores := usable_cores()):
+        each = f', in each of {processes} processes' if processes > 1 else ''
+        yield (
+            f'train_dataloader.num_workers is {workers}{each}, but this process may use {cores} of '
+            f'the cores: more readers read no faster; set {max(1, cores // processes)}.'
+        )
+
+
+def _processes() -> int:
+    """Processes of this run on this machine."""
+    return int(os.environ.get('LOCAL_WORLD_SIZE', '1'))
 
 
 def _graphs(runner, model, space: SearchSpace | None) -> Iterator[str]:
     warms_up = any(isinstance(hook, CompileWarmupHook) for hook in runner.hooks)
     compiles = isinstance(model, SupernetClassifier) and model.backbone.compile_blocks
+    if compiles and get_device() == 'cuda' and _capability() < _TRITON:
+        raise UserError(
+            f'is True, but torch cannot compile for {_gpu()}: it needs 7.0 or higher; set False',
+            'model.backbone.compile_blocks',
+        )
     if not compiles or space is None or warms_up:
         return
     choices = len(space.num_heads) + len(space.mlp_ratio)
@@ -120,7 +172,11 @@ def _graphs(runner, model, space: SearchSpace | None) -> Iterator[str]:
 def _on_gpu(runner, dtype: torch.dtype | None) -> Iterator[str]:
     if get_device() != 'cuda':
         return
-    if dtype is None and torch.cuda.get_device_capability() >= (8, 0):
-        yield 'Training in float32: --amp uses the matrix units of this GPU, in bfloat16.'
+    usable = [low for low, since in _MATRIX_UNITS.items() if _capability() >= since]
+    if dtype is None and usable:
+        name = str(usable[0])[6:]
+        yield f'Training in float32: --amp {name} uses the matrix units of this GPU.'
+    if dtype is torch.float16 and not usable:
+        yield f'{_gpu()} has no matrix units: --amp saves memory there, but hardly time.'
     if runner.train_loop.dataloader.num_workers == 0:
         yield 'train_dataloader.num_workers is 0: the GPU waits while each batch is read.'

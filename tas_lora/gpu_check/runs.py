@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -95,9 +96,8 @@ def run_parts(
     """
     deadline, records, key = time.monotonic() + 60 * minutes, {}, None
     for name, part in parts.items():
-        path = Path(setting.folder) / f'{name}.json'
+        path, left = Path(setting.folder) / f'{name}.json', deadline - time.monotonic()
         record = None if name == MACHINE else _known(path, key)
-        left = deadline - time.monotonic()
         if record is not None:
             tell(f'{name}: done in an earlier run')
         elif left < _ENOUGH * part.limit and name != MACHINE:
@@ -106,10 +106,9 @@ def run_parts(
             tell(f'{name}: {reason}')
         else:
             tell(f'{name}: {part.title} ...')
-            limit = part.limit * (_CPU_PATIENCE if setting.device == 'cpu' else 1)
-            record = dict(_run(part, setting, min(limit, max(left, 30))), key=key)
-            if name == MACHINE:
-                key = record['key'] = _key(record, setting)
+            record = _run(part, setting, max(left, 30))
+            key = _key(record, setting) if name == MACHINE else key
+            record['key'] = key
             write_atomic(path, json.dumps(record, indent=2) + '\n')
             reason = f', {record["reason"]}' if 'reason' in record else ''
             tell(f'{name}: {record["status"]} in {record["seconds"]:.0f} s{reason}')
@@ -139,8 +138,8 @@ def _key(machine: dict, setting: Setting) -> dict:
     )
 
 
-def _run(part: Part, setting: Setting, seconds: float) -> dict:
-    """Run a part in a new process; returns its record without its key."""
+def _run(part: Part, setting: Setting, left: float) -> dict:
+    """Run a part in a new process, for ``left`` seconds at most; its record without its key."""
     # A process that has used CUDA cannot fork it. On a CPU forks of a server save the imports; this
     # process may have used autograd, whose threads do not survive a fork.
     can_fork = setting.device == 'cpu' and sys.platform == 'linux'
@@ -148,6 +147,7 @@ def _run(part: Part, setting: Setting, seconds: float) -> dict:
     context.set_forkserver_preload(['tas_lora.gpu_check'])
     path, start = Path(setting.folder) / f'{part.name}.part', time.monotonic()
     path.unlink(missing_ok=True)
+    seconds = min(part.limit * (_CPU_PATIENCE if setting.device == 'cpu' else 1), left)
     process = context.Process(target=_child, args=(part.job, part.name, setting, str(path)))
     process.start()
     try:
@@ -158,17 +158,25 @@ def _run(part: Part, setting: Setting, seconds: float) -> dict:
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.join()
-    taken = dict(seconds=round(time.monotonic() - start, 1))
+    return _outcome(path, seconds, ran_out, process.exitcode) | dict(
+        seconds=round(time.monotonic() - start, 1)
+    )
+
+
+def _outcome(path: Path, seconds: float, ran_out: bool, code: int) -> dict:
+    """What a part has left, or why it left nothing."""
     if path.is_file():
         found = json.loads(path.read_text())
         path.unlink()
-        return found | taken
-    reason = f'it was ended after {seconds:.0f} s' if ran_out else f'exit code {process.exitcode}'
-    return dict(status='timeout' if ran_out else 'failed', reason=reason) | taken
+        return found
+    if ran_out:
+        return dict(status='timeout', reason=f'it was ended after {seconds:.0f} s')
+    return dict(status='failed', reason=f'exit code {code}')
 
 
 def _child(job: Callable[[Setting], dict], name: str, setting: Setting, path: str) -> None:
     os.setsid()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     log = (Path(setting.folder) / f'{name}.log').open('w', buffering=1)
     for number in (1, 2):  # also what libraries and further processes write
         os.dup2(log.fileno(), number)
@@ -191,6 +199,15 @@ def _child(job: Callable[[Setting], dict], name: str, setting: Setting, path: st
     os._exit(0)  # a thread of a library must not hold what is done
 
 
+def _end_with_parent() -> None:
+    """End this process and those it has started when the one that measures is gone, killed or not.
+
+    They would use the device while the next start measures.
+    """
+    multiprocessing.parent_process().join()
+    os.killpg(0, signal.SIGKILL)
+
+
 def describe_machine(setting: Setting) -> dict:
     """Card, driver and versions, and the commit of a clone."""
     commit = _output('git', '-C', str(_SOURCES[0]), 'describe', '--always', '--dirty')
@@ -200,6 +217,8 @@ def describe_machine(setting: Setting) -> dict:
         return figures | dict(device='CPU', driver=None, memory_gib=None)
     card = torch.cuda.get_device_properties(0)
     driver = _output('nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader', '--id=0')
+    if card.major < 8:
+        figures['notes'] = ['This GPU emulates bfloat16, which most parts measure.']
     return figures | dict(
         device=card.name,
         driver=driver,

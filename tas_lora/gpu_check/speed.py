@@ -149,11 +149,24 @@ def memory(setting: Setting) -> dict:
 
 def launches(setting: Setting) -> dict:
     """The part: kernels of each piece of a step of T; on a CPU, operations."""
+    counts, on_gpu = _pieces(setting), setting.device == 'cuda'
+    measured = counts['merge'] if on_gpu else None
+    target = dict(name='T, kernels of the merge', target=f'<= {MERGE_LAUNCHES}', measured=measured)
+    table = dict(title='T', columns=('piece', 'kernels' if on_gpu else 'operations'))
+    return dict(
+        counts=counts,
+        targets=[target | dict(met=measured <= MERGE_LAUNCHES if on_gpu else None)],
+        tables=[table | dict(rows=[list(item) for item in counts.items()])],
+    )
+
+
+def _pieces(setting: Setting) -> dict[str, int]:
+    """Kernels of each piece of a step of T, ours and static."""
     config, subnet = _drawn('t', setting)
     models = benchmark.contestants(config.model, subnet, setting.device, ('static', 'ours'))
     ours, static = models['ours'], models['static']
     batch = benchmark.batch_of(ours.image_spec, 2, setting.device)
-    held = {}
+    held, optimizers = {}, optimizers_of(ours)
 
     def hold(name: str, value) -> None:
         held[name] = value
@@ -167,20 +180,9 @@ def launches(setting: Setting) -> dict:
         'static forward': lambda: hold('static', loss_of(static, *batch, True)),
         'static step': training_step(static, *batch, True),
     }
-    optimizers = optimizers_of(ours)
     for job in pieces.values():  # a first call also chooses and builds kernels
         job()
-    counts = {name: _count(job, setting) for name, job in pieces.items()}
-    ours.unmerge_experts()
-    on_gpu = setting.device == 'cuda'
-    measured = counts['merge'] if on_gpu else None
-    target = dict(name='T, kernels of the merge', target=f'<= {MERGE_LAUNCHES}', measured=measured)
-    table = dict(title='T', columns=('piece', 'kernels' if on_gpu else 'operations'))
-    return dict(
-        counts=counts,
-        targets=[target | dict(met=measured <= MERGE_LAUNCHES if on_gpu else None)],
-        tables=[table | dict(rows=[list(item) for item in counts.items()])],
-    )
+    return {name: _count(job, setting) for name, job in pieces.items()}
 
 
 def _drawn(size: str, setting: Setting):

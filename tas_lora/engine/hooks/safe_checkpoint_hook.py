@@ -161,6 +161,7 @@ class SafeCheckpointHook(CheckpointHook):
     after_run = release_signals
 
     def _save_checkpoint_with_step(self, runner, step, meta):
+        runner.call_hook('read_late')  # an error names the last checkpoint, not this one
         super()._save_checkpoint_with_step(runner, step, meta)
         if is_main_process():
             for path in Path(self.out_dir).glob(_STOPPED_FILE.format('*')):
@@ -184,6 +185,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _stop(self, runner):
         """Write a checkpoint, then end the process."""
+        runner.call_hook('read_late')
         done = runner.iter + 1  # the loop counts an iteration after its hooks
         name = _STOPPED_FILE.format(done)
         self.last_ckpt = os.path.join(self.out_dir, name)

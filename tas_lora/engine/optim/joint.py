@@ -40,10 +40,11 @@ class JointOptimWrapper(OptimWrapperDict):
                     'argument amp gives mixed precision',
                     f'{name}.type',
                 )
-            wrapper.scaler = self._first.scaler  # one loss, so one scale
+            wrapper.scaler = self.first.scaler  # one loss, so one scale
 
     @property
-    def _first(self):
+    def first(self) -> SupernetOptimWrapper:
+        """The wrapper that owns precision, loss scale, accumulation and unread losses."""
         return next(iter(self.optim_wrappers.values()))
 
     def update_params(self, loss: Tensor, step_kwargs=None, zero_kwargs=None) -> None:
@@ -51,27 +52,27 @@ class JointOptimWrapper(OptimWrapperDict):
         self.backward(self.scale_loss(loss))
         if self.should_update():
             wrappers = list(self.optim_wrappers.values())
-            self._first.take_step(loss, wrappers, step_kwargs, zero_kwargs)
+            self.first.take_step(loss, wrappers, step_kwargs, zero_kwargs)
 
     def should_update(self) -> bool:
         """Whether no gradients are being accumulated."""
-        return self._first.should_update()
+        return self.first.should_update()
 
     def backward(self, loss: Tensor, **kwargs) -> None:
         """Run backward, counted by the first wrapper."""
-        self._first.backward(loss, **kwargs)
+        self.first.backward(loss, **kwargs)
 
     def scale_loss(self, loss: Tensor) -> Tensor:
         """The loss divided by the number of accumulated ones."""
-        return self._first.scale_loss(loss)
+        return self.first.scale_loss(loss)
 
     def optim_context(self, model: nn.Module):
         """Forward context: autocast and, while accumulating, no gradient synchronisation."""
-        return self._first.optim_context(model)
+        return self.first.optim_context(model)
 
     def initialize_count_status(self, model, init_counts: int, max_counts: int) -> None:
         """Pass the iteration counts to the first wrapper, which decides on accumulation."""
-        self._first.initialize_count_status(model, init_counts, max_counts)
+        self.first.initialize_count_status(model, init_counts, max_counts)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

@@ -16,6 +16,7 @@ from ...registry import OPTIM_WRAPPERS
 
 _DTYPES = {False: None, True: torch.bfloat16, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 _SCALER = 'loss_scaler'  # in checkpoints
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -25,6 +26,10 @@ class SupernetOptimWrapper(OptimWrapper):
     If a loss or a gradient is infinite or NaN on any rank, no rank takes the step and all raise
     :class:`NonFiniteError`; the weights stay good. In float16, a bad gradient first lowers the
     loss scale, and raises only when the scale falls below 1.
+
+    On a GPU, torch's Adam, AdamW and SGD use their fused kernels unless ``foreach`` or ``fused``
+    says otherwise. These can skip a step without the host: if ``is_read_late`` was set, by a hook
+    that will read :meth:`take_unread`, a bad step does not raise and the host waits for nothing.
 
     Args:
         optimizer: The optimizer.
@@ -44,6 +49,9 @@ class SupernetOptimWrapper(OptimWrapper):
         self.dtype = _DTYPES[amp]
         self.set_to_none = boolean(set_to_none, 'set_to_none')
         self._losses_are_finite = True
+        self.is_read_late, self._unread = False, None
+        if all(p.is_cuda and p.is_floating_point() for p in self.parameters()):
+            _fuse(optimizer)
         # A no-op unless enabled.
         self.scaler = torch.amp.GradScaler(get_device(), enabled=self.dtype is torch.float16)
 
@@ -68,26 +76,43 @@ class SupernetOptimWrapper(OptimWrapper):
         Raises:
             NonFiniteError: If a loss or a gradient is infinite or NaN; no wrapper has stepped.
         """
-        is_finite = self._is_finite(wrappers)
-        if is_finite:
+        bad = self._found_bad(wrappers)
+        skips = self.is_read_late and all(wrapper.skips_on_device for wrapper in wrappers)
+        is_taken = skips or not bad  # read back
+        if is_taken:
             for wrapper in wrappers:
-                wrapper.step(**(step_kwargs or {}))
+                wrapper.step(bad if skips else None, **(step_kwargs or {}))
         for wrapper in wrappers:
             wrapper.zero_grad(**(zero_kwargs or {}))
         self._losses_are_finite = True
-        if not is_finite:
-            raise NonFiniteError(
-                f'the loss is {float(loss):.4g}, and it or a gradient is infinite or NaN; the step '
-                'was not taken'
-            )
+        self._unread = (loss.detach(), bad) if skips else None
+        if not is_taken:
+            raise bad_step(float(loss.detach()))
         self.scaler.update()
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:  # halved for every bad step
             raise NonFiniteError(
                 'the gradients are infinite or NaN at any loss scale; no step was taken'
             )
 
-    def _is_finite(self, wrappers: list) -> bool:
-        """Whether losses and gradients are finite on all ranks.
+    @property
+    def skips_on_device(self) -> bool:
+        """Whether :meth:`step` can be told on the device not to change anything.
+
+        Not if gradients are clipped, as MMEngine reads back their norm, nor with a loss scale or
+        SGD's momentum.
+        """
+        supports = getattr(self.optimizer, '_step_supports_amp_scaling', False)  # as GradScaler
+        is_plain = not self.scaler.is_enabled() and not self.clip_grad_kwargs
+        groups = self.optimizer.param_groups
+        return supports and is_plain and all(g['fused'] and not g.get('momentum') for g in groups)
+
+    def take_unread(self) -> tuple[Tensor, Tensor] | None:
+        """Loss of the last step, and 1 if it was bad and skipped, on the device; once."""
+        unread, self._unread = self._unread, None
+        return unread
+
+    def _found_bad(self, wrappers: list) -> Tensor:
+        """1 if a loss or a gradient is infinite or NaN on any rank, else 0.
 
         With loss scaling only losses: the scaler checks gradients itself.
         """
@@ -98,7 +123,7 @@ class SupernetOptimWrapper(OptimWrapper):
         if gradients and not self.scaler.is_enabled():
             finite = finite * get_total_norm(gradients).isfinite()
         all_reduce(finite, 'min')
-        return bool(finite)
+        return 1 - finite
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the optimizer."""
@@ -109,14 +134,24 @@ class SupernetOptimWrapper(OptimWrapper):
         self._losses_are_finite = loss.detach().isfinite() & self._losses_are_finite
         super().backward(self.scaler.scale(loss), **kwargs)
 
-    def step(self, **kwargs) -> None:
-        """Step on unscaled gradients; skip if there are none or, with a scaler, one is infinite."""
+    def step(self, bad: Tensor | None = None, **kwargs) -> None:
+        """Step on unscaled gradients; skip if there are none or, with a scaler, one is infinite.
+
+        Args:
+            bad: 1 to skip the step, on the device; needs ``skips_on_device``.
+            **kwargs: As in the optimizer's ``step``.
+        """
         if all(p.grad is None for p in self.parameters()):  # a router in its warm-up
             return
         self.scaler.unscale_(self.optimizer)
         if self.clip_grad_kwargs:
             self._clip_grad()
-        self.scaler.step(self.optimizer, **kwargs)
+        if bad is None:
+            self.scaler.step(self.optimizer, **kwargs)
+            return
+        self.optimizer.found_inf = bad  # as GradScaler does
+        self.optimizer.step(**kwargs)
+        del self.optimizer.found_inf
 
     def zero_grad(self, **kwargs) -> None:
         """Clear the gradients."""
@@ -132,7 +167,32 @@ class SupernetOptimWrapper(OptimWrapper):
         state_dict = dict(state_dict)
         if scale := state_dict.pop(_SCALER, None):
             self.scaler.load_state_dict(scale)
+        # A checkpoint of another device has other kernels, which keep their counters elsewhere.
+        groups = state_dict['param_groups'] = [dict(g) for g in state_dict['param_groups']]
+        for saved, own in zip(groups, self.optimizer.param_groups, strict=False):  # torch counts
+            saved |= {name: own[name] for name in ('foreach', 'fused') if name in own}
         super().load_state_dict(state_dict)
         if not self.set_to_none:  # trained parameters have gradients, possibly zeros
             for parameter in self.optimizer.state:
                 parameter.grad = torch.zeros_like(parameter)
+
+
+def bad_step(loss: float) -> NonFiniteError:
+    """The error of a step that was not taken."""
+    return NonFiniteError(
+        f'the loss is {loss:.4g}, and it or a gradient is infinite or NaN; the step was not taken'
+    )
+
+
+def _fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Use torch's fused kernels where the config leaves the choice to torch.
+
+    Not with SGD's momentum: if the first step is skipped, torch keeps memory never written to.
+    """
+    groups, others = optimizer.param_groups, ('momentum', 'differentiable')
+    is_plain = not any(group.get(name) for group in groups for name in others)
+    is_known = type(optimizer) in _FUSED and is_plain
+    if is_known and all(group[name] is None for group in groups for name in ('foreach', 'fused')):
+        for group in groups:
+            group['fused'] = True
+        optimizer._step_supports_amp_scaling = True  # as with fused=True from the start

@@ -87,7 +87,11 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
             try:
                 self.run_iter(idx, data_batch)
             except NonFiniteError as error:
-                self._leave_out(error, idx, data_batch)
+                self.count_bad_step(error, self._iter, self.runner.optim_wrapper.get_lr())
+                self.runner.call_hook(
+                    'after_train_iter', batch_idx=idx, data_batch=data_batch, outputs=None
+                )
+                self._iter += 1
             except RuntimeError as error:  # of torch's DDP, in the iteration after
                 if 'find_unused_parameters' not in str(error):
                     raise
@@ -165,25 +169,30 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
             )
         self.runner.logger.warning(f'{text}: replaced by another.')
 
-    def _leave_out(self, error: NonFiniteError, idx: int, data_batch: dict) -> None:
-        """Count a step that was not taken; stop above the limit, else finish the iteration."""
+    def count_bad_step(self, error: NonFiniteError, iteration: int, rates: dict) -> None:
+        """Count a step that was not taken.
+
+        Args:
+            error: What was wrong.
+            iteration: When it was.
+            rates: The learning rates then, as the optimizer wrapper's ``get_lr`` returns them.
+
+        Raises:
+            UserError: If there are more than ``max_bad_steps``.
+        """
         hub = self.runner.message_hub
         count = hub.runtime_info.get(_BAD_STEPS, 0) + 1
         hub.update_info(_BAD_STEPS, count)
-        text = f'{error}: {self.where()}'
+        text = f'{error}: {self.where(iteration, rates)}'
         if count > self.max_bad_steps:
             raise UserError(
                 f'{text}. Skip such steps with train_cfg.max_bad_steps={count}, or start again '
                 'from a good checkpoint (load_from without resume) with lower rates or in bfloat16'
             ) from error
         self.runner.logger.warning(f'{text} ({count} of at most {self.max_bad_steps})')
-        self.runner.call_hook(
-            'after_train_iter', batch_idx=idx, data_batch=data_batch, outputs=None
-        )
-        self._iter += 1
 
-    def where(self) -> str:
-        """Describe the current state of training, for messages."""
-        rates = {name: lr[0] for name, lr in self.runner.optim_wrapper.get_lr().items()}
+    def where(self, iteration: int, rates: dict) -> str:
+        """Describe an iteration of training, for messages."""
+        rates = {name: lr[0] for name, lr in rates.items()}
         last = self.runner.message_hub.runtime_info.get('last_ckpt', 'none')
-        return f'iteration {self._iter}, learning rates {rates}, last good checkpoint {last}'
+        return f'iteration {iteration}, learning rates {rates}, last good checkpoint {last}'

@@ -81,10 +81,10 @@ class SubnetSamplingTrainLoop(ResumableTrainLoop):
         )
         self._iter += 1
 
-    def where(self) -> str:
-        """Describe the current state of training, for messages."""
-        subnets = '; '.join(map(str, self.draw(self._iter)))
-        return f'{super().where()}, subnet {subnets}'
+    def where(self, iteration: int, rates: dict) -> str:
+        """Describe an iteration of training, for messages."""
+        subnets = '; '.join(map(str, self.draw(iteration)))
+        return f'{super().where(iteration, rates)}, subnet {subnets}'
 
 
 def _check_wrapper(runner) -> None:

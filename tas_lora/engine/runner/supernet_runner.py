@@ -47,6 +47,17 @@ class SupernetRunner(Runner):
         logger.addFilter(_escape)
         return logger
 
+    def register_default_hooks(self, hooks: dict | None = None) -> None:
+        """MMEngine's hooks, of which one reads losses back late, unless the config names others."""
+        super().register_default_hooks(
+            dict(runtime_info=dict(type='tas_lora.LateInfoHook')) | (hooks or {})
+        )
+
+    def save_checkpoint(self, *args, **kwargs) -> None:
+        """Write a checkpoint, after all that is known of the steps so far has been read."""
+        self.call_hook('read_late')
+        super().save_checkpoint(*args, **kwargs)
+
     def dump_config(self) -> None:
         """Write the config to the work directory; not through a link that a copy of one holds."""
         for path in Path(self.work_dir).glob('*.py'):

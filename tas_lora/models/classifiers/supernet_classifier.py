@@ -33,6 +33,7 @@ _KINDS = dict(
     train_cfg=(dict,),
     init_cfg=(dict, list),
 )
+_PREPROCESSOR = 'tas_lora.SupernetDataPreprocessor'
 _LINEAR = (
     'ElasticClsHead',
     'LinearClsHead',
@@ -83,6 +84,9 @@ class SupernetClassifier(ImageClassifier):
         _refuse_pretrained(dict(kwargs, backbone=others, head=head, router=router))
         for name, value in dict(kwargs, backbone=backbone).items():
             _check_kind(value, name, _KINDS.get(name, (object,)))
+        preprocessor = kwargs.get('data_preprocessor') or {}
+        if isinstance(preprocessor, dict):
+            kwargs['data_preprocessor'] = dict(type=_PREPROCESSOR) | preprocessor
         with blame('backbone, neck, data_preprocessor or train_cfg cannot be built'):
             super().__init__(backbone, **kwargs)
         if not isinstance(self.backbone, ElasticViT):
