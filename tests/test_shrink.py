@@ -296,12 +296,14 @@ def test_scratch_may_follow_and_latency_is_measured(toys, tmp_path):
 
 
 def test_validation_images_of_ones_own(toys, tmp_path):
-    root = shutil.copytree(toys / 'pictures', tmp_path / 'pictures')
-    shutil.copytree(root / 'test', root / 'val')
+    root = toy_vit.draw(tmp_path / 'pictures', train=24, val=9, test=8)
     images = ImageFolder.read(root, 12)
-    assert (images.trained, images.held_out, images.tested) == (72, 24, 24)
+    assert (images.trained, images.held_out, images.tested) == (72, 27, 24)
     images = ImageFolder.read(toys / 'pictures', 12)
     assert (images.trained, images.held_out, images.tested) == (58, 14, 24)
+    folder = run(toys, tmp_path / 'out', data=str(root), scratch=False)
+    assert json.loads((folder / 'search/best_subnet.json').read_text())['images'] == 27
+    assert result(folder)['data']['images'] == 24
 
 
 @pytest.mark.parametrize('way', WAYS)
