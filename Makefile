@@ -44,7 +44,7 @@ gpu-quick: $(INSTALLED)
 
 shrink-demo: $(INSTALLED)
 	$(VENV)/bin/python projects/from_pretrained/fetch.py
-	$(VENV)/bin/python tools/shrink.py timm:vit_small_patch14_dinov2 --checkpoint data/dinov2_s.safetensors --data data/emoji --img-size 56 --limit macs=0.5 --out work_dirs/shrink_demo --finetune-epochs 6 --epochs 10 --polish-epochs 12 --amp --batch-size 32 --batches 2 --population 8 --generations 3 --sizes 2 --formats safetensors --no-scratch
+	$(VENV)/bin/python tools/shrink.py timm:vit_small_patch14_dinov2 --checkpoint data/dinov2_s.safetensors --data data/emoji --img-size 56 --limit macs=0.5 --out work_dirs/shrink_demo --finetune-epochs 6 --epochs 8 --polish-epochs 8 --amp --batch-size 32 --batches 2 --population 8 --generations 3 --sizes 2 --formats safetensors --no-scratch
 
 test: $(INSTALLED)
 	$(PYTEST) $(PARALLEL) -m 'not full and not slow'

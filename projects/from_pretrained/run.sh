@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# The whole comparison, in the root of the repository: original, order, ways, others, report.
+set -euo pipefail
+here=$(dirname "$0")
+original=data/emoji_vit_s_98.safetensors
+[ -e "$original" ] || python "$here/finetune.py" --img-size 98 --amp --steps 700 --out "$original"
+[ -e data/emoji_vit ] || python tools/supernet_from.py timm:vit_small_patch14_dinov2 \
+    --checkpoint "$original" --img-size 98 --out data/emoji_vit
+[ -e data/emoji_ordered ] || python tools/order.py "$here/configs/emoji.py" \
+    --out data/emoji_ordered --limit macs=0.25 --batches 4
+ways="python $here/ways.py data/emoji_ordered/ordered.py --unordered $here/configs/emoji.py --amp"
+$ways --seeds 0 --ways unordered ordered 'all weights' 'experts + shared' 'one LoRA' \
+    'all weights + experts' 'all weights, polished'
+$ways --seeds 1 2 --no-search --ways 'all weights' 'experts + shared' 'one LoRA'
+python "$here/one_size.py" data/emoji_ordered/ordered.py --amp --seeds 0 1 2
+cp data/emoji_ordered/damage.json "$here/results/"
+python "$here/report.py"
