@@ -16,7 +16,9 @@ COLORS = {
     'experts + shared': BLUE,
     'all weights': ORANGE,
     'all weights + experts': '#cc79a7',
+    'all weights, polished': 'black',
 }
+SEARCHED = 'all weights'
 MARKS = dict(scratch='v', distilled='^', isomorphic='s')
 NAMES = dict(scratch='from scratch', distilled='distilled', isomorphic='Torch-Pruning')
 DIMENSIONS = dict(neurons='MLP', heads='heads', depth='depth', width='width')
@@ -49,12 +51,8 @@ def _draw_way(axes, group: Records, way: str) -> None:
     """Fixed subnets as a line, found ones as stars."""
     keys = [key for key in group[0]['macs'] if not key.endswith('found')]
     keys.sort(key=group[0]['macs'].get)
-    x = [group[0]['macs'][key] / 1e6 for key in keys]
-    y = np.array([[record['top1']['test'][key] for key in keys] for record in group])
-    axes.plot(x, y.mean(0), '-', color=COLORS[way], lw=1)
-    axes.errorbar(
-        x, y.mean(0), yerr=_range(y), fmt='.', color=COLORS[way], label=way, capsize=2, lw=1
-    )
+    if keys:
+        _draw_fixed(axes, group, keys, way)
     found = [
         (record['macs'][key] / 1e6, record['top1']['test'][key])
         for record in group
@@ -63,6 +61,15 @@ def _draw_way(axes, group: Records, way: str) -> None:
     ]
     if found:
         axes.plot(*zip(*found, strict=True), '*', color=COLORS[way], ms=8, label=f'{way}, found')
+
+
+def _draw_fixed(axes, group: Records, keys: Sequence[str], way: str) -> None:
+    x = [group[0]['macs'][key] / 1e6 for key in keys]
+    y = np.array([[record['top1']['test'][key] for key in keys] for record in group])
+    axes.plot(x, y.mean(0), '-', color=COLORS[way], lw=1)
+    axes.errorbar(
+        x, y.mean(0), yerr=_range(y), fmt='.', color=COLORS[way], label=way, capsize=2, lw=1
+    )
 
 
 def _range(values: Sequence) -> np.ndarray:
@@ -94,7 +101,7 @@ def draw_kept(records: Records, order: Sequence[int]) -> Figure:
     kept = defaultdict(list)
     for record in records:
         for key, subnet in record['subnets'].items():
-            if key.endswith('found'):
+            if key.endswith('found') and record['way'] == SEARCHED:
                 kept[f'{record["way"]}, {key.removesuffix("_found")}'].append(subnet)
     figure, panels = canvas(1.2 + 2.4 * len(kept), 4.6, rows=2, columns=len(kept), sharex=True)
     grid = np.array(panels).reshape(2, -1)

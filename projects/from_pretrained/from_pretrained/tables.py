@@ -40,11 +40,16 @@ def by_way(records: Records) -> dict[tuple[str, int], list[dict]]:
     return groups
 
 
-def fixed_mean(record: dict, size: str, split: str = 'test') -> float:
-    """Mean top-1 of the fixed subnets of a size."""
-    top1 = record['top1'][split]
-    keys = [key for key in top1 if key.startswith(size) and not key.endswith('found')]
-    return float(np.mean([top1[key] for key in keys]))
+def fixed_means(records: Records, size: str, split: str = 'test') -> list[float]:
+    """Mean top-1 of the fixed subnets of a size, for each record that has them."""
+    tops = [record['top1'][split] for record in records]
+    fixed = [[v for key, v in top1.items() if key in (f'{size}_1', f'{size}_2')] for top1 in tops]
+    return [float(np.mean(values)) for values in fixed if values]
+
+
+def top1_of(records: Records, key: str, split: str = 'test') -> list[float]:
+    """Top-1 of a subnet, for each record that has it."""
+    return [record['top1'][split][key] for record in records if key in record['top1'][split]]
 
 
 def ways_table(records: Records, split: str) -> str:
@@ -53,14 +58,11 @@ def ways_table(records: Records, split: str) -> str:
     head = ['way', 'steps', 'seeds', *sizes, *(f'{size}, found' for size in sizes)]
     rows = [[*head, 'original', 'trained', 'CPU minutes']]
     for (way, steps), group in by_way(records).items():
-        top1 = [record['top1'][split] for record in group]
-        cells = [spread(fixed_mean(record, size, split) for record in group) for size in sizes]
-        cells += [
-            spread(one[f'{size}_found'] for one in top1 if f'{size}_found' in one) for size in sizes
-        ]
+        cells = [spread(fixed_means(group, size, split)) for size in sizes]
+        cells += [spread(top1_of(group, f'{size}_found', split)) for size in sizes]
         trained = f'{group[0]["trained"] / 1e6:.1f}M' if group[0]['trained'] else 'none'
         minutes = np.mean([record['cpu_seconds'] for record in group]) / 60
-        cells += [spread(one['original'] for one in top1), trained, f'{minutes:.1f}']
+        cells += [spread(top1_of(group, 'original', split)), trained, f'{minutes:.1f}']
         rows.append([way, steps if group[0]['trained'] else 0, len(group), *cells])
     return f'## Ways, top-1 of {split}\n\n{markdown(rows)}'
 
@@ -122,20 +124,20 @@ def sign_flip_p(values: Sequence[float]) -> float:
 
 
 def targets_table(ways: Records, others: Records) -> str:
-    """The ends that were set, and what came: test top-1, means over seeds, the longest training."""
-    rows = [['at', 'of the original', 'over scratch', 'over Torch-Pruning', 'way']]
+    """Subnets that a search found, against the original and what others reach; means over seeds."""
+    rows = [['at', 'way', 'seeds', 'of the original', 'over scratch', 'over Torch-Pruning']]
     steps = max(record['iters'] for record in others)
     groups = by_way(ways)
-    original = np.mean([r['top1']['test']['original'] for r in groups['ordered', steps]])
+    original = np.mean(top1_of(groups['ordered', steps], 'original'))
     for size in SHARES:
-        rival = {
-            way: np.mean(
-                [r['top1']['test'] for r in others if (r['way'], r['size']) == (way, size)]
-            )
+        rivals = [
+            np.mean([r['top1']['test'] for r in others if (r['way'], r['size']) == (way, size)])
             for way in ('scratch', 'isomorphic')
-        }
-        for way in ('experts + shared', 'all weights'):
-            ours = np.mean([r['top1']['test'][f'{size}_found'] for r in groups[way, steps]])
-            gains = (f'{ours - rival[name]:+.1f}' for name in rival)
-            rows.append([size, f'{ours / original:.0%}', *gains, f'{way}, found'])
+        ]
+        for (way, length), group in groups.items():
+            found = top1_of(group, f'{size}_found')
+            if found and length == steps:
+                ours = np.mean(found)
+                gains = (f'{ours - rival:+.1f}' for rival in rivals)
+                rows.append([size, way, len(found), f'{ours / original:.0%}', *gains])
     return f'## Against what was aimed at\n\n{markdown(rows)}'
