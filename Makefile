@@ -2,7 +2,7 @@
 # make demo     the whole path on real images, in minutes on two cores
 # make gpu      what was never measured on a GPU, in nine minutes on one: docs/gpu.md
 # make gpu-quick  the same parts on tiny sizes on a CPU: four minutes on one core
-# make shrink-demo  a real pretrained ViT halved for real pictures: fetches 330 MB once; not timed yet
+# make shrink-demo  a real pretrained ViT halved for real pictures: fetches 330 MB once; 13 minutes on two cores
 #
 # make lint     style, spelling, prose, and the documentation
 # make test     what a change is likely to break: some 8 minutes on two cores
