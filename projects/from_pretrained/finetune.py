@@ -1,6 +1,6 @@
 """The network that a user has: DINOv2-small fine-tuned on the emoji, with timm alone.
 
-python projects/from_pretrained/finetune.py --img-size 56
+python projects/from_pretrained/finetune.py --amp
 
 Writes weights by timm's names, and a record next to them.
 """
@@ -32,10 +32,10 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add('--data', default='data/emoji', help='class folders by split, by fetch.py')
     add('--weights', default='data/dinov2_s.safetensors', help='by fetch.py')
-    add('--out', default='data/emoji_vit_s_56.safetensors', help='file to write')
-    add('--img-size', type=int, default=56, help='multiple of 14')
+    add('--out', default='data/emoji_vit_s_98.safetensors', help='file to write')
+    add('--img-size', type=int, default=98, help='multiple of 14')
     add('--pool', choices=['token', 'avg'], default='token', help='feature of the head')
-    add('--steps', type=int, default=600)
+    add('--steps', type=int, default=700)
     add('--batch-size', type=int, default=24)
     add('--lr', type=float, default=4e-5)
     add('--head-lr', type=float, default=2e-3)

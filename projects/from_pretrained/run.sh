@@ -3,7 +3,7 @@
 set -euo pipefail
 here=$(dirname "$0")
 original=data/emoji_vit_s_98.safetensors
-[ -e "$original" ] || python "$here/finetune.py" --img-size 98 --amp --steps 700 --out "$original"
+[ -e "$original" ] || python "$here/finetune.py" --amp --out "$original"
 [ -e data/emoji_vit ] || python tools/supernet_from.py timm:vit_small_patch14_dinov2 \
     --checkpoint "$original" --img-size 98 --out data/emoji_vit
 [ -e data/emoji_ordered ] || python tools/order.py "$here/configs/emoji.py" \
