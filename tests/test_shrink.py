@@ -353,7 +353,7 @@ def test_scratch_may_follow_and_latency_is_measured(toys, tmp_path):
     search = Config.fromfile(tmp_path / 'search.py').val_cfg
     assert set(search.constraints) == {'flops', 'latency'}
     again = result(run(toys, tmp_path, limits=limits))
-    out, weights = tmp_path / 'metrics.json', tmp_path / 'scratch/epoch_3.pth'
+    out, weights = tmp_path / 'metrics.json', tmp_path / 'scratch/epoch_4.pth'
     at = '--work-dir', tmp_path / 'scratch_by_hand', '--out', out
     assert call_tool('test.py', tmp_path / 'scratch.py', weights, *at) == 0
     tested = json.loads(out.read_text())['accuracy/top1']
