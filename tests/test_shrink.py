@@ -1,6 +1,7 @@
 """tools/shrink.py from a tiny timm network to a smaller one: results, kills, refusals."""
 
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ import toy_vit
 from conftest import ROOT, call_tool
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from mmpretrain.datasets import CustomDataset
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
@@ -28,12 +30,16 @@ from tiny import tiny_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tas_lora import Subnet, UserError
+from tas_lora import SearchSpace, Subnet, UserError
+from tas_lora.costs.deployed import Deployed
 from tas_lora.engine import slow_options
+from tas_lora.export import formats
 from tas_lora.models.plain_vit import load_plain_vit
-from tas_lora.shrink import Request, shrink
+from tas_lora.search import count_flops
+from tas_lora.shrink import Request, shrink, stages
 from tas_lora.shrink.configs import config, schedules
 from tas_lora.shrink.images import ImageFolder
+from tas_lora.shrink.ledger import Ledger
 from tas_lora.shrink.progress import Meter
 from tas_lora.shrink.request import WAYS, read_limits
 from tas_lora.shrink.stages import scoring
@@ -53,6 +59,7 @@ SMALL = dict(
     workers=0,
     formats=['safetensors'],
 )
+ORIGINAL = Subnet(32, (4, 4), (4.0, 4.0))
 STAGES = ['original', 'order', 'train', 'search', 'polish', 'export', 'scratch', 'compare']
 
 
@@ -146,19 +153,76 @@ def test_all_sizes_are_compared(whole):
 
 
 def test_the_configs_run_by_hand(whole, tmp_path):
-    """With our ordinary tools, and to the same results."""
-    weights, out = whole / 'train/epoch_2.pth', tmp_path / 'metrics.json'
-    at = '--work-dir', tmp_path / 'test'
-    assert call_tool('test.py', whole / 'compare.py', weights, '--out', out, *at) == 0
+    """By the commands that they name, to the same results, and without harm to the shrink."""
+    before, out = contents(whole), tmp_path / 'metrics.json'
+
+    def run_by_hand(name: str, *more):
+        command = re.search('^python tools/(.*)$', (whole / name).read_text(), re.M)[1]
+        assert call_tool(*command.split(), *more) == 0
+
+    try:
+        for name in ('order.py', 'polish.py', 'search.py'):
+            run_by_hand(name)
+        run_by_hand('compare.py', '--out', out)
+        for path in ('ordered/ordered.pth', 'polish/epoch_2.pth'):
+            one, other = (weights_in(whole / at) for at in (path, path.replace('/', '_by_hand/')))
+            assert all(torch.equal(value, other[name]) for name, value in one.items())
+        one, other = (
+            json.loads((whole / folder / 'best_subnet.json').read_text())
+            for folder in ('search', 'search_by_hand')
+        )
+        assert one['subnet'] == other['subnet']
+        assert before.items() <= contents(whole).items()
+    finally:
+        for folder in whole.glob('*_by_hand'):
+            shutil.rmtree(folder)
     expected = best_of(result(whole))['top1']['trained']
     assert json.loads(out.read_text())['found/accuracy/top1'] == pytest.approx(expected)
-    at = '--work-dir', tmp_path / 'search'
-    assert call_tool('search.py', whole / 'search.py', weights, '--no-report', *at) == 0
-    one, other = (
-        json.loads((folder / 'best_subnet.json').read_text())
-        for folder in (whole / 'search', tmp_path / 'search')
-    )
-    assert one['subnet'] == other['subnet']
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+def weights_in(path: Path) -> dict:
+    return torch.load(path, weights_only=False)['state_dict']
+
+
+def assert_polished(folder: Path, way: str) -> None:
+    """The found subnet was trained alone, from the weights of all sizes, by the right teacher."""
+    train, polish = (Config.fromfile(folder / f'{name}.py') for name in ('train', 'polish'))
+    strategy = polish.train_cfg.strategy
+    found = json.loads((folder / 'search/best_subnet.json').read_text())['subnet']
+    assert Subnet.from_dict(strategy.pop('subnets')) == Subnet.from_dict(found)
+    teacher = str(folder / 'ordered/ordered.pth') if way in ('all', 'both') else None
+    assert strategy.pop('checkpoint', None) == teacher
+    assert strategy == train.train_cfg.strategy
+    assert polish.load_from == str(folder / 'train/epoch_2.pth')
+    for name in ('optim_wrapper', 'custom_hooks', 'param_scheduler'):  # of as many epochs here
+        assert polish.get(name) == train.get(name)
+    before, after = (weights_in(folder / f'{name}/epoch_2.pth') for name in ('train', 'polish'))
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    adapters = {name for name in changed if '.lora_' in name or 'router' in name}
+    assert bool(adapters) == (way != 'all')
+    assert bool(changed - adapters) == (way in ('all', 'both'))
+
+
+def test_the_found_subnet_is_trained_alone(whole):
+    assert_polished(whole, 'experts')
+
+
+def test_the_better_one_is_exported(whole):
+    """Of the weights before and after polishing, on held-out images; the card has its metrics."""
+    record = json.loads((whole / 'shrink.json').read_text())['stages']['polish']['result']
+    before = json.loads((whole / 'search/best_subnet.json').read_text())['accuracy/top1']
+    assert bool(record['unpolished']) == ('polish' not in record['weights'])
+    card = (whole / 'export/MODEL_CARD.md').read_text()
+    if record['unpolished']:
+        assert f'- accuracy/top1: {before:g}, on the images of the search' in card
+    else:
+        assert record['top1'] >= before
+        assert f'- accuracy/top1: {record["top1"]:g}, on the images of the search' in card
+        assert 'cross_entropy: ' not in card
 
 
 # In each stage: at the start, amid the work, and before what was done is recorded. Renames of a
@@ -213,7 +277,7 @@ def test_killed_with_a_worker(toys, whole, tmp_path):
 
 def assert_same(folder: Path, whole: Path) -> None:
     """The same network, bit for bit, and the same numbers."""
-    for name in ('original', 'sizes', 'scratch'):
+    for name in ('original', 'sizes', 'alone'):
         assert result(folder)[name] == result(whole)[name], name
     one, other = (load_file(each / 'export/weights.safetensors') for each in (folder, whole))
     assert one.keys() == other.keys()
@@ -223,7 +287,7 @@ def assert_same(folder: Path, whole: Path) -> None:
 @pytest.mark.full
 def test_a_head_for_these_classes_stays(toys, tmp_path):
     """The original is then timm's network, untrained by us."""
-    weights = toy_vit.write_weights(tmp_path / 'vit.pth', num_classes=3)
+    weights = toy_vit.write_weights(tmp_path / 'vit.pth', toys / 'pictures/train')
     console = Console(file=StringIO(), width=500)
     changes = dict(checkpoint=str(weights), sizes=1, way='all', scratch=False, amp=True)
     folder = run(toys, tmp_path / 'out', console=console, **changes)
@@ -275,10 +339,9 @@ def test_a_signal_stops_it(toys, whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('way', ['one_lora', 'both'])
+@pytest.mark.parametrize('way', ['all', 'one_lora', 'both'])
 def test_other_ways(toys, tmp_path, way):
-    changes = dict(way=way, amp=way == 'both', scratch=False)
-    assert best_of(result(run(toys, tmp_path, **changes)))['top1']['trained'] > 0
+    assert_polished(run(toys, tmp_path, way=way, amp=way == 'both', scratch=False), way)
 
 
 @pytest.mark.slow
@@ -290,7 +353,11 @@ def test_scratch_may_follow_and_latency_is_measured(toys, tmp_path):
     search = Config.fromfile(tmp_path / 'search.py').val_cfg
     assert set(search.constraints) == {'flops', 'latency'}
     again = result(run(toys, tmp_path, limits=limits))
-    assert again['alone']['scratch'] > 0
+    out, weights = tmp_path / 'metrics.json', tmp_path / 'scratch/epoch_4.pth'
+    at = '--work-dir', tmp_path / 'scratch_by_hand', '--out', out
+    assert call_tool('test.py', tmp_path / 'scratch.py', weights, *at) == 0
+    tested = json.loads(out.read_text())['accuracy/top1']
+    assert again['alone']['scratch'] == pytest.approx(tested)
     assert best_of(again)['top1'] == best_of(found)['top1']
     assert 'from scratch' in (tmp_path / 'index.html').read_text()
 
@@ -362,12 +429,15 @@ def test_odd_folders(toys, tmp_path, capsys):
     root = tmp_path / 'nothing'
     assert 'has no folder train' in refused()
     root = toy_vit.draw(tmp_path / 'pictures', train=24, test=8)
-    assert 'has 58 images to train on (of 72' in refused(batch_size=59)
+    assert 'has 58 images to train on (of 72' in refused(batch_size=30)
+    assert 'two batches have 60; give --batch-size 29 or fewer' in refused(batch_size=30)
     (root / 'test/red').rename(root / 'test/rot')
     assert "test has 'rot' and lacks 'red', unlike train" in refused()
     for name in ('blue', 'green'):
         shutil.rmtree(root / 'train' / name)
     assert "train has 1 class ('red'); a classifier needs two or more" in refused()
+    root = toy_vit.draw(tmp_path / 'few', train=1, test=1)
+    assert 'have 24; add images' in refused()
     assert not (tmp_path / 'out').exists()
 
 
@@ -385,7 +455,7 @@ def test_odd_folders(toys, tmp_path, capsys):
         (dict(finetune_epochs=1), 'finetune_epochs must be 2 or more'),
         (dict(checkpoint='none.pth'), 'none.pth is not a file'),
         (dict(formats='tensorrt'), '--formats must be all or some of'),
-        (dict(img_size=10), '10'),
+        (dict(img_size=10), 'img_size is 10; a supernet has a multiple of the patch, 4, such as 8'),
     ],
 )
 def test_odd_requests(toys, tmp_path, capsys, changes, message):
@@ -529,3 +599,146 @@ def test_time_left():
     meter = Meter(Console(file=StringIO()), dict(a=10.0, b=30.0), dict(a=5.0))
     meter.skip('b', 20.0)  # done by an earlier start, whose seconds are not known
     assert meter.left() == pytest.approx(5, abs=0.1)
+
+
+class ReachedError(Exception):
+    """The stage that a test ends at."""
+
+
+def stop_at(monkeypatch, name: str) -> None:
+    def stop(work):
+        raise ReachedError
+
+    at = [stage.name for stage in stages.STAGES].index(name)
+    last = dataclasses.replace(stages.STAGES[at], run=stop)
+    monkeypatch.setattr(stages, 'STAGES', (*stages.STAGES[:at], last, *stages.STAGES[at + 1 :]))
+
+
+def test_time_that_does_not_follow_the_work(toys, tmp_path, monkeypatch):
+    """The space goes down until a subnet is fast enough, before any training."""
+    seen = {}
+
+    def latency(deployed, subnet):  # half of it is the same for all
+        work, full = (count_flops(s, **deployed.image_spec) for s in (subnet, ORIGINAL))
+        seen[subnet] = 5 + 5 * work / full
+        return dict(latency=seen[subnet])
+
+    monkeypatch.setattr(Deployed, 'latency', latency)
+    stop_at(monkeypatch, 'train')
+    with pytest.raises(ReachedError):
+        run(toys, tmp_path, limits=dict(latency=6.4))
+    space = json.loads((tmp_path / 'ordered/space.json').read_text())
+    assert seen[SearchSpace.coerce(space['space']).smallest()] <= 6.4
+    assert float(re.search(r'macs=(\S+)', (tmp_path / 'order.py').read_text())[1]) < 0.64
+
+
+@pytest.mark.full
+def test_time_that_cannot_be_met_any_more(toys, tmp_path, monkeypatch):
+    """As on a machine that has become busy."""
+    monkeypatch.setattr(stages, '_latency', lambda work, subnet: 2000.0)
+    stop_at(monkeypatch, 'train')
+    with pytest.raises(UserError, match='latency=1000: the smallest subnet takes 2,?000'):
+        run(toys, tmp_path, limits=dict(latency=1000.0, macs=0.14))
+
+
+@pytest.mark.full
+def test_the_original_may_win(toys, tmp_path, monkeypatch):
+    """With experts nothing of it is left to be trained alone."""
+
+    def full_size(cfg, *_, **__):
+        path = Path(cfg.work_dir, 'best_subnet.json')
+        record = json.loads(path.read_text()) | dict(subnet=ORIGINAL.to_dict())
+        path.write_text(json.dumps(record))
+
+    search = stages.apis.search
+    monkeypatch.setattr(
+        stages.apis, 'search', lambda *own, **more: (search(*own, **more), full_size(*own))
+    )
+    folder = run(toys, tmp_path, limits=dict(macs=1.0), scratch=False)
+    found = result(folder)
+    assert found['alone']['polish'] == found['original']['top1']
+    assert not list(folder.glob('polish/epoch*'))
+    assert 'the original, which stays as it is' in (folder / 'index.html').read_text()
+
+
+@pytest.mark.full
+def test_what_did_not_work_is_named(toys, tmp_path, monkeypatch):
+    """Polishing that made it worse, and formats that failed; one that was named is refused."""
+    tested = Work.tested
+
+    def worse(work, *own, held_out=False, **more):
+        found = tested(work, *own, held_out=held_out, **more)
+        return dict.fromkeys(found, 0.0) if held_out else found
+
+    def fail(source, folder):
+        raise RuntimeError('no such operator')
+
+    broken = tuple(
+        dataclasses.replace(each, write=fail) if each.name == 'torch_export' else each
+        for each in formats.FORMATS
+        if each.name in ('safetensors', 'torch_export')
+    )
+    monkeypatch.setattr(formats, 'FORMATS', broken)
+    monkeypatch.setattr(Work, 'tested', worse)
+    console, own = Console(file=StringIO(), width=500), dict(scratch=False)
+    folder = run(toys, tmp_path, console=console, formats=['all'], **own)
+    assert 'so it is exported as it was' in console.file.getvalue()
+    assert 'safetensors; torch_export FAILED' in console.file.getvalue()
+    found, page = result(folder), (folder / 'index.html').read_text()
+    assert found['alone']['polish'] == best_of(found)['top1']['trained']
+    assert 'did not help on held-out images' in page
+    assert 'RuntimeError: no such operator' in page
+    with pytest.raises(UserError, match='torch_export FAILED.*start again with other --formats'):
+        run(toys, tmp_path, formats=['torch_export'], **own)
+    run(toys, tmp_path, formats=['safetensors'], **own)
+    assert 'no such operator' not in (folder / 'index.html').read_text()
+
+
+def test_a_head_at_chance(toys, tmp_path, capsys, monkeypatch):
+    """It is another's: a new one is made if that is asked for."""
+    weights = toy_vit.write_weights(tmp_path / 'vit.pth', num_classes=3)
+    line = fails(capsys, *options_of(toys, tmp_path / 'out', checkpoint=weights))
+    assert 'is for 3 classes, as many as there are, but it is at chance' in line
+    stop_at(monkeypatch, 'order')
+    with pytest.raises(ReachedError):
+        run(toys, tmp_path / 'new', checkpoint=str(weights), new_head=True)
+    assert (tmp_path / 'new/original/epoch_3.pth').exists()
+
+
+def test_images_behind_links(toys, tmp_path):
+    """They are listed as the data set finds them, and no output goes among them."""
+    real = shutil.copytree(toys / 'pictures', tmp_path / 'real')
+    root = tmp_path / 'pictures'
+    for split in ('train', 'test'):
+        (root / split).mkdir(parents=True)
+        for name in toy_vit.CLASSES:
+            (root / split / name).mkdir()
+            (root / split / name / 'more').symlink_to(real / split / name)
+    images = ImageFolder.read(root, 12)
+    dataset = CustomDataset(data_root=str(root), data_prefix='train')
+    assert images.trained + images.held_out == len(dataset) == 72
+    shutil.rmtree(root / 'train/red')
+    (root / 'train/red').symlink_to(real / 'train/red')
+    with pytest.raises(UserError, match='is among the images'):
+        ImageFolder.read(root, 12).check_out(real / 'train/red/out')
+
+
+def test_a_folder_that_cannot_be_read(toys, monkeypatch, capsys, tmp_path):
+    scandir, closed = os.scandir, toys / 'pictures/train/red'
+
+    def refuse(path='.'):
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    assert f'{closed}: Permission denied' in fails(capsys, *options_of(toys, tmp_path / 'out'))
+
+
+def test_scratch_may_be_given_up(toys, tmp_path):
+    """Although it has begun."""
+    images = ImageFolder.read(toys / 'pictures', 12)
+    request = request_of(toys, tmp_path, scratch=False)
+    ledger = Ledger(tmp_path, request.identity() | dict(images=images.digest()))
+    ledger.begin('scratch')
+    assert 'scratch' not in [stage.name for stage in stages._stages(request, ledger)]

@@ -34,17 +34,34 @@ def register() -> None:
         register_model(toy_vit)
 
 
-def write_weights(path: Path, num_classes: int = 0) -> Path:
-    """Random weights in a file."""
+def write_weights(path: Path, images: Path | None = None, num_classes: int = 0) -> Path:
+    """Random weights in a file; with ``images``, a head for them by least squares."""
     import timm
 
     register()
     torch.manual_seed(0)
-    vit = timm.create_model(NAME, num_classes=num_classes)
+    vit = timm.create_model(NAME, num_classes=len(CLASSES) if images else num_classes).eval()
     for value in vit.parameters():
         torch.nn.init.normal_(value, std=0.2)
+    if images:
+        fit_head(vit, images)
     torch.save(vit.state_dict(), path)
     return path
+
+
+@torch.no_grad()
+def fit_head(vit, root: Path) -> None:
+    """Regress the classes of images on the features."""
+    files = [(file, i) for i, name in enumerate(CLASSES) for file in (root / name).iterdir()]
+    images = np.stack([np.asarray(Image.open(file)) for file, _ in files])
+    mean, std = (np.array(value) for value in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)))
+    images = torch.tensor((images - mean) / std, dtype=torch.float32).permute(0, 3, 1, 2)
+    features = vit.forward_head(vit.forward_features(images), pre_logits=True)
+    targets = torch.eye(len(CLASSES))[[label for _, label in files]]
+    inputs = torch.cat([features, torch.ones(len(features), 1)], 1)
+    found = torch.linalg.lstsq(inputs, targets).solution
+    vit.head.weight.copy_(found[:-1].T)
+    vit.head.bias.copy_(found[-1])
 
 
 def draw(root: Path, **numbers: int) -> Path:

@@ -32,6 +32,8 @@ def parse_args() -> argparse.Namespace:
     add('--multiple', type=int, default=32, help='all widths are multiples of it')
     add('--formats', nargs='+', default=['all'], help='of the export, besides safetensors')
     add('--no-flip', dest='flip', action='store_false', help='left and right matter')
+    new_head = 'fine-tune a new head, although the source has one for as many classes'
+    add('--new-head', action='store_true', help=new_head)
     _add_amounts(add)
     args = parser.parse_args()
     if Path(args.out).exists() and not Path(args.out).is_dir():

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import apis
 from ..atomic_files import write_atomic
 from ..models import SupernetClassifier, load_supernet
 from ..search import count_flops
@@ -16,9 +15,6 @@ from .page import write_page
 from .work import Work
 
 _DRAWS = 500
-_OTHERS = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler')
-_OTHERS += ('val_dataloader', 'val_cfg', 'val_evaluator')
-_LOOP = 'tas_lora.SubnetTestLoop'
 
 
 def compare(work: Work) -> tuple[list[Path], dict, str]:
@@ -30,19 +26,21 @@ def compare(work: Work) -> tuple[list[Path], dict, str]:
     path = work.write('compare', 'compare', subnets=as_dicts, weights=weights)
     ordered = work.path('ordered', 'ordered.pth')
     top1 = dict(
-        unordered=_tested(work, work.path('original.py'), original['weights'], subnets),
-        ordered=_tested(work, work.path('ordered', 'ordered.py'), ordered, subnets),
-        trained=_tested(work, str(path), weights, subnets),
+        unordered=work.tested('compare', 'original.py', original['weights'], subnets),
+        ordered=work.tested('compare', 'ordered/ordered.py', ordered, subnets),
+        trained=work.tested('compare', path.name, weights, subnets),
     )
     found = dict(
         data=dict(classes=len(work.images.classes), images=work.images.tested),
-        original=original['original'] | dict(top1=top1['unordered']['original']),
+        original=original['original'] | dict(top1=top1['unordered']['largest']),
         sizes=_sizes(work, load_supernet(train), subnets, top1),
     )
-    alone = [name for name in ('polish', 'scratch') if name in work.ledger.stages]
+    alone = [name for name in ('polish', 'scratch') if work.ledger.is_done(name)]
     found['alone'] = {name: _tested_alone(work, name, subnets['found']) for name in alone}
+    found['unpolished'] = work.found('polish')['unpolished']
     record, page = work.folder / 'compare.json', work.folder / 'index.html'
-    write_atomic(record, json.dumps(dict(work.ledger.record['request'], **found), indent=2) + '\n')
+    content = dict(request=work.ledger.record['request'], **found)
+    write_atomic(record, json.dumps(content, indent=2) + '\n')
     write_page(page, work, found)
     best = next(size for size in found['sizes'] if size['name'] == 'found')
     share = best['macs'] / found['original']['macs']
@@ -52,11 +50,9 @@ def compare(work: Work) -> tuple[list[Path], dict, str]:
 
 
 def _subnets(work: Work, space: SearchSpace) -> dict[str, Subnet]:
-    """The original, the found subnet, the ends of the space, and some between them."""
+    """The found subnet, the ends of the space, the largest being the original, and some others."""
     found = Subnet.from_dict(work.found('search')['subnet'])
-    chosen = dict(
-        original=space.largest(), found=found, smallest=space.smallest(), largest=space.largest()
-    )
+    chosen = dict(found=found, smallest=space.smallest(), largest=space.largest())
     spec = load_supernet(work.load('order.py')).image_spec
     rng = np.random.default_rng(work.request.seed)
     draws = {space.sample(rng) for _ in range(_DRAWS)} - set(chosen.values())
@@ -67,21 +63,10 @@ def _subnets(work: Work, space: SearchSpace) -> dict[str, Subnet]:
     return chosen | even
 
 
-def _tested(work: Work, path: str, weights: str, subnets: Mapping[str, Subnet]) -> dict:
-    """Test top-1 of each subnet, with the weights of a file."""
-    cfg = work.load(path)
-    name = Path(path).stem
-    cfg.update(dict.fromkeys(_OTHERS))  # none of what trains
-    cfg.work_dir, cfg.experiment_name = work.path('compare', name), f'compare_{name}'
-    cfg.test_cfg = dict(type=_LOOP, subnets={name: s.to_dict() for name, s in subnets.items()})
-    metrics = apis.evaluate(cfg, weights, hooks=work.count('compare'))
-    return {name: metrics[f'{name}/accuracy/top1'] for name in subnets}
-
-
 def _tested_alone(work: Work, stage: str, subnet: Subnet) -> float:
-    """Test top-1 of the found subnet, with the weights of a stage that trained nothing else."""
+    """Test top-1 of the found subnet, with the weights that a stage ended with."""
     weights = work.found(stage)['weights']
-    return _tested(work, work.path(f'{stage}.py'), weights, dict(found=subnet))['found']
+    return work.tested('compare', f'{stage}.py', weights, dict(found=subnet))['found']
 
 
 def _sizes(
@@ -97,6 +82,5 @@ def _sizes(
             top1={way: values[name] for way, values in top1.items()},
         )
         for name, subnet in subnets.items()
-        if name != 'original'
     ]
     return sorted(sizes, key=lambda size: size['macs'])

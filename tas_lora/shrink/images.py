@@ -7,6 +7,7 @@ from functools import cached_property
 from inspect import signature
 from pathlib import Path
 
+from mmengine.fileio import list_dir_or_file
 from mmpretrain.datasets import CustomDataset
 
 from ..datasets.class_folders import some
@@ -35,7 +36,7 @@ class ImageFolder:
 
         Raises:
             UserError: If a split is missing, there is one class, classes differ between splits, or
-                a batch has more images than there are to train on.
+                an epoch would have less than two batches.
         """
         root = Path(root).resolve()
         splits = ['train', 'test', *(['val'] if (root / 'val').is_dir() else [])]
@@ -54,7 +55,9 @@ class ImageFolder:
         Raises:
             UserError: If it is one.
         """
-        places = [self.root / name for name in ('train', 'test', 'val')]
+        splits = [self.root / name for name in ('train', 'test', 'val')]
+        classes = [self.root / name / each for name in self.files for each in self.classes]
+        places = [place.resolve() for place in (*splits, *classes)]  # any may be a link
         if folder == self.root or any(folder.is_relative_to(place) for place in places):
             raise UserError(f'--out {folder} is among the images; name a folder elsewhere')
 
@@ -123,26 +126,30 @@ class ImageFolder:
         for name, files in self.files['train'].items():
             if not files:
                 raise UserError(f'{self.root}/train/{name} has no image; add some, or remove it')
-        if self.trained < batch_size:
-            what = '' if self.has_val else f' (of {self._count("train")}, the others are held out)'
-            raise UserError(
-                f'{self.root}/train has {self.trained} images to train on{what}, and a batch has '
-                f'{batch_size}; give --batch-size {self.trained} or fewer, or more images'
-            )
         for split in self.files:
             if not self._count(split):
                 raise UserError(f'{self.root}/{split} has no image; add some')
+        self._check_batches(batch_size)
+
+    def _check_batches(self, batch_size: int) -> None:
+        if self.trained < 2 * batch_size:  # the first step of an epoch is the start of a warm-up
+            what = '' if self.has_val else f' (of {self._count("train")}, the others are held out)'
+            half = self.trained // 2
+            raise UserError(
+                f'{self.root}/train has {self.trained} images to train on{what}, and two batches '
+                f'have {2 * batch_size}; '
+                + (f'give --batch-size {half} or fewer, or more images' if half else 'add images')
+            )
 
 
 def _listed(folder: Path) -> dict[str, list[tuple[str, int]]]:
-    """Images by class folder."""
+    """Images by class folder, as the data set lists them."""
     with os.scandir(folder) as entries:
         names = [e.name for e in entries if e.is_dir() and not e.name.startswith('.')]
     return {name: sorted(_images(folder / name)) for name in names}
 
 
 def _images(folder: Path):
-    for path in folder.rglob('*'):
-        hidden = any(part.startswith('.') for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in _SUFFIXES and not hidden and path.is_file():
-            yield str(path.relative_to(folder)), path.stat().st_size
+    for file in list_dir_or_file(folder, list_dir=False, recursive=True):
+        if file.lower().endswith(_SUFFIXES):
+            yield file, (folder / file).stat().st_size

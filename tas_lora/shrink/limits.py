@@ -27,7 +27,7 @@ def settled(limits: Mapping[str, float], model: SupernetClassifier, multiple: in
 
     Returns:
         ``original``, its costs; ``limits`` in absolute numbers; ``shares``, what
-        ``tools/order.py`` is asked for.
+        ``tools/order.py`` is asked for; ``floor``, the least share of MACs that it can be.
 
     Raises:
         UserError: If no subnet is within a limit, with the range that is.
@@ -42,17 +42,22 @@ def settled(limits: Mapping[str, float], model: SupernetClassifier, multiple: in
     for name, value in asked.items():
         low = least[name] / COMFORT if name in COSTS else least[name]
         if value < low or (name in COSTS and value > full[name]):
-            share = f' ({ceil(100 * low / full[name]) / 100:g} to 1 of the original)'
-            raise UserError(
-                f'--limit {name}={limits[name]:g} asks for {quantity(value, name)}, and limits '
-                f'from {quantity(low, name)} to {quantity(full[name], name)} can be met'
-                f'{share if name in COSTS else ""}; change it, or start from another network'
-            )
+            _refuse(name, limits[name], value, low, full[name])
     shares = {name: value / full[name] for name, value in asked.items() if name in COSTS}
+    floor = min(1.0, (1 + 1e-9) * least['macs'] / full['macs'] / COMFORT)  # rounded upwards
     if timed:  # time follows the work, nearly
-        share = max(asked['latency'] / full['latency'], least['macs'] / full['macs'] / COMFORT)
+        share = max(asked['latency'] / full['latency'], floor)
         shares['macs'] = min(share, shares.get('macs', 1.0), 1.0)
-    return dict(original=full, limits=asked, shares=shares)
+    return dict(original=full, limits=asked, shares=shares, floor=floor)
+
+
+def _refuse(name: str, given: float, value: float, low: float, full: float) -> None:
+    share = f' ({ceil(100 * low / full) / 100:g} to 1 of the original)' if name in COSTS else ''
+    raise UserError(
+        f'--limit {name}={given:g} asks for {quantity(value, name)}, and limits from '
+        f'{quantity(low, name)} to {quantity(full, name)} can be met{share}; change it, or start '
+        'from another network'
+    )
 
 
 def constraints(limits: Mapping[str, float]) -> dict[str, tuple]:

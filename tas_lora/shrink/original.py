@@ -8,8 +8,10 @@ from mmengine.runner import Runner
 from .. import apis
 from ..datasets.replay import check_readable, readable
 from ..engine.slow_options import check_precision
+from ..errors import UserError
 from ..models import SupernetClassifier
 from ..models.pretrained import convert, write_supernet
+from ..structures import Subnet
 from .configs import RUNTIME
 from .limits import settled
 from .progress import BACKWARD
@@ -19,12 +21,13 @@ _IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to
 
 
 def original(work: Work) -> tuple[list[Path], dict, str]:
-    """Convert the source, and fine-tune it unless it has a head for as many classes."""
+    """Convert the source, and fine-tune it unless it has a head for these classes."""
     request, classes = work.request, work.images.classes
     torch.manual_seed(request.seed)  # a new head
     options = request.checkpoint, request.img_size
     model, model_config, _ = convert(request.source, *options)
-    own_head = model.head is not None and model.head.num_classes == len(classes)
+    has_head = model.head is not None and model.head.num_classes == len(classes)
+    own_head = has_head and not request.new_head
     if not own_head:
         model, model_config, _ = convert(request.source, *options, len(classes))
     limits = settled(request.limits, model, request.multiple)
@@ -34,7 +37,7 @@ def original(work: Work) -> tuple[list[Path], dict, str]:
     _write_original(work, model, model_config, own_head)
     _check_images(work)
     found = dict(limits, own_head=own_head)
-    weights, line = _test_head(work) if own_head else _finetune(work)
+    weights, line = _test_head(work, model.backbone.arch) if own_head else _finetune(work)
     return [weights], found | dict(weights=str(weights)), line
 
 
@@ -82,16 +85,23 @@ def _finetune(work: Work) -> tuple[Path, str]:
     return weights, f'fine-tuned on {work.images.trained:,} images for {epochs} epochs'
 
 
-def _test_head(work: Work) -> tuple[Path, str]:
-    """Test the head that the source has, on held-out images; returns its weights, and a line."""
-    cfg, count = work.load('original.py'), len(work.images.classes)
-    cfg.test_dataloader = cfg.val_dataloader
-    cfg.update(dict.fromkeys(('val_dataloader', 'val_cfg', 'val_evaluator')))
-    work.meter.plan('original', work.images.held_out)
+def _test_head(work: Work, arch: Subnet) -> tuple[Path, str]:
+    """Test the head that the source has, on held-out images; returns its weights, and a line.
+
+    Raises:
+        UserError: If it is at chance.
+    """
+    count, images = len(work.images.classes), work.images.held_out
+    work.meter.plan('original', images)
     weights = work.folder / 'original' / 'supernet.pth'
-    top1 = apis.evaluate(cfg, str(weights), hooks=work.count('original'))['accuracy/top1']
-    line = f'it has a head of {count}, and {top1:.1f} % of held-out images right'
-    chance, images = 1 / count, work.images.held_out
+    subnets = dict(original=arch)
+    top1 = work.tested('original', 'original.py', weights, subnets, held_out=True)['original']
+    chance = 1 / count
     if top1 / 100 <= chance + 2 * (chance * (1 - chance) / images) ** 0.5:
-        line += ': that is chance; labels are expected in the order of the sorted class folders'
-    return weights, line
+        raise UserError(
+            f'the head of {work.request.source} is for {count} classes, as many as there are, but '
+            f'it is at chance: {top1:.1f} % of {images:,} held-out images are right. It expects '
+            'its classes in the order of the sorted folders: rename these, or give --new-head to '
+            'fine-tune a new one; and another --out'
+        )
+    return weights, f'it has a head of {count}, and {top1:.1f} % of held-out images right'

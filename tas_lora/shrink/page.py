@@ -36,7 +36,7 @@ def write_page(path: Path, work: Work, found: Mapping) -> None:
         found=found,
         best=next(size for size in found['sizes'] if size['name'] == 'found'),
         limits={n: quantity(v, n) for n, v in work.found('original')['limits'].items()},
-        formats=work.found('export')['formats'],
+        export=work.found('export'),
         stages={
             name: search_page.duration(stage['seconds']) + _resumed(stage['starts'])
             for name, stage in work.ledger.stages.items()

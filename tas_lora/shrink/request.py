@@ -11,7 +11,7 @@ from ..provenance import sha256
 
 WAYS = ('all', 'experts', 'one_lora', 'both')
 COUNTED = ('macs', 'params')
-_FREE = ('workers', 'scratch')  # may change between two starts
+_FREE = ('workers', 'scratch', 'formats')  # may change between two starts
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Request:
         flip: Mirror half of the training images.
         amp: Train in bfloat16, where this machine has arithmetic for it.
         scratch: Also train the found architecture from random weights, to compare.
+        new_head: Fine-tune a new head, although the source has one for as many classes.
 
     Raises:
         UserError: If a value is not allowed.
@@ -69,6 +70,7 @@ class Request:
     flip: bool = True
     amp: bool = False
     scratch: bool = True
+    new_head: bool = False
 
     def __post_init__(self):
         one_of(self.way, 'way', WAYS)
@@ -85,7 +87,7 @@ class Request:
         positive(self.multiple, 'multiple', int, most=4096)
         natural(self.seed, 'seed', most=2**31)
         natural(self.workers, 'workers', most=1000)
-        for name in ('flip', 'amp', 'scratch'):
+        for name in ('flip', 'amp', 'scratch', 'new_head'):
             boolean(getattr(self, name), name)
         _check_limits(self.limits)
         find_formats(self.formats)
@@ -111,7 +113,6 @@ class Request:
         """What a later start in the same folder must have in common with this one."""
         same = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _FREE}
         same |= dict(data=str(Path(self.data).resolve()), out=str(self.folder))
-        same['formats'] = list(self.formats)
         same['limits'] = dict(sorted(self.limits.items()))
         if self.checkpoint is not None:
             same['checkpoint'] = sha256(self.checkpoint)

@@ -15,16 +15,19 @@ from ..errors import STOPPED, UserError
 from ..export import find_formats
 from ..export.formats import ROOT
 from ..export.job import export_from_config
+from ..models import load_supernet
 from ..ordering.blocks import passes_of
 from ..ordering.run import Clock, order_supernet
+from ..ordering.space import Proposal
 from ..provenance import read_json
-from ..report.page import duration
+from ..report.page import duration, quantity
+from ..structures import Subnet
 from ..work_lock import held
 from .compare import compare
 from .configs import schedules
 from .images import ImageFolder
 from .ledger import Ledger
-from .limits import constraints
+from .limits import constraints, costs_of
 from .original import original
 from .progress import BACKWARD, Meter
 from .request import Request
@@ -58,26 +61,48 @@ class Stage:
 
 def _order(work: Work) -> tuple[list[Path], dict, str]:
     """Order the original, and propose a space for the limits."""
-    request, start, out = work.request, work.found('original'), work.path('ordered')
-    limits = ' '.join(f'{name}={share:.4g}' for name, share in start['shares'].items())
-    path = work.write('order', 'order', weights=start['weights'], limits=limits, out=out)
+    start = work.found('original')
+    shares, limit = dict(start['shares']), start['limits'].get('latency')
+    proposal, paths = _propose(work, shares)
+    # Time follows the work only nearly: without a subnet that is fast enough, further down.
+    while limit and (latency := _latency(work, proposal.space.smallest())) > limit:
+        if shares['macs'] <= start['floor']:
+            raise UserError(
+                f'--limit latency={limit:g}: the smallest subnet takes '
+                f'{quantity(latency, "latency")} now; start again when the machine is less busy, '
+                'or ask for more, with another --out'
+            )
+        shares['macs'] = max(0.8 * shares['macs'], start['floor'])
+        work.ledger.reopen('order')  # its config names the limits
+        proposal, paths = _propose(work, shares)
+    text = ', '.join(f'{name} {share:.2f}' for name, share in proposal.shares.items())
+    line = f'{proposal.space.size:,} subnets, the smallest with {text} of the original'
+    return [path for path in paths if path.suffix != '.png'], {}, line
+
+
+def _propose(work: Work, shares: Mapping[str, float]) -> tuple[Proposal, list[Path]]:
+    """Run ``tools/order.py``; returns the space, and the files."""
+    request, out = work.request, work.path('ordered')
     batches, score = scoring(request, work.images)
+    options = dict(out=out, score=score, batches=batches, multiple=str(request.multiple))
+    limits = ' '.join(f'{name}={share:.4g}' for name, share in shares.items())
+    weights = work.found('original')['weights']
+    path = work.write('order', 'order', weights=weights, limits=limits, **options)
     args = Namespace(
         config=str(path),
         cfg_options={},
         checkpoint=None,
-        out=out,
-        score=score,
-        batches=batches,
-        limits=start['shares'],
-        multiple=str(request.multiple),
+        limits=shares,
         seed=request.seed,
         device=get_device(),
+        **options,
     )
     _, proposal, paths = order_supernet(args, Clock(work.meter.bar))
-    text = ', '.join(f'{name} {share:.2f}' for name, share in proposal.shares.items())
-    line = f'{proposal.space.size:,} subnets, the smallest with {text} of the original'
-    return [path for path in paths if path.suffix != '.png'], {}, line
+    return proposal, paths
+
+
+def _latency(work: Work, subnet: Subnet) -> float:
+    return costs_of(load_supernet(work.load('order.py')), subnet, timed=True)['latency']
 
 
 def scoring(request: Request, images: ImageFolder) -> tuple[int, str]:
@@ -122,35 +147,55 @@ def _search(work: Work) -> tuple[list[Path], dict, str]:
     record = read_json(best, 'result of the search', kind=dict)
     share = record['flops'] / limits['original']['macs']
     line = f'{record["candidates"]} subnets scored; the best has {share:.2f} of the MACs'
-    return [best], dict(subnet=record['subnet']), line
+    return [best], dict(subnet=record['subnet'], top1=record['accuracy/top1']), line
 
 
 def _polish(work: Work) -> tuple[list[Path], dict, str]:
-    """Train the found subnet alone, with the original as the teacher."""
-    request, epochs = work.request, work.request.polished
+    """Train the found subnet alone, with the original as the teacher; keep it if that is better."""
+    request, epochs, found = work.request, work.request.polished, work.found('search')
+    trained, subnet = work.found('train')['weights'], Subnet.from_dict(found['subnet'])
     trains_original = request.way in ('all', 'both')  # so that its teacher is a copy
     teacher = work.path('ordered', 'ordered.pth') if trains_original else None
-    found = dict(subnet=work.found('search')['subnet'], weights=work.found('train')['weights'])
-    path = work.write('polish', 'polish', way=request.way, epochs=epochs, teacher=teacher, **found)
+    own = dict(way=request.way, epochs=epochs, teacher=teacher, weights=trained)
+    path = work.write('polish', 'polish', subnet=found['subnet'], **own)
+    if load_supernet(work.load(path)).keeps(subnet):
+        line = 'the found subnet is the original, which stays as it is'
+        return [], dict(weights=trained, unpolished=line), line
     apis.train(work.load(path), True, work.count('polish', 2 + BACKWARD))
     weights = work.folder / 'polish' / f'epoch_{epochs}.pth'
-    return [weights], dict(weights=str(weights)), f'{epochs} epochs'
+    top1 = work.tested('polish', path.name, weights, dict(found=subnet), held_out=True)['found']
+    line = f'{epochs} epochs; {top1:.1f} % of held-out images right, {found["top1"]:.1f} % before'
+    if top1 >= found['top1']:
+        return [weights], dict(weights=str(weights), unpolished='', top1=top1), line
+    unpolished = f'training it alone did not help on held-out images ({line})'
+    line += ', so it is exported as it was'
+    return [weights], dict(weights=trained, unpolished=unpolished), line
 
 
 def _export(work: Work) -> tuple[list[Path], dict, str]:
     """Cut the found subnet out, in all formats that are installed."""
-    formats, skipped = find_formats(work.request.formats)
+    asked = list(work.request.formats)
+    formats, skipped = find_formats(asked)
     formats = [ROOT, *(each for each in formats if each != ROOT)]
-    record = read_json(work.folder / 'search' / 'best_subnet.json', 'subnet file', kind=dict)
     cfg, weights = work.load('polish.py'), work.found('polish')['weights']
-    checks = export_from_config(cfg, weights, record, work.path('export'), formats)
-    names = [check.name for check in checks if check.held]
-    if ROOT.name not in names:
-        raise UserError(f'the export differs from the supernet: {"; ".join(map(str, checks))}')
-    root = work.folder / 'export'
+    checks = export_from_config(cfg, weights, _described(work), work.path('export'), formats)
+    failed = [check for check in checks if not check.held]
+    if refused := [str(check) for check in failed if check.name in (ROOT.name, *asked)]:
+        raise UserError(f'{"; ".join(refused)}; start again with other --formats')
+    root, names = work.folder / 'export', [check.name for check in checks if check.held]
     files = [root / 'weights.safetensors', root / 'architecture.json']
-    left = [str(check) for check in checks if not check.held] + skipped
-    return files, dict(formats=names, skipped=left), ', '.join(names)
+    found = dict(asked=asked, formats=names, skipped=[*map(str, failed), *skipped])
+    return files, found, '; '.join([', '.join(names), *map(str, failed)])
+
+
+def _described(work: Work) -> dict:
+    """The result of the search, with what the weights that are exported do on its images."""
+    record = read_json(work.folder / 'search' / 'best_subnet.json', 'subnet file', kind=dict)
+    polished = work.found('polish')
+    if not polished['unpolished']:
+        del record[record['score']]
+        record['accuracy/top1'] = polished['top1']
+    return record
 
 
 def _scratch(work: Work) -> tuple[list[Path], dict, str]:
@@ -190,16 +235,15 @@ def shrink(request: Request, console: Console) -> Path:
     with held(request.folder):
         ledger = Ledger(request.folder, request.identity() | dict(images=images.digest()))
         stages = _stages(request, ledger)
-        seconds = {
-            s.name: ledger.stages[s.name]['seconds'] for s in stages if ledger.is_done(s.name)
-        }
+        done = [stage.name for stage in stages if ledger.is_done(stage.name)]
+        seconds = {name: ledger.stages[name]['seconds'] for name in done}
         meter = Meter(console, _work(request, images, stages, ledger), seconds)
         work = Work(request, images, ledger, meter)
         log = (request.folder / LOG).open('a', buffering=1)  # loggers keep it
         with meter.bar:
             for number, stage in enumerate(stages, 1):
                 line = 'done before'
-                if not ledger.is_done(stage.name):
+                if stage.name not in done:
                     with _told(console), redirect_stdout(log):
                         line = _run(work, stage, number)
                 line = f'{number}/{len(stages)} {stage.name}: {line}'
@@ -208,12 +252,14 @@ def shrink(request: Request, console: Console) -> Path:
 
 
 def _stages(request: Request, ledger: Ledger) -> list[Stage]:
-    """The stages that are asked for, once what is done is checked; a late one is compared again."""
-    has_scratch = request.scratch or 'scratch' in ledger.stages
+    """The stages that are asked for, once what is done is checked; reopens what changes late."""
+    has_scratch = request.scratch or ledger.is_done('scratch')
     stages = [stage for stage in STAGES if stage.name != 'scratch' or has_scratch]
     for stage in stages:
         ledger.check(stage.name, stage.places)
-    if has_scratch and not ledger.is_done('scratch') and ledger.is_done('compare'):
+    if ledger.is_done('export') and ledger.result('export')['asked'] != list(request.formats):
+        ledger.reopen('export')
+    if not all(ledger.is_done(stage.name) for stage in stages) and ledger.is_done('compare'):
         ledger.reopen('compare')
     return stages
 
@@ -253,10 +299,10 @@ def _work(
         order=batches * passes,
         train=trained * (2 + BACKWARD),
         search=request.population * request.generations * images.held_out,
-        polish=polished * (2 + BACKWARD),
+        polish=polished * (2 + BACKWARD) + images.held_out,
         export=64,
         scratch=(trained + polished) * (1 + BACKWARD),
-        compare=3 * (request.sizes + 3) * images.tested,
+        compare=(3 * (request.sizes + 3) + 2) * images.tested,  # and two that are trained alone
     )
     if ledger.is_done('original') and ledger.result('original')['own_head']:
         work['original'] = images.held_out
