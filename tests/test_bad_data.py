@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from copy import deepcopy
 from pathlib import Path
 
 import faults  # noqa: F401  registers what configs name
@@ -277,7 +278,7 @@ def test_a_checkpoint_of_other_kernels_is_resumed_with_ones_own(fused):
     parameters = [nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2)]
     begun, resumed = (wrapper(p, f) for p, f in zip(parameters, (not fused, fused), strict=True))
     begun.update_params(parameters[0].square().sum())
-    state = begun.state_dict()
+    state = deepcopy(begun.state_dict())  # as a file: torch would share its tensors
     resumed.load_state_dict(state)
     assert state['param_groups'][0]['fused'] == (not fused)
     assert resumed.optimizer.param_groups[0]['fused'] == fused
