@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from copy import deepcopy
 from pathlib import Path
 
 import faults  # noqa: F401  registers what configs name
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import runner_of
+from mmengine.hooks import Hook
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmpretrain.datasets import MNIST
@@ -141,26 +143,129 @@ def test_bad_steps_are_left_out_up_to_a_limit(digits_config, stage):
         apis.train(again)
 
 
-def test_steps_skipped_on_the_device_are_those_that_are_read_back_at_once(digits_config):
-    """The same weights and log; the bad steps are counted in the checkpoint."""
+@pytest.mark.parametrize(('counts', 'iterations'), [(1, [1, 5, 7]), (2, [1, 4, 7])])
+def test_steps_skipped_on_the_device_are_those_that_are_read_back_at_once(
+    digits_config, counts, iterations
+):
+    """The same weights and log; the bad steps are counted in the checkpoint.
+
+    Iteration 4 only adds to the gradients that 5 steps on.
+    """
     found = []
     for hook in ('RuntimeInfoHook', 'tas_lora.LateInfoHook'):
-        cfg = spoiled(digits_config('moLE', images=96), iterations=[1, 5, 7], max_bad_steps=3)
+        cfg = spoiled(digits_config('moLE', images=96), iterations, max_bad_steps=3)
         fuse(cfg)
+        cfg.optim_wrapper.accumulative_counts = counts
         cfg.default_hooks.runtime_info = dict(type=hook)
         cfg.work_dir += hook
         runner = apis.train(cfg)
         weights = read_state_dict(f'{cfg.work_dir}/epoch_2.pth')
         assert all(value.isfinite().all() for value in weights.values())
         hub = read_checkpoint(f'{cfg.work_dir}/epoch_2.pth')['message_hub']['runtime_info']
-        losses = runner.message_hub.get_scalar('train/loss').data[0].tolist()
+        losses = [str(x) for x in runner.message_hub.get_scalar('train/loss').data[0]]  # 'nan'
         places = re.findall('iteration [0-9]+, .*', log_of(cfg).replace(cfg.work_dir, ''))
+        assert [int(place.split()[1][:-1]) for place in places] == [1, 5, 7]
         found.append((weights, hub['bad_steps'], losses, places))
     (weights, *rest), (late_weights, *late_rest) = found
     assert weights.keys() == late_weights.keys()
     assert all(torch.equal(weights[name], late_weights[name]) for name in weights)
     assert rest == late_rest
     assert (rest[0], len(rest[1]), len(rest[2])) == (3, 12 - 3, 3)
+
+
+def test_a_stop_by_a_signal_counts_the_bad_steps_before_it(digits_config):
+    """Stopped while two are unread, and resumed, a training ends as it does undisturbed."""
+    found = []
+    for name, hooks in (('whole', []), ('stopped', [dict(type='SignalAt', iteration=2)])):
+        cfg = spoiled(digits_config('supernet', images=64), [1, 2, 6], max_bad_steps=3)
+        fuse(cfg)
+        cfg.default_hooks.logger.interval = 100
+        cfg.work_dir += name
+        again = cfg.copy()
+        cfg.custom_hooks = [*cfg.custom_hooks, *hooks]
+        if hooks:
+            with pytest.raises(SystemExit):
+                apis.train(cfg)
+            stopped = read_checkpoint(f'{cfg.work_dir}/stopped_iter_3.pth')['message_hub']
+            assert stopped['runtime_info']['bad_steps'] == 2
+            again.train_cfg.allow_changes, again.resume = True, True  # its hooks are others
+        runner = apis.train(again)
+        checkpoint = read_checkpoint(f'{cfg.work_dir}/epoch_2.pth')
+        losses = runner.message_hub.get_scalar('train/loss').data[0].tolist()
+        bad = checkpoint['message_hub']['runtime_info']['bad_steps']
+        found.append((checkpoint['state_dict'], bad, losses))
+    (weights, *rest), (resumed, *resumed_rest) = found
+    assert rest == resumed_rest
+    assert (rest[0], len(rest[1])) == (3, 5)
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    'loop',
+    [
+        dict(type='EpochBasedTrainLoop', max_epochs=2, val_interval=1),
+        dict(type='IterBasedTrainLoop', max_iters=8, val_interval=3),
+    ],
+    ids=['epochs', 'iterations'],
+)
+def test_a_bad_step_in_a_loop_of_mmengine_is_named_before_a_validation(digits_config, loop):
+    cfg = spoiled(digits_config('supernet', images=64), [1])
+    fuse(cfg)
+    cfg.default_hooks.logger.interval = 100
+    cfg.train_cfg, cfg.val_cfg, cfg.test_cfg = loop, dict(), dict()  # of one network
+    cfg.custom_hooks.append(dict(type='EndInValidation'))
+    with pytest.raises(UserError, match=r'not taken: iteration 1, learning rates \{.lr.: 0\.'):
+        apis.train(cfg)
+
+
+class SaveEarly(Hook):
+    """Writes a checkpoint after each iteration, before other hooks hear of it."""
+
+    priority = 'HIGHEST'
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        runner.save_checkpoint(runner.work_dir, f'early_{batch_idx}.pth')
+
+
+def test_the_step_of_an_unfinished_iteration_is_read_before_a_checkpoint(digits_config):
+    cfg = spoiled(digits_config('supernet', images=64), [1])
+    fuse(cfg)
+    with pytest.raises(UserError, match='^the loss is nan.* iteration 1, '):
+        apis.train(cfg, hooks=[SaveEarly()])
+    assert [path.name for path in Path(cfg.work_dir).rglob('*.pth')] == ['early_0.pth']
+
+
+@pytest.mark.parametrize('bad', [(False, False), (True, False), (False, True), (True, True)])
+def test_of_several_steps_in_an_iteration_no_bad_one_is_lost(bad):
+    parameter = nn.Parameter(torch.tensor([1.0, -2.0]))
+    wrapper = SupernetOptimWrapper(torch.optim.AdamW([parameter], lr=0.1, fused=True))
+    wrapper.is_read_late = True
+    for number, is_bad in enumerate(bad, 1):
+        before = parameter.detach().clone()
+        wrapper.update_params((parameter * 0).sum() + (math.inf if is_bad else number))
+        assert torch.equal(before, parameter) == is_bad  # decay moves it
+    loss, found = wrapper.take_unread()
+    assert found == any(bad)
+    assert loss == (math.inf if any(bad) else 2)
+    assert wrapper.take_unread() is None
+
+
+def test_a_wrapper_with_a_step_of_its_own_knows_no_skipping():
+    """It may have been written for MMEngine's."""
+
+    class Counting(SupernetOptimWrapper):
+        steps = 0
+
+        def step(self, **kwargs):
+            assert not kwargs
+            self.steps += 1
+            super().step(**kwargs)
+
+    parameter = nn.Parameter(torch.ones(2))
+    wrapper = Counting(torch.optim.SGD([parameter], lr=0.1))
+    wrapper.update_params(parameter.sum())
+    assert wrapper.steps == 1
+    assert torch.equal(parameter, torch.full((2,), 0.9))
 
 
 @pytest.mark.parametrize('fused', [False, True])
@@ -173,7 +278,7 @@ def test_a_checkpoint_of_other_kernels_is_resumed_with_ones_own(fused):
     parameters = [nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2)]
     begun, resumed = (wrapper(p, f) for p, f in zip(parameters, (not fused, fused), strict=True))
     begun.update_params(parameters[0].square().sum())
-    state = begun.state_dict()
+    state = deepcopy(begun.state_dict())  # as a file: torch would share its tensors
     resumed.load_state_dict(state)
     assert state['param_groups'][0]['fused'] == (not fused)
     assert resumed.optimizer.param_groups[0]['fused'] == fused
@@ -196,10 +301,12 @@ def test_no_checkpoint_is_written_before_a_bad_step_is_read(digits_config, by_ep
     assert not list(Path(cfg.work_dir).rglob('*.pth'))
 
 
-def test_a_bad_step_is_read_before_its_line_is_logged(digits_config):
+@pytest.mark.parametrize('intervals', [(4, 100), (100, 4)])
+def test_a_bad_step_is_read_before_its_line_is_logged(digits_config, intervals):
     cfg = spoiled(digits_config('supernet'), iterations=[1])
     fuse(cfg)
-    cfg.default_hooks.logger.interval = 4
+    cfg.default_hooks.logger.interval = intervals[0]
+    cfg.custom_hooks.append(dict(type='LoggerHook', interval=intervals[1]))
     with pytest.raises(UserError, match='^the loss is nan.* iteration 1, '):
         apis.train(cfg)
     assert 'loss: ' not in log_of(cfg)

@@ -16,6 +16,7 @@ from mmpretrain.structures import DataSample
 from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
+    FakeTensor,
     FakeTensorMode,
     unset_fake_temporarily,
 )
@@ -26,6 +27,7 @@ from tas_lora import SearchSpace, Subnet
 from tas_lora.config import load_config
 from tas_lora.costs.reference_models import StaticViT, left_unmerged
 from tas_lora.engine import MoLEOptimWrapperConstructor, SupernetOptimWrapper
+from tas_lora.engine.hooks import late_info_hook
 
 BATCH, CLASSES = 2, 1000
 CONFIGS = dict(
@@ -278,6 +280,7 @@ def training(gpu, monkeypatch):
     monkeypatch.setattr('torch.cuda.is_bf16_supported', lambda: True)
     monkeypatch.setattr('tas_lora.engine.optim.supernet_optim.get_device', lambda: 'cuda')
     monkeypatch.setattr(torch, '_fused_sgd_', lambda *args, **kwargs: None)  # has no fake kernel
+    monkeypatch.setattr(torch.Tensor, 'pin_memory', lambda tensor: tensor)  # nor this
 
     def make(optimizer: dict | None = None, **wrapper):
         config, space = model_config('t')
@@ -314,9 +317,11 @@ def batch() -> dict:
 
 
 @pytest.mark.parametrize('augmentation', [0, 1])
-def test_an_iteration_waits_for_nothing(training, augmentation):
+def test_an_iteration_waits_for_nothing(training, monkeypatch, augmentation):
     """Mixup and CutMix; images, labels and scores go to the device in one copy each."""
     model, wrapper = training()
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, 'pin_memory', lambda t: pinned.append(tuple(t.shape)) or t)
     model.data_preprocessor.batch_augments.probs = [1 - augmentation, augmentation]
     wrapper.first.is_read_late = True
     for _ in range(2):
@@ -326,8 +331,20 @@ def test_an_iteration_waits_for_nothing(training, augmentation):
             model.unmerge_experts()
         assert +found.copies == {'aten::_to_copy': 3}
         assert not found.waits.total()
+        assert pinned == [(BATCH,), (BATCH, CLASSES)]  # images are stacked in such memory
+        pinned.clear()
         loss, is_bad = wrapper.first.take_unread()
         assert losses['loss'].device == loss.device == is_bad.device == torch.device('cuda:0')
+
+
+def test_losses_of_a_gpu_are_read_back_together(gpu, monkeypatch):
+    """Those of the host need no copy, and cannot be stacked with them."""
+    copies = []
+    monkeypatch.setattr(FakeTensor, 'tolist', lambda t: copies.append(t) or [0.5] * len(t))
+    monkeypatch.setattr(FakeTensor, 'item', lambda t: 3.0)
+    values = [torch.empty((), device='cuda'), torch.empty(()), 2, torch.empty(1, device='cuda')]
+    assert late_info_hook._read(values) == [0.5, 3.0, 2, 0.5]
+    assert [copy.shape for copy in copies] == [(2,)]
 
 
 @pytest.mark.parametrize(

@@ -189,22 +189,40 @@ def test_blocks_that_torch_cannot_compile_are_refused(digits_config, gpu):
     assert list(slow_options._graphs(runner, runner.model, SPACE))
 
 
+@pytest.fixture
+def cores(monkeypatch, tmp_path):
+    """Makes a machine of some cores, of which this process may use some, and says its processes."""
+
+    def make(usable: int, of: int, processes: str) -> None:
+        monkeypatch.setattr(slow_options, '_CGROUP', tmp_path / 'none')
+        monkeypatch.setattr('os.sched_getaffinity', lambda pid: {*range(usable)}, raising=False)
+        monkeypatch.setattr('os.cpu_count', lambda: of)
+        monkeypatch.setenv('LOCAL_WORLD_SIZE', processes)
+
+    return make
+
+
 @pytest.mark.parametrize(
-    ('workers', 'processes', 'expected'), [(4, '1', ''), (5, '1', 'set 4.'), (4, '2', 'set 2.')]
+    ('workers', 'of', 'processes', 'expected'),
+    [
+        (4, 4, '1', ''),
+        (5, 4, '1', 'set 4.'),
+        (4, 4, '2', 'set 2.'),
+        (4, 8, '2', ''),  # each process is pinned to its own
+        (5, 8, '2', 'num_workers is 5, but'),
+    ],
 )
-def test_more_readers_than_cores_are_said(monkeypatch, workers, processes, expected):
-    monkeypatch.setattr(slow_options, 'usable_cores', lambda: 4)
-    monkeypatch.setenv('LOCAL_WORLD_SIZE', processes)
+def test_more_readers_than_cores_are_said(cores, workers, of, processes, expected):
+    cores(4, of, processes)
     loop = SimpleNamespace(dataloader=SimpleNamespace(num_workers=workers))
     lines = list(slow_options._workers(SimpleNamespace(train_loop=loop)))
     assert len(lines) == bool(expected)
     assert expected in ''.join(lines)
 
 
-def test_threads_of_all_processes_count(monkeypatch):
-    monkeypatch.setattr(slow_options, 'usable_cores', lambda: 4)
+def test_threads_of_all_processes_count(cores, monkeypatch):
     monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
     for processes, expected in (('2', ''), ('4', 'OMP_NUM_THREADS=1')):
-        monkeypatch.setenv('LOCAL_WORLD_SIZE', processes)
+        cores(4, 4, processes)
         assert expected in ''.join(slow_options._threads())
         assert bool(expected) == bool(list(slow_options._threads()))

@@ -121,9 +121,13 @@ def _gpu() -> str:
 
 def usable_cores() -> int:
     """Cores that this process may use, by its affinity and its control group."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    cores = _affinity()
     quota, _, period = _CGROUP.read_text().partition(' ') if _CGROUP.is_file() else ('max', '', '')
     return cores if quota == 'max' else max(1, min(cores, round(int(quota) / int(period))))
+
+
+def _affinity() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def _threads() -> Iterator[str]:
@@ -148,8 +152,9 @@ def _workers(runner) -> Iterator[str]:
 
 
 def _processes() -> int:
-    """Processes of this run on this machine."""
-    return int(os.environ.get('LOCAL_WORLD_SIZE', '1'))
+    """Processes of this run that share the cores; a launcher may have pinned each to its own."""
+    is_pinned = _affinity() < os.cpu_count()
+    return 1 if is_pinned else int(os.environ.get('LOCAL_WORLD_SIZE', '1'))
 
 
 def _graphs(runner, model, space: SearchSpace | None) -> Iterator[str]:

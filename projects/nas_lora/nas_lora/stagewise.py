@@ -81,7 +81,7 @@ class StageWiseOptimWrapper(JointOptimWrapper):
         for name, wrapper in self.items():
             if name != self.turn:
                 wrapper.zero_grad(**(zero_kwargs or {}))
-        self._first.take_step(loss, [self[self.turn]], step_kwargs, zero_kwargs)
+        self.first.take_step(loss, [self[self.turn]], step_kwargs, zero_kwargs)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

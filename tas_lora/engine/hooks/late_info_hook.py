@@ -4,6 +4,7 @@ import torch
 from mmengine.hooks import LoggerHook, RuntimeInfoHook
 from torch import Tensor
 
+from ...errors import NonFiniteError
 from ...registry import HOOKS
 from ..optim import JointOptimWrapper, SupernetOptimWrapper
 from ..optim.supernet_optim import bad_step
@@ -17,10 +18,12 @@ class LateInfoHook(RuntimeInfoHook):
 
     Losses stay on the device, and with them whether a step was skipped as a loss or gradient was
     infinite or NaN. All are read at once before a line is logged, at the end of an epoch, and
-    before a checkpoint is written. On a CPU they are passed on at once.
+    before a validation or a checkpoint. On a CPU they are passed on at once, except with fused
+    optimizers, which skip steps as on a GPU.
 
     Raises:
-        UserError: When a bad step is read, as from the loop's ``count_bad_step``.
+        UserError: When a bad step is read, as from the loop's ``count_bad_step``; with a loop of
+            MMEngine's at the first.
     """
 
     def __init__(self):
@@ -32,26 +35,31 @@ class LateInfoHook(RuntimeInfoHook):
             wrapper.is_read_late = True
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        wrapper, outputs = _wrapper_of(runner), dict(outputs or {})
-        step = wrapper and wrapper.take_unread()
-        is_on_gpu = any(isinstance(value, Tensor) and value.is_cuda for value in outputs.values())
-        if step is None and not is_on_gpu and not self._kept:
+        outputs, step = outputs or {}, _take_step(runner)
+        if not (self._kept or step or any(map(_is_on_gpu, outputs.values()))):
             super().after_train_iter(runner, batch_idx, data_batch, outputs)
             return
-        if step is not None:
-            outputs |= zip((_STEP_LOSS, _IS_BAD), step, strict=True)
-        values = {k: v.detach() if isinstance(v, Tensor) else v for k, v in outputs.items()}
-        self._kept.append((runner.iter, runner.optim_wrapper.get_lr(), values))
-        interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), 1)
-        is_last = self.end_of_epoch(runner.train_dataloader, batch_idx)
-        if is_last or self.every_n_inner_iters(batch_idx, interval):
+        self._keep(runner, {**outputs, **step})
+        intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)] or [1]
+        is_logged = any(self.every_n_inner_iters(batch_idx, interval) for interval in intervals)
+        if is_logged or self.end_of_epoch(runner.train_dataloader, batch_idx):
             self.read_late(runner)
 
     def after_train_epoch(self, runner):
         self.read_late(runner)
 
+    def before_val(self, runner):
+        self.read_late(runner)
+        super().before_val(runner)
+
+    def _keep(self, runner, values: dict) -> None:
+        values = {k: v.detach() if isinstance(v, Tensor) else v for k, v in values.items()}
+        self._kept.append((runner.iter, runner.optim_wrapper.get_lr(), values))
+
     def read_late(self, runner) -> None:
         """Pass on what was kept, in order; our runner also calls it before each checkpoint."""
+        if step := _take_step(runner):  # of an iteration that is not over
+            self._keep(runner, step)
         kept, self._kept = self._kept, []
         numbers = iter(_read([value for *_, values in kept for value in values.values()]))
         for iteration, rates, values in kept:
@@ -71,15 +79,28 @@ def _wrapper_of(runner) -> SupernetOptimWrapper | None:
     return wrapper if isinstance(wrapper, SupernetOptimWrapper) else None
 
 
+def _take_step(runner) -> dict[str, Tensor]:
+    """What the wrapper has not been asked for yet; empty if it has read that back itself."""
+    wrapper = _wrapper_of(runner)
+    step = wrapper and wrapper.take_unread()
+    return dict(zip((_STEP_LOSS, _IS_BAD), step, strict=True)) if step else {}
+
+
+def _is_on_gpu(value) -> bool:
+    return isinstance(value, Tensor) and value.is_cuda
+
+
 def _read(values: list) -> list[float]:
-    """Numbers, of which those on the device come in one copy."""
-    tensors = [v.double().reshape(()) for v in values if isinstance(v, Tensor)]
-    found = iter(torch.stack(tensors).tolist() if tensors else ())
-    return [next(found) if isinstance(v, Tensor) else v for v in values]
+    """Numbers, of which those on a GPU come in one copy."""
+    on_gpu = [value.double().reshape(()) for value in values if _is_on_gpu(value)]
+    copied = iter(torch.stack(on_gpu).tolist() if on_gpu else ())
+    others = (v.item() if isinstance(v, Tensor) else v for v in values if not _is_on_gpu(v))
+    return [next(copied if _is_on_gpu(value) else others) for value in values]
 
 
 def _refuse(runner, error: Exception, iteration: int, rates: dict) -> None:
     count = getattr(runner.train_loop, 'count_bad_step', None)  # a loop of MMEngine's has none
     if count is None:
-        raise error
+        rates = {name: rate[0] for name, rate in rates.items()}
+        raise NonFiniteError(f'{error}: iteration {iteration}, learning rates {rates}')
     count(error, iteration, rates)

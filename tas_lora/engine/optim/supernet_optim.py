@@ -81,11 +81,12 @@ class SupernetOptimWrapper(OptimWrapper):
         is_taken = skips or not bad  # read back
         if is_taken:
             for wrapper in wrappers:
-                wrapper.step(bad if skips else None, **(step_kwargs or {}))
+                wrapper.step(**(dict(bad=bad) if skips else {}), **(step_kwargs or {}))
         for wrapper in wrappers:
             wrapper.zero_grad(**(zero_kwargs or {}))
         self._losses_are_finite = True
-        self._unread = (loss.detach(), bad) if skips else None
+        if skips:
+            self._note(loss.detach(), bad)
         if not is_taken:
             raise bad_step(float(loss.detach()))
         self.scaler.update()
@@ -107,9 +108,18 @@ class SupernetOptimWrapper(OptimWrapper):
         return supports and is_plain and all(g['fused'] and not g.get('momentum') for g in groups)
 
     def take_unread(self) -> tuple[Tensor, Tensor] | None:
-        """Loss of the last step, and 1 if it was bad and skipped, on the device; once."""
+        """Loss of the steps since the last call, and 1 if one was bad and skipped; on the device.
+
+        Of several steps, the loss is that of the first bad one, or of the last.
+        """
         unread, self._unread = self._unread, None
         return unread
+
+    def _note(self, loss: Tensor, bad: Tensor) -> None:
+        if self._unread is not None:
+            earlier, was_bad = self._unread
+            loss, bad = torch.where(was_bad > 0, earlier, loss), torch.maximum(was_bad, bad)
+        self._unread = loss, bad
 
     def _found_bad(self, wrappers: list) -> Tensor:
         """1 if a loss or a gradient is infinite or NaN on any rank, else 0.
