@@ -42,9 +42,11 @@ gpu: $(INSTALLED)
 gpu-quick: $(INSTALLED)
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(VENV)/bin/python tools/gpu_check.py --device cpu --quick --again --out work_dirs/gpu_quick
 
+# AMP= is for processors without bfloat16 arithmetic, where it takes longer.
+AMP = --amp
 shrink-demo: $(INSTALLED)
 	$(VENV)/bin/python projects/from_pretrained/fetch.py
-	$(VENV)/bin/python tools/shrink.py timm:vit_small_patch14_dinov2 --checkpoint data/dinov2_s.safetensors --data data/emoji --img-size 56 --limit macs=0.5 --out work_dirs/shrink_demo --finetune-epochs 6 --epochs 8 --polish-epochs 8 --amp --batch-size 32 --batches 2 --population 8 --generations 3 --sizes 2 --formats safetensors --no-scratch
+	$(VENV)/bin/python tools/shrink.py timm:vit_small_patch14_dinov2 --checkpoint data/dinov2_s.safetensors --data data/emoji --img-size 56 --limit macs=0.5 --out work_dirs/shrink_demo --finetune-epochs 6 --epochs 8 --polish-epochs 8 $(AMP) --batch-size 32 --batches 2 --population 8 --generations 3 --sizes 2 --formats safetensors --no-scratch
 
 test: $(INSTALLED)
 	$(PYTEST) $(PARALLEL) -m 'not full and not slow'
