@@ -7,11 +7,13 @@ Classes are the theme's folders with 30 icons or more. Every fourth icon, by nam
 """
 
 import argparse
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
 from tas_lora import UserError, cli
+from tas_lora.atomic_files import write_atomic
 
 LEAST = 30
 
@@ -38,7 +40,9 @@ def write(file: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     icon = Image.open(file).convert('RGBA')
     white = Image.new('RGBA', icon.size, 'white')
-    Image.alpha_composite(white, icon).convert('RGB').save(folder / file.name)
+    content = BytesIO()
+    Image.alpha_composite(white, icon).convert('RGB').save(content, format='png')
+    write_atomic(folder / file.name, content.getvalue())
 
 
 if __name__ == '__main__':

@@ -4,10 +4,12 @@ python projects/from_pretrained/report.py
 """
 
 import argparse
+from io import BytesIO
 from pathlib import Path
 
 from from_pretrained.figures import draw_accuracy, draw_dimensions, draw_kept
 from from_pretrained.tables import differences, others_table, targets_table, ways_table
+from matplotlib.figure import Figure
 
 from tas_lora import cli
 from tas_lora.atomic_files import write_atomic
@@ -34,10 +36,17 @@ def main() -> None:
     ]
     write_atomic(folder / 'tables.md', '\n\n'.join(parts) + '\n')
     with style():
-        draw_accuracy(ways, others).savefig(folder / 'accuracy.png')
-        draw_dimensions(damage).savefig(folder / 'dimensions.png')
-        draw_kept(ways, damage['block_order']).savefig(folder / 'kept.png')
+        write_figure(folder / 'accuracy.png', draw_accuracy(ways, others))
+        write_figure(folder / 'dimensions.png', draw_dimensions(damage))
+        write_figure(folder / 'kept.png', draw_kept(ways, damage['block_order']))
     cli.say(folder / 'tables.md')
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG."""
+    content = BytesIO()
+    figure.savefig(content, format='png')
+    write_atomic(path, content.getvalue())
 
 
 if __name__ == '__main__':

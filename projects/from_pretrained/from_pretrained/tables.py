@@ -61,8 +61,9 @@ def ways_table(records: Records, split: str) -> str:
         cells = [spread(fixed_means(group, size, split)) for size in sizes]
         cells += [spread(top1_of(group, f'{size}_found', split)) for size in sizes]
         trained = f'{group[0]["trained"] / 1e6:.1f}M' if group[0]['trained'] else 'none'
-        minutes = np.mean([record['cpu_seconds'] for record in group]) / 60
-        cells += [spread(top1_of(group, 'original', split)), trained, f'{minutes:.1f}']
+        seconds = [record['cpu_seconds'] for record in group if record['cpu_seconds'] is not None]
+        minutes = f'{np.mean(seconds) / 60:.1f}' if seconds else ''
+        cells += [spread(top1_of(group, 'original', split)), trained, minutes]
         rows.append([way, steps if group[0]['trained'] else 0, len(group), *cells])
     return f'## Ways, top-1 of {split}\n\n{markdown(rows)}'
 
@@ -108,8 +109,9 @@ def _compared(group: Records, others: Records, way: str, other: str) -> list[lis
             for key in record['top1']['test']
             if key.startswith(size) and not key.endswith('found')
         ]
-        p = sign_flip_p(values)
-        rows.append([way, other, size, len(values), f'{np.mean(values):+.1f}', f'{p:.3f}'])
+        if values:
+            p = sign_flip_p(values)
+            rows.append([way, other, size, len(values), f'{np.mean(values):+.1f}', f'{p:.3f}'])
     return rows
 
 
