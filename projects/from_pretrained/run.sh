@@ -12,6 +12,7 @@ ways="python $here/ways.py data/emoji_ordered/ordered.py --unordered $here/confi
 $ways --seeds 0 --ways unordered ordered 'all weights' 'experts + shared' 'one LoRA' \
     'all weights, polished'
 $ways --seeds 1 --no-search --ways 'all weights' 'experts + shared' 'one LoRA'
+$ways --seeds 2 --no-search --ways 'all weights'
 python "$here/one_size.py" data/emoji_ordered/ordered.py --amp
 cp data/emoji_ordered/damage.json "$here/results/"
 python "$here/report.py"
