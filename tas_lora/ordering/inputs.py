@@ -22,17 +22,17 @@ from .outputs import labels_of
 from .scores import ChannelScore
 
 
-def read_limits(texts: Sequence[str]) -> dict[str, float]:
-    """Parse ``COST=SHARE`` arguments."""
+def read_limits(texts: Sequence[str], form: str = 'COST=SHARE, such as macs=0.5') -> dict:
+    """Parse ``COST=NUMBER`` arguments; ``form`` says in a message what they look like."""
     limits = {}
     for text in texts:
-        name, equals, share = text.partition('=')
+        name, _, share = text.partition('=')
         if name in limits:
             raise UserError(f'--limit {name} is given twice; give it once')
         try:
             limits[name] = float(share)
         except ValueError:
-            raise UserError(f'--limit takes COST=SHARE, such as macs=0.5, got {text!r}') from None
+            raise UserError(f'--limit takes {form}, got {text!r}') from None
     return limits
 
 

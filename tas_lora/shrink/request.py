@@ -7,10 +7,11 @@ from pathlib import Path
 from ..checks import boolean, inside, natural, one_of, positive
 from ..errors import UserError
 from ..export import find_formats
+from ..ordering import inputs
+from ..ordering.damage import COSTS
 from ..provenance import sha256
 
 WAYS = ('all', 'experts', 'one_lora', 'both')
-COUNTED = ('macs', 'params')
 _FREE = ('workers', 'scratch', 'formats')  # may change between two starts
 
 
@@ -125,17 +126,7 @@ def read_limits(texts: Sequence[str]) -> dict[str, float]:
     Raises:
         UserError: If one has another form, or a cost is given twice.
     """
-    limits: dict[str, float] = {}
-    for text in texts:
-        name, _, value = text.partition('=')
-        if name in limits:
-            raise UserError(f'--limit {name} is given twice; give it once')
-        try:
-            limits[name] = float(value)
-        except ValueError:
-            raise UserError(
-                f'--limit takes COST=NUMBER, such as macs=0.5 or latency=20, got {text!r}'
-            ) from None
+    limits = inputs.read_limits(texts, 'COST=NUMBER, such as macs=0.5 or latency=20')
     with inside('--limit'):
         _check_limits(limits)
     return limits
@@ -145,6 +136,6 @@ def _check_limits(limits: Mapping[str, float]) -> None:
     if not limits:
         raise UserError('no limit is given; give one, such as macs=0.5')
     for name, value in limits.items():
-        if name not in (*COUNTED, 'latency'):
+        if name not in (*COSTS, 'latency'):
             raise UserError(f'{name} is unknown; choose from macs, params and latency (ms)')
         positive(value, name, float, most=10**15)
