@@ -6,6 +6,7 @@ Importing this package registers all that a config can name as ``nas_lora.X``.
 from . import adapt as adapt
 from . import baselines as baselines
 from . import datasets as datasets
+from . import encoders as encoders
 from . import linear as linear
 from . import losses as losses
 from . import mask_decoder as mask_decoder
