@@ -11,6 +11,7 @@ from . import linear as linear
 from . import losses as losses
 from . import mask_decoder as mask_decoder
 from . import metrics as metrics
+from . import prompts as prompts
 from . import runner as runner
 from . import segmentor as segmentor
 from . import stagewise as stagewise
