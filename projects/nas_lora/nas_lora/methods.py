@@ -32,7 +32,7 @@ SETS = dict(
     stamps=DataSet('stamps', 'dinov2_stamps'),
     emoji=DataSet('emoji', 'dinov2_emoji'),
     classes=DataSet('emoji classes', 'dinov2_emoji_classes', 'accuracy/top1'),
-    sam=DataSet('nuclei, tiny SAM', 'nuclei_nas_lora'),
+    sam=DataSet('nuclei, tiny SAM', 'sam_tiny_nuclei'),
 )
 
 
