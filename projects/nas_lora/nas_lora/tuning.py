@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from .methods import METHODS, SETS, Run
 
 TUNING_SEED = 100
-RATES = (1e-3, 3e-3, 1e-2)  # of what is trained beside a frozen encoder
+RATES = (3e-4, 1e-3, 3e-3)  # of adapters, and of the decoder or head beside them
+HEAD_RATES = (1e-3, 3e-3, 1e-2)  # of a decoder or head alone
 ENCODER_RATES = (1e-5, 3e-5, 1e-4)  # of an encoder that is trained as a whole
 ALPHA_FACTORS = (10, 30)  # of the architecture parameters' rate over it; the paper's is 10
 
@@ -15,7 +16,7 @@ def candidates(data: str, method: str) -> list[Run]:
     found = METHODS[method]
     if found.rate_of:
         return []
-    rates = ENCODER_RATES if found.trains_all else RATES
+    rates = RATES if found.adapter else ENCODER_RATES if found.trains_all else HEAD_RATES
     factors = ALPHA_FACTORS if found.is_searched else (None,)
     return [Run(data, method, TUNING_SEED, rate, a) for rate in rates for a in factors]
 
