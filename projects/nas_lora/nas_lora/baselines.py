@@ -39,12 +39,12 @@ def lora_linear(
 class BottleneckAdapter(nn.Module):
     """y + W2 GELU(W1 y + b1) + b2 after a module with output y (Houlsby et al. 2019).
 
-    W2 and b2 start at zero. In ViTSAM the modules are ``layers\\.\\d+\\.(attn|ffn\\.layers)``:
-    attention and MLP, before the residual addition.
+    W2 and b2 start at zero. The modules are attention and MLP, before the residual addition:
+    ``targets=('attention', 'ffn')``.
 
     Args:
-        base: A module with output (..., C), where C is the width of its last linear layer. It is
-            frozen.
+        base: A module with (first) output (..., C), where C is the width of its last linear layer.
+            It is frozen.
         width: Width of the bottleneck.
 
     Raises:
@@ -66,7 +66,10 @@ class BottleneckAdapter(nn.Module):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def forward(self, *args, **kwargs) -> Tensor:
-        """The module's output (..., C), adapted."""
+    def forward(self, *args, **kwargs) -> Tensor | tuple:
+        """The module's output (..., C), adapted; of a tuple of outputs the first."""
         y = self.base(*args, **kwargs)
+        return (self._adapted(y[0]), *y[1:]) if isinstance(y, tuple) else self._adapted(y)
+
+    def _adapted(self, y: Tensor) -> Tensor:
         return y + self.up(nn.functional.gelu(self.down(y)))

@@ -17,35 +17,55 @@ class PromptedTokens(nn.Module):
     """A block with prompts behind its tokens: [y, _] = L([x, P]), deep VPT.
 
     P trained tokens join the input of the block, and their outputs are dropped. On every block
-    this is VPT-Deep.
+    this is VPT-Deep. The block itself does both, so hooks on it, such as those by which
+    transformers records hidden states, see no prompts.
 
     Args:
-        base: A whole block, whose first argument and (first) output are tokens (B, N, C). It is
-            frozen.
+        base: A whole block of tokens (B, N, C), its first argument and its output, or the first of
+            its outputs. It is frozen.
         num_prompts: Number P of prompts in the block.
 
     Raises:
-        UserError: If ``num_prompts`` is out of range or ``base`` is not a block.
+        UserError: If ``num_prompts`` is out of range, or ``base`` is no block or has positions of
+            its own.
     """
 
     def __init__(self, base: nn.Module, num_prompts: int = 5):
         super().__init__()
-        norms = [module for module in base.modules() if isinstance(module, nn.LayerNorm)]
-        if not norms:
-            raise UserError(
-                f'targets: PromptedTokens wraps a whole block, got a {type(base).__name__}; '
-                "use targets='block'"
-            )
+        width = _check_block(base)
+        self.prompts = initial_prompts(num_prompts, width)
         self.base = base.requires_grad_(False)
-        self.prompts = initial_prompts(num_prompts, norms[0].normalized_shape[-1])
+        self._without_prompts, base.forward = base.forward, self._with_prompts
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor | tuple:
         """The output of the block for tokens (B, N, C); a tuple if the block returns one."""
+        return self.base(x, *args, **kwargs)
+
+    def _with_prompts(self, x: Tensor, *args, **kwargs) -> Tensor | tuple:
         prompts = self.prompts.to(x.dtype).expand(x.shape[0], -1, -1)
-        y = self.base(torch.cat([x, prompts], dim=1), *args, **kwargs)
+        y = self._without_prompts(torch.cat([x, prompts], dim=1), *args, **kwargs)
         if isinstance(y, tuple):
             return y[0][:, : x.shape[1]], *y[1:]
         return y[:, : x.shape[1]]
+
+
+def _check_block(block: nn.Module) -> int:
+    """The width of a block's tokens."""
+    attention = [m for m in block.modules() if isinstance(m, Attention)]
+    tables = [name for name, _ in block.named_parameters() if name.endswith('attn.key_rows')]
+    if attention or tables:
+        advice = "; use nas_lora.PromptedAttention with targets='attention'" if attention else ''
+        raise UserError(
+            f'targets: PromptedTokens cannot wrap a {type(block).__name__} with relative '
+            f'positions: a prompt has no place{advice}'
+        )
+    norms = [module for module in block.modules() if isinstance(module, nn.LayerNorm)]
+    if not norms:
+        raise UserError(
+            f'targets: PromptedTokens wraps a whole block, got a {type(block).__name__}; '
+            "use targets='block'"
+        )
+    return norms[0].normalized_shape[-1]
 
 
 @MODELS.register_module()
@@ -70,7 +90,7 @@ class PromptedAttention(nn.Module):
         if not isinstance(base, Attention):
             raise UserError(
                 f'targets: PromptedAttention adapts the attention of ViTSAM, got a '
-                f"{type(base).__name__}; use targets=[r'layers\\.\\d+\\.attn']"
+                f"{type(base).__name__}; use targets='attention'"
             )
         self.base = base.requires_grad_(False)
         self.prompts = initial_prompts(num_prompts, base.qkv.in_features)

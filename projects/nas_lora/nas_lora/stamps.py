@@ -146,18 +146,32 @@ def parts_of(stamps: Sequence[Path], pictures: Sequence[Sequence[Path]], seed: i
 
     Args:
         stamps: All stamps; those of one kind stay together.
-        pictures: Photographs by kind; every part gets its share of each kind. Their split does not
-            depend on the stamps.
+        pictures: Photographs by kind, see :func:`split_photographs`.
         seed: Seed of the split.
 
     Raises:
         UserError: If a part would be empty.
     """
     objects = split(stamps, list(map(kind_of, stamps)), np.random.default_rng((seed, 0)))
-    rng = np.random.default_rng((seed, 1))
-    by_kind = [split(kind, [path.name for path in kind], rng) for kind in pictures]
-    backgrounds = [sum(shares, []) for shares in zip(*by_kind, strict=True)]
-    parts = list(map(Part, PARTS, objects, backgrounds))
+    parts = list(map(Part, PARTS, objects, split_photographs(pictures, seed)))
     if not all(part.stamps and part.photographs for part in parts):
         raise UserError('there are too few kinds of stamps for three parts; give more of them')
     return parts
+
+
+def split_photographs(pictures: Sequence[Sequence[Path]], seed: int) -> list[list[Path]]:
+    """Photographs of each part in ``PARTS``; every part gets its share of each kind."""
+    rng = np.random.default_rng((seed, 1))
+    by_kind = [split(kind, [path.name for path in kind], rng) for kind in pictures]
+    return [sum(shares, []) for shares in zip(*by_kind, strict=True)]
+
+
+def made_of(parts: Sequence[Part]) -> dict[str, dict[str, list[str]]]:
+    """Names of stamps and photographs by part, for the record."""
+    return {
+        part.name: dict(
+            stamps=[f'{path.parent.name}/{path.name}' for path in part.stamps],
+            photographs=[path.name for path in part.photographs],
+        )
+        for part in parts
+    }

@@ -1,77 +1,16 @@
-"""Where the blocks and layers of a vision transformer are, by library."""
+"""Where the blocks and layers of a vision transformer are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from tas_lora.errors import UserError
+from tas_lora.models import ElasticViT
+
+from .vit_families import FAMILIES, LINEAR_GROUPS, Family
 
 QKV = ('q', 'k', 'v')
-LINEAR_GROUPS = ('qkv', 'proj', 'mlp')
-GROUPS = (*LINEAR_GROUPS, 'attention', 'ffn', 'block')
-
-
-@dataclass(frozen=True)
-class Family:
-    """A kind of vision transformer.
-
-    Args:
-        library: Top package of the class.
-        kind: Name of the class or of one it inherits from.
-        blocks: Name of the list of blocks in it.
-        groups: For each group, the names of its modules in a block.
-        extra_tokens: Gives the number of tokens before the patches of a network.
-        grid: Gives the rows and columns of patches of a network's own image size.
-    """
-
-    library: str
-    kind: str
-    blocks: str
-    groups: dict[str, tuple[str, ...]]
-    extra_tokens: Callable[[nn.Module], int]
-    grid: Callable[[nn.Module], tuple[int, int]]
-
-    def has(self, module: nn.Module) -> bool:
-        """Whether the module is of this family."""
-        return any(
-            each.__name__ == self.kind and each.__module__.split('.')[0] == self.library
-            for each in type(module).__mro__
-        )
-
-
-FAMILIES = (
-    Family(
-        library='timm',
-        kind='VisionTransformer',
-        blocks='blocks',
-        groups=dict(
-            qkv=('attn.qkv',),
-            proj=('attn.proj',),
-            mlp=('mlp.fc1', 'mlp.fc2'),
-            attention=('attn',),
-            ffn=('mlp',),
-            block=('',),
-        ),
-        extra_tokens=lambda vit: vit.num_prefix_tokens,
-        grid=lambda vit: vit.patch_embed.grid_size,
-    ),
-    Family(
-        library='mmpretrain',
-        kind='ViTSAM',
-        blocks='layers',
-        groups=dict(
-            qkv=('attn.qkv',),
-            proj=('attn.proj',),
-            mlp=('ffn.layers.0.0', 'ffn.layers.1'),
-            attention=('attn',),
-            ffn=('ffn.layers',),
-            block=('',),
-        ),
-        extra_tokens=lambda vit: 0,
-        grid=lambda vit: vit.patch_resolution,
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -81,12 +20,12 @@ class ViT:
     Args:
         family: Its family.
         module: The transformer itself.
-        blocks: Names of its blocks.
+        blocks: Its blocks by name.
     """
 
     family: Family
     module: nn.Module
-    blocks: tuple[str, ...]
+    blocks: Mapping[str, nn.Module]
 
     @property
     def extra_tokens(self) -> int:
@@ -94,27 +33,38 @@ class ViT:
         return self.family.extra_tokens(self.module)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches of its own image size."""
-        return tuple(self.family.grid(self.module))
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of patches of its own image size; None if it has none."""
+        grid = self.family.grid(self.module)
+        return None if grid is None else tuple(grid)
 
-    def names(self, group: str, block: int) -> list[str]:
-        """Names of a group's modules in a block."""
-        return [f'{self.blocks[block]}.{each}'.rstrip('.') for each in self.family.groups[group]]
+    def names(self, group: str, block: str) -> list[str]:
+        """Names of a group's modules in the block of that name.
 
-    def parts(self, name: str) -> tuple[str, ...] | None:
-        """Names of the equal parts of a linear layer's output; None if it is in no group."""
-        for group in LINEAR_GROUPS:
-            for block in range(len(self.blocks)):
-                layers = self.names(group, block)
-                if name in layers and group != 'qkv':
-                    return ('out',)
-                if name in layers:
-                    return QKV if len(layers) == 1 else (QKV[layers.index(name)],)
-        return None
+        Raises:
+            UserError: If the block has no such modules.
+        """
+        names = self._names(group, block)
+        if not names:
+            expected = ' nor '.join(' and '.join(each) for each in self.family.groups[group])
+            raise UserError(
+                f'targets: {group!r}: {block} is a {type(self.blocks[block]).__name__} without '
+                f'{expected}; give the names of its layers as regular expressions'
+            )
+        return names
 
-    def chosen(self, layers: str | Sequence[int]) -> list[int]:
-        """Numbers of the blocks that ``layers`` means.
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The linear layers by name, with the names of the equal parts of their outputs."""
+        parts = {}
+        for block in self.blocks:
+            for group in LINEAR_GROUPS:
+                parts |= dict.fromkeys(self._names(group, block), ('out',))
+            qkv = self._names('qkv', block)
+            parts |= {qkv[0]: QKV} if len(qkv) == 1 else dict(zip(qkv, zip(QKV), strict=False))
+        return parts
+
+    def chosen(self, layers: str | Sequence[int]) -> list[str]:
+        """Names of the blocks that ``layers`` means.
 
         Args:
             layers: 'all', 'first_half', 'last_half' (of an odd number, the half with one more),
@@ -123,18 +73,24 @@ class ViT:
         Raises:
             UserError: If it is none of these.
         """
-        depth = len(self.blocks)
-        half = depth // 2
-        known = dict(all=range(depth), first_half=range(half), last_half=range(half, depth))
+        names, half = list(self.blocks), len(self.blocks) // 2
+        known = dict(all=names, first_half=names[:half], last_half=names[half:])
         if isinstance(layers, str) and layers in known:
-            return list(known[layers])
+            return known[layers]
         is_list = isinstance(layers, Sequence) and not isinstance(layers, str) and len(layers) > 0
-        if is_list and all(type(each) is int and 0 <= each < depth for each in layers):
-            return sorted(set(layers))
+        if is_list and all(type(i) is int and 0 <= i < len(names) for i in layers):
+            return [names[i] for i in sorted(set(layers))]
         raise UserError(
             f"layers must be 'all', 'first_half', 'last_half' or a list of block numbers from 0 to "
-            f'{depth - 1}, got {layers!r}'
+            f'{len(names) - 1}, got {layers!r}'
         )
+
+    def _names(self, group: str, block: str) -> list[str]:
+        """As :meth:`names`; [] if the block has no such modules."""
+        known = {name for name, _ in self.blocks[block].named_modules()}
+        choices = self.family.groups[group]
+        found = next((names for names in choices if known.issuperset(names)), ())
+        return [f'{block}.{name}'.rstrip('.') for name in found]
 
 
 def vit_of(module: nn.Module) -> ViT:
@@ -143,23 +99,43 @@ def vit_of(module: nn.Module) -> ViT:
     Raises:
         UserError: If there is none of a known family, or more than one.
     """
-    found = _find(module)
+    found = find_vits(module)
     if len(found) == 1:
         return found[0]
-    what = 'no' if not found else f'{len(found)}'
-    known = ', '.join(f'{family.library} {family.kind}' for family in FAMILIES)
+    advice = 'give targets as regular expressions'
+    if any(isinstance(each, ElasticViT) for each in module.modules()):
+        advice = 'cut a subnet out of the ElasticViT by nas_lora.subnets.cut_out'
+    elif found:
+        advice = 'name as part the one to adapt'
+    known = '; '.join(f'{family.library}: {", ".join(family.kinds)}' for family in FAMILIES)
     raise UserError(
-        f'the {type(module).__name__} has {what} vision transformers of a known kind ({known}); '
-        'give targets as regular expressions, or name the part that holds one'
+        f'the {type(module).__name__} has {len(found)} vision transformers of a known class '
+        f'({known}); {advice}'
     )
 
 
-def _find(module: nn.Module, name: str = '') -> list[ViT]:
-    """Vision transformers inside, none inside another."""
+def find_vits(module: nn.Module, name: str = '') -> list[ViT]:
+    """All known vision transformers in a module, none of them inside another.
+
+    Args:
+        module: Where to look.
+        name: Its own name, before the names of its parts.
+    """
     for family in FAMILIES:
-        if family.has(module):
-            place = '.'.join(filter(None, (name, family.blocks)))
-            count = len(module.get_submodule(family.blocks))
-            return [ViT(family, module, tuple(f'{place}.{i}' for i in range(count)))]
-    children = module.named_children()
-    return [each for key, child in children for each in _find(child, f'{name}.{key}'.lstrip('.'))]
+        for blocks in family.blocks if family.has(module) else ():
+            place = f'{name}.{blocks}'.lstrip('.')
+            found = _submodule(module, blocks)
+            if found is not None:
+                inside = {f'{place}.{key}': block for key, block in found.named_children()}
+                return [ViT(family, module, inside)]
+    return [
+        vit
+        for key, child in module.named_children()
+        for vit in find_vits(child, f'{name}.{key}'.lstrip('.'))
+    ]
+
+
+def _submodule(module: nn.Module, name: str) -> nn.Module | None:
+    for key in name.split('.'):
+        module = getattr(module, key, None)
+    return module

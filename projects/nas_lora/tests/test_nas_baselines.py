@@ -215,7 +215,7 @@ def test_the_balance_loss_is_the_squared_coefficient_of_variation(monkeypatch):
         (lambda: BottleneckAdapter(nn.Linear(4, 4), 0), 'width must be a positive integer, got 0'),
         (
             lambda: PromptedAttention(nn.Linear(4, 4)),
-            'PromptedAttention adapts the attention of ViTSAM, got a Linear; use targets=',
+            "PromptedAttention adapts the attention of ViTSAM, got a Linear; use targets='att",
         ),
     ],
 )

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import project_path  # noqa: F401
-from nas_lora.folders import check_new
+from nas_lora.folders import written_whole
+from nas_lora.made_of import write_record
 from PIL import Image
 
 from tas_lora import UserError, cli
 from tas_lora.checks import positive
 from tas_lora.image_formats import open_image
+from tas_lora.provenance import sha256
 
 WHEEL = 'stardist==0.9.2'
 IMAGE, MASK = 'stardist/data/images/img2d.tif', 'stardist/data/images/mask2d.tif'
@@ -93,14 +95,20 @@ def main():
     parser.add_argument('--size', type=int, default=64, help='pixels of a tile')
     args = parser.parse_args()
     positive(args.size, '--size', int)
-    check_new(args.out)
-    with tempfile.TemporaryDirectory() as folder:
-        image, mask = read(args.wheel or download(Path(folder)))
-    pictures, masks = tiles(image, args.size), tiles(mask, args.size)
-    for part, rows in rows_of_parts(len(pictures)).items():
-        for row in rows:
-            _write_row(args.out / part, row, pictures[row], masks[row])
-        cli.say(f'{args.out / part}: {len(rows) * len(pictures[0])} tiles')
+    with written_whole(args.out) as out, tempfile.TemporaryDirectory() as folder:
+        wheel = args.wheel or download(Path(folder))
+        pictures, masks = (tiles(array, args.size) for array in read(wheel))
+        parts = rows_of_parts(len(pictures))
+        for part, rows in parts.items():
+            for row in rows:
+                _write_row(out / part, row, pictures[row], masks[row])
+        facts = dict(
+            seed=None,  # nothing is drawn
+            size=args.size,
+            sources=[f'{WHEEL}, {IMAGE} and {MASK}, SHA-256 of the wheel {sha256(wheel)}'],
+            split='whole rows of tiles',
+        )
+        write_record(out, args.out, facts, {name: dict(rows=[*r]) for name, r in parts.items()})
 
 
 def _write_row(out: Path, row: int, pictures: list[np.ndarray], masks: list[np.ndarray]) -> None:

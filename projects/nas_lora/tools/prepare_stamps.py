@@ -6,45 +6,29 @@ in more than one of the parts train, val and test.
 """
 
 import argparse
-import json
 import subprocess
 import tempfile
 from pathlib import Path
 
 import project_path  # noqa: F401
-from nas_lora.folders import check_new
-from nas_lora.stamps import PARTS, Part, parts_of, stamps_in, write_part
+from nas_lora.folders import written_whole
+from nas_lora.made_of import write_record
+from nas_lora.photographs import photographs
+from nas_lora.stamps import PARTS, made_of, parts_of, stamps_in, write_part
 
 from tas_lora import UserError, cli
-from tas_lora.atomic_files import write_atomic
 from tas_lora.checks import natural, positive
+from tas_lora.provenance import sha256
 
 PACKAGE = 'tuxpaint-stamps-default'
-# scikit-image's photographs by kind: scenes with one main object, and textures. The motorcycle has
-# two views; one is used.
-SCENES = (
-    'astronaut.png',
-    'camera.png',
-    'chelsea.png',
-    'clock_motion.png',
-    'coffee.png',
-    'motorcycle_left.png',
-    'rocket.jpg',
-)
-TEXTURES = (
-    'brick.png',
-    'coins.png',
-    'grass.png',
-    'gravel.png',
-    'hubble_deep_field.jpg',
-    'ihc.png',
-    'moon.png',
-    'retina.jpg',
-)
 
 
-def unpack(deb: Path | None, folder: Path) -> None:
-    """Unpack the package into a folder, from ``deb`` or downloaded from Debian."""
+def unpack(deb: Path | None, folder: Path) -> str:
+    """Unpack the package into a folder, from ``deb`` or downloaded from Debian.
+
+    Returns:
+        Its name and SHA-256.
+    """
     if deb is None:
         cli.say(f'fetching {PACKAGE}, 161 MB')
         _run(['apt-get', 'download', PACKAGE], folder)
@@ -52,6 +36,7 @@ def unpack(deb: Path | None, folder: Path) -> None:
     if not deb.is_file():
         raise UserError(f'--deb {deb}: there is no such file')
     _run(['dpkg-deb', '-x', str(deb.resolve()), 'unpacked'], folder)
+    return f'{PACKAGE}, SHA-256 {sha256(deb)}'
 
 
 def _run(command: list[str], folder: Path) -> None:
@@ -65,33 +50,25 @@ def _run(command: list[str], folder: Path) -> None:
         ) from error
 
 
-def photographs() -> list[list[Path]]:
-    """The photographs that come inside scikit-image, by kind; nothing is downloaded."""
-    try:
-        import skimage
-    except ImportError as error:
-        raise UserError('scikit-image is missing: pip install "tas-lora[nas_lora]"') from error
-    folder = Path(skimage.__file__).parent / 'data'
-    return [[folder / name for name in names] for names in (SCENES, TEXTURES)]
-
-
 def main():
     """Download, split, composite and record the sources."""
     args = _parse_args()
     for name in ('size', *PARTS):
         positive(vars(args)[name], f'--{name}', int)
     natural(args.seed, '--seed')
-    check_new(args.out)
-    with tempfile.TemporaryDirectory() as temporary:
+    with written_whole(args.out) as out, tempfile.TemporaryDirectory() as temporary:
         source = args.folder or Path(temporary)
+        sources = ['scikit-image']
         if args.folder is None:
-            unpack(args.deb, source)
+            sources.append(unpack(args.deb, source))
         if not source.is_dir():
             raise UserError(f'--folder {source}: there is no such folder')
         parts = parts_of(stamps_in(source, args.leave_out), photographs(), args.seed)
         for i, part in enumerate(parts):
-            write_part(part, args.out / part.name, vars(args)[part.name], args.size, (args.seed, i))
-    _write_record(args, parts)
+            write_part(part, out / part.name, vars(args)[part.name], args.size, (args.seed, i))
+        split = 'no kind of stamps and no photograph is in two parts'
+        facts = dict(seed=args.seed, size=args.size, leave_out=args.leave_out)
+        write_record(out, args.out, facts | dict(sources=sources, split=split), made_of(parts))
 
 
 def _parse_args() -> argparse.Namespace:
@@ -111,21 +88,6 @@ def _parse_args() -> argparse.Namespace:
         help='classes not to use; symbols are letters and coins, many times the same shape',
     )
     return parser.parse_args()
-
-
-def _write_record(args: argparse.Namespace, parts: list[Part]) -> None:
-    record = dict(seed=args.seed, size=args.size, leave_out=args.leave_out)
-    for part in parts:
-        names = dict(
-            stamps=[f'{path.parent.name}/{path.name}' for path in part.stamps],
-            photographs=[path.name for path in part.photographs],
-        )
-        record[part.name] = dict(pictures=vars(args)[part.name], **names)
-        cli.say(
-            f'{args.out / part.name}: {vars(args)[part.name]} pictures of {len(part.stamps)} '
-            f'objects on {len(part.photographs)} photographs'
-        )
-    write_atomic(args.out / 'made_of.json', json.dumps(record, indent=1) + '\n')
 
 
 if __name__ == '__main__':

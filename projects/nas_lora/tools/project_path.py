@@ -4,5 +4,12 @@ import sys
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
-if str(PROJECT) not in sys.path:
-    sys.path.insert(0, str(PROJECT))
+
+
+def add(project: Path) -> None:
+    """Make the package of a project importable."""
+    if str(project) not in sys.path:
+        sys.path.insert(0, str(project))
+
+
+add(PROJECT)
