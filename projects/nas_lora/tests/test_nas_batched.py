@@ -1,9 +1,11 @@
 """The cells of a layer at once against their definition, one operation after the other."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
+from nas_lora.costs import launches
 from nas_lora.linear import NASLoRALinear
 from nas_lora.operations import OPERATIONS
 from tiny_encoder import LINEAR, wake
@@ -80,3 +82,15 @@ def test_a_layer_is_its_definition(options, shape):
             assert found[name] is None, name
         else:
             assert torch.allclose(found[name], value, rtol=0, atol=1e-11), name
+
+
+def test_a_layer_starts_few_kernels():
+    """The definition starts more with each operation of each part."""
+    x = torch.randn(2, 5, 5, 12).double()
+    for parts, now, plain in ((['out'], 19, 40), (['q', 'k', 'v'], 31, 110)):
+        adapted = layer(parts=parts)
+        assert launches(partial(adapted, x)) == now
+        assert launches(partial(by_definition, adapted, x)) == plain
+    extra = layer(extra_tokens=1)
+    x = torch.randn(2, 26, 12).double()
+    assert launches(partial(extra, x)) == 31 + 2  # a convolution and a sum of their own
