@@ -6,10 +6,12 @@ Importing this package registers all that a config can name as ``nas_lora.X``.
 from . import adapt as adapt
 from . import baselines as baselines
 from . import datasets as datasets
+from . import encoders as encoders
 from . import linear as linear
 from . import losses as losses
 from . import mask_decoder as mask_decoder
 from . import metrics as metrics
+from . import prompts as prompts
 from . import runner as runner
 from . import segmentor as segmentor
 from . import stagewise as stagewise

@@ -1,7 +1,7 @@
 """Freeze a part of a model and insert adapters; checkpoints leave out the frozen weights."""
 
-import re
 from collections.abc import Mapping, Sequence
+from inspect import signature
 
 import torch
 from mmengine.model import BaseModel
@@ -11,71 +11,56 @@ from tas_lora.errors import UserError, blame
 
 from .conv_lora import ConvLoRALinear
 from .registry import MODELS
+from .targets import chosen_modules, facts_of, fits, is_list
 
-QKV = (r'layers\.\d+\.attn\.qkv',)  # of every block of ViTSAM
 
+def adapt(
+    part: nn.Module,
+    adapter: Mapping | None,
+    targets: str | Sequence[str] = 'qkv',
+    layers: str | Sequence[int] = 'all',
+) -> list[str]:
+    """Freeze ``part`` and wrap the chosen modules of it in adapters.
 
-def adapt(part: nn.Module, adapter: Mapping | None, targets: Sequence[str] = QKV) -> list[str]:
-    """Freeze ``part`` and wrap the modules whose names match in adapters.
+    In a vision transformer that :func:`nas_lora.vits.vit_of` knows, the adapter is told the
+    ``parts`` of the layer's output, ``extra_tokens`` and, if it is no square, ``grid``, if it takes
+    them and its config does not give them.
 
     Args:
         part: The module to freeze, such as an image encoder.
         adapter: Config of an adapter that accepts the module as ``base``; None to only freeze.
-        targets: Regular expressions for full names in ``part``. ``layers\\.([6-9]|1[01])\\..*qkv``
-            matches the last half of twelve blocks.
+        targets: One or several groups: 'qkv', 'proj' or 'mlp' for the linear layers, 'attention',
+            'ffn' or 'block' for whole modules. Or regular expressions for full names in ``part``,
+            such as ``layers\\.([6-9]|1[01])\\..*qkv``.
+        layers: The blocks of groups: 'all', 'first_half', 'last_half', or numbers from 0.
 
     Returns:
         The names of the replaced modules.
 
     Raises:
-        UserError: If an expression matches nothing, a match is inside another, or the adapter
-            does not exist or cannot adapt the module.
+        UserError: If there is no such group or block, an expression matches nothing, a match is
+            inside another, or the adapter does not exist or cannot adapt the module.
     """
     part.requires_grad_(False)
     if adapter is None:
         return []
-    names = _matches(part, targets)
+    names = chosen_modules(part, targets, layers)
     kind = MODELS.get(str(adapter.get('type'))) if isinstance(adapter, Mapping) else None
     if kind is None:
         raise UserError(
             f"adapter: there is no {adapter!r}; choose from dict(type='nas_lora.X', ...) with "
-            'NASLoRALinear, LoRALinear, ConvLoRALinear, BottleneckAdapter or PromptedAttention'
+            'NASLoRALinear, LoRALinear, ConvLoRALinear, BottleneckAdapter, PromptedTokens or '
+            'PromptedAttention'
         )
-    options = {key: value for key, value in adapter.items() if key != 'type'}
-    with blame(f'adapter (type={adapter["type"]!r})'):
-        adapters = {name: kind(base=part.get_submodule(name), **options) for name in names}
+    own = {key: value for key, value in adapter.items() if key != 'type'}
+    taken, adapters = signature(kind).parameters, {}
+    for name, facts in facts_of(part, names).items():
+        told = {key: value for key, value in facts.items() if key in taken}
+        with blame(f'adapter (type={adapter["type"]!r})'):
+            adapters[name] = kind(base=part.get_submodule(name), **told | own)
     for name, module in adapters.items():
         part.set_submodule(name, module)
     return names
-
-
-def _matches(part: nn.Module, targets: Sequence[str]) -> list[str]:
-    """Names of the modules that any expression matches, in the model's order."""
-    if not _is_list(targets) or not targets:
-        raise UserError(f'targets must be a list of regular expressions, got {targets!r}')
-    known = [name for name, _ in part.named_modules() if name]
-    for target in targets:
-        if not any(_fits(target, name) for name in known):
-            linear = [n for n, module in part.named_modules() if isinstance(module, nn.Linear)]
-            raise UserError(
-                f'targets: {target!r} matches no full name; linear layers are '
-                f'{", ".join(linear[:4])} ...'
-            )
-    names = [name for name in known if any(_fits(target, name) for target in targets)]
-    for name in names:
-        inside = next((other for other in names if other.startswith(f'{name}.')), None)
-        if inside:
-            raise UserError(f'targets: {inside} is inside {name}; choose one of them')
-    return names
-
-
-def _is_list(patterns) -> bool:
-    return isinstance(patterns, Sequence) and not isinstance(patterns, str)
-
-
-def _fits(pattern: str, name: str) -> bool:
-    with blame(f'targets: {pattern!r} is not a regular expression'):
-        return re.fullmatch(pattern, name) is not None
 
 
 @MODELS.register_module()
@@ -95,6 +80,7 @@ class AdaptedModel(BaseModel):
         part: Name of the part to freeze and adapt.
         adapter: As in :func:`adapt`.
         targets: As in :func:`adapt`, names inside the part.
+        layers: As in :func:`adapt`.
         trainable: Regular expressions for parameters of the part that are trained nevertheless.
             They match full names before the adaptation, such as ``.*ln.*`` or ``.*``.
 
@@ -107,7 +93,8 @@ class AdaptedModel(BaseModel):
         model: dict | BaseModel,
         part: str = 'encoder',
         adapter: dict | None = None,
-        targets: Sequence[str] = QKV,
+        targets: str | Sequence[str] = 'qkv',
+        layers: str | Sequence[int] = 'all',
         trainable: Sequence[str] = (),
     ):
         model = model if isinstance(model, nn.Module) else MODELS.build(model)
@@ -117,7 +104,7 @@ class AdaptedModel(BaseModel):
         plain = {id(value): name for name, value in _values(model).items()}
         inside = _part_of(model, part)
         parameters = {plain[id(p)].removeprefix(f'{part}.'): p for p in inside.parameters()}
-        self.adapter_names = adapt(inside, adapter, targets)
+        self.adapter_names = adapt(inside, adapter, targets, layers)
         _release(parameters, trainable, part)
         # From names after the adaptation to those of the plain model.
         self._plain_names = {
@@ -161,10 +148,10 @@ def _values(model: nn.Module) -> dict[str, Tensor]:
 
 def _release(parameters: Mapping[str, nn.Parameter], trainable: Sequence[str], part: str) -> None:
     """Unfreeze the parameters that any expression matches."""
-    if not _is_list(trainable):
+    if not is_list(trainable):
         raise UserError(f'trainable must be a list of regular expressions, got {trainable!r}')
     for pattern in trainable:
-        chosen = [value for name, value in parameters.items() if _fits(pattern, name)]
+        chosen = [value for name, value in parameters.items() if fits(pattern, name)]
         if not chosen:
             raise UserError(
                 f'trainable: {pattern!r} matches no parameter of the {part}, such as '

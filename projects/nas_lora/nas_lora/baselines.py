@@ -1,12 +1,9 @@
-"""Other adapters with the same interface: LoRA, bottleneck adapters, visual prompts.
+"""Other adapters with the same interface: LoRA and bottleneck adapters.
 
-Conv-LoRA has its own module. Full fine-tuning and decoder only are options of ``AdaptedModel``.
+Conv-LoRA and visual prompts have their own modules. Full fine-tuning and decoder only are options
+of ``AdaptedModel``.
 """
 
-import math
-
-import torch
-from mmpretrain.models.backbones.vit_sam import Attention, add_decomposed_rel_pos
 from mmpretrain.models.peft.lora import LoRALinear
 from torch import Tensor, nn
 
@@ -42,12 +39,12 @@ def lora_linear(
 class BottleneckAdapter(nn.Module):
     """y + W2 GELU(W1 y + b1) + b2 after a module with output y (Houlsby et al. 2019).
 
-    W2 and b2 start at zero. In ViTSAM the modules are ``layers\\.\\d+\\.(attn|ffn\\.layers)``:
-    attention and MLP, before the residual addition.
+    W2 and b2 start at zero. The modules are attention and MLP, before the residual addition:
+    ``targets=('attention', 'ffn')``.
 
     Args:
-        base: A module with output (..., C), where C is the width of its last linear layer. It is
-            frozen.
+        base: A module with (first) output (..., C), where C is the width of its last linear layer.
+            It is frozen.
         width: Width of the bottleneck.
 
     Raises:
@@ -69,59 +66,10 @@ class BottleneckAdapter(nn.Module):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def forward(self, *args, **kwargs) -> Tensor:
-        """The module's output (..., C), adapted."""
+    def forward(self, *args, **kwargs) -> Tensor | tuple:
+        """The module's output (..., C), adapted; of a tuple of outputs the first."""
         y = self.base(*args, **kwargs)
+        return (self._adapted(y[0]), *y[1:]) if isinstance(y, tuple) else self._adapted(y)
+
+    def _adapted(self, y: Tensor) -> Tensor:
         return y + self.up(nn.functional.gelu(self.down(y)))
-
-
-@MODELS.register_module()
-class PromptedAttention(nn.Module):
-    """Attention of ViTSAM with prompts in addition to its tokens (deep visual prompt tuning).
-
-    VPT (Jia et al. 2022) inserts P trained tokens before each block and drops their outputs after
-    it, so tokens only attend to them. This is computed as P more keys and values in each window.
-    As ViTSAM's blocks work on maps, two things differ: prompts enter after the block's first norm,
-    and have no relative position.
-
-    Args:
-        base: The ``attn`` of a block. It is frozen.
-        num_prompts: Number P of prompts in the block.
-
-    Raises:
-        UserError: If ``num_prompts`` is out of range or ``base`` is not ViTSAM's attention.
-    """
-
-    def __init__(self, base: Attention, num_prompts: int = 5):
-        super().__init__()
-        if not isinstance(base, Attention):
-            raise UserError(
-                f'targets: PromptedAttention adapts the attention of ViTSAM, got a '
-                f"{type(base).__name__}; use targets=[r'layers\\.\\d+\\.attn']"
-            )
-        self.base = base.requires_grad_(False)
-        width = base.qkv.in_features
-        bound = math.sqrt(6 / (3 * 16**2 + width))  # VPT's, for patches of 16 x 16
-        prompts = torch.empty(positive(num_prompts, 'num_prompts', int, most=10_000), width)
-        self.prompts = nn.Parameter(prompts.uniform_(-bound, bound))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
-        B, H, W, C = x.shape
-        q, k, v = self._heads(self.base.qkv(x).reshape(B, H * W, 3, -1))
-        _, prompt_k, prompt_v = self._heads(self.base.qkv(self.prompts).reshape(1, -1, 3, C))
-        scores = (q * self.base.scale) @ k.transpose(-2, -1)  # (B heads, N, N)
-        if self.base.use_rel_pos:
-            positions = self.base.rel_pos_h, self.base.rel_pos_w
-            scores = add_decomposed_rel_pos(scores, q, *positions, (H, W), (H, W))
-        of_prompts = (q * self.base.scale) @ prompt_k.repeat(B, 1, 1).transpose(-2, -1)
-        weights = torch.cat([of_prompts, scores], dim=-1).softmax(-1)
-        y = weights @ torch.cat([prompt_v.repeat(B, 1, 1), v], dim=1)
-        y = y.reshape(B, -1, H * W, C // self.base.num_heads).transpose(1, 2)
-        return self.base.proj(y.reshape(B, H, W, C))
-
-    def _heads(self, qkv: Tensor) -> Tensor:
-        """(B, N, 3, C) -> q, k, v, each (B heads, N, C / heads)."""
-        B, N, _, C = qkv.shape
-        heads = self.base.num_heads
-        return qkv.reshape(B, N, 3, heads, -1).permute(2, 0, 3, 1, 4).reshape(3, B * heads, N, -1)

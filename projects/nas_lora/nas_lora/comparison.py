@@ -1,4 +1,4 @@
-"""One training of the comparison, from its config to its record."""
+"""One training of the study, from its config to its record."""
 
 import math
 import time
@@ -15,47 +15,54 @@ from tas_lora.image_formats import open_image
 from .choices import choices
 from .evaluation import Scorer
 from .linear import NASLoRALinear
-from .methods import METHODS, Run
-from .take_away import levels_of
+from .methods import Run
+from .records import rounded
+
+MASKS = 'masks.png'
 
 
 def train_and_measure(run: Run, cfg: Config, folder: Path) -> dict:
     """Train, score on val and test, and record the results.
 
     Args:
-        run: Method, seed and rate.
+        run: Of the study.
         cfg: Config of the run.
-        folder: Folder for checkpoint, logs and predicted masks.
+        folder: Folder for config, checkpoint, logs and predicted masks.
 
     Returns:
-        The record: scores, losses of the first and last epoch, parameters, time, choices.
+        The record: scores, mean loss of each epoch, parameters, time, choices.
     """
     model, losses, seconds = train(cfg, folder, run.name)
     scores = {part: Scorer(cfg, part)(model) for part in ('val', 'test')}
-    write_masks(Scorer(cfg).masks(model).numpy(), folder / 'masks.png')
-    return dict(
+    if 'iou' in scores['test']:
+        write_masks(Scorer(cfg).masks(model).numpy(), folder / MASKS)
+    part = model.get_submodule(f'model.{cfg.model.get("part", "encoder")}')
+    record = dict(
         run=run.name,
+        data=run.data,
         method=run.method,
-        label=METHODS[run.method],
         seed=run.seed,
-        rate=rate_of(cfg),
+        rates=rates_of(cfg),
         epochs=cfg.train_cfg.max_epochs,
         trainable=trainable(model),
-        cpu_seconds_per_epoch=round(seconds / cfg.train_cfg.max_epochs, 4),
+        trainable_in_encoder=trainable(part),
+        cpu_seconds_per_epoch=seconds / cfg.train_cfg.max_epochs,
         losses=losses,
         scores=scores,
-        choices=choices(model) if _is_adapted(model) else {},
-        levels=levels_of(model, cfg) if _is_adapted(model) else {},
+        choices=choices(model) if _has_cells(model) else {},
     )
+    return rounded(record)
 
 
 def train(cfg: Config, folder: Path, name: str) -> tuple[nn.Module, list[float], float]:
-    """Train without validation and write a checkpoint at the end.
+    """Train without validation; write the config, and a checkpoint at the end.
 
     Returns:
         The model, the mean loss of each epoch, and the CPU time in seconds. Other programs disturb
         CPU time less than wall-clock time.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    cfg.dump(folder / 'config.py')
     cfg = cfg.copy()
     cfg.merge_from_dict(dict(work_dir=str(folder), experiment_name=f'{name}_{time.time_ns()}'))
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
@@ -68,7 +75,7 @@ def train(cfg: Config, folder: Path, name: str) -> tuple[nn.Module, list[float],
     seconds = time.process_time() - started
     history = runner.message_hub.get_scalar('train/loss').data[0]
     epochs = np.array_split(np.asarray(history, dtype=float), cfg.train_cfg.max_epochs)
-    return model, [round(float(part.mean()), 4) for part in epochs], seconds
+    return model, [float(part.mean()) for part in epochs], seconds
 
 
 def trainable(model: nn.Module) -> int:
@@ -77,9 +84,13 @@ def trainable(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or id(p) in alphas)
 
 
-def rate_of(cfg: Config) -> float:
-    """Learning rate of the weights."""
-    return cfg.optim_wrapper.get('weights', cfg.optim_wrapper).optimizer.lr
+def rates_of(cfg: Config) -> dict[str, float]:
+    """Learning rates: of the weights and, where they differ, of the others."""
+    wrapper = cfg.optim_wrapper
+    if 'weights' in wrapper:
+        return {part: wrapper[part].optimizer.lr for part in ('weights', 'alpha')}
+    rate, keys = wrapper.optimizer.lr, (wrapper.get('paramwise_cfg') or {}).get('custom_keys', {})
+    return dict(weights=rate) | {key: rate * value['lr_mult'] for key, value in keys.items()}
 
 
 def write_masks(probabilities: np.ndarray, path: Path) -> None:
@@ -94,5 +105,5 @@ def read_masks(path: Path) -> np.ndarray:
     return np.stack(np.split(grey, math.ceil(grey.shape[1] / grey.shape[0]), axis=1))
 
 
-def _is_adapted(model: nn.Module) -> bool:
+def _has_cells(model: nn.Module) -> bool:
     return any(isinstance(module, NASLoRALinear) for module in model.modules())

@@ -1,6 +1,7 @@
 """Conv-LoRA (Zhong et al., ICLR 2024, arXiv 2401.17868), the closest method to compare with."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from tas_lora.checks import bounded, positive
 
 from .linear import check_linear
 from .registry import MODELS
+from .token_maps import TokenMaps
 
 
 class NoisyGate(nn.Module):
@@ -69,7 +71,8 @@ class ConvLoRALinear(nn.Module):
     """h = W0 x + Wd (z + E_k(z)), z = We x, with one expert E_k per map.
 
     Expert k enlarges the map k times, applies a 3 x 3 convolution, and shrinks it again. The choice
-    depends on the input, so it can be neither folded nor merged. Each window is a map.
+    depends on the input, so it can be neither folded nor merged. Each window is a map, as is each
+    class token and the like, which is none of those whose use of the experts is balanced.
 
     Args:
         base: The layer to adapt, fused or not. It is frozen.
@@ -77,13 +80,24 @@ class ConvLoRALinear(nn.Module):
         num_experts: Number of experts, with scales 1, 2, ...; 8 in the paper.
         balance: Factor of the balance loss; 0.01 as in the published code. The model must add this
             loss, see :func:`nas_lora.adapt.auxiliary_losses`.
+        grid: As in :class:`TokenMaps`.
+        extra_tokens: As in :class:`TokenMaps`.
 
     Raises:
         UserError: If an argument is out of range, or ``base`` is not a linear layer.
     """
 
-    def __init__(self, base: nn.Linear, rank: int = 3, num_experts: int = 8, balance: float = 0.01):
+    def __init__(
+        self,
+        base: nn.Linear,
+        rank: int = 3,
+        num_experts: int = 8,
+        balance: float = 0.01,
+        grid: int | Sequence[int] | None = None,
+        extra_tokens: int = 0,
+    ):
         super().__init__()
+        self.token_maps = TokenMaps(grid, extra_tokens)
         self.base = check_linear(base, 'ConvLoRALinear').requires_grad_(False)
         positive(rank, 'rank', int, most=min(base.in_features, base.out_features))
         positive(num_experts, 'num_experts', int, most=64)
@@ -101,12 +115,21 @@ class ConvLoRALinear(nn.Module):
         self._balance_loss: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, I) -> (B, H, W, O)."""
-        z = self.down(x).permute(0, 3, 1, 2)
-        chosen, loss = self.gate(z)
+        """(B, H, W, I) or (B, N, I) to the same shape with O channels.
+
+        Raises:
+            UserError: If N tokens do not form the grid.
+        """
+        z = self.down(x)
+        mixed = [self._on_map(each.permute(0, 3, 1, 2)) for each in self.token_maps.split(z)]
+        *_, (_, loss) = mixed  # of the grid
         self._balance_loss = None if loss is None else self.balance * loss
-        z = z + self._of_experts(z, chosen)
-        return self.base(x) + self.up(z.permute(0, 2, 3, 1))
+        maps = [each.permute(0, 2, 3, 1) for each, _ in mixed]
+        return self.base(x) + self.up(self.token_maps.join(maps, z))
+
+    def _on_map(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        chosen, loss = self.gate(z)
+        return z + self._of_experts(z, chosen), loss
 
     def take_balance_loss(self) -> Tensor | None:
         """Return and clear the balance loss of the last forward in training."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
-from mmengine.runner import Runner
+from mmengine.runner import Runner, autocast
 from torch import Tensor, nn
 
 from tas_lora import UserError
@@ -37,7 +37,8 @@ class Scorer:
     """Scores models on the images of one part of a config.
 
     Args:
-        cfg: A config with ``{part}_dataloader`` and ``{part}_evaluator``.
+        cfg: A config with ``{part}_dataloader`` and ``{part}_evaluator``; with
+            ``{part}_cfg=dict(fp16=True)`` products are in bfloat16 on a CPU, as in MMEngine.
         part: 'val' or 'test'.
 
     Raises:
@@ -48,21 +49,25 @@ class Scorer:
         with blame(f'{part}_dataloader cannot be built'):
             self.loader = Runner.build_dataloader(cfg[f'{part}_dataloader'], seed=0)
         self.evaluator = Evaluator(cfg[f'{part}_evaluator'])
+        self.low_precision = bool((cfg.get(f'{part}_cfg') or {}).get('fp16', False))
 
-    @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Metrics of a model in evaluation mode."""
-        model.eval()
-        for batch in self.loader:
-            self.evaluator.process(data_samples=model.test_step(batch), data_batch=batch)
+        for batch, samples in self._outputs(model):
+            self.evaluator.process(data_samples=samples, data_batch=batch)
         return self.evaluator.evaluate(len(self.loader.dataset))
 
-    @torch.no_grad()
     def masks(self, model: nn.Module) -> Tensor:
         """Predicted probabilities (images, H, W)."""
+        return torch.stack([s.pred_mask for _, samples in self._outputs(model) for s in samples])
+
+    @torch.no_grad()
+    def _outputs(self, model: nn.Module) -> Iterator[tuple[dict, list]]:
         model.eval()
-        samples = [sample for batch in self.loader for sample in model.test_step(batch)]
-        return torch.stack([sample.pred_mask for sample in samples])
+        for batch in self.loader:
+            with autocast(enabled=self.low_precision):
+                samples = model.test_step(batch)
+            yield batch, samples
 
 
 def calibration_images(cfg: Config, model: nn.Module, least: int) -> Iterator[Tensor]:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tas_lora.checks import boolean, natural, positive, some_of
+from tas_lora.checks import boolean, positive, some_of
 from tas_lora.errors import UserError
 
 from .cell import SearchCell, initial_alpha
 from .operations import OPERATIONS
 from .registry import MODELS
+from .token_maps import TokenMaps
 
 
 class Branch(nn.Module):
@@ -93,8 +94,7 @@ class NASLoRALinear(nn.Module):
         self.parts = _check_parts(parts, base.out_features)
         adapted = self.parts if adapted is None else some_of(adapted, 'adapted', self.parts)
         self.scale = positive(scale, 'scale', float)
-        self.grid = _check_grid(grid)
-        self.extra_tokens = natural(extra_tokens, 'extra_tokens')
+        self.token_maps = TokenMaps(grid, extra_tokens)
         self.rank = positive(rank, 'rank', int, most=min(base.in_features, base.out_features))
 
         operations = some_of(operations, 'operations', OPERATIONS)
@@ -120,21 +120,12 @@ class NASLoRALinear(nn.Module):
         Raises:
             UserError: If N tokens do not form the grid.
         """
-        updates = [
-            self._on_map(m).reshape(len(x), -1, self.base.out_features) for m in self.maps(x)
-        ]
-        y = self.base(x)
-        return y + self.scale * torch.cat(updates, dim=1).reshape(y.shape)
+        update = self.token_maps.join([self._on_map(each) for each in self.maps(x)], x)
+        return self.base(x) + self.scale * update
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Split an input into maps (B', H, W, I): extra tokens, if any, and the grid."""
-        if x.ndim == 4:
-            return [x]
-        B, N, I = x.shape  # noqa: E741  the width of the input
-        height, width = self._grid_of(N - self.extra_tokens)
-        grid = x[:, self.extra_tokens :].reshape(B, height, width, I)
-        extra = x[:, : self.extra_tokens].reshape(-1, 1, 1, I)
-        return [extra, grid] if self.extra_tokens else [grid]
+        return self.token_maps.split(x)
 
     def _on_map(self, x: Tensor) -> Tensor:
         """The updates of all parts, concatenated to (B', H, W, O)."""
@@ -142,16 +133,6 @@ class NASLoRALinear(nn.Module):
         return torch.cat(
             [self.branches[p](x) if p in self.branches else nothing for p in self.parts], dim=-1
         )
-
-    def _grid_of(self, tokens: int) -> tuple[int, int]:
-        side = math.isqrt(max(tokens, 0))
-        height, width = self.grid or (side, side)
-        if height * width != tokens or not tokens:
-            raise UserError(
-                f'grid: {tokens} tokens after {self.extra_tokens} extra ones do not form a map of '
-                f'{height} x {width}; set grid=(height, width) or extra_tokens'
-            )
-        return height, width
 
 
 def check_linear(layer: nn.Module, adapter: str) -> nn.Linear:
@@ -180,12 +161,3 @@ def _check_parts(parts: Sequence[str], out_features: int) -> tuple[str, ...]:
 
 def _is_name(part) -> bool:
     return isinstance(part, str) and part.isidentifier()
-
-
-def _check_grid(grid) -> tuple[int, int] | None:
-    if grid is None:
-        return None
-    sides = grid if isinstance(grid, list | tuple) else (grid, grid)
-    if len(sides) != 2:
-        raise UserError(f'grid must be a side or (height, width), got {grid!r}')
-    return tuple(positive(side, 'grid', int) for side in sides)

@@ -52,13 +52,20 @@ class MaskDecoder(nn.Module):
         depth: Blocks of the transformer.
         num_heads: Its attention heads; they divide D / 2.
         mlp_dim: Width of its MLPs.
+        in_channels: Channels of the encoder's map. If they are not D, a 1 x 1 convolution and a
+            norm lead to D, as the first half of SAM's neck does; by default D.
 
     Raises:
         UserError: If a number is not a positive integer or not divisible as required.
     """
 
     def __init__(
-        self, embed_dim: int = 256, depth: int = 2, num_heads: int = 8, mlp_dim: int = 2048
+        self,
+        embed_dim: int = 256,
+        depth: int = 2,
+        num_heads: int = 8,
+        mlp_dim: int = 2048,
+        in_channels: int | None = None,
     ):
         super().__init__()
         positive(embed_dim, 'MaskDecoder.embed_dim', int)
@@ -70,7 +77,11 @@ class MaskDecoder(nn.Module):
                 f'MaskDecoder.embed_dim {embed_dim} must be divisible by 8, and its half by '
                 f'num_heads {num_heads}; change one of them'
             )
-        self.embed_dim = embed_dim
+        self.in_channels = in_channels or embed_dim
+        self.neck = nn.Identity()
+        if self.in_channels != embed_dim:
+            project = nn.Conv2d(self.in_channels, embed_dim, 1, bias=False)
+            self.neck = nn.Sequential(project, LayerNorm2d(embed_dim, eps=1e-6))
         self.iou_token = nn.Embedding(1, embed_dim)
         self.mask_tokens = nn.Embedding(_TOKENS, embed_dim)
         self.no_mask_embed = nn.Embedding(1, embed_dim)
@@ -88,7 +99,8 @@ class MaskDecoder(nn.Module):
         self.register_buffer('positional_encoding_gaussian_matrix', random)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Mask logits (B, 1, 4 H, 4 W) from features (B, D, H, W)."""
+        """Mask logits (B, 1, 4 H, 4 W) from features (B, in_channels, H, W)."""
+        features = self.neck(features)
         B, _, H, W = features.shape
         tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(B, -1, -1)
         pixels = (features + self.no_mask_embed.weight[..., None, None]).flatten(2).transpose(1, 2)

@@ -1,78 +1,136 @@
-"""Tables and figures of the comparison, made from its records."""
+"""Tables of the study, made from its records."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-import numpy as np
+from scipy.stats import ttest_1samp
 
 from tas_lora import UserError
-from tas_lora.errors import blame
-from tas_lora.image_formats import open_image
-from tas_lora.provenance import read_json
 
-from .comparison import read_masks
-from .methods import METHODS
+from .methods import METHODS, SETS
+from .records import read_records
+from .tuning import TUNING_SEED
 
-_NOTE = dict(color='white', fontsize=9, bbox=dict(color='black', pad=1.5))
-SHOWN = ('full', 'lora', 'nas_lora')
+COMPARED = ('full', 'decoder', 'lora', 'conv_lora', 'adapter', 'vpt', 'nas_lora')
+NOT_SEARCHED = ('uniform', 'random', 'best')
+ALONE = tuple(name for name in METHODS if name.startswith('only_'))
+ABLATIONS = (
+    'nas_lora',
+    *('tb0', 'tb8', 'tb2'),
+    *('ratio1', 'ratio2'),
+    *('rank1', 'rank8'),
+    *('first', 'last'),
+    *('no_conv', 'no_pool'),
+    *ALONE,
+)
+
+Study = dict[str, dict[str, dict[int, dict]]]  # records by data set, method and seed
 
 
-def read_records(folder: Path) -> dict[str, list[dict]]:
-    """Read the records of each method, in the order of ``METHODS``.
+def read_study(folder: Path) -> Study:
+    """The records in a folder, without those that tuned.
 
     Raises:
-        UserError: If there are none, or a file is not a record.
+        UserError: If there are none, or one cannot be read.
     """
-    found = []
-    for path in sorted(folder.glob('*_seed*.json')):
-        with blame(f'{path} is not a record; remove it and run compare.py again'):
-            record = read_json(path, kind=dict)
-            found.append(record | dict(label=METHODS[record['method']]))
-    if not found:
+    study = {}
+    for data in SETS:
+        for record in read_records(folder / f'{data}.jsonl').values():
+            if record['seed'] != TUNING_SEED:
+                runs = study.setdefault(data, {}).setdefault(record['method'], {})
+                runs[record['seed']] = record
+    if not study:
         raise UserError(f'{folder} has no records; tools/compare.py writes them')
-    by_method = {m: [r for r in found if r['method'] == m] for m in METHODS}
-    return {method: records for method, records in by_method.items() if records}
+    return study
 
 
-def scores_table(records: dict[str, list[dict]]) -> str:
-    """Mean and standard deviation over seeds of the test metrics, as Markdown."""
-    rows = [['method', 'seeds', 'trainable', 'IoU', 'Dice', 'BER', 'MAE', 'CPU s an epoch']]
-    for runs in records.values():
-        scores = [[r['scores']['test'][m] for r in runs] for m in ('iou', 'dice', 'ber', 'mae')]
-        seconds = mean(r['cpu_seconds_per_epoch'] for r in runs)
-        first = [runs[0]['label'], str(len(runs)), f'{runs[0]["trainable"]:,}']
-        rows.append([*first, *map(with_spread, scores), f'{seconds:.2f}'])
+def score(data: str, record: dict, part: str = 'test') -> float:
+    """The score of a record that its data set is compared by; accuracy in % as MMPretrain's."""
+    return record['scores'][part][SETS[data].metric]
+
+
+def best_alone(study: Study, data: str) -> str | None:
+    """The operation that is best alone on val, mean over seeds; None if not all were trained."""
+    runs = study[data]
+    if any(name not in runs for name in ALONE):
+        return None
+    return max(ALONE, key=lambda m: mean(score(data, r, 'val') for r in runs[m].values()))
+
+
+def runs_of(study: Study, data: str, method: str) -> dict[int, dict]:
+    """Records of a method by seed; 'best' is the best operation alone."""
+    name = best_alone(study, data) if method == 'best' else method
+    return study[data].get(name, {})
+
+
+def methods_table(study: Study) -> str:
+    """Test scores of methods, and what they train in the encoder."""
+    rows = [['method', 'trained in the encoder', *(SETS[data].label for data in study)]]
+    for method in (*COMPARED, *NOT_SEARCHED):
+        label = 'best operation alone' if method == 'best' else METHODS[method].label
+        found = [runs_of(study, data, method) for data in study]
+        if any(found):
+            rows.append([label, _trained(found), *map(_cell, study, found)])
     return markdown(rows)
 
 
-def levels_table(records: dict[str, list[dict]]) -> str:
-    """Test IoU after folding and merging, mean over seeds; or the operations that refused."""
-    rows = [['method', 'before', 'fold', 'merge(exact)', 'merge(least_squares)', 'R^2 of layers']]
-    for runs in records.values():
-        if all(run['levels'] for run in runs):
-            before = mean(run['scores']['test']['iou'] for run in runs)
-            cells = [_after(runs, level) for level in ('fold', 'exact', 'least_squares')]
-            rows.append([runs[0]['label'], f'{before:.3f}', *cells, _r2(runs)])
+def ablations_table(study: Study) -> str:
+    """Test scores of variants of NAS-LoRA, for the sets that have any."""
+    sets = [data for data, runs in study.items() if any(m in runs for m in ABLATIONS[1:])]
+    rows = [['NAS-LoRA', 'trained in the encoder', *(SETS[data].label for data in sets)]]
+    for method in ABLATIONS:
+        found = [study[data].get(method, {}) for data in sets]
+        if any(found):
+            label = 'ratio 1, T_B 1/4, rank 3, all' if method == 'nas_lora' else None
+            rows.append([label or METHODS[method].label, _trained(found), *map(_cell, sets, found)])
     return markdown(rows)
 
 
-def costs_table(costs: dict[str, dict]) -> str:
-    """Table of the measurements of ``tools/costs.py``."""
-    rows = [['method', 'trainable', 'CPU ms a batch', 'over full', 'kept for backward', 'peak']]
-    for method, record in costs.items():
-        low, high = record['time']['spread']
-        rows.append(
-            [
-                METHODS[method],
-                f'{record["trainable"]:,}',
-                f'{1e3 * record["seconds"]:.0f}',
-                f'{record["time"]["median"]:.2f} ({low:.2f} to {high:.2f})',
-                f'{record["saved_mib"]:.1f} MiB',
-                f'{record["peak_mib"]:.0f} MiB',
-            ]
-        )
+def differences_table(study: Study, others: Sequence[str] = (*NOT_SEARCHED, *COMPARED[:-1])) -> str:
+    """NAS-LoRA minus other methods, in points of the test score, paired by seed.
+
+    p is that of Student's test over all pairs, for a mean difference of 0.
+    """
+    rows = [['NAS-LoRA minus', *(SETS[data].label for data in study), 'all pairs', 'p']]
+    for other in others:
+        by_set = [_differences(study, data, other) for data in study]
+        pairs = [value for values in by_set for value in values]
+        if pairs:
+            label = 'best operation alone' if other == 'best' else METHODS[other].label
+            p = f'{ttest_1samp(pairs, 0).pvalue:.2g}' if len(pairs) > 2 else ''
+            rows.append([label, *map(signed, by_set), f'{signed(pairs)} ({len(pairs)})', p])
     return markdown(rows)
+
+
+def _differences(study: Study, data: str, other: str) -> list[float]:
+    ours, theirs = (runs_of(study, data, method) for method in ('nas_lora', other))
+    return [points(data, ours[s]) - points(data, theirs[s]) for s in ours if s in theirs]
+
+
+def points(data: str, record: dict) -> float:
+    """The test score in %."""
+    value = score(data, record)
+    return 100 * value if SETS[data].metric == 'iou' else value
+
+
+def _cell(data: str, runs: dict[int, dict]) -> str:
+    values = [points(data, record) for record in runs.values()]
+    if not values:
+        return ''
+    return f'{mean(values):.1f}' + (f' +-{stdev(values):.1f}' if len(values) > 1 else '')
+
+
+def _trained(found: Sequence[dict[int, dict]]) -> str:
+    counts = {r['trainable_in_encoder'] for runs in found for r in runs.values()}
+    return f'{max(counts):,}'  # positions differ by the size of images
+
+
+def signed(values: Sequence[float]) -> str:
+    """Mean and, of several, standard deviation, with its sign."""
+    if not values:
+        return ''
+    return f'{mean(values):+.2f}' + (f' +-{stdev(values):.2f}' if len(values) > 1 else '')
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -81,81 +139,15 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return '\n'.join(f'| {" | ".join(row)} |' for row in [rows[0], rule, *rows[1:]])
 
 
-def with_spread(values: Sequence[float]) -> str:
-    """Mean and, for several values, standard deviation."""
-    spread = f' +- {stdev(values):.3f}' if len(values) > 1 else ''
-    return f'{mean(values):.3f}{spread}'
-
-
-def mean_choices(runs: list[dict]) -> dict[str, dict[str, float]]:
+def mean_choices(runs: dict[int, dict]) -> dict[str, dict[str, float]]:
     """Mean probabilities over seeds, by short name of layer and part, such as '0.q'."""
-    layers = runs[0]['choices']
+    records = list(runs.values())
     return {
-        _short(layer): {
-            name: mean(run['choices'][layer][name] for run in runs) for name in layers[layer]
-        }
-        for layer in layers
+        _short(layer): {name: mean(r['choices'][layer][name] for r in records) for name in chances}
+        for layer, chances in records[0]['choices'].items()
     }
 
 
-def draw_masks(
-    folder: Path, data: Path, path: Path, seed: int = 0, tiles: Sequence[int] = (1, 6, 9, 12)
-) -> None:
-    """Draw image, true mask and the masks of three methods for some test tiles.
-
-    Args:
-        folder: Folder of the records.
-        data: The test part of the nuclei.
-        path: File to write.
-        seed: Seed of the masks.
-        tiles: Numbers of the tiles, in the order of their names.
-
-    Raises:
-        UserError: If an image is missing.
-    """
-    from matplotlib.figure import Figure
-
-    with blame('the sheet of masks cannot be drawn'):
-        names = [sorted((data / 'images').iterdir())[i].name for i in tiles]
-        images = [x / x.max() for x in _pictures(data / 'images', names)]  # they are dark
-        columns = dict(image=images, truth=_masks(data / 'masks', names))
-        for method in SHOWN:
-            found = read_masks(folder / f'{method}_seed{seed}.png')
-            columns[METHODS[method]] = [found[i] > 0.5 for i in tiles]
-    figure = Figure(figsize=(2 * len(columns), 2 * len(tiles)), layout='constrained')
-    grid = figure.subplots(len(tiles), len(columns), squeeze=False)
-    for axes, (title, pictures) in zip(grid.T, columns.items(), strict=True):
-        axes[0].set_title(title, fontsize=9)
-        for ax, picture, truth in zip(axes, pictures, columns['truth'], strict=True):
-            ax.set_axis_off()
-            ax.imshow(picture, cmap='gray', vmin=0, interpolation='nearest')
-            if title not in ('image', 'truth'):
-                both, either = (picture & truth).sum(), (picture | truth).sum()
-                ax.text(2, 61, f'IoU {both / max(either, 1):.2f}', **_NOTE)
-    figure.savefig(path, dpi=100)
-
-
-def _pictures(folder: Path, names: Sequence[str]) -> list[np.ndarray]:
-    return [np.asarray(open_image(folder / name)) for name in names]
-
-
-def _masks(folder: Path, names: Sequence[str]) -> list[np.ndarray]:
-    return [picture > 127 for picture in _pictures(folder, names)]
-
-
 def _short(layer: str) -> str:
-    parts = layer.split('.')
-    return f'{parts[parts.index("layers") + 1]}.{parts[-1]}'
-
-
-def _after(runs: list[dict], level: str) -> str:
-    refused = [r['levels'][level]['refused'] for r in runs if 'refused' in r['levels'][level]]
-    if refused:
-        operations = {text.split(' is in the way')[0].split(': ')[-1] for text in refused}
-        return f'refused: {", ".join(sorted(operations))}'
-    return f'{mean(r["levels"][level]["scores"]["iou"] for r in runs):.3f}'
-
-
-def _r2(runs: list[dict]) -> str:
-    values = [v for run in runs for v in run['levels']['least_squares']['r2'].values()]
-    return f'{min(values):.2f} to {max(values):.2f}'
+    block = next(part for part in layer.split('.') if part.isdigit())
+    return f'{block}.{layer.split(".")[-1]}'

@@ -1,4 +1,4 @@
-"""Segmentation with SAM's encoder and mask decoder: one mask per image, without prompts."""
+"""Segmentation with a vision transformer and SAM's mask decoder: a mask per image, no prompts."""
 
 import torch
 import torch.nn.functional as F
@@ -19,22 +19,21 @@ _LOSS = dict(type='nas_lora.StructureLoss')
 
 
 @MODELS.register_module()
-class SAMSegmentor(BaseModel):
+class Segmentor(BaseModel):
     """Encoder, mask decoder and loss.
 
     The weights are final once it is built; ``init_weights`` changes none. So the encoder can be
     wrapped, or its layers replaced by adapters, right away.
 
     Args:
-        encoder: Config of MMPretrain's ``ViTSAM``; its last output is used.
+        encoder: Config of an encoder whose last output is a map (B, C, H, W), such as
+            ``nas_lora.ViTEncoder``.
         decoder: Config of a decoder for the encoder's ``out_channels``.
         loss: Config of a loss of (logits, masks), both (B, 1, H, W).
-        pretrained: A SAM file to start from, with Meta's, Hugging Face's, OpenMMLab's or our own
-            names; see :func:`load_sam`.
         data_preprocessor: Config of MMEngine's ``ImgDataPreprocessor``.
 
     Raises:
-        UserError: If the parts are incompatible, or ``pretrained`` does not fit them.
+        UserError: If the parts are incompatible.
     """
 
     def __init__(
@@ -42,27 +41,18 @@ class SAMSegmentor(BaseModel):
         encoder: dict,
         decoder: dict = _DECODER,
         loss: dict = _LOSS,
-        pretrained: str | None = None,
         data_preprocessor: dict | None = None,
     ):
         super().__init__(data_preprocessor)
         self.encoder = MODELS.build(encoder)
         self.decoder = MODELS.build(decoder)
         self.loss = MODELS.build(loss)
-        if not isinstance(self.encoder, ViTSAM) or self.encoder.out_type == 'avg_featmap':
-            raise UserError("SAMSegmentor.encoder must be dict(type='mmpretrain.ViTSAM', ...)")
-        if self.encoder.out_channels != self.decoder.embed_dim:
+        name, width = type(self).__name__, getattr(self.encoder, 'out_channels', None)
+        if width != self.decoder.in_channels:
             raise UserError(
-                f'SAMSegmentor.encoder.out_channels is {self.encoder.out_channels}, '
-                f'SAMSegmentor.decoder.embed_dim {self.decoder.embed_dim}; make them the same'
+                f'{name}.encoder.out_channels is {width}, {name}.decoder.in_channels (by default '
+                f'its embed_dim) {self.decoder.in_channels}; make them the same'
             )
-        if self.encoder.init_cfg is not None:
-            raise UserError('SAMSegmentor.encoder takes no init_cfg; give the file as pretrained')
-        # All that ViTSAM.init_weights does, without a log line per parameter.
-        nn.init.trunc_normal_(self.encoder.pos_embed, std=0.02)
-        if pretrained is not None:
-            parts = load_sam(dict(encoder=self.encoder, decoder=self.decoder), pretrained)
-            print_log(f'{" and ".join(parts)} of {pretrained} loaded', 'current')
 
     def init_weights(self) -> None:
         """Do nothing: when the runner calls this, adapters and weights are already in place."""
@@ -89,6 +79,40 @@ class SAMSegmentor(BaseModel):
         if mode == 'predict':
             return _with_masks(data_samples or [DataSample() for _ in inputs], logits)
         return logits
+
+
+@MODELS.register_module()
+class SAMSegmentor(Segmentor):
+    """A :class:`Segmentor` that starts from a SAM file.
+
+    Args:
+        encoder: Config of MMPretrain's ``ViTSAM``.
+        decoder, loss, data_preprocessor: As in :class:`Segmentor`.
+        pretrained: A SAM file to start from, with Meta's, Hugging Face's, OpenMMLab's or our own
+            names; see :func:`load_sam`.
+
+    Raises:
+        UserError: If the parts are incompatible, or ``pretrained`` does not fit them.
+    """
+
+    def __init__(
+        self,
+        encoder: dict,
+        decoder: dict = _DECODER,
+        loss: dict = _LOSS,
+        pretrained: str | None = None,
+        data_preprocessor: dict | None = None,
+    ):
+        super().__init__(encoder, decoder, loss, data_preprocessor)
+        if not isinstance(self.encoder, ViTSAM) or self.encoder.out_type == 'avg_featmap':
+            raise UserError("SAMSegmentor.encoder must be dict(type='mmpretrain.ViTSAM', ...)")
+        if self.encoder.init_cfg is not None:
+            raise UserError('SAMSegmentor.encoder takes no init_cfg; give the file as pretrained')
+        # All that ViTSAM.init_weights does, without a log line per parameter.
+        nn.init.trunc_normal_(self.encoder.pos_embed, std=0.02)
+        if pretrained is not None:
+            parts = load_sam(dict(encoder=self.encoder, decoder=self.decoder), pretrained)
+            print_log(f'{" and ".join(parts)} of {pretrained} loaded', 'current')
 
 
 def _masks(samples: list[DataSample] | None, logits: Tensor) -> Tensor:

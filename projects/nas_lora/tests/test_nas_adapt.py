@@ -7,7 +7,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from mmengine.runner.checkpoint import load_state_dict
-from nas_lora.adapt import QKV, AdaptedModel, adapt, auxiliary_losses
+from nas_lora.adapt import AdaptedModel, adapt, auxiliary_losses
 from nas_lora.fold import fold
 from nas_lora.linear import NASLoRALinear
 from nas_lora.merge import merge_exact
@@ -17,6 +17,7 @@ from torch import nn
 from tas_lora.errors import UserError
 
 NAS = dict(type='nas_lora.NASLoRALinear', ratio=2 / 3)
+QKV = r'layers\.\d+\.attn\.qkv'
 CONV = dict(type='nas_lora.ConvLoRALinear')
 
 
@@ -59,7 +60,7 @@ def test_targets_choose_layers():
         'layers.2.attn.qkv',
         'layers.3.attn.qkv',
     ]
-    names = adapt(tiny_encoder(), NAS | dict(parts=['out']), [*QKV, r'layers\.0\..*proj'])
+    names = adapt(tiny_encoder(), NAS | dict(parts=['out']), [QKV, r'layers\.0\..*proj'])
     assert names == ['layers.0.attn.qkv', 'layers.0.attn.proj', *(
         f'layers.{i}.attn.qkv' for i in (1, 2, 3)
     )]  # fmt: skip
@@ -185,13 +186,22 @@ def test_a_config_builds_it_and_the_losses_have_what_adapters_add():
         (dict(adapter=NAS | dict(rang=3)), "adapter (type='nas_lora.NASLoRALinear'): TypeError:"),
         (dict(adapter=NAS | dict(rank=0)), 'rank must be a positive integer, got 0'),
         (
-            dict(targets=['qkv']),
-            "targets: 'qkv' matches no full name; linear layers are layers.0.attn.qkv, layers",
+            dict(targets=['qvk']),
+            "targets: 'qvk' matches no full name; linear layers are layers.0.attn.qkv, layers",
         ),
         (dict(targets=['(']), "targets: '(' is not a regular expression"),
-        (dict(targets=[]), 'targets must be a list of regular expressions, got []'),
-        (dict(targets=3), 'targets must be a list of regular expressions, got 3'),
-        (dict(targets='.*qkv'), "targets must be a list of regular expressions, got '.*qkv'"),
+        (
+            dict(targets=[]),
+            'block, or a list of regular expressions, got []',
+        ),
+        (
+            dict(targets=3),
+            'block, or a list of regular expressions, got 3',
+        ),
+        (
+            dict(targets='.*qkv'),
+            "block, or a list of regular expressions, got '.*qkv'",
+        ),
         (
             dict(targets=[r'layers\.0\.attn.*']),
             'targets: layers.0.attn.qkv is inside layers.0.attn; choose one of them',

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nas_lora.adapt import adapt
-from nas_lora.baselines import BottleneckAdapter, PromptedAttention, lora_linear
+from nas_lora.baselines import BottleneckAdapter, lora_linear
 from nas_lora.conv_lora import ConvLoRALinear, chance_of_first
+from nas_lora.prompts import PromptedAttention
 from tiny_encoder import convolved, images, tiny_encoder
 from torch import nn
 
@@ -214,7 +215,7 @@ def test_the_balance_loss_is_the_squared_coefficient_of_variation(monkeypatch):
         (lambda: BottleneckAdapter(nn.Linear(4, 4), 0), 'width must be a positive integer, got 0'),
         (
             lambda: PromptedAttention(nn.Linear(4, 4)),
-            'PromptedAttention adapts the attention of ViTSAM, got a Linear; use targets=',
+            "PromptedAttention adapts the attention of ViTSAM, got a Linear; use targets='att",
         ),
     ],
 )

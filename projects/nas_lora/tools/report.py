@@ -1,4 +1,4 @@
-"""Write tables and figures of the comparison from its records.
+"""Write tables and figures of the study from its records.
 
 python projects/nas_lora/tools/report.py
 """
@@ -7,51 +7,71 @@ import argparse
 from pathlib import Path
 
 import project_path
-from nas_lora.choices import draw_probabilities, probabilities_table
+from nas_lora.choices import draw_probabilities
+from nas_lora.figures import draw_masks, draw_scores
+from nas_lora.methods import METHODS, SETS
 from nas_lora.report import (
-    costs_table,
-    draw_masks,
-    levels_table,
+    ablations_table,
+    differences_table,
     mean_choices,
-    read_records,
-    scores_table,
+    methods_table,
+    read_study,
 )
 
-from tas_lora import cli
+from tas_lora import UserError, cli
 from tas_lora.atomic_files import write_atomic
-from tas_lora.provenance import read_json
 
 
 def parse_args() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--records', type=Path, default=project_path.PROJECT / 'results')
-    parser.add_argument('--data-root', type=Path, default=Path('data/nuclei'))
-    parser.add_argument('--out', type=Path, help='folder to write to (default: the records)')
+    add = parser.add_argument
+    add('--records', type=Path, default=project_path.PROJECT / 'results')
+    add('--out', type=Path, help='folder to write to (default: the records)')
+    add('--runs', type=Path, help='folder of the trainings, for a sheet of masks')
+    add('--images', type=Path, help='images and masks of the test part, for that sheet')
+    add('--data', choices=SETS, default='emoji', help='set of that sheet')
+    add('--methods', nargs='+', choices=METHODS, default=['decoder', 'lora', 'nas_lora'])
+    add('--numbers', type=int, nargs='+', default=[2, 9, 17, 30, 41, 60], help='test images shown')
     return parser.parse_args()
 
 
 def main() -> None:
-    """Write ``report.md``, ``choices.png`` and, if the images exist, ``masks.png``."""
+    """Write ``tables.md``, ``scores.png``, ``choices_SET.png`` and, on demand, ``masks.png``."""
     args = parse_args()
     out = args.out or args.records
-    records = read_records(args.records)
+    study = read_study(args.records)
     out.mkdir(parents=True, exist_ok=True)
-    tables = {'Scores': scores_table(records), 'Levels': levels_table(records)}
-    for path in sorted(args.records.glob('costs_*.json'), reverse=True):
-        size = path.stem.removeprefix('costs_')
-        tables[f'Costs, {size}'] = costs_table(read_json(path, kind=dict))
-    if 'nas_lora' in records:
-        found = mean_choices(records['nas_lora'])
-        tables['Choices of NAS-LoRA, mean over seeds'] = probabilities_table(found)
-        draw_probabilities(found, out / 'choices.png')
-    text = '\n\n'.join(f'## {title}\n\n{table}' for title, table in tables.items()) + '\n'
-    write_atomic(out / 'report.md', text)
+    text = tables(study)
+    write_atomic(out / 'tables.md', text)
     cli.say(text)
-    if (args.data_root / 'test').is_dir():
-        draw_masks(args.records, args.data_root / 'test', out / 'masks.png')
-    else:
-        cli.say(f'--data-root {args.data_root} has no images: masks.png is not written')
+    draw_scores(study, out / 'scores.png')
+    for data, runs in study.items():
+        if 'nas_lora' in runs:
+            draw_probabilities(mean_choices(runs['nas_lora']), out / f'choices_{data}.png')
+    if (args.runs is None) != (args.images is None):
+        raise UserError('--runs and --images go together: a sheet of masks needs both')
+    if args.runs:
+        draw_masks(shown(study, args), args.runs, args.images, args.numbers, out / 'masks.png')
+
+
+def shown(study: dict, args: argparse.Namespace) -> dict[str, dict]:
+    """Records of the sheet's methods by label, of the first seed."""
+    runs = study.get(args.data, {})
+    missing = [method for method in args.methods if method not in runs]
+    if missing:
+        raise UserError(f'--methods {missing[0]}: there is no record of it on {args.data}')
+    return {METHODS[method].label: runs[method][min(runs[method])] for method in args.methods}
+
+
+def tables(study: dict) -> str:
+    """All tables as Markdown."""
+    found = {
+        'Methods': methods_table(study),
+        'Variants': ablations_table(study),
+        'What the search is worth': differences_table(study),
+    }
+    return '\n\n'.join(f'## {title}\n\n{table}' for title, table in found.items()) + '\n'
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-from .build import convert, supernet_from
+from .build import convert, open_model, supernet_from
 from .files import write_supernet
 
-__all__ = ['convert', 'supernet_from', 'write_supernet']
+__all__ = ['convert', 'open_model', 'supernet_from', 'write_supernet']

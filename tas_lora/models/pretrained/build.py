@@ -106,22 +106,39 @@ def read_original(
         return reader.read(opened, img_size)
 
 
+def open_model(
+    source: str, checkpoint: str | Path | None = None, img_size: int | None = None
+) -> nn.Module:
+    """Build a model of another library, with its weights.
+
+    Args:
+        source: 'timm:NAME', 'hf:FOLDER' or 'mmpretrain:NAME'.
+        checkpoint: File with its weights; by default those in the folder, or those that the
+            library downloads.
+        img_size: Side of the images; positions are resized. Only timm builds for another size.
+
+    Raises:
+        UserError: If there is no such model, a part of it is not supported, or a file is missing
+            or does not fit.
+    """
+    library, _, name = source.partition(':')
+    if library not in _SOURCES or not name:
+        raise UserError(
+            f"must be a model, 'timm:NAME', 'hf:FOLDER' or 'mmpretrain:NAME', got {source!r}",
+            'source',
+        )
+    with blame(f'{_NEEDED[library]} cannot be imported; install it with pip'):
+        import_module(_NEEDED[library])
+    size = (img_size,) if library == 'timm' else ()
+    return _reader(_SOURCES[library]).open_model(name, checkpoint, *size)
+
+
 def _opened(
     source: nn.Module | str, checkpoint: str | Path | None, img_size: int | None
 ) -> tuple[nn.Module, ModuleType]:
     """A model that may be changed, and the reader of its library."""
     if isinstance(source, str):
-        library, _, name = source.partition(':')
-        if library not in _SOURCES or not name:
-            raise UserError(
-                f"must be a model, 'timm:NAME', 'hf:FOLDER' or 'mmpretrain:NAME', got {source!r}",
-                'source',
-            )
-        reader = _reader(_SOURCES[library])
-        with blame(f'{_NEEDED[library]} cannot be imported; install it with pip'):
-            import_module(_NEEDED[library])
-        size = (img_size,) if library == 'timm' else ()
-        return reader.open_model(name, checkpoint, *size), reader
+        return open_model(source, checkpoint, img_size), _reader(_SOURCES[source.partition(':')[0]])
     library = type(source).__module__.partition('.')[0]
     if library not in _READERS or not isinstance(source, nn.Module):
         raise UserError(

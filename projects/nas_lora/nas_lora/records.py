@@ -1,0 +1,46 @@
+"""Records of trainings, a line of JSON each; all tables and figures are made of them alone."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from tas_lora import UserError
+from tas_lora.atomic_files import append_line, write_atomic
+
+
+def read_records(path: Path) -> dict[str, dict]:
+    """The records in a file by the name of their run; none if there is no file.
+
+    A last line that a killed process left unfinished is no record.
+
+    Raises:
+        UserError: If another line is not a record.
+    """
+    if not path.is_file():
+        return {}
+    found = {}
+    for number, line in enumerate(path.read_text().split('\n')[:-1], 1):
+        try:
+            record = json.loads(line)
+            found[record['run']] = record
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f'line {number} of {path} is not a record; remove it') from error
+    return found
+
+
+def add_record(path: Path, record: Mapping) -> None:
+    """Append a record to a file, which is created if need be, in place of an unfinished line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole, end, rest = (path.read_text() if path.is_file() else '').rpartition('\n')
+    if rest:
+        write_atomic(path, whole + end)
+    append_line(path, json.dumps(record, separators=(',', ':')))
+
+
+def rounded(value, digits: int = 4):
+    """Numbers inside lists and dicts, rounded."""
+    if isinstance(value, Mapping):
+        return {key: rounded(one, digits) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(one, digits) for one in value]
+    return round(value, digits) if isinstance(value, float) else value
