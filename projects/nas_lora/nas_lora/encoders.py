@@ -11,6 +11,7 @@ from tas_lora.errors import UserError
 from tas_lora.models.pretrained import open_model
 
 from .registry import MODELS
+from .vits import vit_of
 
 OUTPUTS = ('map', 'token', 'mean')
 # Normalised tokens (B, N, C) of images, by the first name of the library's modules.
@@ -53,8 +54,10 @@ class ViTEncoder(BaseModule):
         self.library = type(self.vit).__module__.partition('.')[0]
         one_of(self.library, 'library of ViTEncoder.source', tuple(_TOKENS))
         self.out = out
-        self.extra_tokens, self.grid = self.vit.num_prefix_tokens, self.vit.patch_embed.grid_size
-        self.out_channels = self.vit.embed_dim
+        layout = vit_of(self.vit)
+        self.extra_tokens, self.grid = layout.extra_tokens, layout.grid
+        proj = layout.names('proj', next(iter(layout.blocks)))[-1]
+        self.out_channels = self.vit.get_submodule(proj).out_features
         if out == 'token' and not self.extra_tokens:
             raise UserError("ViTEncoder.out: the model has no class token; use 'mean'")
 

@@ -1,6 +1,6 @@
 """Figures of the study: scores of methods, and masks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -10,11 +10,10 @@ from tas_lora.errors import blame
 from tas_lora.image_formats import open_image
 
 from .comparison import MASKS, read_masks
-from .methods import METHODS, SETS, Run
+from .methods import METHODS, SETS
 from .report import COMPARED, NOT_SEARCHED, Study, points, runs_of
 
 _NOTE = dict(color='white', fontsize=9, bbox=dict(color='black', pad=1.5))
-_SHOWN = ('decoder', 'lora', 'nas_lora')
 
 
 def draw_scores(study: Study, path: Path) -> None:
@@ -43,17 +42,16 @@ def draw_scores(study: Study, path: Path) -> None:
 
 
 def draw_masks(
-    runs: Path, images: Path, data: str, path: Path, numbers: Sequence[int], seed: int = 0
+    records: Mapping[str, dict], runs: Path, images: Path, numbers: Sequence[int], path: Path
 ) -> None:
-    """Draw images, true masks and the masks that three methods found.
+    """Draw images, true masks and the masks that trainings found.
 
     Args:
+        records: Their records, by label.
         runs: Folder of the trainings.
-        images: The test part of the set.
-        data: Name of the set.
-        path: File to write.
+        images: The test part of their data set.
         numbers: Which test images, in the order of their names.
-        seed: Of the trainings.
+        path: File to write.
 
     Raises:
         UserError: If an image is missing.
@@ -62,12 +60,13 @@ def draw_masks(
 
     with blame('the sheet of masks cannot be drawn'):
         names = [sorted((images / 'images').iterdir())[i].name for i in numbers]
-        found = [_masks_of(runs, data, method, seed)[list(numbers)] > 0.5 for method in _SHOWN]
+        folders = [runs / record['run'] for record in records.values()]
+        found = [read_masks(folder / MASKS)[list(numbers)] > 0.5 for folder in folders]
         side = found[0].shape[-1]
         pictures = [_picture(images / 'images' / name, side) for name in names]
         truth = [_picture(images / 'masks' / name, side)[..., 0] > 127 for name in names]
     rows = [pictures, truth, *found]
-    titles = ['image', 'truth', *(METHODS[method].label for method in _SHOWN)]
+    titles = ['image', 'truth', *records]
     figure = Figure(figsize=(1.6 * len(numbers) + 0.3, 1.6 * len(rows)), layout='constrained')
     grid = figure.subplots(len(rows), len(numbers), squeeze=False)
     for line, row, title in zip(grid, rows, titles, strict=True):
@@ -80,18 +79,6 @@ def draw_masks(
                 iou = (picture & true).sum() / max((picture | true).sum(), 1)
                 axes.text(4, side - 6, f'IoU {iou:.2f}', **_NOTE)
     figure.savefig(path, dpi=90)
-
-
-def _masks_of(runs: Path, data: str, method: str, seed: int) -> np.ndarray:
-    """Masks (n, H, W) of the training with the seed, whatever its rate."""
-    prefix, end = f'{data}_{method}', f'_seed{seed}'
-    exact = Run(data, method, seed).name
-    folders = [p for p in runs.glob(f'{prefix}*{end}') if _is_of(p.name, exact, prefix)]
-    return read_masks(sorted(folders)[0] / MASKS)
-
-
-def _is_of(name: str, exact: str, prefix: str) -> bool:
-    return name == exact or name.startswith(f'{prefix}_rate')
 
 
 def _picture(path: Path, side: int) -> np.ndarray:

@@ -109,6 +109,7 @@ def _differences(study: Study, data: str, other: str) -> list[float]:
 
 
 def points(data: str, record: dict) -> float:
+    """The test score in %."""
     value = score(data, record)
     return 100 * value if SETS[data].metric == 'iou' else value
 

@@ -23,7 +23,7 @@ ROOT = project_path.PROJECT.parents[1]
 WORK = Path('work_dirs/nas_lora_demo')
 SAM = WORK / 'pretrained' / 'epoch_4.pth'
 NUCLEI = Path('data/nuclei')
-METHODS = ('full', 'lora', 'nas_lora', 'nas_fold')
+METHODS = ('full', 'lora', 'nas_lora', 'no_pool')
 SHOWN = re.compile(
     r'Epoch\(val\).*|^(data|work_dirs)/.*|.*\bIoU\b.*|^[|#].*|.*(->|encoder:|R\^2).*'
 )
@@ -98,16 +98,18 @@ def main() -> None:
     started = time.monotonic()
     pretrain(prepare(argparse.Namespace(**given)))
     results, runs = WORK / 'results', WORK / 'runs'
-    where = ['--out', results, '--work-dir', runs, '--pretrained', SAM, '--seeds', 0]
-    call('Adapt; NAS-LoRA in stages', 'compare.py', '--methods', *METHODS, *where)
-    call('Chosen operations', 'report.py', '--records', results)
-    model = ['projects/nas_lora/configs/nuclei_nas_fold.py', runs / 'nas_fold_seed0/epoch_20.pth']
-    options = ['--cfg-options', f'model.model.pretrained={SAM}']
+    where = ['--data', 'sam', '--seeds', 0, '--out', results, '--work-dir', runs]
+    start = ['--cfg-options', f'model.model.pretrained={SAM}']
+    call('Adapt; NAS-LoRA in stages', 'compare.py', '--methods', *METHODS, *where, *start)
+    sheet = ['--data', 'sam', '--runs', runs, '--images', NUCLEI / 'test', '--numbers', 1, 6, 9, 12]
+    sheet += ['--methods', *METHODS[:3]]
+    call('Tables and figures', 'report.py', '--records', results, *sheet)
+    model = [runs / 'sam_no_pool_seed0' / name for name in ('config.py', 'epoch_20.pth')]
     for level in ('fold', 'least_squares'):
         out = ['--level', level, '--out', WORK / level]
-        call(f'Fold or merge: {level}', 'merge.py', *model, *out, *options)
+        call(f'Fold or merge: {level}', 'merge.py', *model, *out)
     cli.say(
-        f'\nmasks    {results}/masks.png\nchoices  {results}/choices.png\nmodels   {WORK}\n'
+        f'\nmasks    {results}/masks.png\nchoices  {results}/choices_sam.png\nmodels   {WORK}\n'
         'At this size the search need not win; the tables show what was measured.\n'
         f'{time.monotonic() - started:.0f} s in all'
     )

@@ -7,6 +7,7 @@ these vendors. The photographs come with scikit-image (BSD-3).
 
 import argparse
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import project_path
@@ -36,7 +37,8 @@ def main():
         args.archives.mkdir(parents=True, exist_ok=True)
         archives = emoji_archives(args.archives)
         write_folders(archives, Path(temporary), args.seed, is_white=False)
-        parts = parts_in(Path(temporary), args.seed)
+        emoji, left_out = drawings(Path(temporary))
+        parts = on_photographs(emoji, args.seed)
         for i, part in enumerate(parts):
             write_part(part, out / part.name, vars(args)[part.name], args.size, (args.seed, i))
         facts = dict(
@@ -48,17 +50,48 @@ def main():
             ],
             split='no emoji and no photograph is in two of train, val and test; third has the '
             'emoji and photographs of test, by another hand',
+            left_out=left_out,
         )
         write_record(out, args.out, facts, made_of(parts))
 
 
-def parts_in(emoji: Path, seed: int) -> list[Part]:
-    """The parts' emoji, those in their folders below ``emoji``, and their photographs."""
+def drawings(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[str]]]:
+    """Drawings by part, in ``folder``/part/class, and what is left out, by reason.
+
+    - no object: the alpha channel shows none, see :func:`nas_lora.stamps.cut_out`.
+    - drawn alike: train or val has an emoji, of which a hand's drawing equals that of another emoji
+      in a later part, pixel by pixel: the flags of Norway and Bouvet Island. Both hands' drawings
+      of it are left out there.
+    """
+    kept, seen = {}, set()
+    left_out = {'no object': [], 'drawn alike': []}
+    for part in (THIRD, *reversed(PARTS)):
+        shown = {path: cut_out(path) for path in sorted((folder / part).rglob('*.png'))}
+        pixels = {
+            path: (picture.size, picture.tobytes()) for path, picture in shown.items() if picture
+        }
+        repeated = {_code(path) for path, drawn in pixels.items() if drawn in seen}
+        seen |= set(pixels.values())
+        kept[part] = [path for path in pixels if _code(path) not in repeated]
+        left_out['no object'] += [_name(path) for path in shown if path not in pixels]
+        left_out['drawn alike'] += [_name(path) for path in pixels if path not in kept[part]]
+    return kept, left_out
+
+
+def _code(drawing: Path) -> str:
+    """Code points of an emoji, whose files are HAND_CODE.png."""
+    return drawing.stem.split('_', 1)[1]
+
+
+def _name(drawing: Path) -> str:
+    return '/'.join(drawing.parts[-3:])
+
+
+def on_photographs(emoji: Mapping[str, list[Path]], seed: int) -> list[Part]:
+    """The parts: their emoji and photographs. ``third`` has the photographs of test."""
     backgrounds = split_photographs(photographs(), seed)
-    return [
-        Part(name, [path for path in sorted((emoji / name).rglob('*.png')) if cut_out(path)], some)
-        for name, some in zip((*PARTS, THIRD), (*backgrounds, backgrounds[-1]), strict=True)
-    ]
+    pairs = zip((*PARTS, THIRD), (*backgrounds, backgrounds[-1]), strict=True)
+    return [Part(name, emoji[name], pictures) for name, pictures in pairs]
 
 
 def _parse_args() -> argparse.Namespace:

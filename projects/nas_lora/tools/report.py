@@ -9,6 +9,7 @@ from pathlib import Path
 import project_path
 from nas_lora.choices import draw_probabilities
 from nas_lora.figures import draw_masks, draw_scores
+from nas_lora.methods import METHODS, SETS
 from nas_lora.report import (
     ablations_table,
     differences_table,
@@ -29,7 +30,8 @@ def parse_args() -> argparse.Namespace:
     add('--out', type=Path, help='folder to write to (default: the records)')
     add('--runs', type=Path, help='folder of the trainings, for a sheet of masks')
     add('--images', type=Path, help='images and masks of the test part, for that sheet')
-    add('--data', default='emoji', help='set of that sheet')
+    add('--data', choices=SETS, default='emoji', help='set of that sheet')
+    add('--methods', nargs='+', choices=METHODS, default=['decoder', 'lora', 'nas_lora'])
     add('--numbers', type=int, nargs='+', default=[2, 9, 17, 30, 41, 60], help='test images shown')
     return parser.parse_args()
 
@@ -50,7 +52,16 @@ def main() -> None:
     if (args.runs is None) != (args.images is None):
         raise UserError('--runs and --images go together: a sheet of masks needs both')
     if args.runs:
-        draw_masks(args.runs, args.images, args.data, out / 'masks.png', args.numbers)
+        draw_masks(shown(study, args), args.runs, args.images, args.numbers, out / 'masks.png')
+
+
+def shown(study: dict, args: argparse.Namespace) -> dict[str, dict]:
+    """Records of the sheet's methods by label, of the first seed."""
+    runs = study.get(args.data, {})
+    missing = [method for method in args.methods if method not in runs]
+    if missing:
+        raise UserError(f'--methods {missing[0]}: there is no record of it on {args.data}')
+    return {METHODS[method].label: runs[method][min(runs[method])] for method in args.methods}
 
 
 def tables(study: dict) -> str:
