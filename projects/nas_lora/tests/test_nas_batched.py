@@ -43,6 +43,7 @@ def values_and_gradients(adapted, function, x):
     return found | dict(y=y.detach(), x=x.grad) | dict(adapted.named_buffers())
 
 
+KINDS = 'depthwise', 'pointwise'
 CASES = [
     dict(),
     dict(ratio=2 / 3, scale=0.7),
@@ -94,3 +95,10 @@ def test_a_layer_starts_few_kernels():
     extra = layer(extra_tokens=1)
     x = torch.randn(2, 26, 12).double()
     assert launches(partial(extra, x)) == 31 + 2  # a convolution and a sum of their own
+
+
+def test_checkpoints_hold_what_they_always_held():
+    layers = 'down.weight', 'up.weight', 'cell.alpha'
+    convolutions = [f'cell.operations.{i}.{kind}.weight' for i in range(4, 8) for kind in KINDS]
+    names = {f'branches.{part}.{name}' for part in 'qkv' for name in (*layers, *convolutions)}
+    assert layer().state_dict().keys() == names | {'base.weight', 'base.bias'}

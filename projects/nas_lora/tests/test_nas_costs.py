@@ -7,6 +7,7 @@ import pytest
 import torch
 from nas_lora import costs
 from nas_lora.costs import ALPHA_SHARE, METHODS, SHAPES, Adapted, launches, step_of
+from nas_lora.cpu_time import cpu_seconds
 from nas_lora.stagewise import alpha_turn, architecture_parameters
 from torch import nn
 
@@ -62,3 +63,11 @@ def test_views_are_no_launches():
     linear, x = nn.Linear(4, 4), torch.randn(2, 4)
     assert launches(lambda: linear(x).view(4, 2).T) == 1
     assert launches(lambda: linear(x).relu() + 1) == 3
+
+
+def test_jobs_take_turns():
+    calls = []
+    seconds = cpu_seconds({name: lambda n=name: calls.append(n) for name in 'abc'}, 3)
+    assert ''.join(calls) == 'abc' + 'bca' + 'cab' + 'abc'
+    assert {name: len(values) for name, values in seconds.items()} == dict(a=3, b=3, c=3)
+    assert min(map(min, seconds.values())) >= 0

@@ -73,7 +73,7 @@ def about(args: argparse.Namespace) -> dict:
         seed=0,
         threads=torch.get_num_threads(),
         processor=processor(),
-        time_shared=f'load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors',
+        load=f'{os.getloadavg()[0]:.1f} other and own processes on {os.cpu_count()} processors',
         versions=versions() | dict(timm=timm.__version__),
     )
 
