@@ -38,7 +38,7 @@ def merge_exact(model: nn.Module) -> list[str]:
             _refuse_spatial(f'{name}.{part}', branch.cell)
     for name, layer in layers.items():
         mixed = {part: _matrix(b.cell) @ b.down.weight for part, b in layer.branches.items()}
-        model.set_submodule(name, _merged(layer, mixed))
+        model.set_submodule(name, with_update(layer, mixed))
     return list(layers)
 
 
@@ -56,10 +56,10 @@ def _matrix(cell: nn.Module) -> Tensor:
     return fold_cell(cell).weight[:, :, 0, 0]
 
 
-def _merged(
+def with_update(
     layer: NASLoRALinear, mixed: dict[str, Tensor], shift: dict[str, Tensor] | None = None
 ) -> nn.Linear:
-    """The base with scale Wd ``mixed`` added to its weight, scale Wd ``shift`` to its bias."""
+    """Add scale Wd ``mixed`` (r, I) to the base's weight, scale Wd ``shift`` (r,) to its bias."""
     linear = layer.base
     width = linear.out_features // len(layer.parts)
     for part, matrix in mixed.items():
@@ -124,17 +124,17 @@ def merge_least_squares(
     before = evaluate() if evaluate else None
     sums = _calibrate(model, layers, batches, run or model)
     for name, layer in layers.items():
-        _check_enough(name, sums[name].count, layer.base.in_features)
+        check_enough(name, sums[name].count, layer.base.in_features)
     r2 = {}
     for name, layer in layers.items():
         mixed, shift, r2[name] = sums[name].solve()
-        model.set_submodule(name, _merged(layer, mixed, shift))
+        model.set_submodule(name, with_update(layer, mixed, shift))
     return MergeReport(r2, before, evaluate() if evaluate else None)
 
 
 def _calibrate(model: nn.Module, layers: dict, batches: Iterable[Tensor], run: Callable) -> dict:
     """Run the batches and return the sums of each layer."""
-    sums = {name: _Sums(layer) for name, layer in layers.items()}
+    sums = {name: CellSums(layer) for name, layer in layers.items()}
     was_training = model.training
     model.eval()
     with ExitStack() as stack:
@@ -146,7 +146,7 @@ def _calibrate(model: nn.Module, layers: dict, batches: Iterable[Tensor], run: C
     return sums
 
 
-def _check_enough(name: str, count: int, width: int) -> None:
+def check_enough(name: str, count: int, width: int) -> None:
     if count <= width:
         raise UserError(
             f'{name}: merge(least_squares) needs more tokens than the layer is wide ({width}), '
@@ -154,7 +154,7 @@ def _check_enough(name: str, count: int, width: int) -> None:
         )
 
 
-class _Sums:
+class CellSums:
     """Sums over tokens x, extended by a 1 if the layer has a bias, and over cell outputs z.
 
     The fit of an update Wd z is Wd times the fit of z, which is only r wide.
