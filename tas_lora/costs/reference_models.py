@@ -201,9 +201,13 @@ def training_step(
 
 
 def optimizers_of(model: nn.Module) -> list[torch.optim.Optimizer]:
-    """AdamW for experts and SGD for the router, or AdamW for a model without experts."""
+    """AdamW for experts and SGD for the router, or AdamW for a model without experts.
+
+    On a GPU their kernels are fused, as those of ``SupernetOptimWrapper``.
+    """
+    fused = next(model.parameters()).is_cuda or None
     router = getattr(model, 'router', None)
     if router is None:
-        return [torch.optim.AdamW(model.parameters(), lr=1e-4)]
-    experts = torch.optim.AdamW(expert_parameters(model), lr=1e-4)
-    return [experts, torch.optim.SGD(router.parameters(), lr=1e-3)]
+        return [torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)]
+    experts = torch.optim.AdamW(expert_parameters(model), lr=1e-4, fused=fused)
+    return [experts, torch.optim.SGD(router.parameters(), lr=1e-3, fused=fused)]

@@ -89,6 +89,10 @@ class SearchCell(nn.Module):
             self.alpha = alpha
         else:
             self.register_buffer('alpha', alpha)
+        # Not in checkpoints, as they follow from the operations.
+        numbers = [i for i, op in enumerate(self.operations) if op.obstacle is None]
+        self.register_buffer('is_convolution', torch.tensor(numbers), persistent=False)
+        self.register_buffer('places', tap_places(self.convolutions()), persistent=False)
 
     @property
     def probabilities(self) -> Tensor:
@@ -99,6 +103,16 @@ class SearchCell(nn.Module):
     def is_searched(self) -> bool:
         """Whether alpha is trained."""
         return isinstance(self.alpha, nn.Parameter)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all operations are present, some of them convolutions."""
+        are_all = self.is_searched or bool((self.probabilities > 0).all())
+        return are_all and len(self.convolutions()) > 0
+
+    def convolutions(self) -> list[Operation]:
+        """The operations that are convolutions."""
+        return [operation for operation in self.operations if operation.obstacle is None]
 
     def present(self) -> Iterator[tuple[str, Operation, Tensor]]:
         """Yield name, operation and probability () of the operations with probability above 0."""
@@ -112,7 +126,9 @@ class SearchCell(nn.Module):
                 yield name, operation, weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix the operations' outputs.
+        """Mix the operations' outputs, one by one: the definition.
+
+        Layers compute the same for all their cells at once, by :mod:`nas_lora.batched`.
 
         Args:
             x: (B, r, H, W).
@@ -121,12 +137,7 @@ class SearchCell(nn.Module):
             (B, r, H, W).
         """
         inside, beside = x.split([self.channels, self.rank - self.channels], dim=1)
-        # All linear operations are one convolution: the same sum with a fraction of the calls.
-        kernel = self.kernel()
-        mixed = F.conv2d(inside, kernel, padding=kernel.shape[-1] // 2)
-        for _, operation, weight in self.present():
-            if operation.obstacle is not None:
-                mixed = mixed + weight * operation(inside)
+        mixed = sum(weight * operation(inside) for _, operation, weight in self.present())
         return torch.cat([mixed, beside], dim=1)
 
     def kernel(self) -> Tensor:
@@ -141,8 +152,32 @@ class SearchCell(nn.Module):
             if operation.obstacle is None
         ] or [self.alpha.new_zeros(self.channels, self.channels, 1, 1)]
         size = max(kernel.shape[-1] for kernel in kernels)
-        return torch.stack([F.pad(k, [(size - k.shape[-1]) // 2] * 4) for k in kernels]).sum(0)
+        return torch.stack([padded(kernel, size) for kernel in kernels]).sum(0)
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(model)``."""
         return f'rank={self.rank}, channels={self.channels}'
+
+
+def padded(kernel: Tensor, size: int) -> Tensor:
+    """A kernel (..., K, K) with zeros around it, (..., size, size)."""
+    return F.pad(kernel, [(size - kernel.shape[-1]) // 2] * 4)
+
+
+def tap_places(convolutions: Sequence[Operation]) -> Tensor:
+    """Where the taps of depthwise kernels lie in a kernel of the largest size K.
+
+    Args:
+        convolutions: L operations without ``obstacle``.
+
+    Returns:
+        (T, L K^2) of 0 and 1; ``taps @ places`` are L kernels of K x K for their T taps together.
+    """
+    sizes = [(op.factors()[0].shape[-1], op.dilation) for op in convolutions]
+    largest = max((dilation * (size - 1) + 1 for size, dilation in sizes), default=1)
+    blocks = []
+    for size, dilation in sizes:
+        along = largest // 2 + dilation * (torch.arange(size) - size // 2)
+        places = (along[:, None] * largest + along).flatten()
+        blocks.append(F.one_hot(places, largest**2).float())
+    return torch.block_diag(*blocks)

@@ -4,11 +4,13 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tas_lora.checks import boolean, positive, some_of
 from tas_lora.errors import UserError
 
+from .batched import mixing
 from .cell import SearchCell, initial_alpha
 from .operations import OPERATIONS
 from .registry import MODELS
@@ -41,7 +43,10 @@ class Branch(nn.Module):
         return self.cell(self.down(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The update of the part: (B, H, W, I) -> (B, H, W, O)."""
+        """The update of the part: (B, H, W, I) -> (B, H, W, O).
+
+        A layer computes the same for all its parts at once.
+        """
         return self.up(self.features(x))
 
 
@@ -106,6 +111,9 @@ class NASLoRALinear(nn.Module):
                 alpha = initial_alpha(len(operations), choice, alpha_std)
             cell = SearchCell(rank, ratio, preset, operations, alpha)
             self.branches[part] = Branch(base.in_features, width, cell, rank)
+        place = torch.tensor([[name == part for name in adapted] for part in self.parts])
+        place = place[:, None, :, None].to(base.weight.device)
+        self.register_buffer('place', place, persistent=False)
         self.branches.to(base.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,19 +128,32 @@ class NASLoRALinear(nn.Module):
         Raises:
             UserError: If N tokens do not form the grid.
         """
-        update = self.token_maps.join([self._on_map(each) for each in self.maps(x)], x)
-        return self.base(x) + self.scale * update
+        y = self.base(x)
+        # In float32 under autocast too: the maps are small, and kernels are made of many numbers.
+        z = F.linear(x, torch.cat([branch.down.weight for branch in self.branches.values()]))
+        with torch.autocast(x.device.type, enabled=False):
+            mixed, up = self._mixed(z), self._up()
+        rows = y.flatten(0, -2), mixed.flatten(0, -2).to(y.dtype), up.to(y.dtype).T
+        return torch.addmm(*rows, alpha=self.scale).view(y.shape)
+
+    def _mixed(self, z: Tensor) -> Tensor:
+        """Send the low-rank maps (..., P r) of the P adapted parts through their cells."""
+        branches = list(self.branches.values())
+        z = z.to(branches[0].down.weight.dtype)
+        mix = mixing([branch.cell for branch in branches], self.rank)
+        return self.token_maps.join([mix(each) for each in self.maps(z)], z)
+
+    def _up(self) -> Tensor:
+        """The up projections of the P adapted parts as one, (O, P r); zeros elsewhere."""
+        ups = [branch.up.weight for branch in self.branches.values()]
+        if len(self.parts) == 1:
+            return ups[0]
+        stacked = torch.cat(ups, dim=1).view(1, len(ups[0]), len(ups), self.rank)
+        return (stacked * self.place).reshape(self.base.out_features, -1)
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Split an input into maps (B', H, W, I): extra tokens, if any, and the grid."""
         return self.token_maps.split(x)
-
-    def _on_map(self, x: Tensor) -> Tensor:
-        """The updates of all parts, concatenated to (B', H, W, O)."""
-        nothing = x.new_zeros(*x.shape[:-1], self.base.out_features // len(self.parts))
-        return torch.cat(
-            [self.branches[p](x) if p in self.branches else nothing for p in self.parts], dim=-1
-        )
 
 
 def check_linear(layer: nn.Module, adapter: str) -> nn.Linear:

@@ -31,45 +31,74 @@ PRESETS = ('linear', 'darts')
 class Operation(nn.Module):
     """Maps (B, C, H, W) to the same shape.
 
+    Without an ``obstacle`` it is a depthwise and then a pointwise convolution, with zero padding.
+
     Attributes:
-        obstacle: Why it is not a convolution with zero padding; None if it is one.
+        obstacle: Why it is not such a convolution; None if it is one.
         is_spatial: Whether a token sees its neighbours.
+        dilation: Dilation of the depthwise kernel.
     """
 
     obstacle: str | None = None
     is_spatial = True
+    dilation = 1
 
     def __init__(self, channels: int):
         super().__init__()
         self.channels = channels
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Depthwise (C, 1, k, k) and pointwise kernel (C, C, 1, 1), if ``obstacle`` is None."""
+        raise NotImplementedError(f'{type(self).__name__} is not a convolution: {self.obstacle}')
+
     def kernel(self, like: Tensor) -> Tensor:
-        """The equivalent convolution kernel (C, C, K, K), if ``obstacle`` is None.
+        """Pointwise times depthwise, (C, C, K, K) with K = dilation (k - 1) + 1.
 
         Args:
             like: A tensor with the type and device of the result.
         """
-        raise NotImplementedError(f'{type(self).__name__} is not a convolution: {self.obstacle}')
+        depthwise, pointwise = self.factors()
+        product = pointwise * depthwise.transpose(0, 1)
+        size = self.dilation * (product.shape[-1] - 1) + 1
+        kernel = product.new_zeros(*product.shape[:2], size, size)
+        kernel[:, :, :: self.dilation, :: self.dilation] = product
+        return kernel.to(like)
 
-    def _identity(self, like: Tensor) -> Tensor:
-        return torch.eye(self.channels, dtype=like.dtype, device=like.device)[:, :, None, None]
+
+class FixedOperation(Operation):
+    """The same for each channel, with nothing to train.
+
+    Args:
+        channels: C.
+        size: Side of the depthwise kernel.
+        value: Value of the kernel at each position.
+    """
+
+    def __init__(self, channels: int, size: int = 1, value: float = 1.0):
+        super().__init__(channels)
+        fixed = torch.full((channels, 1, size, size), value), torch.eye(channels)[..., None, None]
+        for name, tensor in zip(('depthwise', 'pointwise'), fixed, strict=True):
+            self.register_buffer(name, tensor, persistent=False)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Equal values, and the identity."""
+        return self.depthwise, self.pointwise
 
 
-class Nothing(Operation):
+class Nothing(FixedOperation):
     """No connection: zeros."""
 
     is_spatial = False
+
+    def __init__(self, channels: int):
+        super().__init__(channels, value=0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Zeros of the shape of ``x``."""
         return torch.zeros_like(x)
 
-    def kernel(self, like: Tensor) -> Tensor:
-        """Zeros (C, C, 1, 1)."""
-        return torch.zeros_like(self._identity(like))
 
-
-class Skip(Operation):
+class Skip(FixedOperation):
     """The map itself."""
 
     is_spatial = False
@@ -78,21 +107,21 @@ class Skip(Operation):
         """``x``."""
         return x
 
-    def kernel(self, like: Tensor) -> Tensor:
-        """The identity (C, C, 1, 1)."""
-        return self._identity(like)
 
-
-class AvgPool(Operation):
+class AvgPool(FixedOperation):
     """Mean of 3 x 3 tokens; tokens outside count as zeros."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, size=3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Means, (B, C, H, W)."""
         return F.avg_pool2d(x, 3, stride=1, padding=1)
 
-    def kernel(self, like: Tensor) -> Tensor:
-        """A ninth at each position of a channel's own kernel, (C, C, 3, 3)."""
-        return self._identity(like).expand(-1, -1, 3, 3) / 9
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A ninth at each position, and the identity."""
+        # Divided here: a float32 buffer would hold a ninth in float32 also after ``double()``.
+        return self.depthwise / 9, self.pointwise
 
 
 class MaxPool(Operation):
@@ -124,13 +153,9 @@ class SeparableConv(Operation):
         """Convolved, (B, C, H, W)."""
         return self.pointwise(self.depthwise(x))
 
-    def kernel(self, like: Tensor) -> Tensor:
-        """Pointwise times depthwise, (C, C, K, K) with K = dilation (size - 1) + 1."""
-        product = self.pointwise.weight * self.depthwise.weight.transpose(0, 1)
-        size = self.dilation * (product.shape[-1] - 1) + 1
-        kernel = product.new_zeros(*product.shape[:2], size, size)
-        kernel[:, :, :: self.dilation, :: self.dilation] = product
-        return kernel.to(like)
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The trained kernels."""
+        return self.depthwise.weight, self.pointwise.weight
 
 
 class DartsConv(Operation):

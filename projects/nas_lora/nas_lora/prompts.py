@@ -11,6 +11,8 @@ from tas_lora.errors import UserError
 
 from .registry import MODELS
 
+_TABLES = ('attn.rel_pos_h', 'attn.key_rows')  # of ViTSAM and of AutoFormer's style
+
 
 @MODELS.register_module()
 class PromptedTokens(nn.Module):
@@ -51,13 +53,13 @@ class PromptedTokens(nn.Module):
 
 def _check_block(block: nn.Module) -> int:
     """The width of a block's tokens."""
-    attention = [m for m in block.modules() if isinstance(m, Attention)]
-    tables = [name for name, _ in block.named_parameters() if name.endswith('attn.key_rows')]
-    if attention or tables:
-        advice = "; use nas_lora.PromptedAttention with targets='attention'" if attention else ''
+    kinds = [type(module).__name__.lower() for module in block.modules()]
+    tables = [name for name, _ in block.named_parameters() if name.endswith(_TABLES)]
+    if tables or any('rope' in kind for kind in kinds):
         raise UserError(
             f'targets: PromptedTokens cannot wrap a {type(block).__name__} with relative '
-            f'positions: a prompt has no place{advice}'
+            'positions, where a prompt has no place; in ViTSAM, use nas_lora.PromptedAttention '
+            "with targets='attention'"
         )
     norms = [module for module in block.modules() if isinstance(module, nn.LayerNorm)]
     if not norms:

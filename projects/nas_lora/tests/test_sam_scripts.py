@@ -199,6 +199,10 @@ def test_nuclei_become_tiles_each_in_one_part(wheel, tmp_path):
             seen += np.unique(image).tolist()
             assert np.unique(mask).tolist() == [255 * (seen[-1] % 3 > 0)]
     assert seen == list(range(64))
+    record = json.loads((out / 'made_of.json').read_text())
+    assert {part: record[part]['rows'] for part in rows} == {p: [*r] for p, r in rows.items()}
+    of_test = np.mean([value % 3 > 0 for value in range(48, 64)])  # test has the last two rows
+    assert record['test']['object_share'] == pytest.approx(of_test, abs=1e-4)
 
 
 def test_the_script_for_nuclei_refuses_in_one_line(wheel, capsys, tmp_path):
