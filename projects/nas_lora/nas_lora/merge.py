@@ -2,6 +2,12 @@
 
 A linear layer sees one token at a time, so it cannot hold what a cell reads from a token's
 neighbours. :func:`merge_exact` refuses such a cell; :func:`merge_least_squares` approximates it.
+
+No other layer can take the convolution in, either. Before a softmax, q and k would need a token's
+neighbours in the token itself. Behind the attention A of a head, a kernel K on the values is A K v:
+it moves into no later layer, as A K = K A holds only for an A that treats all positions alike, and
+layers behind work on single tokens anyway. The patch embedding could take a kernel in, as a larger
+one, but positions, the class token and a layer norm lie between it and the first cell.
 """
 
 from collections.abc import Callable, Iterable
@@ -73,21 +79,26 @@ def with_update(
 
 @dataclass(frozen=True)
 class MergeReport:
-    """Quality of :func:`merge_least_squares`.
+    """Quality of a lossy merge.
 
     Attributes:
         r2: For each layer, the share of its update's variance over the given tokens that a linear
             layer explains, up to 1; NaN if the update is constant, such as zero.
         before: The metric before merging, if measured.
         after: The metric of the merged model.
+        errors: For :func:`.merge_distilled`, the share of the outputs' variance that is lost on
+            held-out inputs, without and with its steps.
     """
 
     r2: dict[str, float]
     before: float | None = None
     after: float | None = None
+    errors: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         lines = [f'{name}: R^2 {value:.4f}' for name, value in self.r2.items()]
+        if self.errors is not None:
+            lines.append('lost without and with distillation: {:.2e}, {:.2e}'.format(*self.errors))
         if self.before is not None:
             drop = self.after - self.before
             lines.append(f'metric {self.before:.4f} -> {self.after:.4f} ({drop:+.4f})')
@@ -147,6 +158,7 @@ def _calibrate(model: nn.Module, layers: dict, batches: Iterable[Tensor], run: C
 
 
 def check_enough(name: str, count: int, width: int) -> None:
+    """Raise :class:`UserError` unless a layer saw more tokens than it is wide."""
     if count <= width:
         raise UserError(
             f'{name}: merge(least_squares) needs more tokens than the layer is wide ({width}), '
