@@ -36,7 +36,8 @@ def leave(
     The network of timm becomes the largest subnet of a supernet, which the toolkit exports and
     compares format by format. Next to it are the weights by timm's names, :data:`OWN`; and for an
     encoder whose output is a map, which those formats lack, :data:`FEATURES` if ONNX is asked for.
-    A ``ViTSAM`` is no such network: it leaves as :data:`FEATURES` alone.
+    The toolkit's files of such an encoder have the class token as their output. A ``ViTSAM`` is no
+    such network: it leaves as :data:`FEATURES` alone.
 
     Args:
         taken: A merged ``AdaptedModel``.
@@ -64,6 +65,8 @@ def leave(
             checks = export_from_config(config, file, subnet, out / EXPORT, forms, say=say)
         for line in (*checks, *(f'Skipped: {advice}' for advice in skipped)):
             say(str(line))
+        if failed := [check.name for check in checks if not check.held]:
+            raise UserError(f'--formats: {", ".join(failed)} not written, for the reason above')
 
 
 def check_formats(
@@ -147,11 +150,9 @@ def _supernet(vit: nn.Module, cfg: Config, folder: Path) -> tuple[Config, dict]:
     model, config, _ = convert(vit)
     config['data_preprocessor'] = _preprocessor(cfg)
     write_supernet(folder, 'the merged encoder', model, config)
-    loader = deepcopy(dict(cfg.test_dataloader))
-    loader['dataset']['pipeline'] = _of_images(loader['dataset']['pipeline'])
-    own = dict(test_dataloader=loader, test_evaluator=cfg.test_evaluator)
-    data = own if vit.num_classes else dict(test_dataloader=loader)
-    return Config(dict(model=config, **data)), model.subnet.to_dict()
+    # Features have no classes to test, and MMPretrain prepares files for a test only.
+    names = ('test_dataloader', 'test_evaluator') if vit.num_classes else ()
+    return Config(dict(model=config, **{name: cfg[name] for name in names})), model.subnet.to_dict()
 
 
 def _preprocessor(cfg: Config) -> dict:
@@ -159,12 +160,6 @@ def _preprocessor(cfg: Config) -> dict:
     own = cfg.model.model.data_preprocessor
     to_rgb = own.get('to_rgb', own.get('bgr_to_rgb', False))
     return dict(mean=own.get('mean'), std=own.get('std'), to_rgb=to_rgb)
-
-
-def _of_images(pipeline: list[dict]) -> list[dict]:
-    """The steps without those of masks, which a network of images does not know."""
-    steps = [step for step in pipeline if not str(step['type']).startswith('nas_lora.')]
-    return steps if len(steps) == len(pipeline) else [*steps, dict(type='PackInputs')]
 
 
 def _images(cfg: Config, model: nn.Module) -> Tensor:

@@ -29,7 +29,7 @@ def merge_distilled(
     steps: int = STEPS,
     rate: float = RATE,
 ) -> MergeReport:
-    """Merge as :func:`.merge.merge_least_squares`, then train the merged layers on the outputs before it.
+    """Merge as :func:`.merge.merge_least_squares`, then train the merged layers on the old outputs.
 
     One batch in eight, at least one, is held out. If the steps do not lower the error there, they
     are taken back.
