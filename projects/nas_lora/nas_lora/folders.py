@@ -8,6 +8,14 @@ from pathlib import Path
 from tas_lora import UserError
 
 
+def check_new(folder: Path) -> None:
+    """Refuse an ``--out`` that is a file or a folder that is not empty."""
+    if folder.is_file():
+        raise UserError(f'--out {folder} is a file; give a folder')
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f'--out {folder} is not empty; give another folder or remove it')
+
+
 @contextmanager
 def written_whole(out: Path) -> Iterator[Path]:
     """Yield a hidden folder beside ``out`` to write to; it becomes ``out`` at the end.
@@ -17,10 +25,7 @@ def written_whole(out: Path) -> Iterator[Path]:
     Raises:
         UserError: If ``out`` is a file, or a folder that is not empty.
     """
-    if out.is_file():
-        raise UserError(f'--out {out} is a file; give a folder')
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f'--out {out} is not empty; give another folder or remove it')
+    check_new(out)
     out = out.resolve()
     unfinished = out.with_name(f'.{out.name}.unfinished')
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -18,7 +18,7 @@ class TokenMaps:
 
     Args:
         grid: Height and width of the grid in (B, N, C), or one number for both; by default it is a
-            square of as many tokens as there are.
+            square of as many tokens as there are, so images that are no squares need it.
         extra_tokens: Number of tokens before the grid in (B, N, C).
 
     Raises:

@@ -6,8 +6,8 @@ from .methods import METHODS, SETS, Run
 
 TUNING_SEED = 100
 RATES = (3e-4, 1e-3, 3e-3)  # of adapters, and of the decoder or head beside them
-HEAD_RATES = (1e-3, 3e-3, 1e-2)  # of a decoder or head alone
-ENCODER_RATES = (1e-5, 3e-5, 1e-4)  # of an encoder that is trained as a whole
+HIGHER_RATES = (1e-3, 3e-3, 1e-2)  # of a decoder or head alone, and of cells
+ENCODER_RATES = (3e-6, 1e-5, 3e-5)  # of an encoder that is trained as a whole; 1e-4 ruins it
 ALPHA_FACTORS = (10, 30)  # of the architecture parameters' rate over it; the paper's is 10
 
 
@@ -16,7 +16,9 @@ def candidates(data: str, method: str) -> list[Run]:
     found = METHODS[method]
     if found.rate_of:
         return []
-    rates = RATES if found.adapter else ENCODER_RATES if found.trains_all else HEAD_RATES
+    # A cell starts as a mean of eight operations, so its update is smaller than LoRA's.
+    is_lower = found.adapter and not found.is_searched
+    rates = ENCODER_RATES if found.trains_all else RATES if is_lower else HIGHER_RATES
     factors = ALPHA_FACTORS if found.is_searched else (None,)
     return [Run(data, method, TUNING_SEED, rate, a) for rate in rates for a in factors]
 

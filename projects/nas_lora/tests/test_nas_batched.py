@@ -1,9 +1,11 @@
 """The cells of a layer at once against their definition, one operation after the other."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
+from nas_lora.costs import launches
 from nas_lora.linear import NASLoRALinear
 from nas_lora.operations import OPERATIONS
 from tiny_encoder import LINEAR, wake
@@ -41,6 +43,7 @@ def values_and_gradients(adapted, function, x):
     return found | dict(y=y.detach(), x=x.grad) | dict(adapted.named_buffers())
 
 
+KINDS = 'depthwise', 'pointwise'
 CASES = [
     dict(),
     dict(ratio=2 / 3, scale=0.7),
@@ -80,3 +83,22 @@ def test_a_layer_is_its_definition(options, shape):
             assert found[name] is None, name
         else:
             assert torch.allclose(found[name], value, rtol=0, atol=1e-11), name
+
+
+def test_a_layer_starts_few_kernels():
+    """The definition starts more with each operation of each part."""
+    x = torch.randn(2, 5, 5, 12).double()
+    for parts, now, plain in ((['out'], 19, 40), (['q', 'k', 'v'], 31, 110)):
+        adapted = layer(parts=parts)
+        assert launches(partial(adapted, x)) == now
+        assert launches(partial(by_definition, adapted, x)) == plain
+    extra = layer(extra_tokens=1)
+    x = torch.randn(2, 26, 12).double()
+    assert launches(partial(extra, x)) == 31 + 2  # a convolution and a sum of their own
+
+
+def test_checkpoints_hold_what_they_always_held():
+    layers = 'down.weight', 'up.weight', 'cell.alpha'
+    convolutions = [f'cell.operations.{i}.{kind}.weight' for i in range(4, 8) for kind in KINDS]
+    names = {f'branches.{part}.{name}' for part in 'qkv' for name in (*layers, *convolutions)}
+    assert layer().state_dict().keys() == names | {'base.weight', 'base.bias'}

@@ -21,7 +21,7 @@ from nas_lora.report import (
     read_study,
 )
 from nas_lora.segmentor import Segmentor
-from nas_lora.tuning import HEAD_RATES, TUNING_SEED, candidates, chosen_rates
+from nas_lora.tuning import HIGHER_RATES, TUNING_SEED, candidates, chosen_rates
 from PIL import Image
 
 from tas_lora import UserError
@@ -132,11 +132,11 @@ def record_of(run: Run, val: float, test: float = 0.5, **more) -> dict:
 
 def test_the_rate_that_is_best_on_val_is_chosen_and_shared():
     runs = candidates('nuclei', 'decoder')
-    assert [run.rate for run in runs] == list(HEAD_RATES)
+    assert [run.rate for run in runs] == list(HIGHER_RATES)
     assert {run.seed for run in runs} == {TUNING_SEED}
     records = [record_of(r, v, 1 - v) for r, v in zip(runs, (0.2, 0.4, 0.3), strict=True)]
     known = {r['run']: r for r in records}
-    assert chosen_rates('nuclei', 'decoder', known) == (HEAD_RATES[1], None)
+    assert chosen_rates('nuclei', 'decoder', known) == (HIGHER_RATES[1], None)
     assert chosen_rates('nuclei', 'lora', known) == (None, None)
     assert candidates('nuclei', 'tb0') == []
     best = candidates('nuclei', 'nas_lora')[-1]
