@@ -31,8 +31,9 @@ def merge_distilled(
 ) -> MergeReport:
     """Merge as :func:`.merge.merge_least_squares`, then train the merged layers on the old outputs.
 
-    One batch in eight, at least one, is held out. If the steps do not lower the error there, they
-    are taken back.
+    One batch in eight, at least one, is held out from the steps. If they do not lower the error
+    there, they are taken back. They have far more weights than least squares to fit, so they gain
+    most where there are many images, or where least squares loses much.
 
     Args:
         model: An encoder with :class:`NASLoRALinear`, or a model that holds one; changed in place

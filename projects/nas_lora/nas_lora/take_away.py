@@ -80,8 +80,8 @@ def levels_of(
 ) -> dict[str, dict]:
     """Scores of a model at each level, and without its adapters; or the reason for a refusal.
 
-    Takes two tests of the model in all, one for each level, and the calibrations: with 160 images
-    of 112 pixels, DINOv2-small and one core, SECONDS.
+    Tests once for each level that is not refused. With 160 images of 112 pixels, DINOv2-small and
+    one core, least squares takes 8 seconds and distillation 47.
 
     Args:
         model: As for :func:`take_away`.
