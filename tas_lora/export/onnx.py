@@ -42,6 +42,7 @@ def save(
     path: Path,
     opset: int = OPSETS[0],
     properties: Mapping[str, str] | None = None,
+    output: str = 'logits',
 ) -> None:
     """Write any network that takes images.
 
@@ -51,6 +52,7 @@ def save(
         path: The file.
         opset: Within the range :data:`OPSETS`.
         properties: Entries of the file's ``metadata_props``.
+        output: Name of what it returns.
     """
     two = images[:1].expand(2, -1, -1, -1)  # a batch size of 1 would become a constant
     with quiet():
@@ -58,7 +60,7 @@ def save(
             net,
             (two,),
             input_names=['images'],
-            output_names=['logits'],
+            output_names=[output],
             dynamic_shapes=({0: 'batch'},),
             opset_version=opset,
             verbose=False,

@@ -100,7 +100,7 @@ class AdaptedModel(BaseModel):
         model = model if isinstance(model, nn.Module) else MODELS.build(model)
         model.init_weights()  # now: names in files are those of the plain model
         super().__init__(model.data_preprocessor)
-        self.model = model
+        self.model, self.part = model, part
         plain = {id(value): name for name, value in _values(model).items()}
         inside = _part_of(model, part)
         parameters = {plain[id(p)].removeprefix(f'{part}.'): p for p in inside.parameters()}

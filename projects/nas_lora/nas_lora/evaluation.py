@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner, autocast
 from torch import Tensor, nn
@@ -68,6 +69,18 @@ class Scorer:
             with autocast(enabled=self.low_precision):
                 samples = model.test_step(batch)
             yield batch, samples
+
+
+def images_of(cfg: Config, model: nn.Module, part: str, most: int) -> Iterator[Tensor]:
+    """Yield batches (B, 3, H, W) of preprocessed images of a part, ``most`` in all if it has them.
+
+    They lie across the whole part, as folders of classes come one after another.
+    """
+    dataset = Runner.build_dataloader(cfg[f'{part}_dataloader'], seed=0).dataset
+    step = max(1, len(dataset) // most)
+    chosen = [dataset[i] for i in range(0, len(dataset), step)][:most]
+    for start in range(0, len(chosen), 8):
+        yield model.data_preprocessor(pseudo_collate(chosen[start : start + 8]), False)['inputs']
 
 
 def calibration_images(cfg: Config, model: nn.Module, least: int) -> Iterator[Tensor]:

@@ -2,6 +2,12 @@
 
 A linear layer sees one token at a time, so it cannot hold what a cell reads from a token's
 neighbours. :func:`merge_exact` refuses such a cell; :func:`merge_least_squares` approximates it.
+
+No other layer can take the convolution in, either. Before a softmax, q and k would need a token's
+neighbours in the token itself. Behind the attention A of a head, a kernel K on the values is A K v:
+it moves into no later layer, as A K = K A holds only for an A that treats all positions alike, and
+layers behind work on single tokens anyway. The patch embedding could take a kernel in, as a larger
+one, but positions, the class token and a layer norm lie between it and the first cell.
 """
 
 from collections.abc import Callable, Iterable
@@ -38,7 +44,7 @@ def merge_exact(model: nn.Module) -> list[str]:
             _refuse_spatial(f'{name}.{part}', branch.cell)
     for name, layer in layers.items():
         mixed = {part: _matrix(b.cell) @ b.down.weight for part, b in layer.branches.items()}
-        model.set_submodule(name, _merged(layer, mixed))
+        model.set_submodule(name, with_update(layer, mixed))
     return list(layers)
 
 
@@ -56,10 +62,10 @@ def _matrix(cell: nn.Module) -> Tensor:
     return fold_cell(cell).weight[:, :, 0, 0]
 
 
-def _merged(
+def with_update(
     layer: NASLoRALinear, mixed: dict[str, Tensor], shift: dict[str, Tensor] | None = None
 ) -> nn.Linear:
-    """The base with scale Wd ``mixed`` added to its weight, scale Wd ``shift`` to its bias."""
+    """Add scale Wd ``mixed`` (r, I) to the base's weight, scale Wd ``shift`` (r,) to its bias."""
     linear = layer.base
     width = linear.out_features // len(layer.parts)
     for part, matrix in mixed.items():
@@ -73,21 +79,26 @@ def _merged(
 
 @dataclass(frozen=True)
 class MergeReport:
-    """Quality of :func:`merge_least_squares`.
+    """Quality of a lossy merge.
 
     Attributes:
         r2: For each layer, the share of its update's variance over the given tokens that a linear
             layer explains, up to 1; NaN if the update is constant, such as zero.
         before: The metric before merging, if measured.
         after: The metric of the merged model.
+        errors: For :func:`.merge_distilled`, the share of the outputs' variance that is lost on
+            held-out inputs, without and with its steps.
     """
 
     r2: dict[str, float]
     before: float | None = None
     after: float | None = None
+    errors: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         lines = [f'{name}: R^2 {value:.4f}' for name, value in self.r2.items()]
+        if self.errors is not None:
+            lines.append('lost without and with distillation: {:.2e}, {:.2e}'.format(*self.errors))
         if self.before is not None:
             drop = self.after - self.before
             lines.append(f'metric {self.before:.4f} -> {self.after:.4f} ({drop:+.4f})')
@@ -124,17 +135,17 @@ def merge_least_squares(
     before = evaluate() if evaluate else None
     sums = _calibrate(model, layers, batches, run or model)
     for name, layer in layers.items():
-        _check_enough(name, sums[name].count, layer.base.in_features)
+        check_enough(name, sums[name].count, layer.base.in_features)
     r2 = {}
     for name, layer in layers.items():
         mixed, shift, r2[name] = sums[name].solve()
-        model.set_submodule(name, _merged(layer, mixed, shift))
+        model.set_submodule(name, with_update(layer, mixed, shift))
     return MergeReport(r2, before, evaluate() if evaluate else None)
 
 
 def _calibrate(model: nn.Module, layers: dict, batches: Iterable[Tensor], run: Callable) -> dict:
     """Run the batches and return the sums of each layer."""
-    sums = {name: _Sums(layer) for name, layer in layers.items()}
+    sums = {name: CellSums(layer) for name, layer in layers.items()}
     was_training = model.training
     model.eval()
     with ExitStack() as stack:
@@ -146,7 +157,8 @@ def _calibrate(model: nn.Module, layers: dict, batches: Iterable[Tensor], run: C
     return sums
 
 
-def _check_enough(name: str, count: int, width: int) -> None:
+def check_enough(name: str, count: int, width: int) -> None:
+    """Raise :class:`UserError` unless a layer saw more tokens than it is wide."""
     if count <= width:
         raise UserError(
             f'{name}: merge(least_squares) needs more tokens than the layer is wide ({width}), '
@@ -154,7 +166,7 @@ def _check_enough(name: str, count: int, width: int) -> None:
         )
 
 
-class _Sums:
+class CellSums:
     """Sums over tokens x, extended by a 1 if the layer has a bias, and over cell outputs z.
 
     The fit of an update Wd z is Wd times the fit of z, which is only r wide.

@@ -100,6 +100,10 @@ def test_levels_are_exact_refused_or_lossy(compared):
         levels[method] = levels_of(load_model(cfg, trained(method)[1]), cfg)
         assert levels[method]['fold']['scores'] == pytest.approx(before[method], abs=1e-4)
     spatial, token = levels.values()
+    assert all(found['fold']['difference'] < 1e-6 for found in levels.values())
+    assert token['exact']['difference'] < 1e-6 < spatial['least_squares']['difference'] < 1
+    assert spatial['distilled']['difference'] < 1
+    assert spatial['dropped']['scores'].keys() == before['no_pool'].keys()
     assert 'sep_conv_3x3 is in the way' in spatial['exact']['refused']
     assert token['exact']['scores'] == pytest.approx(before['only_skip_connect'], abs=1e-4)
     assert list(spatial['least_squares']['r2']) == [f'layers.{i}.attn.qkv' for i in range(4)]
