@@ -1,18 +1,19 @@
-"""NAS-LoRA: a searchable cell inside each LoRA of an image encoder (arXiv 2512.03499).
+"""NAS-LoRA: a searchable cell inside each LoRA of a vision transformer (arXiv 2512.03499).
 
 Importing this package registers all that a config can name as ``nas_lora.X``.
 """
 
-from . import adapt as adapt
-from . import baselines as baselines
-from . import datasets as datasets
-from . import encoders as encoders
-from . import linear as linear
-from . import losses as losses
-from . import mask_decoder as mask_decoder
-from . import metrics as metrics
-from . import prompts as prompts
 from . import runner as runner
-from . import segmentor as segmentor
-from . import stagewise as stagewise
-from . import transforms as transforms
+from .baselines import adapters as adapters
+from .baselines import conv_lora as conv_lora
+from .baselines import prompts as prompts
+from .cells import linear as linear
+from .cells import stagewise as stagewise
+from .segmentation import datasets as datasets
+from .segmentation import losses as losses
+from .segmentation import mask_decoder as mask_decoder
+from .segmentation import metrics as metrics
+from .segmentation import segmentor as segmentor
+from .segmentation import transforms as transforms
+from .vits import adapt as adapt
+from .vits import encoders as encoders

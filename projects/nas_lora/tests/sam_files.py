@@ -4,7 +4,7 @@ import re
 
 import torch
 from mmengine.config import Config
-from nas_lora.segmentor import SAMSegmentor
+from nas_lora.segmentation.segmentor import SAMSegmentor
 from tool_calls import PROJECT
 
 WIDTH, LAYERS, CHANNELS, SIZE = 64, 4, 32, 64

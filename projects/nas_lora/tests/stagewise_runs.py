@@ -3,8 +3,8 @@
 import torch
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
-from nas_lora.adapt import AdaptedModel
 from nas_lora.runner import SafeRunner
+from nas_lora.vits.adapt import AdaptedModel
 from torch import nn
 from torch.utils.data import Dataset
 

@@ -7,10 +7,10 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from mmengine.runner.checkpoint import load_state_dict
-from nas_lora.adapt import AdaptedModel, adapt, auxiliary_losses
-from nas_lora.fold import fold
-from nas_lora.linear import NASLoRALinear
-from nas_lora.merge import merge_exact
+from nas_lora.cells.fold import fold
+from nas_lora.cells.linear import NASLoRALinear
+from nas_lora.merging.merge import merge_exact
+from nas_lora.vits.adapt import AdaptedModel, adapt, auxiliary_losses
 from tiny_encoder import images, tiny_encoder, wake
 from torch import nn
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmpretrain.models import BEiTViT
-from nas_lora.adapt import AdaptedModel, adapt
-from nas_lora.baselines import BottleneckAdapter
-from nas_lora.conv_lora import ConvLoRALinear
-from nas_lora.linear import NASLoRALinear
-from nas_lora.prompts import PromptedTokens
-from nas_lora.subnets import cut_out
-from nas_lora.vits import vit_of
+from nas_lora.baselines.adapters import BottleneckAdapter
+from nas_lora.baselines.conv_lora import ConvLoRALinear
+from nas_lora.baselines.prompts import PromptedTokens
+from nas_lora.cells.linear import NASLoRALinear
+from nas_lora.vits.adapt import AdaptedModel, adapt
+from nas_lora.vits.subnets import cut_out
+from nas_lora.vits.vits import vit_of
 from timm.models.vision_transformer import ParallelScalingBlock
 from tiny import tiny_model
 from tiny_encoder import tiny_encoder, wake

@@ -5,10 +5,10 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from nas_lora.adapt import adapt
-from nas_lora.baselines import BottleneckAdapter, lora_linear
-from nas_lora.conv_lora import ConvLoRALinear, chance_of_first
-from nas_lora.prompts import PromptedAttention
+from nas_lora.baselines.adapters import BottleneckAdapter, lora_linear
+from nas_lora.baselines.conv_lora import ConvLoRALinear, chance_of_first
+from nas_lora.baselines.prompts import PromptedAttention
+from nas_lora.vits.adapt import adapt
 from tiny_encoder import convolved, images, tiny_encoder
 from torch import nn
 

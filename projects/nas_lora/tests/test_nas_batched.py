@@ -5,9 +5,9 @@ from functools import partial
 
 import pytest
 import torch
-from nas_lora.costs import launches
-from nas_lora.linear import NASLoRALinear
-from nas_lora.operations import OPERATIONS
+from nas_lora.cells.linear import NASLoRALinear
+from nas_lora.cells.operations import OPERATIONS
+from nas_lora.study.costs import launches
 from tiny_encoder import LINEAR, wake
 from torch import nn
 

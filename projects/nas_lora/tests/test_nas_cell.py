@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nas_lora.cell import SearchCell, initial_alpha
-from nas_lora.fold import cell_kernel
-from nas_lora.operations import OPERATIONS, build_operation
+from nas_lora.cells.cell import SearchCell, initial_alpha
+from nas_lora.cells.fold import cell_kernel
+from nas_lora.cells.operations import OPERATIONS, build_operation
 from tiny_encoder import (
     LINEAR,
     convolved,

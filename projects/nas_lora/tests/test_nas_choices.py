@@ -3,9 +3,9 @@
 import pytest
 import torch
 from matplotlib.image import imread
-from nas_lora.adapt import adapt
-from nas_lora.choices import choices, choices_table, draw_choices
-from nas_lora.fold import fold
+from nas_lora.cells.choices import choices, choices_table, draw_choices
+from nas_lora.cells.fold import fold
+from nas_lora.vits.adapt import adapt
 from tiny_encoder import LINEAR, tiny_encoder, wake
 
 from tas_lora.errors import UserError

@@ -5,10 +5,10 @@ from functools import partial
 
 import pytest
 import torch
-from nas_lora import costs
-from nas_lora.costs import ALPHA_SHARE, METHODS, SHAPES, Adapted, launches, step_of
+from nas_lora.cells.stagewise import alpha_turn, architecture_parameters
 from nas_lora.cpu_time import cpu_seconds
-from nas_lora.stagewise import alpha_turn, architecture_parameters
+from nas_lora.study import costs
+from nas_lora.study.costs import ALPHA_SHARE, METHODS, SHAPES, Adapted, launches, step_of
 from torch import nn
 
 BLOCKS, WIDTH = 2, 64

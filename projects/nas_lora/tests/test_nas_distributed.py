@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from nas_lora.methods import Run
+from nas_lora.images.shapes import write_shapes
 from nas_lora.registry import MODELS
-from nas_lora.shapes import write_shapes
+from nas_lora.study.methods import Run
 from tiny_encoder import wake
 from tool_calls import PROJECT, call
 

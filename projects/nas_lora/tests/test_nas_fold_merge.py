@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from nas_lora.adapt import adapt
-from nas_lora.fold import FoldedCell, fold, fold_cell
-from nas_lora.linear import NASLoRALinear
-from nas_lora.merge import MergeReport, merge_exact, merge_least_squares
+from nas_lora.cells.fold import FoldedCell, fold, fold_cell
+from nas_lora.cells.linear import NASLoRALinear
+from nas_lora.merging.merge import MergeReport, merge_exact, merge_least_squares
+from nas_lora.vits.adapt import adapt
 from tiny_encoder import LINEAR, convolved, images, tiny_encoder, wake
 from torch import nn
 

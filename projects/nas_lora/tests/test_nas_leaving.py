@@ -8,11 +8,11 @@ import timm
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from nas_lora.adapt import AdaptedModel
-from nas_lora.leaving import leave
+from nas_lora.images.shapes import write_shapes
+from nas_lora.merging.leaving import leave
+from nas_lora.merging.take_away import take_away
 from nas_lora.registry import MODELS
-from nas_lora.shapes import write_shapes
-from nas_lora.take_away import take_away
+from nas_lora.vits.adapt import AdaptedModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_encoder import ENCODER, wake

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from nas_lora.linear import NASLoRALinear
+from nas_lora.cells.linear import NASLoRALinear
 from tiny_encoder import plain_cell, wake
 from torch import nn
 

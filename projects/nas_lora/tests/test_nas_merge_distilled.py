@@ -6,9 +6,9 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
-from nas_lora.adapt import adapt
-from nas_lora.merge import merge_least_squares
-from nas_lora.merge_distilled import merge_distilled
+from nas_lora.merging.merge import merge_least_squares
+from nas_lora.merging.merge_distilled import merge_distilled
+from nas_lora.vits.adapt import adapt
 from tiny_encoder import tiny_encoder, wake
 from torch import nn
 

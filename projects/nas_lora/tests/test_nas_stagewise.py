@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 from mmengine.runner import Runner
-from nas_lora.linear import NASLoRALinear
-from nas_lora.stagewise import HeldOutBatches, alpha_turn, architecture_parameters
+from nas_lora.cells.linear import NASLoRALinear
+from nas_lora.cells.stagewise import HeldOutBatches, alpha_turn, architecture_parameters
 from stagewise_runs import BATCHES, Maps, loader, made, trained
 from torch import nn
 

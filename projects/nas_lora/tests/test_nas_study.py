@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 import timm
 import torch
-from nas_lora.adapt import AdaptedModel
-from nas_lora.comparison import MASKS, rates_of, read_masks, trainable, write_masks
-from nas_lora.encoders import ViTEncoder
-from nas_lora.figures import draw_masks, draw_scores
-from nas_lora.methods import METHODS, Run
-from nas_lora.operations import OPERATIONS
-from nas_lora.records import add_record, read_records, rounded
-from nas_lora.report import (
+from nas_lora.cells.operations import OPERATIONS
+from nas_lora.segmentation.segmentor import Segmentor
+from nas_lora.study.comparison import MASKS, rates_of, read_masks, trainable, write_masks
+from nas_lora.study.figures import draw_masks, draw_scores
+from nas_lora.study.methods import METHODS, Run
+from nas_lora.study.records import add_record, read_records, rounded
+from nas_lora.study.report import (
     ablations_table,
     differences_table,
     mean_choices,
     methods_table,
     read_study,
 )
-from nas_lora.segmentor import Segmentor
-from nas_lora.tuning import HIGHER_RATES, TUNING_SEED, candidates, chosen_rates
+from nas_lora.study.tuning import HIGHER_RATES, TUNING_SEED, candidates, chosen_rates
+from nas_lora.vits.adapt import AdaptedModel
+from nas_lora.vits.encoders import ViTEncoder
 from PIL import Image
 
 from tas_lora import UserError

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from nas_lora.evaluation import Scorer, calibration_images, load_model
-from nas_lora.records import read_records
+from nas_lora.images.shapes import draw_shape, write_shapes
+from nas_lora.merging.take_away import levels_of, load_folded, plain_encoder
 from nas_lora.registry import MODELS
-from nas_lora.shapes import draw_shape, write_shapes
-from nas_lora.take_away import levels_of, load_folded, plain_encoder
+from nas_lora.study.records import read_records
 from PIL import Image
 from tool_calls import PROJECT, call
 

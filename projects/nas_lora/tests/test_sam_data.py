@@ -7,8 +7,8 @@ import pytest
 import torch
 from mmcv.transforms import Compose
 from mmengine.registry import init_default_scope
-from nas_lora.datasets import MaskFolder
 from nas_lora.registry import TRANSFORMS
+from nas_lora.segmentation.datasets import MaskFolder
 from PIL import Image
 
 from tas_lora import UserError

@@ -13,8 +13,8 @@ from from_pretrained import downloads
 from from_pretrained.emoji import split_emoji
 from mmengine.structures import BaseDataElement
 from nas_lora import made_of
-from nas_lora.folders import written_whole
-from nas_lora.metrics import MaskMetrics
+from nas_lora.images.folders import written_whole
+from nas_lora.segmentation.metrics import MaskMetrics
 from PIL import Image
 from test_sam_scripts import call_tool, contents, draw_stamps, save, wheel  # noqa: F401
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nas_lora.losses import StructureLoss, border_weight, structure_loss
-from nas_lora.metrics import MaskMetrics
+from nas_lora.segmentation.losses import StructureLoss, border_weight, structure_loss
+from nas_lora.segmentation.metrics import MaskMetrics
 
 from tas_lora import UserError
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from mmpretrain.models import ViTSAM
-from nas_lora.mask_decoder import MaskDecoder
-from nas_lora.sam_keys import load_sam, sam_names
+from nas_lora.segmentation.mask_decoder import MaskDecoder
+from nas_lora.segmentation.sam_keys import load_sam, sam_names
 from safetensors.torch import save_file
 from sam_files import TINY, images, meta_names, open_mmlab_names, tiny_sam, tiny_segmentor
 from tool_calls import PROJECT

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nas_lora.stamps import PARTS, composite, cut_out, kind_of, parts_of, split, stamps_in
+from nas_lora.images.stamps import PARTS, composite, cut_out, kind_of, parts_of, split, stamps_in
 from PIL import Image
 from tool_calls import call
 

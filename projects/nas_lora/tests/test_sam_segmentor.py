@@ -3,7 +3,7 @@
 import pytest
 import torch
 from mmpretrain.structures import DataSample
-from nas_lora.mask_decoder import MaskDecoder
+from nas_lora.segmentation.mask_decoder import MaskDecoder
 from sam_files import TINY, images, tiny_segmentor
 
 from tas_lora import UserError

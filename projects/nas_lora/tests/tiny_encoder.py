@@ -2,8 +2,8 @@
 
 import torch
 from mmpretrain.models import ViTSAM
-from nas_lora.cell import SearchCell
-from nas_lora.linear import NASLoRALinear
+from nas_lora.cells.cell import SearchCell
+from nas_lora.cells.linear import NASLoRALinear
 from torch import Tensor, nn
 
 LINEAR = (  # all but max pooling

@@ -4,8 +4,8 @@ import timm
 import torch
 import transformers
 from mmpretrain.models import DistilledVisionTransformer, VisionTransformer
-from nas_lora.linear import NASLoRALinear
-from nas_lora.subnets import cut_out
+from nas_lora.cells.linear import NASLoRALinear
+from nas_lora.vits.subnets import cut_out
 from tiny import tiny_model
 from tiny_encoder import plain_cell, tiny_encoder
 from torch import Tensor, nn

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import project_path
 import torch
-from nas_lora.comparison import train_and_measure
-from nas_lora.methods import METHODS, SETS, Run
-from nas_lora.records import add_record, read_records
-from nas_lora.tuning import TUNING_SEED, candidates, chosen_rates
+from nas_lora.study.comparison import train_and_measure
+from nas_lora.study.methods import METHODS, SETS, Run
+from nas_lora.study.records import add_record, read_records
+from nas_lora.study.tuning import TUNING_SEED, candidates, chosen_rates
 
 from tas_lora import cli
 from tas_lora.checks import natural

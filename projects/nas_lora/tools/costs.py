@@ -14,8 +14,8 @@ import project_path
 import timm
 import torch
 from mmengine.registry import init_default_scope
-from nas_lora.costs import ALPHA_SHARE, METHODS, SHAPES, measure
-from nas_lora.records import rounded
+from nas_lora.study.costs import ALPHA_SHARE, METHODS, SHAPES, measure
+from nas_lora.study.records import rounded
 
 from tas_lora import UserError, cli
 from tas_lora.atomic_files import write_atomic

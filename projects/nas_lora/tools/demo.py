@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import project_path
-from nas_lora.shapes import write_shapes
+from nas_lora.images.shapes import write_shapes
 
 from tas_lora import UserError, cli
 

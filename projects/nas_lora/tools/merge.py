@@ -16,9 +16,9 @@ import project_path  # noqa: F401
 import torch
 from mmengine.config import Config
 from nas_lora.evaluation import Scorer, calibration_images, images_of, load_model
-from nas_lora.folders import check_new
-from nas_lora.leaving import check_formats, leave
-from nas_lora.take_away import (
+from nas_lora.images.folders import check_new
+from nas_lora.merging.leaving import check_formats, leave
+from nas_lora.merging.take_away import (
     CALIBRATION,
     LEVELS,
     adapted_part,

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import project_path
-from nas_lora.folders import written_whole
-from nas_lora.made_of import write_record
-from nas_lora.photographs import photographs
-from nas_lora.stamps import PARTS, Part, cut_out, made_of, split_photographs, write_part
+from nas_lora.images.folders import written_whole
+from nas_lora.images.made_of import write_record
+from nas_lora.images.photographs import photographs
+from nas_lora.images.stamps import PARTS, Part, cut_out, made_of, split_photographs, write_part
 
 from tas_lora import cli
 from tas_lora.checks import natural, positive
@@ -58,7 +58,7 @@ def main():
 def drawings(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[str]]]:
     """Drawings by part, in ``folder``/part/class, and what is left out, by reason.
 
-    - no object: the alpha channel shows none, see :func:`nas_lora.stamps.cut_out`.
+    - no object: the alpha channel shows none, see :func:`nas_lora.images.stamps.cut_out`.
     - drawn alike: train or val has an emoji, of which a hand's drawing equals that of another emoji
       in a later part, pixel by pixel: the flags of Norway and Bouvet Island. Both hands' drawings
       of it are left out there.

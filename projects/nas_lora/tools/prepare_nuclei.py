@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import project_path  # noqa: F401
-from nas_lora.folders import written_whole
-from nas_lora.made_of import write_record
+from nas_lora.images.folders import written_whole
+from nas_lora.images.made_of import write_record
 from PIL import Image
 
 from tas_lora import UserError, cli

@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 
 import project_path  # noqa: F401
-from nas_lora.folders import written_whole
-from nas_lora.made_of import write_record
-from nas_lora.photographs import photographs
-from nas_lora.stamps import PARTS, made_of, parts_of, stamps_in, write_part
+from nas_lora.images.folders import written_whole
+from nas_lora.images.made_of import write_record
+from nas_lora.images.photographs import photographs
+from nas_lora.images.stamps import PARTS, made_of, parts_of, stamps_in, write_part
 
 from tas_lora import UserError, cli
 from tas_lora.checks import natural, positive

@@ -7,10 +7,10 @@ import argparse
 from pathlib import Path
 
 import project_path
-from nas_lora.choices import draw_probabilities
-from nas_lora.figures import draw_masks, draw_scores
-from nas_lora.methods import METHODS, SETS
-from nas_lora.report import (
+from nas_lora.cells.choices import draw_probabilities
+from nas_lora.study.figures import draw_masks, draw_scores
+from nas_lora.study.methods import METHODS, SETS
+from nas_lora.study.report import (
     ablations_table,
     differences_table,
     mean_choices,

@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 from tas_lora.config import load_config
 
-from .operations import OPERATIONS
+from ..cells.operations import OPERATIONS
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 
@@ -43,7 +43,7 @@ class Method:
     Args:
         label: For tables.
         adapter: Options of the adapter with its ``type``; None for none.
-        targets: Layers that it adapts, see :func:`nas_lora.adapt.adapt`.
+        targets: Layers that it adapts, see :func:`nas_lora.vits.adapt.adapt`.
         layers: Blocks that it adapts.
         weight_share: T_B, the share of epochs that train weights only, if the cell is searched.
         rate_of: The method whose learning rate it has; by default its own.

@@ -20,12 +20,12 @@ from tas_lora import UserError
 from tas_lora.checks import one_of
 from tas_lora.costs.timing import ratio
 
-from .cpu_time import cpu_seconds
-from .evaluation import Scorer, calibration_images, images_of
-from .fold import FoldedCell, fold, nas_lora_layers
+from ..cells.fold import FoldedCell, fold, nas_lora_layers
+from ..cpu_time import cpu_seconds
+from ..evaluation import Scorer, calibration_images, images_of
+from ..registry import MODELS
 from .merge import merge_exact, merge_least_squares
 from .merge_distilled import merge_distilled
-from .registry import MODELS
 
 LOSSY = dict(least_squares=merge_least_squares, distilled=merge_distilled)
 LEVELS = ('fold', 'exact', *LOSSY)

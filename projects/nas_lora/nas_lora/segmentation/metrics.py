@@ -9,7 +9,7 @@ from torch import Tensor
 from tas_lora import UserError
 from tas_lora.checks import bounded, one_of, some_of
 
-from .registry import METRICS
+from ..registry import METRICS
 
 _METRICS = ('iou', 'dice', 'ber', 'mae')
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from tas_lora import UserError
 from tas_lora.checks import positive
 
-from .registry import MODELS
+from ..registry import MODELS
 
 
 def border_weight(masks: Tensor, kernel_size: int = 31) -> Tensor:

@@ -10,7 +10,7 @@ from tas_lora.checks import one_of
 from tas_lora.errors import UserError
 from tas_lora.models.pretrained import open_model
 
-from .registry import MODELS
+from ..registry import MODELS
 from .vits import vit_of
 
 OUTPUTS = ('map', 'token', 'mean')

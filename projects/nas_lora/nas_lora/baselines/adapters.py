@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from tas_lora.checks import bounded, positive
 from tas_lora.errors import UserError
 
-from .linear import check_linear
-from .registry import MODELS
+from ..cells.linear import check_linear
+from ..registry import MODELS
 
 
 @MODELS.register_module(name='LoRALinear')

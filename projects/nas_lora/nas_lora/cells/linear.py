@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from tas_lora.checks import boolean, positive, some_of
 from tas_lora.errors import UserError
 
+from ..registry import MODELS
 from .batched import mixing
 from .cell import SearchCell, initial_alpha
 from .operations import OPERATIONS
-from .registry import MODELS
 from .token_maps import TokenMaps
 
 

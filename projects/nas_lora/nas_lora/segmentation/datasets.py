@@ -7,7 +7,7 @@ from mmengine.dataset import BaseDataset
 
 from tas_lora import UserError
 
-from .registry import DATASETS
+from ..registry import DATASETS
 
 _IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff')
 

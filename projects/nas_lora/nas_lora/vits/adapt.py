@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from tas_lora.errors import UserError, blame
 
-from .conv_lora import ConvLoRALinear
-from .registry import MODELS
+from ..baselines.conv_lora import ConvLoRALinear
+from ..registry import MODELS
 from .targets import chosen_modules, facts_of, fits, is_list
 
 
@@ -22,7 +22,7 @@ def adapt(
 ) -> list[str]:
     """Freeze ``part`` and wrap the chosen modules of it in adapters.
 
-    In a vision transformer that :func:`nas_lora.vits.vit_of` knows, the adapter is told the
+    In a vision transformer that :func:`nas_lora.vits.vits.vit_of` knows, the adapter is told the
     ``parts`` of the layer's output, ``extra_tokens`` and, if it is no square, ``grid``, if it takes
     them and its config does not give them.
 

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tas_lora.costs.processes import peak_mib
 from tas_lora.costs.timing import milliseconds, per_second, ratio, saved_bytes
 
-from .adapt import adapt, auxiliary_losses
-from .cpu_time import cpu_seconds
-from .stagewise import architecture_parameters
+from ..cells.stagewise import architecture_parameters
+from ..cpu_time import cpu_seconds
+from ..vits.adapt import adapt, auxiliary_losses
 
 ALPHA_SHARE = 3 / 8  # of all batches: every second batch in the last 30 of 40 epochs
 

@@ -104,7 +104,7 @@ def vit_of(module: nn.Module) -> ViT:
         return found[0]
     advice = 'give targets as regular expressions'
     if any(isinstance(each, ElasticViT) for each in module.modules()):
-        advice = 'cut a subnet out of the ElasticViT by nas_lora.subnets.cut_out'
+        advice = 'cut a subnet out of the ElasticViT by nas_lora.vits.subnets.cut_out'
     elif found:
         advice = 'name as part the one to adapt'
     known = '; '.join(f'{family.library}: {", ".join(family.kinds)}' for family in FAMILIES)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tas_lora import UserError
 from tas_lora.checks import one_of
 
-from .registry import MODELS
+from ..registry import MODELS
 from .sam_keys import load_sam
 
 _DECODER = dict(type='nas_lora.MaskDecoder')

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from tas_lora.errors import UserError
 
-from .fold import FoldedCell, fold_cell, nas_lora_layers, spatial_operations
-from .linear import NASLoRALinear
+from ..cells.fold import FoldedCell, fold_cell, nas_lora_layers, spatial_operations
+from ..cells.linear import NASLoRALinear
 
 
 @torch.no_grad()

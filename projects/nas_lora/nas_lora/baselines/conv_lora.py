@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from tas_lora.checks import bounded, positive
 
-from .linear import check_linear
-from .registry import MODELS
-from .token_maps import TokenMaps
+from ..cells.linear import check_linear
+from ..cells.token_maps import TokenMaps
+from ..registry import MODELS
 
 
 class NoisyGate(nn.Module):
@@ -79,7 +79,7 @@ class ConvLoRALinear(nn.Module):
         rank: Rank r; 3 in the paper.
         num_experts: Number of experts, with scales 1, 2, ...; 8 in the paper.
         balance: Factor of the balance loss; 0.01 as in the published code. The model must add this
-            loss, see :func:`nas_lora.adapt.auxiliary_losses`.
+            loss, see :func:`nas_lora.vits.adapt.auxiliary_losses`.
         grid: As in :class:`TokenMaps`.
         extra_tokens: As in :class:`TokenMaps`.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tas_lora import UserError
 from tas_lora.checks import positive
 
-from .registry import MODELS
+from ..registry import MODELS
 from .two_way_transformer import TwoWayTransformer
 
 _TOKENS = 4  # mask tokens: one for an unambiguous prompt, three for an ambiguous one

@@ -12,9 +12,9 @@ from torch import nn
 
 from tas_lora.image_formats import open_image
 
-from .choices import choices
-from .evaluation import Scorer
-from .linear import NASLoRALinear
+from ..cells.choices import choices
+from ..cells.linear import NASLoRALinear
+from ..evaluation import Scorer
 from .methods import Run
 from .records import rounded
 

@@ -13,7 +13,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .fold import nas_lora_layers
+from ..cells.fold import nas_lora_layers
 from .merge import MergeReport, merge_least_squares
 
 STEPS, RATE = 60, 0.005

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tas_lora.checks import positive
 from tas_lora.errors import UserError
 
-from .registry import MODELS
+from ..registry import MODELS
 
 _TABLES = ('attn.rel_pos_h', 'attn.key_rows')  # of ViTSAM and of AutoFormer's style
 

@@ -128,7 +128,7 @@ class SearchCell(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix the operations' outputs, one by one: the definition.
 
-        Layers compute the same for all their cells at once, by :mod:`nas_lora.batched`.
+        Layers compute the same for all their cells at once, by :mod:`nas_lora.cells.batched`.
 
         Args:
             x: (B, r, H, W).

@@ -9,7 +9,7 @@ from mmpretrain.datasets import PackInputs
 from tas_lora import UserError
 from tas_lora.checks import natural
 
-from .registry import TRANSFORMS
+from ..registry import TRANSFORMS
 
 
 @TRANSFORMS.register_module()

@@ -18,8 +18,8 @@ from tas_lora.export.formats import ROOT, Format
 from tas_lora.export.job import export_from_config
 from tas_lora.models.pretrained import convert, write_supernet
 
-from .encoders import ViTEncoder
-from .evaluation import images_of
+from ..evaluation import images_of
+from ..vits.encoders import ViTEncoder
 from .take_away import adapted_part
 
 TOLERANCE = 1e-4  # of the largest output

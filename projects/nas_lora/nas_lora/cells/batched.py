@@ -5,8 +5,8 @@ depthwise convolution D_i and then a pointwise one P_i, so that their sum is one
 
     kernel[o, c, t] = sum_i w_i P_i[o, c] D_i[c, t].
 
-Parts of a layer are groups of it. :meth:`nas_lora.cell.SearchCell.forward` is the definition that
-this equals.
+Parts of a layer are groups of it. :meth:`.cell.SearchCell.forward` is the definition that this
+equals.
 """
 
 import math

@@ -18,8 +18,8 @@ from tas_lora.checks import natural, one_of
 from tas_lora.engine.optim import JointOptimWrapper, SupernetOptimWrapper
 from tas_lora.errors import UserError, blame
 
+from ..registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 from .cell import SearchCell
-from .registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 
 WEIGHTS, ALPHA = 'weights', 'alpha'
 _RATES = {WEIGHTS: 1e-4, ALPHA: 1e-3}

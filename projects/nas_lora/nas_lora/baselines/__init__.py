@@ -1,0 +1,1 @@
+"""The methods that NAS-LoRA is compared with."""

@@ -1,0 +1,1 @@
+"""The searchable cell: its operations, its layer, and the training that searches."""

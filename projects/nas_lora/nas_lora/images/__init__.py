@@ -1,0 +1,1 @@
+"""Pictures and masks that are made of packages without a hub."""

@@ -1,0 +1,1 @@
+"""Masks: data, decoder, loss and metrics."""

@@ -1,0 +1,1 @@
+"""The comparison: what is trained, recorded, measured and drawn."""
