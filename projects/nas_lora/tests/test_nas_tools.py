@@ -16,6 +16,7 @@ from tool_calls import PROJECT, call
 
 from tas_lora import UserError
 from tas_lora.config import load_config
+from tas_lora.export import onnx
 
 torch.set_num_threads(1)
 
@@ -97,7 +98,7 @@ def test_levels_are_exact_refused_or_lossy(compared):
     for method in ('no_pool', 'only_skip_connect'):
         cfg = config_of(method)
         before[method] = records()[method]['scores']['test']
-        levels[method] = levels_of(load_model(cfg, trained(method)[1]), cfg)
+        levels[method] = levels_of(load_model(cfg, trained(method)[1]), cfg, images=64)
         assert levels[method]['fold']['scores'] == pytest.approx(before[method], abs=1e-4)
     spatial, token = levels.values()
     assert all(found['fold']['difference'] < 1e-6 for found in levels.values())
@@ -115,7 +116,7 @@ def test_levels_are_exact_refused_or_lossy(compared):
 @torch.no_grad()
 def test_what_merges_exactly_is_a_plain_model_in_its_file(compared, capsys):
     out = ['--level', 'exact', '--out', 'taken_exact', '--rounds', 2]
-    call('merge.py', *trained('only_skip_connect'), *out)
+    call('merge.py', *trained('only_skip_connect'), *out, '--formats', 'onnx')
     printed = capsys.readouterr().out
     assert re.search(r'iou 0\.\d+ -> 0\.\d+ \([+-]0\.0000\)', printed)
     assert 'taken encoder: 163,136 parameters' in printed
@@ -127,6 +128,8 @@ def test_what_merges_exactly_is_a_plain_model_in_its_file(compared, capsys):
     images = torch.randn(2, 3, 64, 64)
     assert torch.allclose(taken(images), model(images), atol=1e-4)
     assert type(plain_encoder(config_of('only_skip_connect'))) is type(taken.encoder)
+    (features,) = onnx.run(Path('taken_exact'), [images], 'features.onnx')
+    assert torch.allclose(features, taken.encoder(images)[-1], atol=1e-4)
 
 
 @pytest.mark.full
