@@ -365,7 +365,7 @@ def beit() -> nn.Module:
         (
             lambda: tiny_model(mole=False),
             {},
-            'cut a subnet out of the ElasticViT by nas_lora.subnets.cut_out',
+            'cut a subnet out of the ElasticViT by nas_lora.vits.subnets.cut_out',
         ),
         (
             lambda: small_timm(block_fn=ParallelScalingBlock),

@@ -14,7 +14,9 @@ from nas_lora.study.methods import METHODS, Run
 from nas_lora.study.records import add_record, read_records, rounded
 from nas_lora.study.report import (
     ablations_table,
+    costs_table,
     differences_table,
+    levels_table,
     mean_choices,
     methods_table,
     read_study,
@@ -193,6 +195,39 @@ def test_tables_by_hand(study):
     # Student's test of 1, 2, 3: t = 2 / (1 / sqrt(3)) = 3.46 with 2 degrees of freedom, p = .0742.
     differences = differences_table(found).splitlines()
     assert '| uniform mixture | +2.00 +-1.00 | +2.00 +-1.00 (3) | 0.074 |' in differences
+
+
+def test_the_table_of_levels_by_hand():
+    def record(seed: int, after: float, difference: float) -> dict:
+        kept = dict(scores=dict(iou=after), difference=difference)
+        refused = dict(refused='max_pool_3x3 is in the way')
+        levels = dict(
+            dropped=dict(scores=dict(iou=0.2), difference=1.0),
+            fold=refused,
+            exact=refused,
+            least_squares=kept | dict(r2=dict(a=0.5 + 0.1 * seed, b=0.9)),
+            distilled=kept,
+        )
+        return dict(data='emoji', method='nas_lora', seed=seed, scores=dict(iou=0.6), levels=levels)
+
+    last = levels_table([record(0, 0.59, 0.02), record(1, 0.58, 0.04)]).splitlines()[-1]
+    assert last == (
+        '| NAS-LoRA, emoji | 2 | 60.0 | -40.00 (1) | refused | refused '
+        '| -1.50 (0.03) | -1.50 (0.03) | 0.50 to 0.90 |'
+    )
+
+
+def test_the_table_of_costs_by_hand():
+    def cost(full: float, lora: float) -> dict:
+        ratios = dict(to_full=dict(median=full), to_lora=dict(median=lora))
+        sizes = dict(trainable=1234, launches=dict(weights=567), saved_mib=8.9, peak_mib=10.1)
+        return sizes | ratios
+
+    records = dict(
+        vit_s=dict(methods=dict(lora=cost(0.5, 1.0))), sam=dict(methods=dict(lora=cost(0.25, 1.0)))
+    )
+    last = costs_table(records).splitlines()[-1]
+    assert last == '| lora | 1,234 | 0.50 (1.00) | 0.25 (1.00) | 567 | 9 MiB | 10 MiB |'
 
 
 def test_a_folder_without_records_is_refused(tmp_path):

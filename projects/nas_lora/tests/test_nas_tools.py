@@ -222,7 +222,7 @@ def test_tables_and_figures_are_made_of_the_records(compared, capsys):
     ('tool', 'arguments', 'message'),
     [
         ('compare.py', ['--seeds', '-1'], '--seeds must be an integer from 0 up'),
-        ('compare.py', ['--data', 'sam'], 'pretrain_stamps/epoch_5.pth'),
+        ('compare.py', ['--data', 'sam'], "there is no folder 'data/nuclei/train'"),
         ('report.py', ['--records', 'runs'], 'runs has no records; tools/compare.py writes them'),
         (
             'report.py',

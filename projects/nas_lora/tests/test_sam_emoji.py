@@ -12,7 +12,7 @@ import torch
 from from_pretrained import downloads
 from from_pretrained.emoji import split_emoji
 from mmengine.structures import BaseDataElement
-from nas_lora import made_of
+from nas_lora.images import made_of
 from nas_lora.images.folders import written_whole
 from nas_lora.segmentation.metrics import MaskMetrics
 from PIL import Image

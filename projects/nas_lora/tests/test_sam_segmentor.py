@@ -48,10 +48,14 @@ def test_segmentor_refuses_what_it_cannot_use(samples, mode, message):
 
 
 def test_parts_that_do_not_go_together_are_refused():
-    with pytest.raises(UserError, match='out_channels is 32, SAMSegmentor.decoder.embed_dim 64'):
+    with pytest.raises(
+        UserError, match='out_channels is 32, SAMSegmentor.decoder.in_channels .* 64'
+    ):
         tiny_segmentor(decoder=dict(type='nas_lora.MaskDecoder', embed_dim=64))
-    with pytest.raises(UserError, match='must be dict.type=.mmpretrain.ViTSAM'):
+    with pytest.raises(UserError, match='SAMSegmentor.encoder.out_channels is None'):
         tiny_segmentor(encoder=dict(type='mmpretrain.ResNet', depth=18))
+    with pytest.raises(UserError, match='must be dict.type=.mmpretrain.ViTSAM'):
+        tiny_segmentor(encoder=dict(TINY.encoder, out_type='avg_featmap'))
     with pytest.raises(UserError, match='takes no init_cfg; give the file as pretrained'):
         tiny_segmentor(encoder=dict(TINY.encoder, init_cfg=dict(type='Pretrained', checkpoint='x')))
     with pytest.raises(UserError, match='divisible by 8, and its half by num_heads 3'):

@@ -6,6 +6,7 @@ from pathlib import Path
 import mmpretrain
 import numpy as np
 import pytest
+import timm
 import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS, init_default_scope
@@ -24,6 +25,19 @@ PUBLISHED = ('camo', 'cod10k', 'isic2017', 'kvasir', 'leaf', 'sbu')
 torch.set_num_threads(1)
 
 
+def without_files(model: dict) -> dict:
+    """The config of a model that starts from no file of weights."""
+    inner, part = dict(model.get('model', model)), model.get('part', 'encoder')
+    if 'pretrained' in inner:
+        inner['pretrained'] = None
+    if inner[part]['type'] == 'nas_lora.ViTEncoder':
+        options = dict(inner[part])
+        _, name = options.pop('source').split(':')
+        size, _ = options.pop('img_size'), options.pop('checkpoint')
+        inner[part] = dict(options, source=timm.create_model(name, img_size=size, num_classes=0))
+    return dict(model, model=inner) if 'model' in model else inner
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_configs_name_parts_that_exist_and_arguments_that_they_take(name):
     config = checked_config(Config.fromfile(CONFIGS / f'{name}.py'))
@@ -32,12 +46,9 @@ def test_configs_name_parts_that_exist_and_arguments_that_they_take(name):
         pipeline = config[f'{part}_dataloader'].dataset.pipeline
         assert all(TRANSFORMS.build(step) for step in pipeline)
     assert METRICS.build(config.test_evaluator)
-    model = dict(config.model)
-    if name != 'pretrain_stamps':  # the others start from files
-        inner = dict(model.get('model', model), pretrained=None)
-        model = dict(model, model=inner) if 'model' in model else inner
-    with torch.device('meta'):
-        assert MODELS.build(model)
+    # MMPretrain's loss with smoothed labels reads a value as it is built.
+    with torch.device('cpu' if 'classes' in name else 'meta'):
+        assert MODELS.build(without_files(config.model))
     text = (CONFIGS / f'{name}.py').read_text()
     assert f'configs/{name}.py' in text
     assert 'EXPECTED' not in text

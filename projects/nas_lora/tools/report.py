@@ -10,9 +10,12 @@ import project_path
 from nas_lora.cells.choices import draw_probabilities
 from nas_lora.study.figures import draw_masks, draw_scores
 from nas_lora.study.methods import METHODS, SETS
+from nas_lora.study.records import read_records
 from nas_lora.study.report import (
     ablations_table,
+    costs_table,
     differences_table,
+    levels_table,
     mean_choices,
     methods_table,
     read_study,
@@ -20,6 +23,9 @@ from nas_lora.study.report import (
 
 from tas_lora import UserError, cli
 from tas_lora.atomic_files import write_atomic
+from tas_lora.provenance import read_json
+
+COSTS = ('vit_s', 'vit_s_bf16', 'sam_base', 'sam_huge')
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,7 +48,7 @@ def main() -> None:
     out = args.out or args.records
     study = read_study(args.records)
     out.mkdir(parents=True, exist_ok=True)
-    text = tables(study)
+    text = tables(study, args.records)
     write_atomic(out / 'tables.md', text)
     cli.say(text)
     draw_scores(study, out / 'scores.png')
@@ -64,13 +70,19 @@ def shown(study: dict, args: argparse.Namespace) -> dict[str, dict]:
     return {METHODS[method].label: runs[method][min(runs[method])] for method in args.methods}
 
 
-def tables(study: dict) -> str:
-    """All tables as Markdown."""
+def tables(study: dict, folder: Path) -> str:
+    """All tables as Markdown, those of levels and costs if there are records."""
     found = {
         'Methods': methods_table(study),
-        'Variants': ablations_table(study),
+        'Variants of NAS-LoRA': ablations_table(study),
         'What the search is worth': differences_table(study),
     }
+    if levels := read_records(folder / 'levels.jsonl'):
+        found['Folding and merging'] = levels_table(list(levels.values()))
+    costs = {shape: folder / f'costs_{shape}.json' for shape in COSTS}
+    costs = {s: read_json(path, kind=dict) for s, path in costs.items() if path.is_file()}
+    if costs:
+        found['Costs of a step'] = costs_table(costs)
     return '\n\n'.join(f'## {title}\n\n{table}' for title, table in found.items()) + '\n'
 
 

@@ -9,7 +9,7 @@ from tas_lora.config import load_config
 
 from ..cells.operations import OPERATIONS
 
-CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 
 @dataclass(frozen=True)

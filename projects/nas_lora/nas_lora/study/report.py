@@ -1,6 +1,6 @@
 """Tables of the study, made from its records."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -110,7 +110,11 @@ def _differences(study: Study, data: str, other: str) -> list[float]:
 
 def points(data: str, record: dict) -> float:
     """The test score in %."""
-    value = score(data, record)
+    return _percent(data, record['scores']['test'])
+
+
+def _percent(data: str, scores: Mapping[str, float]) -> float:
+    value = scores[SETS[data].metric]  # accuracy is in % as it comes from MMPretrain
     return 100 * value if SETS[data].metric == 'iou' else value
 
 
@@ -131,6 +135,50 @@ def signed(values: Sequence[float]) -> str:
     if not values:
         return ''
     return f'{mean(values):+.2f}' + (f' +-{stdev(values):.2f}' if len(values) > 1 else '')
+
+
+def levels_table(records: Sequence[Mapping]) -> str:
+    """What folding and merging lose of the test score, mean over seeds, from ``levels.jsonl``.
+
+    Brackets hold the error of the encoder's outputs, as a share of what the adapters change.
+    """
+    names = ('dropped', 'fold', 'exact', 'least_squares', 'distilled')
+    rows = [['trained', 'seeds', 'adapted', *names, 'R^2 of layers']]
+    for data, method in dict.fromkeys((r['data'], r['method']) for r in records):
+        runs = [r for r in records if (r['data'], r['method']) == (data, method)]
+        label = f'{METHODS[method].label}, {SETS[data].label}'
+        before = mean(_percent(data, r['scores']) for r in runs)
+        r2 = [v for r in runs for v in r['levels']['least_squares']['r2'].values()]
+        cells = [_level(data, runs, name) for name in names]
+        spread = f'{min(r2):.2f} to {max(r2):.2f}'
+        rows.append([label, str(len(runs)), f'{before:.1f}', *cells, spread])
+    return markdown(rows)
+
+
+def _level(data: str, runs: Sequence[Mapping], name: str) -> str:
+    found = [r['levels'][name] for r in runs]
+    if any('refused' in each for each in found):
+        return 'refused'
+    pairs = zip(found, runs, strict=True)
+    lost = mean(_percent(data, level['scores']) - _percent(data, r['scores']) for level, r in pairs)
+    return f'{lost:+.2f} ({mean(each["difference"] for each in found):.2g})'
+
+
+def costs_table(records: Mapping[str, Mapping]) -> str:
+    """Costs of a training step from ``costs_SHAPE.json``, by shape."""
+    rows = [['step', 'trained', *(f'{name}: / full (/ LoRA)' for name in records)]]
+    rows[0] += ['launches', 'kept for backward', 'peak']
+    first = next(iter(records.values()))['methods']
+    for method, cost in first.items():
+        ratios = [_ratios(record['methods'][method]) for record in records.values()]
+        memory = [f'{cost["saved_mib"]:.0f} MiB', f'{cost["peak_mib"]:.0f} MiB']
+        launches = f'{cost["launches"]["weights"]:,}'
+        rows.append([method, f'{cost["trainable"]:,}', *ratios, launches, *memory])
+    return markdown(rows)
+
+
+def _ratios(cost: Mapping) -> str:
+    return f'{cost["to_full"]["median"]:.2f} ({cost["to_lora"]["median"]:.2f})'
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
