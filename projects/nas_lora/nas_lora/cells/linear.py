@@ -136,6 +136,16 @@ class NASLoRALinear(nn.Module):
         rows = y.flatten(0, -2), mixed.flatten(0, -2).to(y.dtype), up.to(y.dtype)
         return torch.addmm(*rows, alpha=self.scale).view(y.shape)
 
+    def by_definition(self, x: Tensor) -> Tensor:
+        """What :meth:`forward` computes, part by part and operation by operation."""
+        y, width = self.base(x), self.base.out_features // len(self.parts)
+        updates = []
+        for each in self.maps(x):
+            zeros = each.new_zeros(*each.shape[:-1], width)
+            found = {part: branch(each) for part, branch in self.branches.items()}
+            updates.append(torch.cat([found.get(part, zeros) for part in self.parts], dim=-1))
+        return y + self.scale * self.token_maps.join(updates, y)
+
     def _mixed(self, z: Tensor) -> Tensor:
         """Send the low-rank maps (..., P r) of the P adapted parts through their cells."""
         branches = list(self.branches.values())
