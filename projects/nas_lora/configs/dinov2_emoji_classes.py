@@ -40,8 +40,8 @@ model = dict(
 optim_wrapper = dict(
     constructor='nas_lora.StageWiseOptimWrapperConstructor',
     amp='bfloat16',
-    weights=dict(optimizer=dict(type='Adam', lr=3e-3)),
-    alpha=dict(optimizer=dict(type='Adam', lr=3e-2)),
+    weights=dict(optimizer=dict(type='Adam', lr=3e-3, fused=True)),
+    alpha=dict(optimizer=dict(type='Adam', lr=3e-2, fused=True)),
 )
 custom_hooks = [dict(type='nas_lora.StageWiseHook', weight_epochs=2)]
 train_cfg = dict(type='tas_lora.ResumableTrainLoop', max_epochs=8, val_interval=4)

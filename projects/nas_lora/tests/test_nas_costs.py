@@ -63,6 +63,12 @@ def test_views_are_no_launches():
     linear, x = nn.Linear(4, 4), torch.randn(2, 4)
     assert launches(lambda: linear(x).view(4, 2).T) == 1
     assert launches(lambda: linear(x).relu() + 1) == 3
+    assert launches(lambda: torch.empty_like(x)) == 0
+
+
+def test_what_only_the_first_step_does_is_no_launch():
+    step = step_of(Adapted('lora', TINY), TINY)[0]
+    assert launches(step) == launches(step)
 
 
 def test_jobs_take_turns():

@@ -15,6 +15,6 @@ model = dict(
 optim_wrapper = dict(
     constructor='nas_lora.StageWiseOptimWrapperConstructor',
     amp='bfloat16',
-    weights=dict(optimizer=dict(type='Adam', lr=3e-3)),
-    alpha=dict(optimizer=dict(type='Adam', lr=3e-2)),
+    weights=dict(optimizer=dict(type='Adam', lr=3e-3, fused=True)),
+    alpha=dict(optimizer=dict(type='Adam', lr=3e-2, fused=True)),
 )

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tas_lora.costs.processes import peak_mib
 from tas_lora.costs.timing import milliseconds, per_second, ratio, saved_bytes
 
+from ..cells.linear import NASLoRALinear
 from ..cells.stagewise import architecture_parameters
 from ..cpu_time import cpu_seconds
 from ..vits.adapt import adapt, auxiliary_losses
@@ -169,22 +170,40 @@ def step_of(
 
 
 class _Launches(TorchDispatchMode):
-    """Counts operations other than views: on a GPU, each starts a kernel at least."""
+    """Counts operations that do work: on a GPU, each starts a kernel at least."""
 
     def __init__(self):
         super().__init__()
         self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += not func.is_view
+        kind, name = func._schema.name.split('::')
+        works = kind == 'aten' and 'empty' not in name and name != '_unsafe_view'
+        self.count += works and not func.is_view
         return func(*args, **(kwargs or {}))
 
 
 def launches(job: Callable) -> int:
-    """Operations of ``job`` that would each start a kernel on a GPU."""
+    """Operations of ``job`` that would each start a kernel on a GPU.
+
+    Views, memory without values and marks of the profiler do not count, nor does what happens only
+    in the first call, such as Adam's zeros for each parameter: ``job`` runs once before.
+    """
+    job()
     with _Launches() as found:
         job()
     return found.count
+
+
+def _by_definition(model: nn.Module, job: Callable) -> dict[str, int]:
+    """Launches of ``job`` with the layers' cells one by one; none if ``model`` has no cells."""
+    layers = [m for m in model.modules() if isinstance(m, NASLoRALinear)]
+    for layer in layers:
+        layer.forward = layer.by_definition
+    found = dict(definition=launches(job)) if layers else {}
+    for layer in layers:
+        del layer.forward
+    return found
 
 
 def measure(methods: Iterable[str], name: str, rounds: int, amp: bool = False) -> dict[str, dict]:
@@ -199,10 +218,10 @@ def measure(methods: Iterable[str], name: str, rounds: int, amp: bool = False) -
     Returns:
         For each method: ``trainable`` parameters; ``ms``, CPU milliseconds of a step; ``to_full``
         and ``to_lora``, ratios of it within rounds; ``images_per_second``, each with median and
-        middle half. ``launches`` of a step; ``saved_mib`` that autograd keeps; ``peak_mib`` of a
-        process above its memory before the first step. A searched method's step is the mean over
-        steps of weights and of architecture parameters in the schedule's proportion;
-        ``alpha_to_lora`` and ``weights_to_lora`` have both apart.
+        middle half. ``launches`` of a step, with cells also by their ``definition``; ``saved_mib``
+        that autograd keeps; ``peak_mib`` of a process above its memory before the first step. A
+        searched method's step is the mean over steps of weights and of architecture parameters in
+        the schedule's proportion; ``alpha_to_lora`` and ``weights_to_lora`` have both apart.
     """
     shape, jobs, result = SHAPES[name], {}, {}
     peaks = {method: _peak(method, shape, amp) for method in methods}
@@ -217,6 +236,7 @@ def measure(methods: Iterable[str], name: str, rounds: int, amp: bool = False) -
             launches={kind.strip() or 'weights': launches(jobs[method + kind]) for kind in kinds},
             saved_mib=saved_bytes(model, steps[method][1]) / 2**20,
         )
+        result[method]['launches'] |= _by_definition(model, jobs[method])
     seconds = cpu_seconds(jobs, rounds)
     means = _means(seconds)
     for method, record in result.items():
