@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from mmpretrain.models import VisionTransformer
 from nas_lora.cells.operations import OPERATIONS
 from nas_lora.segmentation.segmentor import Segmentor
 from nas_lora.study.comparison import MASKS, rates_of, read_masks, trainable, write_masks
@@ -25,6 +26,7 @@ from nas_lora.study.tuning import HIGHER_RATES, TUNING_SEED, candidates, chosen_
 from nas_lora.vits.adapt import AdaptedModel
 from nas_lora.vits.encoders import ViTEncoder
 from PIL import Image
+from tiny_encoder import tiny_encoder
 
 from tas_lora import UserError
 
@@ -280,16 +282,35 @@ def test_an_encoder_gives_what_its_library_computes():
             assert torch.equal(found['map'][:, :, y, x], tokens[:, 1 + 2 * y + x])
 
 
+@pytest.mark.parametrize('out_type', ['cls_token', 'avg_featmap'])
+@torch.no_grad()
+def test_an_encoder_takes_a_model_of_mmpretrain_with_any_output(out_type):
+    arch = dict(embed_dims=24, num_layers=1, num_heads=2, feedforward_channels=48)
+    vit = VisionTransformer(arch, 32, 8, out_type=out_type)
+    vit.eval()
+    images = torch.randn(2, 3, 32, 32)
+    own = vit(images)[0]
+    found = {out: ViTEncoder(vit, out=out)(images)[0] for out in ('map', 'token', 'mean')}
+    assert found['map'].shape == (2, 24, 4, 4)
+    assert torch.allclose(found['map'].mean((2, 3)), found['mean'], atol=1e-6)
+    expected = found['token'] if out_type == 'cls_token' else vit.ln2(found['mean'])
+    assert torch.allclose(own, expected, atol=1e-6)
+
+
 def test_an_encoder_refuses_what_it_cannot_be():
     vit = timm.create_model('vit_tiny_patch16_224', img_size=32, num_classes=0)
     with pytest.raises(UserError, match=r"ViTEncoder.out must be one of 'map'.*got 'tokens'"):
         ViTEncoder(vit, out='tokens')
     with pytest.raises(UserError, match='ViTEncoder.source'):
         ViTEncoder(torch.nn.Linear(2, 2))
-    plain = timm.models.vision_transformer.VisionTransformer(
-        img_size=32, embed_dim=64, depth=1, num_heads=2, class_token=False, global_pool='avg'
-    )
-    with pytest.raises(UserError, match="no class token; use 'mean'"):
-        ViTEncoder(plain, out='token')
+    for registers in (0, 4):
+        plain = timm.models.vision_transformer.VisionTransformer(
+            img_size=32, embed_dim=64, depth=1, num_heads=2, class_token=False, global_pool='avg',
+            reg_tokens=registers,
+        )  # fmt: skip
+        with pytest.raises(UserError, match="no class token; use 'mean'"):
+            ViTEncoder(plain, out='token')
+    with pytest.raises(UserError, match='a ViTSAM gives a map; it is an encoder by itself'):
+        ViTEncoder(tiny_encoder())
     with pytest.raises(UserError, match='out_channels is 192, Segmentor.decoder.in_channels'):
         Segmentor(dict(type='nas_lora.ViTEncoder', source=vit), dict(type='nas_lora.MaskDecoder'))
