@@ -160,8 +160,9 @@ def test_records_survive_a_process_killed_while_it_wrote(tmp_path):
         read_records(path)
 
 
-def test_rounding_reaches_into_lists_and_dicts():
-    assert rounded(dict(a=[1.23456, 'x', (2, 0.00001)])) == dict(a=[1.2346, 'x', [2, 0.0]])
+def test_rounding_reaches_into_lists_and_dicts_and_keeps_small_rates():
+    values = dict(a=[1.23456, 'x', (2, 0.00001)], b=0.0123456)
+    assert rounded(values) == dict(a=[1.2346, 'x', [2, 0.00001]], b=0.01235)
 
 
 @pytest.fixture

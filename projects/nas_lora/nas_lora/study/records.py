@@ -38,9 +38,11 @@ def add_record(path: Path, record: Mapping) -> None:
 
 
 def rounded(value, digits: int = 4):
-    """Numbers inside lists and dicts, rounded."""
+    """Numbers inside lists and dicts, rounded to decimals; to digits below 1, such as 1e-5."""
     if isinstance(value, Mapping):
         return {key: rounded(one, digits) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [rounded(one, digits) for one in value]
-    return round(value, digits) if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return round(value, digits) if abs(value) >= 1 else float(f'{value:.{digits}g}')
