@@ -7,7 +7,9 @@ import pytest
 import timm
 import torch
 from mmpretrain.models import VisionTransformer
+from mmpretrain.structures import DataSample
 from nas_lora.cells.operations import OPERATIONS
+from nas_lora.evaluation import Scorer
 from nas_lora.segmentation.segmentor import Segmentor
 from nas_lora.study.comparison import MASKS, rates_of, read_masks, trainable, write_masks
 from nas_lora.study.figures import draw_masks, draw_scores
@@ -27,6 +29,7 @@ from nas_lora.vits.adapt import AdaptedModel
 from nas_lora.vits.encoders import ViTEncoder
 from PIL import Image
 from tiny_encoder import tiny_encoder
+from torch._subclasses import FakeTensorMode
 
 from tas_lora import UserError
 
@@ -250,6 +253,15 @@ def test_masks_come_back_as_they_were_written(tmp_path):
     read = read_masks(tmp_path / 'masks.png')
     assert read.shape == masks.shape
     assert abs(read - masks).max() <= 0.5 / 255 + 1e-6
+
+
+def test_masks_predicted_on_a_gpu_arrive_on_the_cpu(monkeypatch):
+    with FakeTensorMode():
+        samples = [DataSample(pred_mask=torch.zeros(4, 4, device='cuda')) for _ in range(2)]
+        monkeypatch.setattr(Scorer, '_outputs', lambda scorer, model: [({}, samples)])
+        found = Scorer.masks(object.__new__(Scorer), None)
+    assert found.shape == (2, 4, 4)
+    assert found.device.type == 'cpu'
 
 
 def test_figures_show_something(study, tmp_path):
