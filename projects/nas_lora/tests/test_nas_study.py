@@ -1,5 +1,6 @@
 """The study: what its methods train, how rates are chosen, and its tables."""
 
+import json
 from statistics import mean
 
 import numpy as np
@@ -153,14 +154,38 @@ def test_the_rate_that_is_best_on_val_is_chosen_and_shared():
 
 def test_records_survive_a_process_killed_while_it_wrote(tmp_path):
     path = tmp_path / 'new' / 'nuclei.jsonl'
-    add_record(path, dict(run='a', value=rounded(1 / 3)))
+    add_record(path, record_of(Run('nuclei', 'lora', 0), rounded(1 / 3)))
     path.write_text(path.read_text() + '{"run":"b","va')
-    assert list(read_records(path)) == ['a']
-    add_record(path, dict(run='c'))
-    assert list(read_records(path)) == ['a', 'c']
-    path.write_text('[1]\n' + path.read_text())
+    assert list(read_records(path)) == ['nuclei_lora_seed0']
+    add_record(path, record_of(Run('nuclei', 'nas_lora', 1, 1e-5, 30), 0.5))
+    names = ['nuclei_lora_seed0', 'nuclei_nas_lora_rate1e-05_alpha30_seed1']
+    assert list(read_records(path)) == names
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        '[1]',
+        '{',
+        '{}',
+        '[' * 100_000,
+        json.dumps(dict(run='nuclei_os_seed0', data='nuclei', method='os', seed=0)),
+        json.dumps(dict(run='../nuclei_lora_seed0', data='nuclei', method='lora', seed=0)),
+        json.dumps(dict(run='nuclei_lora_seed0', data='nuclei', method='lora', seed=1)),
+        json.dumps(dict(run='nuclei_lora_seed0', data='nuclei', method=['lora'], seed=0)),
+    ],
+)
+def test_what_a_stranger_wrote_is_no_record(tmp_path, line):
+    path = tmp_path / 'nuclei.jsonl'
+    path.write_text(line + '\n')
     with pytest.raises(UserError, match=r'line 1 of .*nuclei\.jsonl is not a record'):
         read_records(path)
+
+
+def test_a_record_without_scores_is_refused_by_name(tmp_path):
+    add_record(tmp_path / 'nuclei.jsonl', record_of(Run('nuclei', 'lora', 0), 0.5, scores={}))
+    with pytest.raises(UserError, match='nuclei_lora_seed0 in .* lacks a number of the tables'):
+        read_study(tmp_path)
 
 
 def test_rounding_reaches_into_lists_and_dicts_and_keeps_small_rates():
