@@ -59,8 +59,9 @@ class Scorer:
         return self.evaluator.evaluate(len(self.loader.dataset))
 
     def masks(self, model: nn.Module) -> Tensor:
-        """Predicted probabilities (images, H, W)."""
-        return torch.stack([s.pred_mask for _, samples in self._outputs(model) for s in samples])
+        """Predicted probabilities (images, H, W), on the CPU."""
+        found = [s.pred_mask.cpu() for _, samples in self._outputs(model) for s in samples]
+        return torch.stack(found)
 
     @torch.no_grad()
     def _outputs(self, model: nn.Module) -> Iterator[tuple[dict, list]]:

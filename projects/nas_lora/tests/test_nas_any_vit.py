@@ -219,6 +219,26 @@ def test_prompts_are_the_formula_of_deep_prompt_tuning():
     assert torch.allclose(block(x), z[:, :10], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ('adapter', 'targets'),
+    [
+        ('NASLoRALinear', LINEAR),
+        ('LoRALinear', LINEAR),
+        ('ConvLoRALinear', LINEAR),
+        ('BottleneckAdapter', ('attention', 'ffn')),
+        ('PromptedTokens', 'block'),
+        ('PromptedAttention', 'attention'),
+    ],
+)
+def test_adapters_are_where_the_model_is_and_of_its_type(adapter, targets):
+    like = dict(device='meta', dtype=torch.bfloat16)
+    model = tiny_encoder() if adapter == 'PromptedAttention' else small_timm()
+    model.to(**like)
+    adapt(model, dict(type=f'nas_lora.{adapter}'), targets)
+    assert any(p.requires_grad for p in model.parameters())
+    assert {(str(p.device), p.dtype) for p in model.parameters()} == {tuple(like.values())}
+
+
 @torch.no_grad()
 def test_a_block_may_return_a_tuple():  # as in transformers 4
 

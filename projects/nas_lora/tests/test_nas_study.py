@@ -1,12 +1,16 @@
 """The study: what its methods train, how rates are chosen, and its tables."""
 
+import json
 from statistics import mean
 
 import numpy as np
 import pytest
 import timm
 import torch
+from mmpretrain.models import VisionTransformer
+from mmpretrain.structures import DataSample
 from nas_lora.cells.operations import OPERATIONS
+from nas_lora.evaluation import Scorer
 from nas_lora.segmentation.segmentor import Segmentor
 from nas_lora.study.comparison import MASKS, rates_of, read_masks, trainable, write_masks
 from nas_lora.study.figures import draw_masks, draw_scores
@@ -25,6 +29,8 @@ from nas_lora.study.tuning import HIGHER_RATES, TUNING_SEED, candidates, chosen_
 from nas_lora.vits.adapt import AdaptedModel
 from nas_lora.vits.encoders import ViTEncoder
 from PIL import Image
+from tiny_encoder import tiny_encoder
+from torch._subclasses import FakeTensorMode
 
 from tas_lora import UserError
 
@@ -148,18 +154,43 @@ def test_the_rate_that_is_best_on_val_is_chosen_and_shared():
 
 def test_records_survive_a_process_killed_while_it_wrote(tmp_path):
     path = tmp_path / 'new' / 'nuclei.jsonl'
-    add_record(path, dict(run='a', value=rounded(1 / 3)))
+    add_record(path, record_of(Run('nuclei', 'lora', 0), rounded(1 / 3)))
     path.write_text(path.read_text() + '{"run":"b","va')
-    assert list(read_records(path)) == ['a']
-    add_record(path, dict(run='c'))
-    assert list(read_records(path)) == ['a', 'c']
-    path.write_text('[1]\n' + path.read_text())
+    assert list(read_records(path)) == ['nuclei_lora_seed0']
+    add_record(path, record_of(Run('nuclei', 'nas_lora', 1, 1e-5, 30), 0.5))
+    names = ['nuclei_lora_seed0', 'nuclei_nas_lora_rate1e-05_alpha30_seed1']
+    assert list(read_records(path)) == names
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        '[1]',
+        '{',
+        '{}',
+        '[' * 100_000,
+        json.dumps(dict(run='nuclei_os_seed0', data='nuclei', method='os', seed=0)),
+        json.dumps(dict(run='../nuclei_lora_seed0', data='nuclei', method='lora', seed=0)),
+        json.dumps(dict(run='nuclei_lora_seed0', data='nuclei', method='lora', seed=1)),
+        json.dumps(dict(run='nuclei_lora_seed0', data='nuclei', method=['lora'], seed=0)),
+    ],
+)
+def test_what_a_stranger_wrote_is_no_record(tmp_path, line):
+    path = tmp_path / 'nuclei.jsonl'
+    path.write_text(line + '\n')
     with pytest.raises(UserError, match=r'line 1 of .*nuclei\.jsonl is not a record'):
         read_records(path)
 
 
-def test_rounding_reaches_into_lists_and_dicts():
-    assert rounded(dict(a=[1.23456, 'x', (2, 0.00001)])) == dict(a=[1.2346, 'x', [2, 0.0]])
+def test_a_record_without_scores_is_refused_by_name(tmp_path):
+    add_record(tmp_path / 'nuclei.jsonl', record_of(Run('nuclei', 'lora', 0), 0.5, scores={}))
+    with pytest.raises(UserError, match='nuclei_lora_seed0 in .* lacks a number of the tables'):
+        read_study(tmp_path)
+
+
+def test_rounding_reaches_into_lists_and_dicts_and_keeps_small_rates():
+    values = dict(a=[1.23456, 'x', (2, 0.00001)], b=0.0123456)
+    assert rounded(values) == dict(a=[1.2346, 'x', [2, 0.00001]], b=0.01235)
 
 
 @pytest.fixture
@@ -249,6 +280,15 @@ def test_masks_come_back_as_they_were_written(tmp_path):
     assert abs(read - masks).max() <= 0.5 / 255 + 1e-6
 
 
+def test_masks_predicted_on_a_gpu_arrive_on_the_cpu(monkeypatch):
+    with FakeTensorMode():
+        samples = [DataSample(pred_mask=torch.zeros(4, 4, device='cuda')) for _ in range(2)]
+        monkeypatch.setattr(Scorer, '_outputs', lambda scorer, model: [({}, samples)])
+        found = Scorer.masks(object.__new__(Scorer), None)
+    assert found.shape == (2, 4, 4)
+    assert found.device.type == 'cpu'
+
+
 def test_figures_show_something(study, tmp_path):
     draw_scores(read_study(study), tmp_path / 'scores.png')
     for folder in ('images', 'masks'):
@@ -280,16 +320,35 @@ def test_an_encoder_gives_what_its_library_computes():
             assert torch.equal(found['map'][:, :, y, x], tokens[:, 1 + 2 * y + x])
 
 
+@pytest.mark.parametrize('out_type', ['cls_token', 'avg_featmap'])
+@torch.no_grad()
+def test_an_encoder_takes_a_model_of_mmpretrain_with_any_output(out_type):
+    arch = dict(embed_dims=24, num_layers=1, num_heads=2, feedforward_channels=48)
+    vit = VisionTransformer(arch, 32, 8, out_type=out_type)
+    vit.eval()
+    images = torch.randn(2, 3, 32, 32)
+    own = vit(images)[0]
+    found = {out: ViTEncoder(vit, out=out)(images)[0] for out in ('map', 'token', 'mean')}
+    assert found['map'].shape == (2, 24, 4, 4)
+    assert torch.allclose(found['map'].mean((2, 3)), found['mean'], atol=1e-6)
+    expected = found['token'] if out_type == 'cls_token' else vit.ln2(found['mean'])
+    assert torch.allclose(own, expected, atol=1e-6)
+
+
 def test_an_encoder_refuses_what_it_cannot_be():
     vit = timm.create_model('vit_tiny_patch16_224', img_size=32, num_classes=0)
     with pytest.raises(UserError, match=r"ViTEncoder.out must be one of 'map'.*got 'tokens'"):
         ViTEncoder(vit, out='tokens')
     with pytest.raises(UserError, match='ViTEncoder.source'):
         ViTEncoder(torch.nn.Linear(2, 2))
-    plain = timm.models.vision_transformer.VisionTransformer(
-        img_size=32, embed_dim=64, depth=1, num_heads=2, class_token=False, global_pool='avg'
-    )
-    with pytest.raises(UserError, match="no class token; use 'mean'"):
-        ViTEncoder(plain, out='token')
+    for registers in (0, 4):
+        plain = timm.models.vision_transformer.VisionTransformer(
+            img_size=32, embed_dim=64, depth=1, num_heads=2, class_token=False, global_pool='avg',
+            reg_tokens=registers,
+        )  # fmt: skip
+        with pytest.raises(UserError, match="no class token; use 'mean'"):
+            ViTEncoder(plain, out='token')
+    with pytest.raises(UserError, match='a ViTSAM gives a map; it is an encoder by itself'):
+        ViTEncoder(tiny_encoder())
     with pytest.raises(UserError, match='out_channels is 192, Segmentor.decoder.in_channels'):
         Segmentor(dict(type='nas_lora.ViTEncoder', source=vit), dict(type='nas_lora.MaskDecoder'))

@@ -32,7 +32,8 @@ def lora_linear(
     check_linear(base, 'LoRALinear').requires_grad_(False)
     positive(rank, 'rank', int, most=min(base.in_features, base.out_features))
     alpha = rank if alpha is None else positive(alpha, 'alpha', float)
-    return LoRALinear(base, alpha, rank, bounded(drop_rate, 'drop_rate', reached=False))
+    layer = LoRALinear(base, alpha, rank, bounded(drop_rate, 'drop_rate', reached=False))
+    return layer.to(base.weight)
 
 
 @MODELS.register_module()
@@ -65,6 +66,8 @@ class BottleneckAdapter(nn.Module):
         self.up = nn.Linear(width, channels)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
+        for layer in (self.down, self.up):
+            layer.to(linear[-1].weight)
 
     def forward(self, *args, **kwargs) -> Tensor | tuple:
         """The module's output (..., C), adapted; of a tuple of outputs the first."""

@@ -113,6 +113,7 @@ class ConvLoRALinear(nn.Module):
         for expert in self.experts:
             nn.init.zeros_(expert.bias)
         self._balance_loss: Tensor | None = None
+        self.to(base.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, I) or (B, N, I) to the same shape with O channels.

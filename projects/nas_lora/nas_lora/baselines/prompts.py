@@ -35,7 +35,7 @@ class PromptedTokens(nn.Module):
     def __init__(self, base: nn.Module, num_prompts: int = 5):
         super().__init__()
         width = _check_block(base)
-        self.prompts = initial_prompts(num_prompts, width)
+        self.prompts = initial_prompts(num_prompts, width, next(base.parameters()))
         self.base = base.requires_grad_(False)
         self._without_prompts, base.forward = base.forward, self._with_prompts
 
@@ -95,7 +95,7 @@ class PromptedAttention(nn.Module):
                 f"{type(base).__name__}; use targets='attention'"
             )
         self.base = base.requires_grad_(False)
-        self.prompts = initial_prompts(num_prompts, base.qkv.in_features)
+        self.prompts = initial_prompts(num_prompts, base.qkv.in_features, base.qkv.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
@@ -119,12 +119,12 @@ class PromptedAttention(nn.Module):
         return qkv.reshape(B, N, 3, heads, -1).permute(2, 0, 3, 1, 4).reshape(3, B * heads, N, -1)
 
 
-def initial_prompts(number: int, width: int) -> nn.Parameter:
-    """Prompts (P, C), uniform as VPT's for patches of 16 x 16.
+def initial_prompts(number: int, width: int, like: Tensor) -> nn.Parameter:
+    """Prompts (P, C), uniform as VPT's for patches of 16 x 16; of the device and type of ``like``.
 
     Raises:
         UserError: If ``number`` is out of range.
     """
     bound = math.sqrt(6 / (3 * 16**2 + width))
     prompts = torch.empty(positive(number, 'num_prompts', int, most=10_000), width)
-    return nn.Parameter(prompts.uniform_(-bound, bound))
+    return nn.Parameter(prompts.uniform_(-bound, bound).to(like))

@@ -87,7 +87,7 @@ class MergeReport:
         before: The metric before merging, if measured.
         after: The metric of the merged model.
         errors: For :func:`.merge_distilled`, the share of the outputs' variance that is lost on
-            held-out inputs, without and with its steps.
+            held-out batches, without and with its steps.
     """
 
     r2: dict[str, float]

@@ -32,8 +32,9 @@ def merge_distilled(
     """Merge as :func:`.merge.merge_least_squares`, then train the merged layers on the old outputs.
 
     One batch in eight, at least one, is held out from the steps. If they do not lower the error
-    there, they are taken back. They have far more weights than least squares to fit, so they gain
-    most where there are many images, or where least squares loses much.
+    there, they are taken back. Where a small training set repeats, its images are in both, so the
+    error is not that on new images. The steps have far more weights than least squares to fit, so
+    they gain most where there are many images, or where least squares loses much.
 
     Args:
         model: An encoder with :class:`NASLoRALinear`, or a model that holds one; changed in place

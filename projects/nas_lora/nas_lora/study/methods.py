@@ -80,7 +80,7 @@ def _without(*kinds: str) -> list[str]:
 
 
 _ALONE = [name for name in OPERATIONS if name != 'none']
-# The number of trained weights in ViT-S is within 5 % of NAS-LoRA's for all adapters.
+# The number of trained weights in ViT-S is within 10 % of NAS-LoRA's for all adapters.
 METHODS = {
     'full': Method('full fine-tuning', trains_all=True),
     'decoder': Method('decoder or head only'),

@@ -1,11 +1,14 @@
 """Records of trainings, a line of JSON each; all tables and figures are made of them alone."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from tas_lora import UserError
 from tas_lora.atomic_files import append_line, write_atomic
+
+from .methods import METHODS, SETS
 
 
 def read_records(path: Path) -> dict[str, dict]:
@@ -22,10 +25,21 @@ def read_records(path: Path) -> dict[str, dict]:
     for number, line in enumerate(path.read_text().split('\n')[:-1], 1):
         try:
             record = json.loads(line)
-            found[record['run']] = record
-        except (ValueError, KeyError, TypeError) as error:
+            found[_name_of(record)] = record
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f'line {number} of {path} is not a record; remove it') from error
     return found
+
+
+def _name_of(record: Mapping) -> str:
+    """The run's name, which is a folder's as well; it must be that of a run of the study."""
+    data, method, seed = (record[key] for key in ('data', 'method', 'seed'))
+    if data not in SETS or method not in METHODS or type(seed) is not int:
+        raise ValueError(f'there is no run of {method} on {data} with seed {seed}')
+    rates = r'(_(rate|alpha)[0-9.e-]+)*'
+    if not re.fullmatch(f'{data}_{method}{rates}_seed{seed}', record['run']):
+        raise ValueError('the name is of another run')
+    return record['run']
 
 
 def add_record(path: Path, record: Mapping) -> None:
@@ -38,9 +52,11 @@ def add_record(path: Path, record: Mapping) -> None:
 
 
 def rounded(value, digits: int = 4):
-    """Numbers inside lists and dicts, rounded."""
+    """Numbers inside lists and dicts, rounded to decimals; to digits below 1, such as 1e-5."""
     if isinstance(value, Mapping):
         return {key: rounded(one, digits) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [rounded(one, digits) for one in value]
-    return round(value, digits) if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return round(value, digits) if abs(value) >= 1 else float(f'{value:.{digits}g}')

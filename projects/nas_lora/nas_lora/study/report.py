@@ -7,6 +7,7 @@ from statistics import mean, stdev
 from scipy.stats import ttest_1samp
 
 from tas_lora import UserError
+from tas_lora.errors import blame
 
 from .methods import METHODS, SETS
 from .records import read_records
@@ -37,6 +38,8 @@ def read_study(folder: Path) -> Study:
     study = {}
     for data in SETS:
         for record in read_records(folder / f'{data}.jsonl').values():
+            with blame(f'{record["run"]} in {folder} lacks a number of the tables'):
+                points(data, record), score(data, record, 'val'), record['trainable_in_encoder']
             if record['seed'] != TUNING_SEED:
                 runs = study.setdefault(data, {}).setdefault(record['method'], {})
                 runs[record['seed']] = record

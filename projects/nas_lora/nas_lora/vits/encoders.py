@@ -55,10 +55,14 @@ class ViTEncoder(BaseModule):
         one_of(self.library, 'library of ViTEncoder.source', tuple(_TOKENS))
         self.out = out
         layout = vit_of(self.vit)
+        if 'ViTSAM' in layout.family.kinds:
+            raise UserError('ViTEncoder.source: a ViTSAM gives a map; it is an encoder by itself')
         self.extra_tokens, self.grid = layout.extra_tokens, layout.grid
         proj = layout.names('proj', next(iter(layout.blocks)))[-1]
         self.out_channels = self.vit.get_submodule(proj).out_features
-        if out == 'token' and not self.extra_tokens:
+        # Registers alone are no class token; only timm has such models.
+        has_token = self.extra_tokens and getattr(self.vit, 'has_class_token', True)
+        if out == 'token' and not has_token:
             raise UserError("ViTEncoder.out: the model has no class token; use 'mean'")
 
     def init_weights(self) -> None:
@@ -77,7 +81,7 @@ class ViTEncoder(BaseModule):
 
 def _trunk(model: nn.Module) -> nn.Module:
     """The transformer inside a classifier; MMPretrain's then returns all its tokens."""
-    if hasattr(model, 'backbone'):
-        model = model.backbone
+    model = getattr(model, 'backbone', model)
+    if hasattr(model, 'out_type'):
         model.out_type = 'raw'
     return getattr(model, 'base_model', model)
