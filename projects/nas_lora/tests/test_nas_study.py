@@ -103,6 +103,8 @@ def test_methods_differ_in_what_they_train_only(data):
         config = Run(data, method, 0).config().to_dict()
         for part in ('optim_wrapper', 'custom_hooks'):
             config.pop(part)
+        if METHODS[method].epoch_share < 1:
+            config['train_cfg']['max_epochs'] = known[0]['train_cfg']['max_epochs']
         config['model'] = {k: v for k, v in config['model'].items() if k not in free}
         known.append(config)
     assert all(config == known[0] for config in known)
@@ -130,6 +132,8 @@ def test_stages_are_shares_of_the_epochs():
     }
     assert epochs == dict(tb0=0, tb8=1, nas_lora=2, tb2=4)  # of 8
     assert not Run('emoji', 'uniform', 0).config().custom_hooks
+    # As many batches as a searched cell's weights get: two epochs, and every other batch of six.
+    assert Run('emoji', 'uniform_fewer', 0).config().train_cfg.max_epochs == 2 + 6 / 2
 
 
 def record_of(run: Run, val: float, test: float = 0.5, **more) -> dict:
@@ -333,6 +337,18 @@ def test_an_encoder_takes_a_model_of_mmpretrain_with_any_output(out_type):
     assert torch.allclose(found['map'].mean((2, 3)), found['mean'], atol=1e-6)
     expected = found['token'] if out_type == 'cls_token' else vit.ln2(found['mean'])
     assert torch.allclose(own, expected, atol=1e-6)
+
+
+def test_images_of_another_shape_are_refused():
+    sizes = dict(patch_size=16, embed_dim=64, depth=1, num_heads=2, num_classes=0)
+    vit = timm.models.vision_transformer.VisionTransformer(
+        img_size=(16, 64), dynamic_img_size=True, **sizes
+    )
+    encoder = ViTEncoder(vit)
+    assert encoder(torch.zeros(1, 3, 16, 64))[0].shape == (1, 64, 1, 4)
+    for size in ((64, 16), (32, 128)):
+        with pytest.raises(UserError, match='do not give the 1 x 4 patches of the model'):
+            encoder(torch.zeros(1, 3, *size))
 
 
 def test_an_encoder_refuses_what_it_cannot_be():

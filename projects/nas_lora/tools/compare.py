@@ -17,10 +17,12 @@ from nas_lora.study.methods import METHODS, SETS, Run
 from nas_lora.study.records import add_record, read_records
 from nas_lora.study.tuning import TUNING_SEED, candidates, chosen_rates
 
-from tas_lora import cli
+from tas_lora import UserError, cli
 from tas_lora.checks import natural
 from tas_lora.config import check_data
 from tas_lora.provenance import versions
+
+OUT = project_path.PROJECT / 'results'
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     add('--methods', nargs='+', choices=METHODS, default=list(METHODS))
     add('--seeds', type=int, nargs='+', default=[0, 1, 2])
     add('--tune', action='store_true', help=f'try all rates of a method, with seed {TUNING_SEED}')
-    add('--out', type=Path, default=project_path.PROJECT / 'results', help='folder of the records')
+    add('--out', type=Path, default=OUT, help='folder of the records')
     add('--work-dir', type=Path, default=Path('work_dirs/nas_lora'), help='of the checkpoints')
     cli.add_cfg_options(parser)
     return parser.parse_args()
@@ -42,6 +44,8 @@ def main() -> None:
     args = parse_args()
     for seed in args.seeds:
         natural(seed, '--seeds')
+    if args.cfg_options and args.out == OUT:
+        raise UserError('--cfg-options make another study: give its records another --out')
     torch.set_num_threads(1)  # two studies side by side are faster than one with two threads
     for data in args.data:
         for run in runs_of(data, args):

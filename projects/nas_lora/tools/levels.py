@@ -11,6 +11,7 @@ from pathlib import Path
 
 import project_path
 import torch
+from mmengine.runner import set_random_seed
 from nas_lora.evaluation import load_model
 from nas_lora.merging.take_away import levels_of
 from nas_lora.study.methods import METHODS, SETS
@@ -54,7 +55,7 @@ def main() -> None:
 
 def measured(record: dict, folder: Path) -> dict:
     """Test scores of a training's model at each level, and how each came about."""
-    torch.manual_seed(0)
+    set_random_seed(0)
     cfg = load_config(folder / 'config.py')
     model = load_model(cfg, folder / f'epoch_{record["epochs"]}.pth')
     levels = rounded(levels_of(model, cfg))

@@ -15,6 +15,7 @@ from pathlib import Path
 import project_path  # noqa: F401
 import torch
 from mmengine.config import Config
+from mmengine.runner import set_random_seed
 from nas_lora.evaluation import Scorer, calibration_images, images_of, load_model
 from nas_lora.images.folders import check_new
 from nas_lora.merging.leaving import check_formats, leave
@@ -77,7 +78,7 @@ def main() -> None:
     args = parse_args()
     images, rounds = positive(args.images, '--images', int), positive(args.rounds, '--rounds', int)
     check_new(args.out)
-    torch.manual_seed(0)
+    set_random_seed(0)
     torch.set_num_threads(1)  # times are of one core
     cfg = cli.config_from(args)
     model, scorer = load_model(cfg, args.checkpoint), Scorer(cfg)

@@ -1,8 +1,11 @@
 """Records of trainings, a line of JSON each; all tables and figures are made of them alone."""
 
+import fcntl
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from tas_lora import UserError
@@ -45,10 +48,22 @@ def _name_of(record: Mapping) -> str:
 def add_record(path: Path, record: Mapping) -> None:
     """Append a record to a file, which is created if need be, in place of an unfinished line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole, end, rest = (path.read_text() if path.is_file() else '').rpartition('\n')
-    if rest:
-        write_atomic(path, whole + end)
-    append_line(path, json.dumps(record, separators=(',', ':')))
+    with _locked(path.parent):
+        whole, end, rest = (path.read_text() if path.is_file() else '').rpartition('\n')
+        if rest:
+            write_atomic(path, whole + end)
+        append_line(path, json.dumps(record, separators=(',', ':')))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process writes to a file in the folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def rounded(value, digits: int = 4):

@@ -14,7 +14,7 @@ from .records import read_records
 from .tuning import TUNING_SEED
 
 COMPARED = ('full', 'decoder', 'lora', 'conv_lora', 'adapter', 'vpt', 'nas_lora')
-NOT_SEARCHED = ('uniform', 'random', 'best')
+NOT_SEARCHED = ('uniform', 'uniform_fewer', 'random', 'best')
 ALONE = tuple(name for name in METHODS if name.startswith('only_'))
 ABLATIONS = (
     'nas_lora',
@@ -169,9 +169,9 @@ def _level(data: str, runs: Sequence[Mapping], name: str) -> str:
 
 def costs_table(records: Mapping[str, Mapping]) -> str:
     """Costs of a training step from ``costs_SHAPE.json``, by shape."""
-    rows = [['step', 'trained', *(f'{name}: / full (/ LoRA)' for name in records)]]
-    rows[0] += ['launches', 'kept for backward', 'peak']
-    first = next(iter(records.values()))['methods']
+    rows = [['step', 'trained in the first', *(f'{name}: / full (/ LoRA)' for name in records)]]
+    name, first = next((name, record['methods']) for name, record in records.items())
+    rows[0] += [f'{name}: launches', 'kept for backward', 'peak']
     for method, cost in first.items():
         ratios = [_ratios(record['methods'][method]) for record in records.values()]
         memory = [f'{cost["saved_mib"]:.0f} MiB', f'{cost["peak_mib"]:.0f} MiB']

@@ -14,7 +14,7 @@ from ..registry import MODELS
 from .vits import vit_of
 
 OUTPUTS = ('map', 'token', 'mean')
-# Normalised tokens (B, N, C) of images, by the first name of the library's modules.
+# Last tokens (B, N, C) of images as each library gives them; CLIP's are not normalised.
 _TOKENS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = dict(
     timm=lambda vit, images: vit.forward_features(images),
     transformers=lambda vit, images: vit(pixel_values=images).last_hidden_state,
@@ -74,9 +74,18 @@ class ViTEncoder(BaseModule):
         if self.out == 'token':
             return (tokens[:, 0],)
         patches = tokens[:, self.extra_tokens :]
+        self._check_size(*images.shape[-2:], patches.shape[1])
         if self.out == 'mean':
             return (patches.mean(1),)
         return (patches.transpose(1, 2).unflatten(2, self.grid),)
+
+    def _check_size(self, height: int, width: int, count: int) -> None:
+        rows, columns = self.grid
+        if count != rows * columns or height * columns != width * rows:
+            raise UserError(
+                f'ViTEncoder: images of {height} x {width} pixels do not give the {rows} x '
+                f'{columns} patches of the model; resize them in the pipeline'
+            )
 
 
 def _trunk(model: nn.Module) -> nn.Module:
