@@ -2,7 +2,7 @@
 
 python projects/nas_lora/tools/levels.py --data nuclei --methods nas_lora
 
-Takes the trainings of tools/compare.py, a minute each on one core. What has a record in
+Takes the trainings of tools/compare.py, a minute or two each on one core. What has a record in
 ``levels.jsonl`` is not measured again.
 """
 
